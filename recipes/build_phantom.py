@@ -1,0 +1,115 @@
+"""Builds the synthetic phantom data set: rendered images and template reports in the project's schema.
+
+Synthetic phantom, not medical data. Equal arguments give equal rows, and the first rows do not depend on how many
+follow. From the repository's root:
+
+    python recipes/build_phantom.py --out outputs/data/phantom
+    python recipes/build_phantom.py --out outputs/data/phantom_rg4 --scenarios sn,sw,mn,mw --n_train 4000
+    python recipes/build_phantom.py --out outputs/data/phantom_balanced --balanced   # to warm up a vision tower
+    python recipes/build_phantom.py --contact_sheet recipes/data/contact_sheet.png   # only the picture of all signs
+
+Every argument may stand in a YAML file instead (--config build.yaml); the command line wins.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from recipes.cli import InputError, parse, replacing, run
+from recipes.data.phantom import (
+    NOTE,
+    contact_sheet,
+    earlier,
+    make_study,
+    render,
+    sample_states,
+    to_png,
+    write_impression,
+    write_report,
+    write_request,
+)
+from recipes.data.schema import SPLITS, write_dataset
+
+SCENARIOS = ("sn", "sw", "mn", "mw")
+
+
+@dataclass
+class BuildArguments:
+    """What to build; sizes count studies."""
+
+    out: str | None = field(default=None, metadata={"help": "Folder of the data set; replaced when it exists."})
+    n_train: int = field(default=2000, metadata={"help": "Studies of the train split."})
+    n_validation: int = field(default=200, metadata={"help": "Studies of the validation split."})
+    n_test: int = field(default=400, metadata={"help": "Studies of the test split."})
+    size: int = field(default=112, metadata={"help": "Width and height of an image in pixels, 64 to 1024."})
+    seed: int = field(default=0, metadata={"help": "Seed of all draws."})
+    scenarios: str = field(
+        default="mn", metadata={"help": "Input scenarios in turn: s/m one or two views, n/w prior."}
+    )
+    abnormal: float = field(default=0.4, metadata={"help": "Share of studies with a finding, 0 to 1."})
+    balanced: bool = field(default=False, metadata={"help": "All findings equally frequent, not as in Open-i."})
+    contact_sheet: str | None = field(default=None, metadata={"help": "Also save a picture of all signs as this PNG."})
+
+
+def build_row(split: str, index: int, scenario: str, args: BuildArguments) -> dict:
+    """One study as a row of the schema; depends on nothing but its arguments."""
+    rng = np.random.default_rng((args.seed, SPLITS.index(split), index))
+    study = make_study(sample_states(rng, args.abnormal, args.balanced), rng)
+    prior = earlier(study, rng) if scenario[1] == "w" else None
+    shown = ("frontal", "lateral") if scenario[0] == "m" else ("frontal",)
+    indication, history = write_request(rng)
+    findings = write_report(study, rng, prior=prior, views=len(shown))
+    return {
+        "study_id": f"phantom-{args.seed}-{split}-{index:06d}",
+        "subject_id": f"phantom-{args.seed}-{split}-{index:06d}",
+        "images": [{"bytes": to_png(render(study, view, rng, args.size)), "path": None} for view in shown],
+        "views": ["PA", "LATERAL"][: len(shown)],
+        "indication": indication,
+        "history": history,
+        "prior_report": write_report(prior, rng) if prior else None,
+        "findings": findings,
+        "impression": write_impression(study, rng),
+        "report": findings,
+        "scenario": scenario,
+        "labels": list(study.states),
+        "source": "phantom",
+        "license": "CC0-1.0",
+    }
+
+
+def main() -> None:
+    (args,) = parse(BuildArguments)
+    scenarios = args.scenarios.split(",")
+    sizes = {split: getattr(args, f"n_{split}") for split in SPLITS}
+    if args.out is None and args.contact_sheet is None:
+        raise InputError("name the folder to write with --out, or a picture with --contact_sheet")
+    for split, size in sizes.items():
+        if size < 1:
+            raise InputError(f"--n_{split} is a number of studies and must be at least 1, got {size}")
+    if not 64 <= args.size <= 1024:
+        raise InputError(f"--size must be from 64 to 1024 pixels, got {args.size}")
+    if args.seed < 0:
+        raise InputError(f"--seed must not be negative, got {args.seed}")
+    if not 0 <= args.abnormal <= 1:
+        raise InputError(f"--abnormal is a share of studies from 0 to 1, got {args.abnormal}")
+    if unknown := [scenario for scenario in scenarios if scenario not in SCENARIOS]:
+        raise InputError(f"--scenarios takes a comma-separated list of {', '.join(SCENARIOS)}, got {unknown[0]!r}")
+
+    if args.contact_sheet:
+        with replacing(args.contact_sheet) as file:
+            file.write_bytes(to_png(contact_sheet()))
+    if args.out:
+
+        def rows(split: str) -> Iterator[dict]:
+            for index in range(sizes[split]):
+                yield build_row(split, index, scenarios[index % len(scenarios)], args)
+
+        build = {"builder": "build_phantom", "labeler": "lexical", "note": NOTE, **vars(args)}
+        del build["out"], build["contact_sheet"]  # where it was written says nothing about what it is
+        written = write_dataset({split: lambda split=split: rows(split) for split in SPLITS}, args.out, build)
+        print(f"{args.out}: {written} (synthetic phantom, not medical data)")
+
+
+if __name__ == "__main__":
+    run(main)

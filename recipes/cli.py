@@ -1,0 +1,158 @@
+"""What every script shares at its edges: one clear sentence for a user's mistake, nothing half-written."""
+
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: the message names the file, row or argument and says what to do."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Calls `main`; a user's mistake or a full disk ends the process with one sentence and exit status 1."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        sys.exit(f"error: cannot write {error.filename or 'the output'}: {error.strerror}; nothing was replaced")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary sibling of `path` to write a file or a folder to; renamed to `path` only on success."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def report(out: str | Path, figures: dict, checks: list[dict]) -> None:
+    """Writes `figures` and `checks` ({name, value, bar, holds}) to `out`/results.json and prints the checks' table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with replacing(Path(out) / "results.json") as file:
+        file.write_text(json.dumps({**figures, "checks": checks}, indent=2) + "\n")
+    table = Table("check", "value", "bar", "holds")
+    for check in checks:
+        value = f"{check['value']:.4g}" if isinstance(check["value"], float) else str(check["value"])
+        table.add_row(check["name"], value, str(check["bar"]), "yes" if check["holds"] else "NO")
+    Console(width=120).print(table)
+
+
+def parse(*types: type, default_config: str | None = None) -> tuple:
+    """Parses dataclass arguments with TRL's parser; `--config FILE.yaml` gives defaults, the command line wins.
+
+    Without `--config`, `default_config` (a file beside the recipes) is read. An unreadable file, an unknown key or a
+    bad value raises InputError naming the file.
+    """
+    import yaml
+    from trl import TrlParser
+
+    arguments = sys.argv[1:]
+    if "--config" not in arguments and default_config and not {"-h", "--help"} & set(arguments):
+        arguments = ["--config", str(Path(__file__).parent / default_config), *arguments]
+    file = arguments[arguments.index("--config") + 1] if "--config" in arguments[:-1] else None
+    if file and not Path(file).is_file():
+        raise InputError(f"there is no config file {file}")
+    try:
+        return TrlParser(types).parse_args_and_config(arguments)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"{file or 'command line'}: {error}") from error
+
+
+def check_model(name: str) -> None:
+    """Raises InputError unless `name` is a vision-language model that transformers can load (a folder or a Hub id)."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    import modeling  # noqa: F401  (registers our own systems)
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        sentence = str(error).split("\n")[0]
+        raise InputError(
+            f"the model {name} cannot be loaded (no such folder, or the Hub is out of reach): {sentence}"
+        ) from error
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise InputError(f"{name} is a {config.model_type} model, which reads no images; name a vision-language model")
+
+
+def check_hardware(training_args, model_args) -> None:
+    """Raises InputError where the config asks for what this machine lacks: a GPU, flash-attn or bitsandbytes."""
+    import torch
+    from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
+
+    flash = model_args.attn_implementation == "flash_attention_2"
+    eight_bit = "bnb" in training_args.optim
+    if not torch.cuda.is_available() and (flash or eight_bit or not training_args.use_cpu):
+        raise InputError(
+            "this config needs a GPU and there is none: run `make demo` for the same recipe on a CPU, "
+            "or give --config recipes/configs/mrgr1/phantom.yaml"
+        )
+    if flash and not is_flash_attn_2_available():
+        raise InputError(
+            "flash-attn is missing: pip install -r requirements-gpu.txt, or set attn_implementation: sdpa"
+        )
+    if eight_bit and not is_bitsandbytes_available():
+        raise InputError("bitsandbytes is missing: pip install -r requirements.txt, or set optim: adamw_torch")
+
+
+def resume_from(training_args) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint DIR` or `--resume_from_checkpoint latest` names, or None."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    named = training_args.resume_from_checkpoint
+    if named != "latest":
+        if named and not (Path(named) / "trainer_state.json").is_file():
+            raise InputError(f"--resume_from_checkpoint: {named} is no checkpoint (it has no trainer_state.json)")
+        return named
+    checkpoint = get_last_checkpoint(training_args.output_dir) if Path(training_args.output_dir).is_dir() else None
+    if checkpoint is None:
+        raise InputError(f"--resume_from_checkpoint latest: there is no checkpoint in {training_args.output_dir}")
+    return checkpoint
+
+
+def save_run(folder: str | Path, *arguments) -> None:
+    """Writes `run_config.json` beside a checkpoint: every argument, the package versions and the git commit."""
+    import subprocess
+    from dataclasses import asdict
+    from importlib.metadata import version
+
+    commit = subprocess.run(
+        ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets", "accelerate")}
+    settings = {type(each).__name__: asdict(each) for each in arguments}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with replacing(Path(folder) / "run_config.json") as file:
+        file.write_text(json.dumps({"commit": commit, "packages": packages, **settings}, indent=2, default=str) + "\n")
+
+
+def read_prompt(file: str) -> str:
+    """The prompt's text; `file` is a path, or one relative to the recipes' folder."""
+    found = next((path for path in (Path(file), Path(__file__).parent / file) if path.is_file()), None)
+    if found is None:
+        raise InputError(f"there is no prompt file {file}")
+    return found.read_text().strip()

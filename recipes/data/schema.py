@@ -1,0 +1,92 @@
+"""The one dataset schema: every builder writes these columns as Parquet, every recipe reads them."""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+from recipes.cli import InputError, replacing
+
+SPLITS = ("train", "validation", "test")
+FEATURES = Features(
+    {
+        "study_id": Value("string"),
+        "subject_id": Value("string"),
+        "images": List(Image()),  # frontal first, then lateral
+        "views": List(Value("string")),  # "PA", "AP", "LATERAL", ...: one per image
+        "indication": Value("string"),
+        "history": Value("string"),
+        "prior_report": Value("string"),
+        "findings": Value("string"),
+        "impression": Value("string"),
+        "report": Value("string"),  # the target text
+        "scenario": Value("string"),  # sn, sw, mn, mw: single/multi view, no/with longitudinal
+        "labels": List(Value("int8"), length=14),  # CheXpertState of the report, in the order of CONDITIONS
+        "key_spans": List(List(Value("int32"), length=2)),  # characters of the key sentences (TLW) or null
+        "source": Value("string"),
+        "license": Value("string"),
+    }
+)
+
+
+def write_dataset(splits: dict[str, Callable[[], Iterator[dict]]], out: str | Path, build: dict) -> dict[str, int]:
+    """Writes `{split}.parquet` per split and `build.json` (how it was built, the labeler's name) to folder `out`.
+
+    `splits` maps each split to a function that yields rows; an image is `{"bytes": encoded, "path": None}`.
+    Columns that a row lacks become null. The folder appears only when all is written. Returns rows per split.
+    """
+    with replacing(out) as folder:
+        folder.mkdir()
+        sizes = {}
+        for split, rows in splits.items():
+            complete = lambda rows=rows: ({name: row.get(name) for name in FEATURES} for row in rows())  # noqa: E731
+            try:
+                dataset = Dataset.from_generator(complete, features=FEATURES, cache_dir=str(folder / "cache"))
+            except DatasetGenerationError as error:  # hides what went wrong: a full disk, a builder's InputError
+                raise error.__cause__ or error from None
+            except OSError as error:
+                if error.errno is None and "disk space" in str(error):  # datasets' own check carries no number
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from None
+                raise
+            dataset.to_parquet(folder / f"{split}.parquet")
+            sizes[split] = len(dataset)
+        for cached in sorted((folder / "cache").rglob("*"), reverse=True):
+            cached.rmdir() if cached.is_dir() else cached.unlink()
+        (folder / "cache").rmdir()
+        (folder / "build.json").write_text(json.dumps({**build, "rows": sizes}, indent=2) + "\n")
+    return sizes
+
+
+def read_build(path: str | Path) -> dict:
+    """What `write_dataset` noted about a local data set; empty for a data set on the Hub."""
+    note = Path(path) / "build.json"
+    return json.loads(note.read_text()) if note.is_file() else {}
+
+
+def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images")) -> DatasetDict:
+    """Loads a built folder (or a Hub id) and checks that it has `columns`; raises InputError with the fix."""
+    if Path(path).is_dir():
+        files = {split: str(Path(path) / f"{split}.parquet") for split in SPLITS}
+        files = {split: file for split, file in files.items() if Path(file).is_file()}
+        if not files:
+            raise InputError(
+                f"{path} holds no train.parquet; build it with recipes/build_iu_xray.py or build_phantom.py"
+            )
+        dataset = load_dataset("parquet", data_files=files, cache_dir=str(Path(path) / ".cache"))
+    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise InputError(
+            f"there is no data set at {path}; build one with recipes/build_iu_xray.py or build_phantom.py"
+        )
+    else:
+        try:
+            dataset = load_dataset(path)
+        except (OSError, ValueError) as error:  # no such folder and not on the Hub, or the Hub is out of reach
+            raise InputError(f"{path} is no local folder and could not be loaded from the Hub: {error}") from error
+    for split, rows in dataset.items():
+        if missing := [name for name in columns if name not in rows.column_names]:
+            raise InputError(f"split {split} of {path} has no column {', '.join(missing)} (has {rows.column_names})")
+    return dataset

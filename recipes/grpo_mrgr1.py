@@ -1,0 +1,115 @@
+"""MRG-R1: GRPO with the MCCS reward and the <think>/<report> format reward on a Qwen2.5-VL.
+
+    accelerate launch recipes/grpo_mrgr1.py                                                # the paper's IU X-Ray run
+    accelerate launch --config_file accelerate_configs/zero1.yaml recipes/grpo_mrgr1.py \
+        --config recipes/configs/mrgr1/mimic.yaml                                          # the paper's MIMIC-CXR run
+    accelerate launch recipes/grpo_mrgr1.py --config recipes/configs/mrgr1/phantom.yaml    # two CPU cores, see there
+    torchrun --nproc_per_node 2 recipes/grpo_mrgr1.py --config recipes/configs/mrgr1/phantom.yaml
+
+Any value of the YAML can be overridden, e.g. `--learning_rate 1e-5`; `--resume_from_checkpoint latest` continues.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from transformers import AutoProcessor
+from trl import ModelConfig, get_peft_config
+
+from recipes.cli import InputError, check_hardware, check_model, parse, read_prompt, resume_from, run, save_run
+from recipes.data.references import load_labeler, with_labels
+from recipes.data.samples import to_samples
+from recipes.data.schema import read_dataset
+from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
+from recipes.trainers.interrupt import SaveOnInterrupt
+from rewards import make_format_reward, make_mccs_reward
+
+
+@dataclass
+class RecipeArguments:
+    dataset: str = field(metadata={"help": "A built data set's folder, or its Hub id."})
+    prompt_file: str = field(
+        default="prompts/mrgr1_reasoning.txt", metadata={"help": "The prompt: a path, or a file beside the recipes."}
+    )
+    views: str = field(default="each", metadata={"help": "each image a sample (paper), frontal, or all at once."})
+    max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
+    min_pixels: int | None = field(default=None, metadata={"help": "Images are scaled up to this many pixels."})
+    max_pixels: int | None = field(default=None, metadata={"help": "Images are scaled down to this many pixels."})
+    rewards: list[str] = field(default_factory=lambda: ["mccs", "format"], metadata={"help": "mccs, format."})
+    labeler: str = field(default="lexical", metadata={"help": "What labels reports for MCCS: lexical or chexbert."})
+    margin: float = field(default=0.2, metadata={"help": "m of MCCS (Eq. 6)."})
+    allow_no_kl: bool = field(default=False, metadata={"help": "Allow beta 0: no KL term, unlike Eq. 1."})
+
+
+def main() -> None:
+    args, training_args, model_args = parse(
+        RecipeArguments, MRGR1Config, ModelConfig, default_config="configs/mrgr1/iu.yaml"
+    )
+    if training_args.beta == 0 and not args.allow_no_kl:
+        raise InputError(
+            "beta is 0, so the KL term of Eq. 1 would be off: set beta (ours: 0.04) or pass --allow_no_kl"
+        )
+    check_hardware(training_args, model_args)
+    resume = resume_from(training_args)
+
+    ################
+    # Dataset
+    ################
+    labeler = load_labeler(args.labeler)
+    rows = with_labels(read_dataset(args.dataset)["train"], args.dataset, labeler)
+    dataset = to_samples(rows, read_prompt(args.prompt_file), args.views, keep=("study_id", "report", "labels"))
+    if args.max_samples:
+        dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+
+    ################
+    # Model
+    ################
+    check_model(model_args.model_name_or_path)
+    pixels = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
+    processor = AutoProcessor.from_pretrained(
+        model_args.model_name_or_path, **{name: value for name, value in pixels.items() if value}
+    )
+    training_args.model_init_kwargs = {
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        "revision": model_args.model_revision,
+    }
+
+    ################
+    # Rewards
+    ################
+    available = {
+        "mccs": lambda: make_mccs_reward(margin=args.margin, labeler=labeler),
+        "format": make_format_reward,
+    }
+    if unknown := [name for name in args.rewards if name not in available]:
+        raise InputError(f"there is no reward {unknown[0]!r}; choose among {', '.join(available)}")
+
+    ################
+    # Training
+    ################
+    interrupt = SaveOnInterrupt()
+    trainer = MRGR1Trainer(
+        model=model_args.model_name_or_path,
+        reward_funcs=[available[name]() for name in args.rewards],
+        args=training_args,
+        train_dataset=dataset,
+        processing_class=processor,
+        peft_config=get_peft_config(model_args),
+        callbacks=[interrupt],
+    )
+    save_run(training_args.output_dir, args, training_args, model_args)
+    trainer.train(resume_from_checkpoint=resume)
+    if interrupt.interrupted:
+        sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
+
+    ################
+    # Saving
+    ################
+    trainer.save_model(training_args.output_dir)
+    trainer.save_state()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    run(main)

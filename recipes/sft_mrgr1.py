@@ -1,0 +1,100 @@
+"""MRG-R1's SFT ablation (Table II, Base + SFT), and the warm start of models that cannot write reports yet.
+
+    accelerate launch recipes/sft_mrgr1.py                                                 # the paper's IU X-Ray row
+    accelerate launch recipes/sft_mrgr1.py --config recipes/configs/mrgr1/sft_phantom.yaml # two CPU cores
+
+Cross-entropy on the reports, with TRL's own SFTTrainer. `--target reasoning` puts the report inside
+<think>/<report>, the reasoning being the reference labels by name; `--target plain` is the report alone.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from transformers import AutoProcessor
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+
+from recipes.cli import check_hardware, check_model, parse, read_prompt, resume_from, run, save_run
+from recipes.data.references import load_labeler, with_labels
+from recipes.data.samples import to_samples
+from recipes.data.schema import read_dataset
+from recipes.trainers.interrupt import SaveOnInterrupt
+
+
+@dataclass
+class RecipeArguments:
+    dataset: str = field(metadata={"help": "A built data set's folder, or its Hub id."})
+    prompt_file: str = field(
+        default="prompts/mrgr1_plain.txt", metadata={"help": "The prompt: a path, or a file beside the recipes."}
+    )
+    target: str = field(
+        default="plain",
+        metadata={"help": "plain: the report; reasoning: tags around.", "choices": ["plain", "reasoning"]},
+    )
+    views: str = field(default="each", metadata={"help": "each image a sample (paper), frontal, or all at once."})
+    max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
+    min_pixels: int | None = field(default=None, metadata={"help": "Images are scaled up to this many pixels."})
+    max_pixels: int | None = field(default=None, metadata={"help": "Images are scaled down to this many pixels."})
+    labeler: str = field(
+        default="lexical", metadata={"help": "What names the findings in <think>: lexical, chexbert."}
+    )
+
+
+def main() -> None:
+    args, training_args, model_args = parse(
+        RecipeArguments, SFTConfig, ModelConfig, default_config="configs/mrgr1/sft_iu.yaml"
+    )
+    check_hardware(training_args, model_args)
+    resume = resume_from(training_args)
+
+    ################
+    # Dataset
+    ################
+    rows = read_dataset(args.dataset)["train"]
+    if args.target == "reasoning":
+        rows = with_labels(rows, args.dataset, load_labeler(args.labeler))
+    dataset = to_samples(rows, read_prompt(args.prompt_file), args.views, completion=args.target)
+    if args.max_samples:
+        dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+
+    ################
+    # Model
+    ################
+    check_model(model_args.model_name_or_path)
+    pixels = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
+    processor = AutoProcessor.from_pretrained(
+        model_args.model_name_or_path, **{name: value for name, value in pixels.items() if value}
+    )
+    training_args.model_init_kwargs = {
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        "revision": model_args.model_revision,
+    }
+
+    ################
+    # Training
+    ################
+    interrupt = SaveOnInterrupt()
+    trainer = SFTTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=dataset,
+        processing_class=processor,
+        peft_config=get_peft_config(model_args),
+        callbacks=[interrupt],
+    )
+    save_run(training_args.output_dir, args, training_args, model_args)
+    trainer.train(resume_from_checkpoint=resume)
+    if interrupt.interrupted:
+        sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
+
+    ################
+    # Saving
+    ################
+    trainer.save_model(training_args.output_dir)
+    trainer.save_state()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,70 @@
+"""GRPO with the paper's advantage normalisation (MRG-R1 Eq. 2) on TRL's GRPOTrainer."""
+
+import os
+from dataclasses import dataclass, field
+
+import torch
+from trl import GRPOConfig, GRPOTrainer
+
+
+@dataclass
+class MRGR1Config(GRPOConfig):
+    """TRL's GRPOConfig plus what the paper adds. Raises ValueError where the batch sizes do not divide."""
+
+    advantage_norm: str = field(
+        default="paper",
+        metadata={
+            "help": "paper: population standard deviation with std_epsilon inside the root (Eq. 2). trl: TRL's own.",
+            "choices": ["paper", "trl"],
+        },
+    )
+    std_epsilon: float = field(default=1e-8, metadata={"help": "The epsilon of Eq. 2; the paper: 1e-8 to 1e-6."})
+    effective_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Completions per optimizer step over all processes; sets gradient_accumulation_steps."},
+    )
+
+    def __post_init__(self):
+        if self.effective_batch_size is not None:
+            share = self.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", 1))
+            if self.effective_batch_size % share:
+                raise ValueError(
+                    f"effective_batch_size ({self.effective_batch_size}) must be a multiple of "
+                    f"per_device_train_batch_size x processes ({share})"
+                )
+            self.gradient_accumulation_steps = self.effective_batch_size // share
+        super().__post_init__()
+
+
+def paper_advantages(rewards: torch.Tensor, num_generations: int, std_epsilon: float = 1e-8) -> torch.Tensor:
+    """Group-relative advantages of MRG-R1 Eq. 2: population variance, epsilon inside the root.
+
+    `rewards`: shape (prompts x `num_generations`,), a prompt's completions side by side; NaN marks a completion that
+    no reward could score: it takes no part in its group's statistics and gets advantage 0. Returns the same shape.
+    """
+    groups = rewards.view(-1, num_generations)
+    deviation = groups - groups.nanmean(dim=1, keepdim=True)
+    sigma = (deviation.square().nanmean(dim=1, keepdim=True) + std_epsilon).sqrt()
+    return torch.nan_to_num(deviation / sigma, nan=0.0).view(-1)
+
+
+class MRGR1Trainer(GRPOTrainer):
+    """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's."""
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._rewards_per_func
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.args.advantage_norm == "paper":
+            scores = self._rewards_per_func  # gathered over all processes by TRL
+            rewards = (scores * self.reward_weights.to(scores.device)).nansum(dim=1)
+            rewards[scores.isnan().all(dim=1)] = torch.nan
+            generations = self.num_generations if self.model.training else self.num_generations_eval
+            advantages = paper_advantages(rewards, generations, self.args.std_epsilon)
+            logged = self._logs["advantages"]
+            for i, value in enumerate(advantages.tolist(), start=len(logged) - len(advantages)):
+                logged[i] = value
+            output["advantages"] = advantages.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
+        return output

@@ -1,0 +1,649 @@
+"""LexicalLabeler: the 14 CheXpert conditions read off a report by phrases and clause scope, without weights.
+
+A report is cut into words once; phrases and cues are found by their first word (the longest match wins), and the few
+hits of each sentence are resolved from left to right, so that the time is linear in the length of the text.
+
+What counts as a mention, as negated and as uncertain follows the CheXpert labeler (Irvin et al. 2019 and the rules
+published with it), on whose output CheXbert was trained: "likely" is positive and "probable" uncertain, a heart that
+is only called stable is uncertain, vascular congestion is uncertain edema, a granuloma is no lung lesion, lungs that
+are clear leave Lung Opacity blank. Two rules differ, since human indexers of Open-i read them otherwise: "no new
+opacity" is negative, and "A or B" leaves both uncertain only where they are rival diagnoses (see `_Scopes`).
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import product
+
+import numpy as np
+
+from rewards.labels import CONDITIONS, NO_FINDING, CheXpertState
+
+BLANK, POSITIVE, NEGATIVE, UNCERTAIN = (int(state) for state in CheXpertState)
+_STRENGTH = {BLANK: 0, NEGATIVE: 1, UNCERTAIN: 2, POSITIVE: 3}  # of several mentions, the strongest decides
+OTHER = len(CONDITIONS)  # stands for an abnormality outside the 13, which only blocks No Finding
+LUNG_OPACITY = CONDITIONS.index("Lung Opacity")
+SUPPORT_DEVICES = CONDITIONS.index("Support Devices")
+
+# What a phrase does in its sentence. Strings, because a name is compared for every hit and an enum's is slow to fetch.
+MENTION = "mention"  # names conditions
+SUBJECT = "subject"  # names anatomy that a PREDICATE may call abnormal
+PREDICATE = "predicate"  # says what a SUBJECT looks like
+GENERAL = "general"  # "acute disease", "clear": no condition, but proves that the text speaks of findings
+NEGATE = "negate"  # negates what follows: "no"
+NOT = "not"  # as NEGATE; with SEEN it negates what precedes: "is not seen"
+REVOKE = "revoke"  # negates what follows or, as a predicate, what precedes: "resolved"
+DOUBT = "doubt"  # makes what follows uncertain: "suspicious for"
+MAY = "may"  # as DOUBT; with SEEN it doubts what precedes: "may be present"
+SUSPECT = "suspect"  # makes what follows or, as a predicate, what precedes uncertain: "possible"
+EXCLUDE = "exclude"  # uncertain, whether asked for or negated: "to exclude", "cannot exclude"
+EXCLUDED = "excluded"  # negates what precedes; negated itself, makes it uncertain
+SEEN = "seen"
+CLEARLY = "clearly"  # "not clearly seen" is uncertain
+CHANGE = "change"  # "no change in" negates no finding
+UNSAID = "unsaid"  # "history of", "if": what follows is not said of this image
+VERB = "verb"
+THERE = "there"  # "there is" opens a statement
+ASSERT = "assert"  # a size or an article, which opens a statement after a comma: "no edema, small effusion"
+COMMA = "comma"
+AND = "and"
+OR = "or"
+AND_OR = "and/or"  # joins like OR, asserts like AND
+VERSUS = "versus"
+WITH = "with"
+COLON = "colon"
+AFTER = "after"  # "status post": ends an open scope
+BREAK = "break"  # "but": opens a statement
+STOP = "stop"  # ends the sentence
+IGNORE = "ignore"  # hides the words of a shorter phrase: "heart rate"
+
+# What a PREDICATE says.
+ENLARGED, PROMINENT, NORMAL, BORDERLINE, OBSCURED, STABLE = (
+    "enlarged",
+    "prominent",
+    "normal",
+    "borderline",
+    "obscured",
+    "stable",
+)
+LARGE = "large"  # as ENLARGED, but said of findings too: in "no edema, large effusion" it opens no statement
+
+# Phrases are separated by commas; "a|b c" stands for "a c" and "b c", "-" for no word. Plurals are understood.
+MENTIONS = {
+    ("Enlarged Cardiomediastinum",): """mediastinal|cardiomediastinal widening|enlargement|prominence""",
+    ("Cardiomegaly",): """cardiomegaly, cardiomegally, cardiac enlargement, megalocardia""",
+    ("Lung Opacity",): """opacity, opacification, opacified, infiltrate, infiltration, infiltrative, haziness, hazy,
+        airspace disease|process|pattern, air space disease|process|pattern, alveolar disease|process|pattern,
+        interstitial disease|pattern|change|prominence|thickening|abnormality|process|infiltrate|density,
+        interstitial lung disease, reticular|reticulonodular pattern|marking|change|density, reticulation,
+        septal|peribronchial|bronchial thickening, bronchial wall thickening, peribronchial cuffing, cuffing,
+        parenchymal|lung|pulmonary|airspace|focal|increased|patchy|hazy|streaky|linear|basilar density,
+        parenchymal disease, ground glass, scar, scarring""",
+    ("Lung Lesion",): """nodule, nodular, nodularity, nodular|rounded|masslike density, mass like density,
+        nodular|lung|pulmonary|cavitary|parenchymal lesion, mass, lump, cavitation, cavity, carcinoma, neoplasm,
+        neoplastic, tumor, tumour, malignancy, lung cancer, cancer, metastasis, metastases, metastatic disease""",
+    ("Lung Lesion", "Lung Opacity"): """nodular|rounded|masslike opacity|opacification, mass like opacity""",
+    ("Edema",): """edema, oedema, edematous, heart|cardiac failure, chf, congestive heart|cardiac|- failure,
+        congestive change, fluid|volume overload, cardiac decompensation""",
+    ("Consolidation",): """consolidation, consolidative, consolidated, consolidating""",
+    ("Pneumonia",): """pneumonia, pneumonic, bronchopneumonia, pneumonitis, infection, superinfection, infectious,
+        infectious process|etiology|disease""",
+    ("Atelectasis",): """atelectasis, atelectases, atelectatic, atelectatic change, collapse, collapsed""",
+    ("Pneumothorax",): """pneumothorax, pneumothoraces, ptx, pleural air""",
+    ("Pleural Effusion",): """effusion, pleural effusion, pleural fluid, pleural|fluid collection, hydrothorax,
+        hemothorax, haemothorax, hemothoraces, empyema, pleural or|and|/ pericardial effusion, fissural fluid,
+        fluid in the right|left|major|minor|- fissure""",
+    ("Pneumothorax", "Pleural Effusion"): """hydropneumothorax, hydropneumothoraces, hemopneumothorax""",
+    ("Pleural Other",): """pleural thickening|scar|scarring|plaque|calcification|disease|abnormality|lesion|fibrosis,
+        pleural parenchymal scar|scarring, pleuroparenchymal scar|scarring, pleural based density|opacity|mass|nodule,
+        calcified pleural plaque, apical cap|capping, thickening of the pleura, fibrothorax, fibrosis, fibrotic""",
+    ("Fracture",): """fracture, fractured""",
+    ("Support Devices",): """pacemaker, pacer, cardiac pacemaker|device|lead|monitor, aicd, icd, defibrillator, lead,
+        generator, electrode, stimulator, loop recorder, lvad, iabp, ecmo, catheter, picc, swan ganz, sheath, cannula,
+        central|venous|jugular|subclavian|ij|femoral|picc|arterial|dialysis|vascular|port|monitoring|support line,
+        line and tube, lines and tube, port, port a cath, port a, infusion port, mediport, portacath, tube, tubing,
+        ett, ngt, dobhoff, dobbhoff, tracheostomy, drain, pigtail, pump, device,
+        support|monitoring equipment|apparatus, hardware, screw, surgical|metallic plate, arthroplasty, prosthesis,
+        prosthetic, stent, coil, filter, wire, clip, staple, suture, annuloplasty, valve replacement|prosthesis|ring,
+        prosthetic|mechanical|artificial|bioprosthetic valve""",
+}
+UNCERTAIN_MENTIONS = {
+    ("Edema",): """pulmonary|central vascular|venous congestion, vascular|venous|pulmonary|hilar|central congestion,
+        vascular prominence, indistinctness""",
+    ("Fracture",): """rib deformity, deformity of the|- left|right|- rib""",
+}
+OTHER_FINDINGS = """emphysema, emphysematous, emphysematous change, hyperinflation, hyperinflated, hyperexpansion,
+    hyperexpanded, hyperaeration, hyperlucent, hyperlucency, copd, cystic fibrosis, bullae, bulla, bullous, asthma,
+    bronchitis, bronchiolitis, bronchospasm, bronchiectasis, bronchiectatic, hernia, granuloma, granulomata,
+    granulomatous, granulomatous infection|disease, calcification, calcified, calcific,
+    calcified|calcific granuloma|nodule|density,
+    scoliosis, dextroscoliosis, levoscoliosis, kyphosis, degenerative, degeneration, spondylosis, arthritis, arthritic,
+    arthropathy, osteophyte, osteophytosis, osteopenia, osteopenic, osteoporosis, demineralization, deformity,
+    compression deformity, dislocation, subluxation, lytic, sclerotic, pectus, tortuous, tortuosity, ectasia, ectatic,
+    unfolded, atherosclerosis, atherosclerotic, aneurysm, aneurysmal, hypertension, cephalization, engorgement,
+    redistribution, elevation, elevated, eventration, blunting, blunted, volume loss, low|lower lung|- volume,
+    low inspiratory volume, hypoinflated, hypoinflation, adenopathy, lymphadenopathy, pneumomediastinum,
+    pneumoperitoneum, free air, subcutaneous emphysema|air|gas, shift, fissural thickening, contusion, hemorrhage,
+    hematoma, aspiration, radiation|aspiration|chemical|hypersensitivity pneumonitis, foreign body, foreign bodies,
+    density, plaque, pericardial effusion, cyst, cystic, lesion"""
+SUBJECTS = {
+    ("Cardiomegaly",): """heart, heart size|silhouette|contour|shadow, cardiac silhouette size,
+        cardiac size|silhouette|contour|shadow|outline|configuration, cardiopericardial silhouette,
+        cardiac and hilar|pulmonary|aortic contour|silhouette""",
+    ("Enlarged Cardiomediastinum",): """mediastinum, superior|upper mediastinum, cardiomediastinum,
+        mediastinal and|or hilar|aortic|cardiac contour|silhouette|structure|border,
+        mediastinal contour|silhouette|width|size|configuration|border|outline|structure, cardiomediastinal,
+        cardiomediastinal silhouette|contour|structure|size, cardio mediastinal|mediastinum,
+        cardio mediastinal silhouette|contour, pericardial silhouette""",
+    ("Cardiomegaly", "Enlarged Cardiomediastinum"): """cardiac and|or mediastinal contour|silhouette|structure|size|-,
+        cardiac / mediastinal contour|silhouette|-, cardiac mediastinal contour|silhouette|-""",
+    ("Lung Opacity",): """interstitial|- lung|pulmonary|bronchovascular|interstitial marking, interstitium""",
+    (): """lung, lung field, vascularity, vasculature, vessel, artery, aorta, aortic, hilum, hila, hilar, bone, bony,
+        osseous, spine, thorax, pleura, diaphragm, hemidiaphragm, trachea, tissue, costophrenic, rib, chest, abdomen,
+        stomach, atrium, ventricle""",
+}
+PREDICATES = {
+    ENLARGED: """enlarged, enlargement, borderline enlarged|enlargement, enlarging, widened, widening, dilated,
+        globular, coarsened, coarse, thickened""",
+    LARGE: """large, larger, increased, increase, wide, massive""",
+    PROMINENT: """prominent, prominence, fullness""",
+    NORMAL: """normal, unremarkable, top|upper|high normal, upper limit|limits of|- normal, nonenlarged, non enlarged,
+        midline""",
+    BORDERLINE: """borderline, borderline normal""",
+    OBSCURED: """obscured, obscuration, obscuring, poorly evaluated|visualized|assessed|seen,
+        difficult to evaluate|assess, not well evaluated|assessed|visualized|seen|defined,
+        cannot be well|adequately|fully|- evaluated|assessed""",
+    STABLE: """stable, unchanged, similar, not significantly|- changed, no|without change""",
+}
+CUES = {
+    NEGATE: """no, without, w / o, nor, neither, never, none of, negative for, free of|from, clear of, absence of, non,
+        lack of, lacks, devoid of, rather than, instead of, clearing of, disappearance of, removal of, drainage of,
+        with|- interval|complete|- resolution of""",
+    NOT: """not, no longer, cannot, can't, isn't, aren't, doesn't, don't, wasn't, weren't, hasn't, haven't""",
+    REVOKE: """resolved, cleared, absent, removed, disappeared, none, removal, negative, withdrawn,
+        with|- interval|complete|- resolution""",
+    DOUBT: """can represent|reflect|be, perhaps, maybe, possibly, probably, probable, presumably, potentially, favor,
+        favors, favored, suspicious for|of, suspicion of|for, concern for|of, concerning for, worrisome for, equivocal,
+        question of, questioning, suggestion of, possibility of, consider, evaluate|assess for, evaluation for,
+        assessment for, correlate clinically|- for, correlation for, symptoms of, r / o, differential,
+        differential diagnosis""",
+    MAY: """may, might, could, would""",
+    SUSPECT: """possible, possibility, presumed, potential, questionable, question, questioned, suspected, suspect,
+        unlikely, less likely, considered, consideration, doubtful, in the differential, to|must|should be excluded,
+        difficult|hard to entirely|completely|- exclude""",
+    EXCLUDE: """exclude, excludes, excluding, rule out""",
+    EXCLUDED: """excluded, ruled out""",
+    SEEN: """seen, identified, visualized, visualised, demonstrated, appreciated, evident, present, detected, noted,
+        found, observed, apparent, recognized, visible, discernible, shown""",
+    CLEARLY: """clearly, well""",
+    CHANGE: """change, changed, worsening, worsened, progression, improvement, increase|decrease in""",
+    GENERAL: """abnormality, disease, process, finding, clear, intact""",
+    UNSAID: """history of, h / o, sequela|sequelae of, if, to detect, detection of, sensitivity for,
+        for evaluation of,
+        evaluation of the presence of""",
+    VERB: """is, are, was, were, be, been, has, have, had, remains, remain, appears, appear, shows, show,
+        demonstrates, demonstrate, reveals, reveal, persists, persist, contains, should""",
+    THERE: """there""",
+    ASSERT: """a, an, small, mild, mildly, moderate, minimal, trace, tiny, slight, slightly, subtle, severe, extensive,
+        persistent, residual, chronic, old, healed, improved, decreased, low, scattered, multiple, bilateral,
+        bibasilar""",
+    AND: """and, as well as, along with, plus""",
+    OR: """or""",
+    AND_OR: """and / or, and or""",
+    VERSUS: """versus, vs, vs.""",
+    WITH: """with""",
+    AFTER: """status post, s / p, after, following, since, otherwise""",
+    BREAK: """but, however, although, though, while, whereas, except, yet, nevertheless, other than, apart from,
+        aside from""",
+    STOP: """findings :, impression :, conclusion :""",
+    IGNORE: """joint|knee effusion|fluid, soft tissue|peripheral|subcutaneous edema, mass effect, plate like,
+        vertebral|vertebra collapse, vertebral body collapse, collapsed vertebra, open heart, heart rate|valve,
+        over|behind|overlying the|- heart, heart disease|transplant, right|left|- heart border,
+        cardiac apex|border|surgery|arrest|chamber, bone|bony|osseous|mineral density,
+        bone mineral density, breast|nipple shadow, lead to, leads to, no doubt,
+        consistent|compatible|associated with, c / w, cholecystectomy clip, near complete|- resolution,
+        nearly|almost|partially|incompletely|partial|incomplete resolved|cleared|resolution|clearing,
+        nearly|almost completely resolved|cleared, partial clearing of""",
+}
+SYMBOLS = {".": STOP, ";": STOP, "!": STOP, "?": STOP, "\n": STOP, ",": COMMA, ":": COLON, "/": AND_OR}
+
+
+def _phrases(table: str) -> Iterator[tuple[str, ...]]:
+    """The word tuples that a table of phrases stands for."""
+    for pattern in table.split(","):
+        for words in product(*(word.split("|") for word in pattern.split())):
+            yield tuple(word for word in words if word != "-")
+
+
+def _plural(word: str) -> str:
+    if word.endswith("y"):
+        return word[:-1] + "ies"
+    return word + ("es" if word.endswith(("s", "x", "ch")) else "s")
+
+
+def _tables() -> Iterator[tuple[str, str, object]]:
+    """Every table with what its phrases do and are worth: a MENTION (condition indices, state), a SUBJECT indices."""
+    for state, mentions in ((POSITIVE, MENTIONS), (UNCERTAIN, UNCERTAIN_MENTIONS)):
+        for names, table in mentions.items():
+            yield table, MENTION, (tuple(CONDITIONS.index(name) for name in names), state)
+    yield OTHER_FINDINGS, MENTION, ((OTHER,), POSITIVE)
+    for names, table in SUBJECTS.items():
+        yield table, SUBJECT, tuple(CONDITIONS.index(name) for name in names)
+    for look, table in PREDICATES.items():
+        yield table, PREDICATE, look
+    for kind, table in CUES.items():
+        yield table, kind, None
+
+
+def _trie() -> dict[str, list]:
+    """Words to nodes [(kind, value) of the phrase that ends here or None, the next words' nodes]."""
+    phrases = {phrase: (kind, value) for table, kind, value in _tables() for phrase in _phrases(table)}
+    for phrase, does in list(phrases.items()):
+        if does[0] in (MENTION, SUBJECT, GENERAL, IGNORE):
+            phrases.setdefault((*phrase[:-1], _plural(phrase[-1])), does)
+    phrases |= {(symbol,): (kind, None) for symbol, kind in SYMBOLS.items()}
+    root: dict[str, list] = {}
+    for phrase, does in phrases.items():
+        children = root
+        for word in phrase:
+            node = children.setdefault(word, [None, {}])
+            children = node[1]
+        node[0] = does
+    return root
+
+
+_TRIE = _trie()
+# A decimal keeps its point; a new line ends a sentence only before an empty line, a list item or a "heading:".
+_WORD = re.compile(r"vs\.|[a-z]+(?:'t\b)?|\.(?!\d)|[,;:!?/]|\n(?=[^\S\n]*(?:\n|[-*•]|\d{1,2}[.)]|[a-z][a-z ]{2,30}:))")
+_HEADING = re.compile(
+    r"(?:^|(?<=[\n.:]))\s{0,20}([A-Z][A-Za-z]{1,20}(?: [A-Za-z/&,()-]{1,20}){0,6})\s?:"
+    r"|\b((?:FINDINGS?|IMPRESSIONS?|CONCLUSIONS?|Findings|Impression|Conclusion))\s?:"
+)
+_SECTIONS_OF_THE_ORDER = frozenset(
+    ("INDICATION", "INDICATIONS", "HISTORY", "REASON", "TECHNIQUE", "COMPARISON", "COMPARISONS", "NOTIFICATION")
+)
+_WORDS_OF_THE_ORDER = _SECTIONS_OF_THE_ORDER | frozenset(
+    ("CLINICAL", "INFORMATION", "EXAM", "EXAMINATION", "STUDY", "PROCEDURE", "REFERENCE", "DATE", "FOR", "OF", "THE")
+)
+
+
+def _body(text: str) -> str:
+    """`text` in lower case with the sections that do not describe the image blanked; same length, same line count.
+
+    Such a section (indication, history, technique, comparison ...) ends at the next heading or at an empty line.
+    """
+    headings = list(_HEADING.finditer(text)) if ":" in text else []
+    kept, last = [], 0
+    for i, heading in enumerate(headings):
+        words = re.findall("[A-Za-z]+", heading[1] or "")
+        if not words or heading.start() < last:
+            continue
+        shouted = heading[1].isupper() and any(word in _SECTIONS_OF_THE_ORDER for word in words)
+        if shouted or all(word.upper() in _WORDS_OF_THE_ORDER for word in words):
+            end = headings[i + 1].start() if i + 1 < len(headings) else len(text)
+            empty_line = re.compile(r"\S[^\S\n]*\n[^\S\n]*\n").search(text, heading.end(), end)
+            end = empty_line.end() if empty_line else end
+            kept += [text[last : heading.start()], ".".ljust(end - heading.start())]
+            last = end
+    body = "".join(kept) + text[last:] if kept else text
+    return body.replace("İ", "I").lower()  # the one character whose lower case is longer than itself
+
+
+_LONGEST_SENTENCE = 200  # hits; degenerate text is cut there, since a sentence's time may grow with its square
+
+
+def _sentences(words: list[str]) -> Iterator[list[tuple]]:
+    """The hits (kind, value, first word, last word) of each sentence that has any."""
+    hits: list[tuple] = []
+    i, count = 0, len(words)
+    while i < count:
+        node = _TRIE.get(words[i])
+        if node is None:
+            i += 1
+            continue
+        does, children = node
+        end, j = i, i + 1
+        while children and j < count:
+            node = children.get(words[j])
+            if node is None:
+                break
+            if node[0] is not None:
+                does, end = node[0], j
+            children = node[1]
+            j += 1
+        if does is not None:
+            kind = does[0]
+            if hits and (kind == STOP or len(hits) == _LONGEST_SENTENCE):
+                yield hits
+                hits = []
+            if kind == ASSERT:
+                if hits and hits[-1][0] in _SEPARATORS:
+                    hits.append((kind, None, i, end))
+            elif kind not in (IGNORE, STOP):
+                hits.append((kind, does[1], i, end))
+        i = end + 1
+    if hits:
+        yield hits
+
+
+_BIG = frozenset((ENLARGED, LARGE, PROMINENT))
+_NOUNS = frozenset((MENTION, SUBJECT, GENERAL))
+_SEPARATORS = frozenset((COMMA, AND, WITH, BREAK, THERE))
+_JOINS = frozenset((AND, OR, AND_OR))
+
+
+def _opens_statement(hits: list[tuple], i: int, scoped: bool, said: bool) -> bool:
+    """Whether what follows the comma, "and" or "with" at `i` is a statement that the scope before does not reach.
+
+    `scoped`: a cue's scope is open; `said`: the clause has a predicate. "No edema, effusion is small" opens one at the
+    comma; "no edema, effusion or pneumothorax is seen" does not.
+    """
+    after_both = hits[i][0] == COMMA and i + 1 < len(hits) and hits[i + 1][0] == AND
+    start = i + 2 if after_both else i + 1
+    if start >= len(hits):
+        return False
+    kind, value = hits[start][:2]
+    if kind == ASSERT or (kind == PREDICATE and value != LARGE):
+        return scoped
+    if kind in (OR, AND_OR) or ((hits[i][0] == AND or after_both) and not said):
+        return False
+    noun = False
+    for j in range(start, len(hits)):
+        kind = hits[j][0]
+        if kind in _SEPARATORS:
+            return False
+        if kind in _NOUNS:
+            noun = True
+        elif kind in (VERB, MAY, NOT):
+            return noun and not (scoped and j + 1 < len(hits) and hits[j + 1][0] == SEEN)
+    return False
+
+
+class _Scopes:
+    """Gives the mentions of one sentence their states, left to right.
+
+    `mentions`: lists [first word, last word, condition indices, state]. `looks`: what each PREDICATE that no mention
+    follows says, by its place in `hits`, with negation and doubt applied.
+    """
+
+    __slots__ = ("clause", "looks", "mentions", "once", "pending", "scope", "segment")
+
+    def __init__(self, hits: list[tuple]):
+        self.mentions: list[list] = []
+        self.looks: dict[int, str] = {}
+        self.clause = 0  # first mention of the running clause
+        self.segment = 0  # first mention that a cue reaches back to: after the clause's last comma or "with"
+        self.scope = POSITIVE  # the state that the last cue gives to what follows
+        self.once = False  # that scope ends at the next comma, "and" or "with"
+        self.pending = -1  # how many mentions there were when a cue of either direction came; -1 when none waits
+        self._resolve(hits)
+
+    def _open(self, state: int, once: bool = False, pending: bool = False) -> None:
+        self._settle()
+        self.scope, self.once = state, once
+        self.pending = len(self.mentions) if pending else -1
+
+    def _close(self) -> None:
+        self._settle()
+        self.scope, self.once = POSITIVE, False
+
+    def _settle(self) -> None:
+        """A cue of either direction that met no mention after it applies to those before it."""
+        if self.pending == len(self.mentions):
+            self._reach_back(self.scope)
+        self.pending = -1
+
+    def _reach_back(self, state: int) -> None:
+        for mention in self.mentions[self.segment :]:
+            if mention[3] == POSITIVE or (state == NEGATIVE and mention[3] == UNCERTAIN):
+                mention[3] = state
+
+    def _alternatives(self, hits: list[tuple], i: int, conditions: tuple[int, ...], state: int) -> int:
+        """The state of the mention at `i`, which follows "or" or "versus"; makes what these join it to uncertain too.
+
+        "Edema or pneumonia" asserts neither. With a mere description on one side ("atelectasis or scarring",
+        "infiltrate or atelectasis") "or" asserts both, as human indexers read it; "versus" never does.
+        """
+        versus = hits[i - 1][0] == VERSUS
+        joined = self.mentions[self.clause :] if hits[i - 2][0] == COMMA else self.mentions[-1:]
+        for mention in joined:
+            named = {*mention[2], *conditions}
+            if mention[3] == POSITIVE and (versus or (LUNG_OPACITY not in named and len(named) > 1)):
+                mention[3] = UNCERTAIN
+                state = UNCERTAIN if state == POSITIVE else state
+        return state
+
+    def _resolve(self, hits: list[tuple]) -> None:
+        mentions = self.mentions
+        last = len(hits) - 1
+        said = False
+        before = ""
+        for i, (kind, value, first, end) in enumerate(hits):
+            if kind == MENTION:
+                conditions, state = value
+                if self.scope != POSITIVE:
+                    state = self.scope
+                if before in (OR, VERSUS) and len(mentions) > self.clause:
+                    state = self._alternatives(hits, i, conditions, state)
+                mentions.append([first, end, conditions, state])
+            elif kind == VERB:
+                said = True
+            elif kind in (COMMA, AND, WITH):
+                if before != COMMA and _opens_statement(hits, i, self.scope != POSITIVE, said):
+                    self._close()
+                    self.clause = self.segment = len(mentions)
+                    said = False
+                else:
+                    if self.once or (kind == WITH and self.scope == UNCERTAIN):
+                        self._close()
+                    if kind == COMMA and i < last and hits[i + 1][0] in _JOINS:
+                        self.segment = self.clause
+                    elif kind != AND:
+                        self._settle()
+                        self.segment = len(mentions)
+            elif kind in (NEGATE, NOT):
+                said = True
+                self._open(NEGATIVE)
+                if before == COLON and i > 1 and hits[i - 2][0] == MENTION:
+                    mentions[-1][3] = NEGATIVE  # "Pneumothorax: no"
+            elif kind == PREDICATE:
+                said = True
+                if i == last or hits[i + 1][0] != MENTION:
+                    if value in _BIG and self.scope != POSITIVE:
+                        self.looks[i] = NORMAL if self.scope == NEGATIVE else BORDERLINE
+                    elif before != NOT:
+                        self.looks[i] = value
+            elif kind == SEEN:
+                said = True
+                cue = i - 1
+                while cue > 0 and (hits[cue][0] == VERB or hits[cue][0] == CLEARLY):
+                    cue -= 1
+                if cue >= 0 and len(mentions) > self.segment and hits[cue][0] in (NOT, MAY):
+                    self.scope = POSITIVE
+                    self._reach_back(UNCERTAIN if hits[cue][0] == MAY or before == CLEARLY else NEGATIVE)
+            elif (
+                kind == BREAK or (kind == THERE and self.scope != BLANK) or (kind == AFTER and self.scope != POSITIVE)
+            ):
+                self._close()
+                self.clause = self.segment = len(mentions)
+                said = False
+            elif kind == MAY:
+                said = True
+                self._open(UNCERTAIN)
+            elif kind == DOUBT:
+                if self.scope not in (NEGATIVE, BLANK):
+                    self._open(UNCERTAIN)
+            elif kind in (SUSPECT, REVOKE):
+                state = UNCERTAIN if kind == SUSPECT else NEGATIVE
+                if before == NOT:
+                    self._close()  # "not resolved"
+                elif self.scope in (NEGATIVE, BLANK) and kind == SUSPECT:
+                    pass  # "no suspected fracture"
+                elif before in (VERB, COLON) and len(mentions) > self.segment:
+                    self._close()
+                    self._reach_back(state)
+                else:
+                    self._open(state, once=True, pending=True)
+            elif kind in (EXCLUDE, EXCLUDED):
+                negated = any(hit[0] == NOT or hit[0] == NEGATE for hit in hits[max(i - 2, 0) : i])
+                self._close()
+                if kind == EXCLUDED and len(mentions) > self.segment:
+                    self._reach_back(UNCERTAIN if negated else NEGATIVE)
+                else:
+                    self._open(UNCERTAIN)
+            elif kind == CHANGE:
+                if before in (NEGATE, NOT):
+                    self.scope = POSITIVE
+            elif kind == UNSAID:
+                self._open(BLANK, once=True)
+            before = kind
+        self._settle()
+
+
+_STATES = {
+    ENLARGED: POSITIVE,
+    LARGE: POSITIVE,
+    PROMINENT: POSITIVE,
+    NORMAL: NEGATIVE,  # CheXpert: also "at the upper limits of normal"
+    BORDERLINE: UNCERTAIN,
+    OBSCURED: UNCERTAIN,
+    STABLE: UNCERTAIN,
+}
+_STATES_OF = {
+    CONDITIONS.index("Enlarged Cardiomediastinum"): _STATES,
+    CONDITIONS.index("Cardiomegaly"): {**_STATES, PROMINENT: UNCERTAIN},
+    LUNG_OPACITY: {**_STATES, OBSCURED: BLANK, STABLE: BLANK},
+}
+
+
+def _judge_subjects(hits: list[tuple], looks: dict[int, str]) -> Iterator[list]:
+    """The mentions that follow from anatomy and what is said of it: "normal heart size", "mediastinum is widened"."""
+    attributes: dict[
+        int, int
+    ] = {}  # subject to its adjective, which a list shares: "normal heart size and mediastinum"
+    for i, (kind, conditions, first, end) in enumerate(hits):
+        if kind != SUBJECT:
+            continue
+        found = _attribute(hits, looks, i)
+        shared = found is None and i > 1 and hits[i - 1][0] in (AND, COMMA, OR)
+        if shared:
+            found = attributes.get(i - 2)
+        if found is not None:
+            attributes[i] = found
+        if not conditions:
+            continue
+        if found is None or shared or looks[found] == STABLE:
+            after = _predicate_after(hits, looks, i)
+            if after is not None and (found is None or shared or looks[after] != STABLE):
+                found = after
+        if found is None:
+            continue
+        look = looks[found]
+        following = [hit for hit in hits[found + 1 : found + 3] if hit[0] != OR]
+        if look == NORMAL and following and following[0][0] == PREDICATE and following[0][1] in _BIG:
+            look = BORDERLINE  # "normal or mildly enlarged"
+        for condition in conditions:
+            if state := _STATES_OF[condition][look]:
+                yield [min(first, hits[found][2]), max(end, hits[found][3]), (condition,), state]
+
+
+def _attribute(hits: list[tuple], looks: dict[int, str], i: int) -> int | None:
+    """Place of the predicate directly before the subject at `i`; of several, the first that is not "stable"."""
+    start = i
+    while start - 1 in looks:
+        start -= 1
+    owner = start - 2 if start > 1 and hits[start - 1][0] == VERB else start - 1
+    if owner >= 0 and hits[owner][0] == SUBJECT:
+        start += 1  # in "heart is normal mediastinum is wide" the first belongs to the subject before it
+    run = range(start, i)
+    return next((j for j in run if looks[j] != STABLE), run[0] if run else None)
+
+
+def _predicate_after(hits: list[tuple], looks: dict[int, str], i: int) -> int | None:
+    """Place of the predicate after the subject at `i`; the first that says more than "stable", or else that one."""
+    stable, said = None, False
+    last = len(hits) - 1
+    for j in range(i + 1, last + 1):
+        kind = hits[j][0]
+        if kind == PREDICATE:
+            attribute = j < last and hits[j + 1][0] == SUBJECT and hits[j - 1][0] in _SEPARATORS
+            if j not in looks or attribute:
+                continue
+            if looks[j] != STABLE:
+                return j
+            stable, said = j, True
+        elif kind == VERB:
+            said = True
+        elif kind in (MENTION, THERE) or (kind == SUBJECT and said):
+            break
+        elif kind in _SEPARATORS and (said or kind in (WITH, BREAK)):
+            k = j + 1
+            while k < last and hits[k][0] in (ASSERT, AND, NOT):
+                k += 1
+            if k > last or hits[k][0] != PREDICATE or (k < last and hits[k + 1][0] == SUBJECT):
+                break
+    return stable
+
+
+def _analyse(body: str) -> tuple[list[list], bool]:
+    """Mentions [first word, last word, condition indices, state] and whether the text speaks of findings at all."""
+    mentions: list[list] = []
+    speaks = False
+    for hits in _sentences(_WORD.findall(body)):
+        kinds = {hit[0] for hit in hits}
+        if MENTION in kinds or PREDICATE in kinds:
+            scopes = _Scopes(hits)
+            mentions += scopes.mentions
+            if scopes.looks and SUBJECT in kinds:
+                mentions += _judge_subjects(hits, scopes.looks)
+            speaks = True
+        elif GENERAL in kinds:
+            speaks = True
+    return mentions, speaks
+
+
+class LexicalLabeler:
+    """CheXpert states of reports by phrases and clause scope; needs no weights, labels thousands of reports a second.
+
+    A text may be a whole report: sections that do not describe the image (INDICATION, HISTORY, TECHNIQUE ...) are not
+    read. Several mentions of a condition combine as positive > uncertain > negative. No Finding is positive where no
+    condition except Support Devices and no other abnormality (emphysema, granuloma ...) is positive or uncertain, else
+    blank, as the CheXpert labeler has it; a text that says nothing of findings, such as an empty one, is all blank.
+    """
+
+    name = "lexical"
+
+    def __call__(self, texts: Iterable[str]) -> np.ndarray:
+        """`CheXpertState` values, int64, shape (n, 14), in the order of `CONDITIONS`. Any string is labelled."""
+        texts = list(texts)
+        known = {text: self._states(text) for text in dict.fromkeys(texts)}
+        return np.array([known[text] for text in texts], dtype=np.int64).reshape(len(texts), len(CONDITIONS))
+
+    def mentions(self, text: str) -> list[tuple[int, int, int, CheXpertState]]:
+        """The evidence: (start, end, condition index, state) with characters of `text`, in the order of `start`.
+
+        Indices are those of `CONDITIONS`; No Finding, which no phrase states, is not among them.
+        """
+        body = _body(text)
+        spans = [match.span() for match in _WORD.finditer(body)]
+        return sorted(
+            (spans[first][0], spans[end][1], condition, CheXpertState(state))
+            for first, end, conditions, state in _analyse(body)[0]
+            for condition in conditions
+            if condition != OTHER and state != BLANK
+        )
+
+    @staticmethod
+    def _states(text: str) -> list[int]:
+        states = [BLANK] * (len(CONDITIONS) + 1)
+        mentions, speaks = _analyse(_body(text))
+        abnormal = False
+        for _, _, conditions, state in mentions:
+            for condition in conditions:
+                if _STRENGTH[state] > _STRENGTH[states[condition]]:
+                    states[condition] = state
+                if condition != SUPPORT_DEVICES and state in (POSITIVE, UNCERTAIN):
+                    abnormal = True
+        del states[OTHER]
+        if speaks and not abnormal:
+            states[NO_FINDING] = POSITIVE
+        return states

@@ -1,0 +1,130 @@
+"""MCCS, the margin CheXbert cosine similarity of MRG-R1 (section III-B.2, Eqs. 3 to 6), as a TRL reward."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from rewards.completions import parse_completion
+from rewards.labelers import LexicalLabeler
+from rewards.labels import FINDINGS, to_binary, to_signed
+
+logger = logging.getLogger(__name__)
+COS_EPSILON = 1e-8  # Eq. 5
+
+
+def ccs(generated, reference, uncertain: float = 1.0) -> np.ndarray:
+    """CheXbert cosine similarity (Eq. 5) of the signed label vectors (Eqs. 3 and 4).
+
+    `generated`, `reference`: CheXpert states, shape (..., 13) or (..., 14); No Finding (index 13) is dropped.
+    `uncertain` is the signed value of an uncertain finding (paper: 1). Returns float64 of shape (...) in [-1, 1];
+    0 where either vector is zero.
+    """
+    z, z_star = (to_signed(states, uncertain)[..., : len(FINDINGS)] for states in (generated, reference))
+    norms = (np.linalg.norm(z, axis=-1) + COS_EPSILON) * (np.linalg.norm(z_star, axis=-1) + COS_EPSILON)
+    return (z * z_star).sum(-1) / norms
+
+
+def mccs(
+    generated, reference, margin: float = 0.2, uncertain: float = 1.0, empty_match: float | None = None
+) -> np.ndarray:
+    """MCCS (Eq. 6): max((CCS - m) / (1 - m), 0), float64 of shape (...) in [0, 1].
+
+    Arguments as in `ccs`. `margin` is m in (-1, 1); the paper gives no value, ours is 0.2 (A-21). By Eq. 6 a report
+    without any label earns max(-m / (1 - m), 0) against a reference without any, which is 0 for m >= 0;
+    `empty_match` replaces that value. Raises ValueError on a margin outside (-1, 1).
+    """
+    if not -1 < margin < 1:
+        raise ValueError(f"margin must lie in (-1, 1), not {margin}")
+    score = np.maximum((ccs(generated, reference, uncertain) - margin) / (1 - margin), 0.0)
+    if empty_match is not None:
+        blank = [~to_signed(states)[..., : len(FINDINGS)].any(-1) for states in (generated, reference)]
+        score = np.where(blank[0] & blank[1], empty_match, score)
+    return score
+
+
+def make_mccs_reward(
+    margin: float = 0.2,
+    labeler: Callable[[Sequence[str]], np.ndarray] | None = None,
+    uncertain: float = 1.0,
+    empty_match: float | None = None,
+    untagged: str = "whole",
+) -> Callable[..., list[float | None]]:
+    """Returns a TRL reward function for MCCS with values in [0, 1], higher is better.
+
+    `labeler` maps n texts to CheXpert states of shape (n, 14); without one the LexicalLabeler is used, and its name is
+    logged at the first call. `untagged` says what is labelled where a completion has no `<report>` tag: the `whole`
+    text outside `<think>`, or nothing, `zero`, so that it earns 0 (A-22). The other arguments are those of `mccs`.
+    Raises ValueError on a margin or a mode that does not exist.
+    """
+    mccs(np.zeros((1, 13), int), np.zeros((1, 13), int), margin)  # a bad margin fails here, not in training
+    if untagged not in ("whole", "zero"):
+        raise ValueError(f"untagged must be 'whole' or 'zero', not {untagged!r}")
+    labeler = labeler or LexicalLabeler()
+
+    @lru_cache(maxsize=1)
+    def announce() -> None:
+        logger.warning("mccs_reward: labeler %s, margin %s", getattr(labeler, "name", type(labeler).__name__), margin)
+
+    @lru_cache(maxsize=8192)
+    def label_reference(text: str) -> np.ndarray:
+        return labeler([text])[0]
+
+    def mccs_reward(
+        completions: list,
+        *,
+        labels: list | None = None,
+        report: list[str] | None = None,
+        log_metric: Callable | None = None,
+        log_extra: Callable | None = None,
+        **kwargs,
+    ) -> list[float | None]:
+        """MCCS of each completion's report against its reference.
+
+        The reference is the data set's column `labels` (14 CheXpert states a row), or else `report` (texts, labelled
+        once and remembered). A row whose reference is null gives None, which TRL leaves out.
+        """
+        announce()
+        references = labels if labels is not None else report
+        if references is None:
+            raise ValueError(
+                "mccs_reward needs the data set's column 'labels' (14 CheXpert states) or 'report' (text)"
+            )
+        if len(references) != len(completions):
+            raise ValueError(f"mccs_reward got {len(completions)} completions but {len(references)} references")
+        parsed = [parse_completion(completion) for completion in completions]
+        texts = [p.report if p.tagged or untagged == "whole" else "" for p in parsed]
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        generated = labeler(list(distinct))[[distinct[text] for text in texts]] if texts else np.zeros((0, 14), int)
+        known = [row for row, reference in enumerate(references) if reference is not None]
+        if labels is None:
+            truth = [label_reference(references[row]) for row in known]
+        else:
+            truth = [references[row] for row in known]
+            bad = [row for row, states in zip(known, truth, strict=True) if len(states) != 14]
+            if bad:
+                raise ValueError(f"row {bad[0]} of column 'labels' holds {len(references[bad[0]])} states, not 14")
+        rewards: list[float | None] = [None] * len(completions)
+        if known:
+            truth = np.asarray(truth)
+            for row, value in zip(
+                known, mccs(generated[known], truth, margin, uncertain, empty_match).tolist(), strict=True
+            ):
+                rewards[row] = value
+            if log_metric:
+                agree = (to_binary(generated[known]) == to_binary(truth)).mean(0)
+                for finding, share in zip(FINDINGS, agree, strict=False):
+                    log_metric(f"agreement/{finding}", float(share))
+        if log_metric and texts:
+            log_metric("mccs/empty_reports", sum(not text for text in texts) / len(texts))
+            log_metric("mccs/untagged", sum(not p.tagged for p in parsed) / len(parsed))
+            log_metric("mccs/distinct_reports", len(distinct) / len(texts))
+        if log_extra:
+            log_extra("report", texts)
+        return rewards
+
+    return mccs_reward
+
+
+mccs_reward = make_mccs_reward()

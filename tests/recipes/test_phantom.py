@@ -1,0 +1,328 @@
+"""The phantom: every sign is where it should be, the words match the states, the data set follows the schema."""
+
+import io
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recipes import build_phantom
+from recipes.cli import InputError
+from recipes.data import phantom
+from recipes.data.phantom import (
+    STYLES,
+    Sign,
+    earlier,
+    make_study,
+    render,
+    sample_states,
+    to_png,
+    with_no_finding,
+    write_impression,
+    write_report,
+    write_request,
+)
+from recipes.data.schema import read_build, read_dataset
+from rewards.labelers import LexicalLabeler
+from rewards.labels import CONDITIONS, FINDINGS, NO_FINDING, CheXpertState
+
+BLANK, POSITIVE, NEGATIVE, UNCERTAIN = CheXpertState
+
+
+def only(name: str, state: int = POSITIVE) -> list[int]:
+    return [state if finding == name else BLANK for finding in FINDINGS]
+
+
+def pixels(states, view: str, seed: int, size: int = 112) -> np.ndarray:
+    return np.asarray(render(states, view, np.random.default_rng(seed), size, lateral_only=False), dtype=float)
+
+
+@pytest.mark.parametrize("view", phantom.VIEWS)
+@pytest.mark.parametrize("name", FINDINGS)
+def test_every_finding_shows_clearly_when_certain_and_faintly_when_not(name, view):
+    for seed in range(3):
+        normal = pixels(only(name, BLANK), view, seed)
+        certain, faint = (np.abs(pixels(only(name, state), view, seed) - normal) for state in (POSITIVE, UNCERTAIN))
+        assert np.array_equal(pixels(only(name, NEGATIVE), view, seed), normal)  # denied: nothing is drawn
+        assert (certain > 25).sum() >= 60  # a tenth of the grey range over a third of a 14-pixel patch
+        assert 0.15 * certain.sum() < faint.sum() < 0.8 * certain.sum()
+
+
+CENTRAL = ("Enlarged Cardiomediastinum", "Cardiomegaly", "Edema", "Support Devices")  # both sides or the midline
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in FINDINGS if name not in CENTRAL],
+)
+def test_the_patients_left_is_the_images_right(name, side):
+    rng = np.random.default_rng(0)
+    study = make_study(only(name), rng)
+    study = replace(study, signs={**study.signs, name: Sign(side, "moderate", "lower")})
+    normal = replace(study, states=make_study(only(name, BLANK), rng).states)
+    change = np.abs(pixels(study, "frontal", 1) - pixels(normal, "frontal", 1)).sum(axis=0)
+    left, right = change[58:].sum(), change[:54].sum()
+    assert (left > 4 * right) if side == "left" else (right > 4 * left)
+    assert side in write_report(study, rng) and {"left": "right", "right": "left"}[side] not in write_report(
+        study, rng
+    )
+
+
+@pytest.mark.parametrize(
+    "name, sign",
+    [
+        ("Pleural Effusion", Sign("left", "small", "lower")),  # fills the posterior recess first
+        ("Lung Lesion", Sign("left", "moderate", "retrocardiac")),  # the heart covers it
+    ],
+)
+def test_what_only_the_lateral_view_shows(name, sign):
+    study = make_study(only(name), np.random.default_rng(0))
+    study = replace(study, signs={**study.signs, name: sign})
+    normal = replace(study, states=tuple(with_no_finding(only(name, BLANK)).tolist()))
+    assert study.lateral_only == {name} and normal.lateral_only == set()
+    assert np.array_equal(pixels(study, "frontal", 2), pixels(normal, "frontal", 2))
+    assert (np.abs(pixels(study, "lateral", 2) - pixels(normal, "lateral", 2)) > 25).sum() >= 60
+
+
+def test_lateral_only_findings_are_a_minority_and_can_be_switched_off():
+    states = [POSITIVE] * 13
+    hidden = [make_study(states, np.random.default_rng(seed)).lateral_only for seed in range(300)]
+    assert 0.15 < np.mean(["Pleural Effusion" in names for names in hidden]) < 0.35  # a quarter are small
+    assert 0.10 < np.mean(["Lung Lesion" in names for names in hidden]) < 0.30  # a fifth
+    assert not any(
+        make_study(states, np.random.default_rng(seed), lateral_only=False).lateral_only for seed in range(99)
+    )
+
+
+@pytest.mark.parametrize(
+    "state, low, high",
+    [
+        (NEGATIVE, 0.35, 0.50),  # a normal heart is at most half as wide as the chest
+        (POSITIVE, 0.55, 0.75),  # cardiomegaly: a cardiothoracic ratio above 0.5
+    ],
+)
+def test_cardiothoracic_ratio(state, low, high):
+    for seed in range(8):
+        image = pixels(only("Cardiomegaly", state), "frontal", seed, 256)
+        ratios = []
+        for row in image[140:172]:  # above the diaphragm, through the ventricles
+            skin = np.flatnonzero(row > 115)[[0, -1]]
+            air = skin[0] + np.flatnonzero(row[skin[0] : skin[1]] < 115)
+            right, left = air[air < 128], air[air >= 128]
+            ratios.append((left.min() - right.max()) / (left.max() - right.min()))
+        assert low < np.median(ratios) < high
+
+
+def test_draws_of_anatomy_signs_and_noise_do_not_depend_on_the_states():
+    for seed in range(5):
+        absent, all_there = (make_study([s] * 13, np.random.default_rng(seed)) for s in (BLANK, POSITIVE))
+        assert absent.signs == all_there.signs and absent.device == all_there.device
+
+
+def test_equal_seeds_give_equal_bytes_and_others_do_not():
+    a, b, c = (to_png(render([POSITIVE] * 13, "frontal", np.random.default_rng(seed), 112)) for seed in (3, 3, 4))
+    assert a == b != c
+    saved = Image.open(io.BytesIO(a))
+    assert saved.mode == "L" and saved.size == (112, 112) and "not medical data" in saved.text["Description"]
+
+
+@pytest.mark.parametrize("size", [112, 224, 512])
+def test_the_picture_does_not_depend_on_the_size(size):
+    image = render(only("Pneumothorax"), "frontal", np.random.default_rng(0), size, lateral_only=False)
+    small = np.asarray(image.resize((56, 56), Image.Resampling.BOX), dtype=float)
+    reference = np.asarray(
+        render(only("Pneumothorax"), "frontal", np.random.default_rng(0), 112, lateral_only=False).resize(
+            (56, 56), Image.Resampling.BOX
+        ),
+        dtype=float,
+    )
+    assert np.abs(small - reference).mean() < 5  # grey levels of 255: only noise and line widths differ
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (([0] * 13, "oblique"), "frontal, lateral"),
+        (([0] * 12, "frontal"), "13 or 14"),
+        (([4] * 13, "frontal"), "0 to 3"),
+        (([0] * 13, "frontal", 8), "64 to 1024"),
+    ],
+)
+def test_bad_arguments_of_render(arguments, words):
+    states, view, *size = arguments
+    with pytest.raises(ValueError, match=words):
+        render(states, view, np.random.default_rng(0), *size)
+
+
+# --- states and words --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "present, expected",
+    [
+        ({}, POSITIVE),
+        ({"Edema": NEGATIVE}, POSITIVE),  # a denied finding is none
+        ({"Edema": UNCERTAIN}, BLANK),  # CheXpert: neither positive nor uncertain
+        ({"Fracture": POSITIVE}, BLANK),
+        ({"Support Devices": POSITIVE}, POSITIVE),  # a device is no finding
+    ],
+)
+def test_no_finding(present, expected):
+    states = with_no_finding([present.get(name, BLANK) for name in FINDINGS])
+    assert states[NO_FINDING] == expected and states.shape == (14,)
+
+
+def test_sampled_states_are_imbalanced_as_in_open_i():
+    rng = np.random.default_rng(0)
+    states = np.array([sample_states(rng) for _ in range(4000)])
+    share = dict(zip(CONDITIONS, np.isin(states, (POSITIVE, UNCERTAIN)).mean(axis=0), strict=True))
+    for name, gold in (
+        ("Cardiomegaly", 0.083),  # shares of NegBio's human gold of Open-i
+        ("Atelectasis", 0.086),
+        ("Pleural Effusion", 0.041),
+        ("Pneumothorax", 0.006),
+        ("Edema", 0.012),
+        ("Consolidation", 0.007),
+    ):
+        assert gold / 2 < share[name] < gold * 2 + 0.01, name
+    assert 0.57 < (states[:, NO_FINDING] == POSITIVE).mean() < 0.72
+    edema = np.isin(states[:, CONDITIONS.index("Edema")], (POSITIVE, UNCERTAIN))
+    heart = np.isin(states[:, CONDITIONS.index("Cardiomegaly")], (POSITIVE, UNCERTAIN))
+    assert heart[edema].mean() > 3 * heart.mean()  # failing hearts are large
+
+
+def test_balanced_states():
+    rng = np.random.default_rng(0)
+    present = np.isin([sample_states(rng, balanced=True)[:13] for _ in range(2000)], (POSITIVE, UNCERTAIN))
+    assert present.mean(axis=0).min() > 0.10 and present.mean(axis=0).max() < 0.17  # 0.875 * 2 / 13 = 0.135
+    assert 0.09 < (~present.any(axis=1)).mean() < 0.16  # one in eight
+
+
+@pytest.mark.parametrize("abnormal", [0.0, 1.0])
+def test_share_of_abnormal_studies(abnormal):
+    rng = np.random.default_rng(0)
+    present = np.isin([sample_states(rng, abnormal=abnormal)[:13] for _ in range(100)], (POSITIVE, UNCERTAIN))
+    assert present.any(axis=1).mean() == abnormal
+
+
+@pytest.fixture(scope="module")
+def labeler():
+    return LexicalLabeler()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_labeler_reads_the_states_back(labeler, style):
+    rng = np.random.default_rng(STYLES.index(style))
+    texts, impressions, studies = [], [], []
+    for index in range(300):
+        states = rng.integers(0, 4, 13) if index % 3 == 0 else sample_states(rng, 0.7, balanced=index % 3 == 1)
+        study = make_study(states, rng)
+        texts.append(write_report(study, rng, style, earlier(study, rng) if index % 2 else None, views=1 + index % 2))
+        impressions.append(write_impression(study, rng))
+        studies.append(study)
+    expected, read = np.array([study.states for study in studies]), labeler(texts)
+    wrong = [(texts[i], CONDITIONS[j], expected[i, j], read[i, j]) for i, j in np.argwhere(expected != read)]
+    assert not wrong, wrong[:3]
+    expected[expected == NEGATIVE] = BLANK  # an impression lists what there is
+    read = labeler(impressions)
+    wrong = [(impressions[i], CONDITIONS[j]) for i, j in np.argwhere(expected != read)]
+    assert not wrong, wrong[:3]
+
+
+def test_words_come_only_with_their_reason():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        study = make_study(rng.choice([BLANK, POSITIVE, NEGATIVE], 13), rng)
+        text = write_report(study, rng)
+        assert not re.search(r"possibl|may|question|cannot", text), text  # hedges: only for uncertain findings
+        assert not re.search(r"\bnew\b|unchanged|resolved|previous|lateral views", text), text  # needs prior or views
+        assert "{" not in text and "  " not in text and text[0].isupper() and text.endswith("."), text
+
+
+def test_comparison_with_the_prior():
+    rng = np.random.default_rng(0)
+    now, absent = only("Pleural Effusion"), only("Pleural Effusion", NEGATIVE)
+    study, healthy = make_study(now, rng), make_study(absent, rng)
+    texts = [write_report(study, rng, "terse", prior=healthy) for _ in range(30)]
+    assert any(text.startswith("New ") for text in texts) and not any("nchanged" in text for text in texts)
+    texts = [write_report(study, rng, "terse", prior=study) for _ in range(30)]
+    assert any(text.startswith("Unchanged ") for text in texts) and not any("New" in text for text in texts)
+    assert write_report(healthy, rng, "terse", prior=study) == "The previously seen pleural effusion has resolved."
+
+
+def test_reports_vary_and_follow_their_draws():
+    study = make_study(only("Edema"), np.random.default_rng(0))
+    texts = {write_report(study, np.random.default_rng(seed)) for seed in range(40)}
+    assert len(texts) > 8 and write_report(study, np.random.default_rng(1)) in texts
+    assert write_report(only("Edema", BLANK), np.random.default_rng(0), "terse") == "No acute abnormality is seen."
+    with pytest.raises(ValueError, match="terse, prose, systematic, mimic"):
+        write_report(study, np.random.default_rng(0), "haiku")
+
+
+def test_requests_do_not_depend_on_findings_and_may_be_missing():
+    rng = np.random.default_rng(0)
+    requests = [write_request(rng) for _ in range(200)]
+    assert 20 < sum(indication is None for indication, _ in requests) < 60  # one in five
+    assert 20 < sum(history is None for _, history in requests) < 60
+
+
+# --- data set ----------------------------------------------------------------------------------------------------
+
+
+def build(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["build_phantom.py", *arguments])
+    build_phantom.main()
+
+
+def test_build_follows_the_schema_and_repeats(monkeypatch, tmp_path, labeler):
+    sizes = ["--n_train", "8", "--n_validation", "2", "--n_test", "4", "--size", "64", "--scenarios", "sn,sw,mn,mw"]
+    build(monkeypatch, "--out", str(tmp_path / "a"), *sizes)
+    build(monkeypatch, "--out", str(tmp_path / "b"), *sizes)
+    build(monkeypatch, "--out", str(tmp_path / "c"), *sizes, "--seed", "1")
+    a, b, c = (read_dataset(str(tmp_path / name)) for name in "abc")
+    assert {split: len(rows) for split, rows in a.items()} == {"train": 8, "validation": 2, "test": 4}
+    assert a["train"].to_list() == b["train"].to_list() != c["train"].to_list()
+    subjects = [row["subject_id"] for rows in a.values() for row in rows]
+    assert len(set(subjects)) == len(subjects) == 14
+    for row in a["train"]:
+        views = 2 if row["scenario"][0] == "m" else 1
+        assert len(row["images"]) == views and row["views"] == ["PA", "LATERAL"][:views]
+        assert (row["prior_report"] is not None) == (row["scenario"][1] == "w")
+        assert row["labels"] == labeler([row["report"]])[0].tolist()
+        assert (row["source"], row["license"]) == ("phantom", "CC0-1.0")
+        assert row["images"][0].size == (64, 64) and "not medical data" in row["images"][0].text["Description"]
+    note = read_build(tmp_path / "a")
+    assert note["builder"] == "build_phantom" and note["labeler"] == "lexical" and note["seed"] == 0
+    assert "not medical data" in note["note"] and str(tmp_path) not in json.dumps(note)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "--out"),
+        (["--out", "x", "--n_train", "-3"], "--n_train"),
+        (["--out", "x", "--size", "0"], "--size"),
+        (["--out", "x", "--seed", "-1"], "--seed"),
+        (["--out", "x", "--abnormal", "1.5"], "--abnormal"),
+        (["--out", "x", "--scenarios", "sn,xx"], "'xx'"),
+        (["--out", "x", "--config", "missing.yaml"], "missing.yaml"),
+        (["--out", "x", "--colour", "red"], "colour"),
+    ],
+)
+def test_bad_arguments_of_the_builder(monkeypatch, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        build(monkeypatch, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_contact_sheet_in_the_repository():
+    file = Path(phantom.__file__).with_name("contact_sheet.png")
+    assert file.stat().st_size <= 400_000
+    assert "not medical data" in Image.open(file).text["Description"]

@@ -1,0 +1,97 @@
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards.completions import parse_completion
+from rewards.format import format_reward, make_format_reward
+
+CASES = [
+    # completion, format score, text to be labelled
+    ("<think>heart large</think><report>Cardiomegaly.</report>", 1.0, "Cardiomegaly."),  # perfect
+    ("\n<think>a</think>\n\n<report> b </report>\n", 1.0, "b"),  # white space around is no text
+    ("<think>a</think> So: <report>b</report>", 0.5, "b"),  # text between
+    ("Sure! <think>a</think><report>b</report>", 0.5, "b"),  # text before
+    ("<think>a</think><report>b</report> Bye.", 0.5, "b"),  # text after
+    ("<think> </think><report>b</report>", 0.5, "b"),  # empty reasoning
+    ("<report>b</report>", 0.25, "b"),  # reasoning missing
+    ("Here: <report>b</report>", 0.25, "b"),  # reasoning missing, text outside
+    ("<report>b</report><think>a</think>", 0.0, "b"),  # swapped order
+    ("<think>a<report>b</report></think>", 0.0, ""),  # nested: the report is part of the reasoning
+    ("<report>b<think>a</think></report>", 0.0, "b"),  # nested the other way
+    ("<think>a</think><report>b</report><report>c</report>", 0.0, "b"),  # two reports: the first counts
+    ("<think>a</think><think>b</think><report>c</report>", 0.0, "c"),  # reasoning twice
+    ("<think>a</think><report>b", 0.0, "b"),  # truncated in the report
+    ("<think>pneumonia, effusion", 0.0, ""),  # truncated in the reasoning: nothing to label
+    ("<think>a <report>b</report>", 0.0, "b"),  # reasoning never closed
+    ("a</think><report>b</report>", 0.0, "b"),  # the opening tag stood in the prompt
+    ("edema</think> No edema.", 0.0, "No edema."),  # the same, without a report tag
+    ("<think>a</think><report> </report>", 0.0, ""),  # empty report
+    ("<think>a</think> b", 0.0, "b"),  # report tag missing: everything outside the reasoning
+    ("<THINK>a</THINK><REPORT>b</REPORT>", 0.0, "<THINK>a</THINK><REPORT>b</REPORT>"),  # tags are lower case
+    ("< think>a</ think>", 0.0, "< think>a</ think>"),  # no tags
+    ("The heart is normal.", 0.0, "The heart is normal."),  # no tags at all
+    (" \n\t", 0.0, ""),  # white space only
+    ("", 0.0, ""),  # empty
+    ("</report></think><report><think>", 0.0, ""),  # all four, none matching
+]
+
+
+@pytest.mark.parametrize(("completion", "score", "report"), CASES)
+def test_truth_table(completion, score, report):
+    parsed = parse_completion(completion)
+    assert (parsed.format_score, parsed.report) == (score, report)
+    assert format_reward([completion]) == [score]
+    assert make_format_reward(partial_credit=False)([completion]) == [float(score == 1)]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "assistant", "content": "<think>a</think><report>b</report>"}],  # TRL's chat completion
+        [{"role": "assistant", "content": [{"type": "text", "text": "<think>a</think><report>b</report>"}]}],  # parts
+        [
+            {"role": "assistant", "content": None},
+            {"role": "assistant", "content": "<think>a</think><report>b</report>"},
+        ],
+    ],
+)
+def test_chat_completions(messages):
+    assert parse_completion(messages).report == "b" and format_reward([messages]) == [1.0]
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "<report>", "</report>", "edema", " ", "\n", "é<"])))
+def test_any_mixture_of_tags_parses(pieces):
+    text = "".join(pieces)
+    parsed = parse_completion(text)
+    assert parsed.format_score in (0.0, 0.25, 0.5, 1.0)
+    assert all(word in text for word in parsed.report.split()) and "<report>" not in parsed.report
+    assert parsed.format_score == 0 or (parsed.tagged and parsed.report)
+
+
+@given(st.text())
+def test_any_text_parses(text):
+    parse_completion(text)
+
+
+@given(st.text(alphabet="ab <>/\n"), st.text(alphabet="cd .,\n"))
+def test_reasoning_is_never_labelled(think, report):
+    assert parse_completion(f"<think>{think}</think><report>{report}</report>").report == report.strip()
+
+
+def test_log_metric_reports_violations():
+    logged = {}
+    format_reward(["<think>a</think><report>b</report>", "b"], log_metric=logged.__setitem__)
+    assert logged == {"format/violations": 0.5}
+
+
+def test_ten_thousand_tags_take_linear_time():
+    def seconds(n: int) -> float:
+        start = time.perf_counter()
+        for text in ("<think>" * n, "<report>" * n, "<think></think>" * n, "<" * n):
+            parse_completion(text)
+        return time.perf_counter() - start
+
+    seconds(10)
+    assert seconds(40_000) < 40 * max(seconds(4_000), 1e-3)  # ten times the text; quadratic would be 100 times

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from rewards.labels import (
+    CONDITIONS,
+    FINDINGS,
+    FIVE,
+    NO_FINDING,
+    CheXpertState,
+    from_csv,
+    from_rg4,
+    to_binary,
+    to_csv,
+    to_rg4,
+    to_signed,
+)
+
+STATES = [CheXpertState.BLANK, CheXpertState.POSITIVE, CheXpertState.NEGATIVE, CheXpertState.UNCERTAIN]
+
+
+def test_conditions_are_in_chexberts_order():
+    assert len(CONDITIONS) == 14 and len(set(CONDITIONS)) == 14
+    assert CONDITIONS[0] == "Enlarged Cardiomediastinum"  # CheXbert's first head
+    assert CONDITIONS[NO_FINDING] == "No Finding" and NO_FINDING == 13  # its only two-way head, the last (MR-015)
+    assert CONDITIONS[:13] == FINDINGS and set(FIVE) < set(FINDINGS)
+
+
+@pytest.mark.parametrize(
+    ("convert", "expected"),
+    [
+        (to_signed, [0, 1, -1, 1]),  # MRG-R1 Eq. 3: raw 0, 1, 2, 3 -> 0, 1, -1, 1 (MR-016)
+        (to_csv, [np.nan, 1, 0, -1]),  # CheXpert's CSV: empty, 1, 0, -1
+        (to_rg4, [2, 1, 0, -1]),  # LLM-RG4: 2 not mentioned, 1 positive, 0 negative, -1 uncertain
+        (to_binary, [False, True, False, True]),  # uncertain counts as present
+    ],
+)
+def test_encodings(convert, expected):
+    np.testing.assert_array_equal(convert(STATES), expected)
+
+
+def test_options_of_the_converters():
+    np.testing.assert_array_equal(to_signed(STATES, uncertain=0.5), [0, 1, -1, 0.5])
+    np.testing.assert_array_equal(to_binary(STATES, uncertain_positive=False), [False, True, False, False])
+
+
+@pytest.mark.parametrize(("there", "back"), [(to_csv, from_csv), (to_rg4, from_rg4)])
+def test_converters_invert(there, back):
+    states = np.array([STATES, STATES[::-1]])
+    np.testing.assert_array_equal(back(there(states)), states)
+
+
+@pytest.mark.parametrize(
+    ("convert", "bad"),
+    [
+        (to_signed, [0, 4]),  # no fifth state
+        (to_signed, [-1, 0]),  # another encoding's code must not index from the end
+        (to_binary, [0.5]),  # no fractions
+        (from_csv, [2.0]),  # a raw code in a CSV
+        (from_rg4, [3]),  # a raw code in an LLM-RG4 file
+    ],
+)
+def test_foreign_codes_are_refused(convert, bad):
+    with pytest.raises(ValueError):
+        convert(bad)
