@@ -7,7 +7,8 @@ What counts as a mention, as negated and as uncertain follows the CheXpert label
 published with it), on whose output CheXbert was trained: "likely" is positive and "probable" uncertain, a heart that
 is only called stable is uncertain, vascular congestion is uncertain edema, a granuloma is no lung lesion, lungs that
 are clear leave Lung Opacity blank. Two rules differ, since human indexers of Open-i read them otherwise: "no new
-opacity" is negative, and "A or B" leaves both uncertain only where they are rival diagnoses (see `_Scopes`).
+opacity" is negative, and "A or B" leaves both uncertain only where they are rival diagnoses (see `_Scopes`). Where
+those rules are silent: clips and wires are support devices, a rib's deformity is an uncertain fracture.
 """
 
 import re
@@ -47,24 +48,23 @@ ASSERT = "assert"  # a size or an article, which opens a statement after a comma
 COMMA = "comma"
 AND = "and"
 OR = "or"
-AND_OR = "and/or"  # joins like OR, asserts like AND
+SLASH = "slash"  # joins a list and asserts: "scar/atelectasis"
 VERSUS = "versus"
 WITH = "with"
 COLON = "colon"
 AFTER = "after"  # "status post": ends an open scope
 BREAK = "break"  # "but": opens a statement
 STOP = "stop"  # ends the sentence
+QUERY = "query"  # "?": doubts what precedes and ends the sentence
 IGNORE = "ignore"  # hides the words of a shorter phrase: "heart rate"
 
 # What a PREDICATE says.
-ENLARGED, PROMINENT, NORMAL, BORDERLINE, OBSCURED, STABLE = (
-    "enlarged",
-    "prominent",
-    "normal",
-    "borderline",
-    "obscured",
-    "stable",
-)
+ENLARGED = "enlarged"
+PROMINENT = "prominent"
+NORMAL = "normal"
+BORDERLINE = "borderline"
+OBSCURED = "obscured"
+STABLE = "stable"
 LARGE = "large"  # as ENLARGED, but said of findings too: in "no edema, large effusion" it opens no statement
 
 # Phrases are separated by commas; "a|b c" stands for "a c" and "b c", "-" for no word. Plurals are understood.
@@ -137,9 +137,9 @@ SUBJECTS = {
     ("Cardiomegaly", "Enlarged Cardiomediastinum"): """cardiac and|or mediastinal contour|silhouette|structure|size|-,
         cardiac / mediastinal contour|silhouette|-, cardiac mediastinal contour|silhouette|-""",
     ("Lung Opacity",): """interstitial|- lung|pulmonary|bronchovascular|interstitial marking, interstitium""",
-    (): """lung, lung field, vascularity, vasculature, vessel, artery, aorta, aortic, hilum, hila, hilar, bone, bony,
-        osseous, spine, thorax, pleura, diaphragm, hemidiaphragm, trachea, tissue, costophrenic, rib, chest, abdomen,
-        stomach, atrium, ventricle""",
+    (): """lung, lung field, vascularity, vasculature, vessel, artery, aorta, aortic, hilum, hila, hilar, bihilar,
+        bone, bony, osseous, spine, thorax, pleura, diaphragm, hemidiaphragm, trachea, tissue, costophrenic, rib,
+        chest, abdomen, stomach, atrium, ventricle""",
 }
 PREDICATES = {
     ENLARGED: """enlarged, enlargement, borderline enlarged|enlargement, enlarging, widened, widening, dilated,
@@ -147,7 +147,7 @@ PREDICATES = {
     LARGE: """large, larger, increased, increase, wide, massive""",
     PROMINENT: """prominent, prominence, fullness""",
     NORMAL: """normal, unremarkable, top|upper|high normal, upper limit|limits of|- normal, nonenlarged, non enlarged,
-        midline""",
+        within limits, midline""",
     BORDERLINE: """borderline, borderline normal""",
     OBSCURED: """obscured, obscuration, obscuring, poorly evaluated|visualized|assessed|seen,
         difficult to evaluate|assess, not well evaluated|assessed|visualized|seen|defined,
@@ -177,7 +177,7 @@ CUES = {
     CLEARLY: """clearly, well""",
     CHANGE: """change, changed, worsening, worsened, progression, improvement, increase|decrease in""",
     GENERAL: """abnormality, disease, process, finding, clear, intact""",
-    UNSAID: """history of, h / o, sequela|sequelae of, if, to detect, detection of, sensitivity for,
+    UNSAID: """history of, h / o, sequela|sequelae of, if, to detect, detecting, detection of, sensitivity for,
         for evaluation of,
         evaluation of the presence of""",
     VERB: """is, are, was, were, be, been, has, have, had, remains, remain, appears, appear, shows, show,
@@ -187,8 +187,7 @@ CUES = {
         persistent, residual, chronic, old, healed, improved, decreased, low, scattered, multiple, bilateral,
         bibasilar""",
     AND: """and, as well as, along with, plus""",
-    OR: """or""",
-    AND_OR: """and / or, and or""",
+    OR: """or, and / or, and or""",
     VERSUS: """versus, vs, vs.""",
     WITH: """with""",
     AFTER: """status post, s / p, after, following, since, otherwise""",
@@ -204,7 +203,7 @@ CUES = {
         nearly|almost|partially|incompletely|partial|incomplete resolved|cleared|resolution|clearing,
         nearly|almost completely resolved|cleared, partial clearing of""",
 }
-SYMBOLS = {".": STOP, ";": STOP, "!": STOP, "?": STOP, "\n": STOP, ",": COMMA, ":": COLON, "/": AND_OR}
+SYMBOLS = {".": STOP, ";": STOP, "!": STOP, "?": QUERY, "\n": STOP, ",": COMMA, ":": COLON, "/": SLASH}
 
 
 def _phrases(table: str) -> Iterator[tuple[str, ...]]:
@@ -254,6 +253,7 @@ def _trie() -> dict[str, list]:
 _TRIE = _trie()
 # A decimal keeps its point; a new line ends a sentence only before an empty line, a list item or a "heading:".
 _WORD = re.compile(r"vs\.|[a-z]+(?:'t\b)?|\.(?!\d)|[,;:!?/]|\n(?=[^\S\n]*(?:\n|[-*•]|\d{1,2}[.)]|[a-z][a-z ]{2,30}:))")
+# Headings of the body are also known without a full stop before them, since some corpora join all lines.
 _HEADING = re.compile(
     r"(?:^|(?<=[\n.:]))\s{0,20}([A-Z][A-Za-z]{1,20}(?: [A-Za-z/&,()-]{1,20}){0,6})\s?:"
     r"|\b((?:FINDINGS?|IMPRESSIONS?|CONCLUSIONS?|Findings|Impression|Conclusion))\s?:"
@@ -267,7 +267,7 @@ _WORDS_OF_THE_ORDER = _SECTIONS_OF_THE_ORDER | frozenset(
 
 
 def _body(text: str) -> str:
-    """`text` in lower case with the sections that do not describe the image blanked; same length, same line count.
+    """`text` in lower case with the sections that do not describe the image blanked; same length.
 
     Such a section (indication, history, technique, comparison ...) ends at the next heading or at an empty line.
     """
@@ -312,13 +312,15 @@ def _sentences(words: list[str]) -> Iterator[list[tuple]]:
             j += 1
         if does is not None:
             kind = does[0]
-            if hits and (kind == STOP or len(hits) == _LONGEST_SENTENCE):
+            if hits and (kind in (STOP, QUERY) or len(hits) == _LONGEST_SENTENCE):
+                if kind == QUERY:
+                    hits.append((SUSPECT, None, i, end))
                 yield hits
                 hits = []
             if kind == ASSERT:
                 if hits and hits[-1][0] in _SEPARATORS:
                     hits.append((kind, None, i, end))
-            elif kind not in (IGNORE, STOP):
+            elif kind not in (IGNORE, STOP, QUERY):
                 hits.append((kind, does[1], i, end))
         i = end + 1
     if hits:
@@ -328,7 +330,7 @@ def _sentences(words: list[str]) -> Iterator[list[tuple]]:
 _BIG = frozenset((ENLARGED, LARGE, PROMINENT))
 _NOUNS = frozenset((MENTION, SUBJECT, GENERAL))
 _SEPARATORS = frozenset((COMMA, AND, WITH, BREAK, THERE))
-_JOINS = frozenset((AND, OR, AND_OR))
+_JOINS = frozenset((AND, OR, SLASH))
 
 
 def _opens_statement(hits: list[tuple], i: int, scoped: bool, said: bool) -> bool:
@@ -344,7 +346,7 @@ def _opens_statement(hits: list[tuple], i: int, scoped: bool, said: bool) -> boo
     kind, value = hits[start][:2]
     if kind == ASSERT or (kind == PREDICATE and value != LARGE):
         return scoped
-    if kind in (OR, AND_OR) or ((hits[i][0] == AND or after_both) and not said):
+    if kind in (OR, SLASH) or ((hits[i][0] == AND or after_both) and not said):
         return False
     noun = False
     for j in range(start, len(hits)):
@@ -403,6 +405,8 @@ class _Scopes:
         "Edema or pneumonia" asserts neither. With a mere description on one side ("atelectasis or scarring",
         "infiltrate or atelectasis") "or" asserts both, as human indexers read it; "versus" never does.
         """
+        if hits[i - 2][0] in (ASSERT, WITH):
+            return state  # "with mild residual or recurrent pneumonia"
         versus = hits[i - 1][0] == VERSUS
         joined = self.mentions[self.clause :] if hits[i - 2][0] == COMMA else self.mentions[-1:]
         for mention in joined:
@@ -447,7 +451,7 @@ class _Scopes:
                     mentions[-1][3] = NEGATIVE  # "Pneumothorax: no"
             elif kind == PREDICATE:
                 said = True
-                if i == last or hits[i + 1][0] != MENTION:
+                if i == last or hits[i + 1][0] != MENTION or value == OBSCURED:
                     if value in _BIG and self.scope != POSITIVE:
                         self.looks[i] = NORMAL if self.scope == NEGATIVE else BORDERLINE
                     elif before != NOT:
@@ -491,7 +495,7 @@ class _Scopes:
                 else:
                     self._open(UNCERTAIN)
             elif kind == CHANGE:
-                if before in (NEGATE, NOT):
+                if before in (NEGATE, NOT, AND, COMMA):
                     self.scope = POSITIVE
             elif kind == UNSAID:
                 self._open(BLANK, once=True)
@@ -529,8 +533,6 @@ def _judge_subjects(hits: list[tuple], looks: dict[int, str]) -> Iterator[list]:
             found = attributes.get(i - 2)
         if found is not None:
             attributes[i] = found
-        if not conditions:
-            continue
         if found is None or shared or looks[found] == STABLE:
             after = _predicate_after(hits, looks, i)
             if after is not None and (found is None or shared or looks[after] != STABLE):
@@ -541,6 +543,8 @@ def _judge_subjects(hits: list[tuple], looks: dict[int, str]) -> Iterator[list]:
         following = [hit for hit in hits[found + 1 : found + 3] if hit[0] != OR]
         if look == NORMAL and following and following[0][0] == PREDICATE and following[0][1] in _BIG:
             look = BORDERLINE  # "normal or mildly enlarged"
+        if not conditions and look in _BIG:
+            yield [first, end, (OTHER,), POSITIVE]
         for condition in conditions:
             if state := _STATES_OF[condition][look]:
                 yield [min(first, hits[found][2]), max(end, hits[found][3]), (condition,), state]

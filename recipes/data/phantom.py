@@ -8,7 +8,7 @@ and bone minus the air on the way of the ray; a sign mostly takes air away, so b
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -198,6 +198,10 @@ class _Canvas:
         step *= t
         return step
 
+    def thin(self, distance: np.ndarray) -> np.ndarray:
+        """A thin line where `distance` is zero."""
+        return np.clip(1.5 - np.abs(distance) / max(0.01, self.pixel / 2), 0, 1)
+
     def blob(self, x: float, y: float, width: float, height: float) -> np.ndarray:
         """A Gaussian of peak 1 with the given standard deviations."""
         return np.exp(-0.5 * (((self.x - x) / width) ** 2 + ((self.y - y) / height) ** 2))
@@ -329,20 +333,20 @@ def _lung_signs(
         opacities.append(0.66 * shown * haze * (1 + 0.15 * canvas.clouds(rng, 9)))
     if shown := strength["Lung Lesion"]:  # round, with a sharp border
         grow = GROWTH[study.signs["Lung Lesion"].size]
-        distance = canvas.to_ellipse(*centres["Lung Lesion"], 0.122 * grow, 0.115 * grow)
+        distance = canvas.to_ellipse(*centres["Lung Lesion"], 0.135 * grow, 0.127 * grow)
         opacities.append(0.95 * shown * canvas.edge(distance))
     if shown := strength["Pneumonia"]:  # a segment of small patches that run into each other
         grow = GROWTH[study.signs["Pneumonia"].size]
-        segment = canvas.blob(*centres["Pneumonia"], 0.15 * grow, 0.14 * grow)
+        segment = canvas.blob(*centres["Pneumonia"], 0.16 * grow, 0.15 * grow)
         opacities.append(
-            shown * np.clip(1.25 * segment - 0.1, 0, 1) * np.clip(0.5 + 0.6 * canvas.clouds(rng, 24), 0, 1)
+            shown * np.clip(1.25 * segment - 0.1, 0, 1) * np.clip(0.62 + 0.55 * canvas.clouds(rng, 22), 0, 1)
         )
     return opacities
 
 
 def _fracture(shown: float, canvas: _Canvas, distance: np.ndarray, x: float, y: float) -> tuple:
     """Shift of the ribs, gap between the fragments and brightening around (x, y); `distance` grows along the rib."""
-    near = shown * canvas.edge(canvas.to_ellipse(x, y, 0.25, 0.19), 0.05)
+    near = shown * canvas.edge(canvas.to_ellipse(x, y, 0.30, 0.25), 0.05)
     gap = near * np.clip(1.5 - np.abs(distance) / 0.026, 0, 1)
     return 0.075 * near * ((distance > 0) - np.float32(0.3)), gap, near
 
@@ -387,7 +391,7 @@ def _frontal(
     columns = {"upper": 0.36, "mid": 0.46, "lower": 0.52, "retrocardiac": 0.30}
     centres = {
         name: (SIDES[signs[name].side] * columns[signs[name].zone], heights[signs[name].zone])
-        for name in ("Lung Opacity", "Lung Lesion", "Pneumonia", "Fracture")
+        for name in ("Lung Opacity", "Lung Lesion", "Pneumonia")
     }
     opacities = _lung_signs(study, strength, canvas, rng, centres)
     plates: list[Stroke] = []
@@ -433,7 +437,7 @@ def _frontal(
             plates += [(plate, 0.045, 0.35 * shown), (plate, 0.028, 0.75 * shown)]
     if shown := strength["Pleural Effusion"]:
         sign = signs["Pleural Effusion"]
-        depth, rise = {"small": (-0.06, 0.2), "moderate": (0.03, 0.24), "large": (0.26, 0.26)}[sign.size]
+        depth, rise = {"moderate": (0.03, 0.24), "large": (0.26, 0.26)}[sign.size]  # a small one is behind the dome
         meniscus = floor - depth - rise * np.clip((across - 0.1) / (width - 0.1), 0, 1) ** 3
         opacities.append(0.95 * shown * edge(y - meniscus, 0.025) * halves[sign.side])
     if shown := strength["Pleural Other"]:
@@ -451,13 +455,7 @@ def _frontal(
         gap = {"small": 0.16, "moderate": 0.22, "large": 0.32}[sign.size] * (0.55 + 0.45 * edge(-0.25 - y, 0.35))
         inner = -_union([-to_wall, -0.8 * to_roof], 0.03)
         empty = shown * edge(gap - inner, 0.008) * halves[sign.side]
-        line = (
-            shown
-            * lung
-            * (1 - middle)
-            * halves[sign.side]
-            * np.clip(1.5 - np.abs(inner - gap) / max(0.01, canvas.pixel / 2), 0, 1)
-        )
+        line = shown * lung * (1 - middle) * halves[sign.side] * canvas.thin(inner - gap)
         vascular = vascular * (1 - empty)
         air = air + 0.13 * lung * empty * (1 - middle) - 0.05 * shown * lung * (1 - empty) * halves[sign.side]
     air = air * (1 - 0.5 * vascular)
@@ -581,9 +579,7 @@ def _lateral(
         gap = gap * (0.5 + 0.5 * edge(-0.3 - y, 0.3))
         inner = np.minimum(np.minimum(to_back, to_front), 0.8 * to_roof)
         empty = shown * edge(gap - inner, 0.008)
-        line = (
-            shown * lung * edge(0.2 - y, 0.2) * np.clip(1.5 - np.abs(inner - gap) / max(0.01, canvas.pixel / 2), 0, 1)
-        )
+        line = shown * lung * edge(0.2 - y, 0.2) * canvas.thin(inner - gap)
         vascular = vascular * (1 - empty)
         air = air + 0.10 * lung * empty * (1 - middle)
     air = air * (1 - 0.32 * vascular)
@@ -648,8 +644,7 @@ def _device(study: Study, view: str, canvas: _Canvas) -> np.ndarray:
         }
         box = (-0.62, -0.42, 0.06, 0.12)
     width = {"endotracheal tube": 0.05, "chest tube": 0.042, "central venous catheter": 0.032}.get(study.device, 0.024)
-    brightness = 0.95 if study.device == "pacemaker" else 0.75  # metal, plastic
-    metal = canvas.lines([(path, width, brightness) for path in paths[study.device]], rounded=True)
+    metal = canvas.lines([(path, width, 0.95) for path in paths[study.device]], rounded=True)
     if study.device == "pacemaker":
         corner = (np.abs(canvas.x - box[0]) / box[2]) ** 4 + (np.abs(canvas.y - box[1]) / box[3]) ** 4
         metal = np.maximum(metal, canvas.edge((1 - corner**0.25) * 0.1, 0.01))
@@ -712,6 +707,7 @@ ABSENT = {
     "Fracture": ("rib fracture", "acute fracture"),
     "Support Devices": ("support devices",),
 }
+RESOLVING = ("Lung Opacity", "Edema", "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion")
 FRAMES = {
     ("terse", CheXpertState.POSITIVE): ("{bare}.",),
     ("terse", CheXpertState.UNCERTAIN): ("possible {bare}.", "questionable {bare}.", "{bare} cannot be excluded."),
@@ -748,10 +744,9 @@ CONDITIONS_OF_HISTORY = (
 )
 
 
-def _noun(name: str, sign: Sign, device: str, rng: np.random.Generator) -> tuple[str, bool]:
-    """A noun phrase without article for a finding that is there, and whether it takes an article."""
+def _noun(name: str, sign: Sign, device: str, rng: np.random.Generator) -> tuple[str, bool, bool]:
+    """A noun phrase without article for a finding that is there, whether it takes "a" and whether it is a plural."""
     side, zone = sign.side, sign.zone
-    size = {"small": "small ", "moderate": "moderate ", "large": "large "}[sign.size]
     lobe = f"{side} {'upper' if zone == 'upper' else 'lower'} lobe"
     if name == "Lung Lesion" and zone == "retrocardiac":
         choices = ("retrocardiac nodule", "round retrocardiac nodule", "nodule behind the heart")
@@ -761,7 +756,7 @@ def _noun(name: str, sign: Sign, device: str, rng: np.random.Generator) -> tuple
     elif name == "Pleural Effusion":
         where = "posterior " if sign.size == "small" else ""
         noun = "pleural effusions" if side == "bilateral" else "pleural effusion"
-        choices = (f"{size}{where}{side} {noun}", f"{size}{side} {where}{noun}")
+        choices = (f"{sign.size} {where}{side} {noun}", f"{sign.size} {side} {where}{noun}")
     else:
         choices = {
             "Lung Opacity": (f"hazy opacity in the {side} {zone} lung", f"ill-defined {side} {zone} lung opacity"),
@@ -769,9 +764,9 @@ def _noun(name: str, sign: Sign, device: str, rng: np.random.Generator) -> tuple
             "Consolidation": (f"dense consolidation in the {lobe}", f"lobar consolidation in the {lobe}"),
             "Pneumonia": (f"patchy pneumonia in the {side} {zone} lung", f"{side} {zone} lung pneumonia"),
             "Atelectasis": (f"{side} basilar atelectasis", f"linear atelectasis at the {side} lung base"),
-            "Pneumothorax": (f"{size}{side} pneumothorax", f"{size}{side} apical pneumothorax"),
+            "Pneumothorax": (f"{sign.size} {side} pneumothorax", f"{sign.size} {side} apical pneumothorax"),
             "Pleural Other": (f"{side} pleural thickening", f"{side} apical pleural thickening"),
-            "Fracture": (f"displaced {side} rib fracture", f"displaced fracture of a {side} rib"),
+            "Fracture": (f"displaced {side} rib fractures", f"displaced fractures of {side} ribs"),
             "Support Devices": {
                 "pacemaker": (f"{side}-sided pacemaker", f"{side} chest wall pacemaker"),
                 "central venous catheter": (f"{side} central venous catheter", f"{side} internal jugular catheter"),
@@ -779,8 +774,9 @@ def _noun(name: str, sign: Sign, device: str, rng: np.random.Generator) -> tuple
                 "chest tube": (f"{side} chest tube", f"{side}-sided chest tube"),
             }[device],
         }[name]
-    mass_noun = name in ("Edema", "Consolidation", "Pneumonia", "Atelectasis", "Pleural Other")
-    return str(rng.choice(choices)), not mass_noun and not choices[0].endswith("s")
+    plural = name == "Fracture" or (name == "Pleural Effusion" and side == "bilateral")
+    uncounted = name in ("Edema", "Consolidation", "Pneumonia", "Atelectasis", "Pleural Other")
+    return str(rng.choice(choices)), not plural and not uncounted, plural
 
 
 def _sentence(name: str, study: Study, rng: np.random.Generator, style: str, change: str) -> str:
@@ -788,12 +784,11 @@ def _sentence(name: str, study: Study, rng: np.random.Generator, style: str, cha
     state = study.state(name)
     if (name, state) in WHOLE_SENTENCES:
         return str(rng.choice(WHOLE_SENTENCES[name, state]))
-    bare, countable = _noun(name, study.signs[name], study.device, rng)
+    bare, takes_article, plural = _noun(name, study.signs[name], study.device, rng)
     bare = f"{change} {bare}" if change else bare
-    noun = f"{'an' if bare[0] in 'aeiou' else 'a'} {bare}" if countable else bare
+    noun = f"{'an' if bare[0] in 'aeiou' else 'a'} {bare}" if takes_article else bare
     frames = FRAMES["prose" if style == "systematic" else style, state]
-    is_ = "are" if bare.endswith("effusions") else "is"
-    text = str(rng.choice(frames)).format(bare=bare, noun=noun, is_=is_)
+    text = str(rng.choice(frames)).format(bare=bare, noun=noun, is_="are" if plural else "is")
     return text[0].upper() + text[1:]
 
 
@@ -836,7 +831,7 @@ def write_report(
 
     def absent(names: list[str]) -> list[str]:
         organs = [name for name in names if (name, CheXpertState.NEGATIVE) in WHOLE_SENTENCES]
-        resolved = [name for name in names if prior and prior.state(name) in STRENGTH and name not in organs]
+        resolved = [name for name in names if name in RESOLVING and prior and prior.state(name) in STRENGTH]
         sentences = [str(rng.choice(WHOLE_SENTENCES[name, CheXpertState.NEGATIVE])) for name in organs]
         sentences += [f"The previously seen {ABSENT[name][0]} has resolved." for name in resolved]
         return sentences + _negatives([name for name in names if name not in organs + resolved], rng)
@@ -879,9 +874,9 @@ def earlier(study: Study, rng: np.random.Generator) -> Study:
     for i, name in enumerate(FINDINGS):
         if study.state(name) in STRENGTH and rng.random() < 0.4:
             states[i] = CheXpertState.NEGATIVE if rng.random() < 0.5 else CheXpertState.BLANK
-        elif study.state(name) == CheXpertState.NEGATIVE and rng.random() < min(3 * PREVALENCE[name][0], 0.25):
+        elif name in RESOLVING and study.state(name) == CheXpertState.NEGATIVE and rng.random() < 0.12:
             states[i] = CheXpertState.POSITIVE
-    return Study(tuple(int(state) for state in with_no_finding(states)), study.signs, study.device)
+    return replace(study, states=tuple(with_no_finding(states).tolist()))
 
 
 def write_request(rng: np.random.Generator) -> tuple[str | None, str | None]:
@@ -898,19 +893,22 @@ def write_request(rng: np.random.Generator) -> tuple[str | None, str | None]:
 def contact_sheet(size: int = 128) -> Image.Image:
     """A labelled grid: the normal chest, then each finding, certain and uncertain, frontal and lateral; mode L.
 
-    `size` is a tile's width in pixels. A row shows one anatomy throughout, so only the sign differs.
+    `size` is a tile's width in pixels. A finding's tiles share one anatomy, so only the sign differs.
     """
-    title, left, line = 34, 0, 15
-    columns, rows = 2, 7
-    sheet = Image.new("L", (columns * 4 * size + left, title + rows * (size + line)), 0)
+    header, caption, rows = 34, 15, 7
+    sheet = Image.new("L", (2 * 4 * size, header + rows * (size + caption)))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    pen.text((6, 2), NOTE, fill=255, font=font)
-    pen.text((6, 17), "Each block: frontal certain, frontal uncertain, lateral certain, lateral uncertain.", 200, font)
+    pen.text((6, 2), NOTE, 255, font)
+    pen.text(
+        (6, 17), "Of each finding: frontal certain, frontal uncertain, lateral certain, lateral uncertain.", 200, font
+    )
+    tiles = [(view, state) for view in VIEWS for state in STRENGTH]
     for place, name in enumerate(("Normal", *FINDINGS)):
-        x, y = place // rows * 4 * size, title + place % rows * (size + line)
-        pen.text((x + 4, y), name, fill=255, font=font)
-        for tile, (view, state) in enumerate((v, s) for v in VIEWS for s in STRENGTH):
+        x, y = place // rows * 4 * size, header + place % rows * (size + caption)
+        pen.text((x + 4, y), name, 255, font)
+        for tile, (view, state) in enumerate(tiles):
             states = [state if name == finding else CheXpertState.BLANK for finding in FINDINGS]
-            image = render(states, view, np.random.default_rng(tile if name == "Normal" else 11 + place), size, False)
-            sheet.paste(image, (x + tile * size, y + line))
+            seed = tile if name == "Normal" else 11 + place
+            image = render(states, view, np.random.default_rng(seed), size, lateral_only=False)
+            sheet.paste(image, (x + tile * size, y + caption))
     return sheet

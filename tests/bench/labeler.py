@@ -96,10 +96,18 @@ def _scores(counts: Counter) -> dict[str, float]:
     }
 
 
-def openi_gold(labeler: LexicalLabeler, texts: dict[str, str]) -> dict[str, dict]:
-    """Scores per condition and over all, for uncertain as positive and as negative."""
+def _gold_rows() -> list[dict[str, str]]:
     with _open(DATA / "openi_gold" / "dev.csv") as file:
-        rows = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def openi_gold(labeler: LexicalLabeler, texts: dict[str, str]) -> dict[str, dict]:
+    """Scores per condition and over all, for uncertain as positive and as negative.
+
+    The bar is on uncertain as negative: the gold is what human indexers assigned, and they leave out what a report
+    only suspects (`uncertain_in_gold` is the share of our uncertain states that they did assign).
+    """
+    rows = _gold_rows()
     states = labeler([texts[row["filename"]] for row in rows])
     scores = {}
     for name, positive in (
@@ -115,6 +123,19 @@ def openi_gold(labeler: LexicalLabeler, texts: dict[str, str]) -> dict[str, dict
                 counts["all"][kind] += 1
         scores[name] = {condition: _scores(count) for condition, count in counts.items()}
     return scores
+
+
+def uncertain_in_gold(labeler: LexicalLabeler, texts: dict[str, str]) -> float:
+    """Share of the uncertain states of the 7 conditions that the human indexers assigned."""
+    rows = _gold_rows()
+    states = labeler([texts[row["filename"]] for row in rows])
+    assigned = [
+        row[column] == "1"
+        for row, given in zip(rows, states, strict=True)
+        for condition, column in GOLD_COLUMNS.items()
+        if given[CONDITIONS.index(condition)] == CheXpertState.UNCERTAIN
+    ]
+    return sum(assigned) / max(len(assigned), 1)
 
 
 def sample_rows(labeler: LexicalLabeler) -> tuple[int, int]:
@@ -199,13 +220,26 @@ def main() -> None:
     for name, rows in gold.items():
         _print(f"Open-i gold, {name}", rows)
     _print("RadGraph-XL evidence", evidence)
-    f1 = gold["uncertain as positive"]["all"]["f1"]
+    f1 = gold["uncertain as negative"]["all"]["f1"]
+    share = uncertain_in_gold(labeler, texts)
+    print(f"uncertain states that the human indexers assigned: {share:.0%}")
     polarity = evidence["all"]["same_polarity"]
     report(
         ROOT / "outputs" / "bench" / "labeler",
-        {"labeler": labeler.name, "openi_gold": gold, "radlabels": evidence, "reports_per_second": rate},
+        {
+            "labeler": labeler.name,
+            "openi_gold": gold,
+            "uncertain_in_gold": share,
+            "radlabels": evidence,
+            "reports_per_second": rate,
+        },
         [
-            {"name": "Open-i gold micro-F1, 7 labels", "value": f1, "bar": ">= 0.87", "holds": f1 >= 0.87},
+            {
+                "name": "Open-i gold micro-F1, 7 labels, uncertain as negative",
+                "value": f1,
+                "bar": ">= 0.87",
+                "holds": f1 >= 0.87,
+            },
             {"name": "published sample cells equal", "value": equal, "bar": str(cells), "holds": equal == cells},
             {"name": "RadGraph polarity", "value": polarity, "bar": ">= 0.85", "holds": polarity >= 0.85},
             {"name": "distinct reports per second", "value": rate, "bar": ">= 5000", "holds": rate >= 5000},
