@@ -8,6 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
+
+NO_GPU = (
+    "this config needs a GPU and there is none: run `make demo` for the same recipe on a CPU, "
+    "or give --config recipes/configs/mrgr1/phantom.yaml"
+)
 
 
 class InputError(ValueError):
@@ -69,16 +75,26 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
     import yaml
     from trl import TrlParser
 
-    arguments = sys.argv[1:]
+    arguments = [part for word in sys.argv[1:] for part in (word.split("=", 1) if word[:9] == "--config=" else [word])]
     if "--config" not in arguments and default_config and not {"-h", "--help"} & set(arguments):
         arguments = ["--config", str(Path(__file__).parent / default_config), *arguments]
     file = arguments[arguments.index("--config") + 1] if "--config" in arguments[:-1] else None
-    if file and not Path(file).is_file():
-        raise InputError(f"there is no config file {file}")
+    if (file or arguments[-1:] == ["--config"]) and not Path(file or "").is_file():
+        raise InputError(f"there is no config file {file or 'named after --config'}")
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{file or 'command line'}: {message}; --help lists the arguments")
+
+    parser = TrlParser(types)
+    parser.error = refuse  # argparse's own prints the usage of two hundred arguments first
     try:
-        return TrlParser(types).parse_args_and_config(arguments)
+        return parser.parse_args_and_config(arguments)
+    except InputError:
+        raise
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"{file or 'command line'}: {error}") from error
+        if "bf16/gpu" in str(error):  # transformers' own check comes before ours
+            raise InputError(NO_GPU) from error
+        raise InputError(f"{file or 'command line'}: {' '.join(str(error).split())}") from error
 
 
 def check_model(name: str) -> None:
@@ -107,10 +123,7 @@ def check_hardware(training_args, model_args) -> None:
     flash = model_args.attn_implementation == "flash_attention_2"
     eight_bit = "bnb" in training_args.optim
     if not torch.cuda.is_available() and (flash or eight_bit or not training_args.use_cpu):
-        raise InputError(
-            "this config needs a GPU and there is none: run `make demo` for the same recipe on a CPU, "
-            "or give --config recipes/configs/mrgr1/phantom.yaml"
-        )
+        raise InputError(NO_GPU)
     if flash and not is_flash_attn_2_available():
         raise InputError(
             "flash-attn is missing: pip install -r requirements-gpu.txt, or set attn_implementation: sdpa"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from rich.progress import track
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, set_seed
 
@@ -45,12 +45,20 @@ class GenerateArguments:
 
 
 def shuffled_images(samples: Dataset, seed: int) -> Dataset:
-    """`samples` with the images cyclically exchanged in random order, so that no sample keeps its own."""
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
-    partner = torch.empty_like(order)
-    partner[order] = order.roll(1)
-    images = samples.select_columns("images").select(partner.tolist())
-    return samples.remove_columns("images").add_column("images", images.with_format("arrow")["images"])
+    """`samples` with the images exchanged between studies around one random cycle, so that no study keeps its own."""
+    studies: dict[str, list[int]] = {}
+    for row, study in enumerate(samples["study_id"]):
+        studies.setdefault(study, []).append(row)
+    if len(studies) < 2:
+        raise InputError("--shuffle_images needs at least two studies")
+    rows = list(studies.values())
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    partner = [0] * len(samples)
+    for study, other in zip(order, order[1:] + order[:1], strict=True):
+        for position, row in enumerate(rows[study]):  # frontal takes frontal where both have it
+            partner[row] = rows[other][position % len(rows[other])]
+    images = samples.select_columns("images").select(partner)
+    return concatenate_datasets([samples.remove_columns("images"), images], axis=1)
 
 
 def finished_samples(out: Path, arguments: dict) -> int:
@@ -59,14 +67,17 @@ def finished_samples(out: Path, arguments: dict) -> int:
         return 0
     lines = out.read_bytes().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith(b"\n")]
-    if len(whole) < len(lines):
-        out.write_bytes(b"".join(whole))
+    begins = b'{"study_id": '
     try:
+        if lines and lines[0][: len(begins)] != begins[: len(lines[0])]:
+            raise ValueError("a line of another kind")
         used = json.loads(whole[0])["arguments"] if whole else arguments
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{out} exists and was not written by generate.py; name another --out") from error
     if changed := [name for name in arguments if used.get(name) != arguments[name]]:
         raise InputError(f"{out} was begun with another --{changed[0]} ({used.get(changed[0])}); name another --out")
+    if len(whole) < len(lines):
+        out.write_bytes(b"".join(whole))
     return len(whole)
 
 

@@ -55,7 +55,10 @@ def main() -> None:
     # Dataset
     ################
     labeler = load_labeler(args.labeler)
-    rows = with_labels(read_dataset(args.dataset)["train"], args.dataset, labeler)
+    splits = read_dataset(args.dataset)
+    if "train" not in splits:
+        raise InputError(f"{args.dataset} has no split 'train' (has {', '.join(splits)})")
+    rows = with_labels(splits["train"], args.dataset, labeler)
     dataset = to_samples(rows, read_prompt(args.prompt_file), args.views, keep=("study_id", "report", "labels"))
     if args.max_samples:
         dataset = dataset.select(range(min(args.max_samples, len(dataset))))
@@ -83,6 +86,14 @@ def main() -> None:
     }
     if unknown := [name for name in args.rewards if name not in available]:
         raise InputError(f"there is no reward {unknown[0]!r}; choose among {', '.join(available)}")
+    if training_args.reward_weights and len(training_args.reward_weights) != len(args.rewards):
+        raise InputError(
+            f"reward_weights has {len(training_args.reward_weights)} values for {len(args.rewards)} rewards"
+        )
+    try:
+        reward_funcs = [available[name]() for name in args.rewards]
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
     ################
     # Training
@@ -90,7 +101,7 @@ def main() -> None:
     interrupt = SaveOnInterrupt()
     trainer = MRGR1Trainer(
         model=model_args.model_name_or_path,
-        reward_funcs=[available[name]() for name in args.rewards],
+        reward_funcs=reward_funcs,
         args=training_args,
         train_dataset=dataset,
         processing_class=processor,

@@ -1,0 +1,197 @@
+"""The demo's page: one HTML file with results, training curves and reports whose findings are coloured."""
+
+import base64
+import io
+import json
+from itertools import islice
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from datasets import Dataset, Image, List
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from recipes.cli import replacing
+from recipes.data.demo_figures import GRPO, MEASURES, SFT, pooled
+from recipes.evaluate import read_predictions
+from rewards.completions import parse_completion
+from rewards.labelers import LexicalLabeler
+from rewards.labels import CONDITIONS, FINDINGS, CheXpertState
+from rewards.mccs import mccs
+
+PRESENT = (CheXpertState.POSITIVE, CheXpertState.UNCERTAIN)
+WORDS = {
+    CheXpertState.BLANK: "not mentioned",
+    CheXpertState.POSITIVE: "present",
+    CheXpertState.NEGATIVE: "absent",
+    CheXpertState.UNCERTAIN: "possible",
+}
+CURVES = {
+    "reward": "Reward",
+    "rewards/mccs_reward/mean": "MCCS",
+    "rewards/format_reward/mean": "Format",
+    "kl": "KL to the SFT model",
+}
+COLOURS = ("#1f5f8b", "#b5651d", "#4a7c3a", "#7a4a8c")
+
+
+def choose_studies(labels: np.ndarray, abnormal: int = 9, normal: int = 3) -> list[int]:
+    """Rows of the studies to show: the first `abnormal` with a finding and the first `normal` without, by place.
+
+    `labels`: CheXpert states (n, 14). No score takes part in the choice.
+    """
+    found = np.isin(np.asarray(labels)[:, : len(FINDINGS)], PRESENT).any(1)
+    return sorted(
+        [*islice(np.flatnonzero(found).tolist(), abnormal), *islice(np.flatnonzero(~found).tolist(), normal)]
+    )
+
+
+def agreement(state: int, reference: int) -> str:
+    """`agrees`, `contradicts` or `unsaid` (the reference does not mention it); uncertain counts as present."""
+    if reference == CheXpertState.BLANK:
+        return "unsaid"
+    return "agrees" if (state in PRESENT) == (reference in PRESENT) else "contradicts"
+
+
+def mark_findings(text: str, mentions: list[tuple[int, int, int, int]], reference: list[int]) -> Markup:
+    """`text` as escaped HTML with a `<mark>` around each mention, its class being `agreement` with `reference`.
+
+    `mentions`: (start, end, condition index, state) as `LexicalLabeler.mentions` gives them. Overlapping ones share a
+    mark, which contradicts where one of them does, else agrees where one does.
+    """
+    groups: list[list[tuple]] = []
+    for mention in sorted(mentions):
+        if groups and mention[0] < max(end for _, end, _, _ in groups[-1]):
+            groups[-1].append(mention)
+        else:
+            groups.append([mention])
+    pieces, position = [], 0
+    for group in groups:
+        start, end = group[0][0], max(mention[1] for mention in group)
+        kinds = {agreement(state, reference[condition]) for _, _, condition, state in group}
+        kind = next(each for each in ("contradicts", "agrees", "unsaid") if each in kinds)
+        note = "; ".join(
+            f"{CONDITIONS[condition]}: {WORDS[state]}, reference: {WORDS[reference[condition]]}"
+            for _, _, condition, state in group
+        )
+        pieces += [escape(text[position:start]), Markup('<mark class="{}" title="{}">').format(kind, note)]
+        pieces += [escape(text[start:end]), Markup("</mark>")]
+        position = end
+    return Markup("").join([*pieces, escape(text[position:])])
+
+
+def missed_findings(mentions: list[tuple[int, int, int, int]], reference: list[int]) -> list[str]:
+    """Findings that `reference` calls present or possible and no mention names."""
+    named = {condition for _, _, condition, _ in mentions}
+    return [name for i, name in enumerate(FINDINGS) if reference[i] in PRESENT and i not in named]
+
+
+def draw_curve(histories: dict[int, list[dict]], key: str, title: str) -> Markup | None:
+    """An inline SVG of one logged figure over the training steps, a line per seed: faint as logged, bold the mean of
+    the last ten steps. None where no history has the figure."""
+    figure = Figure(figsize=(3.3, 2.2), layout="constrained")
+    axes = figure.subplots()
+    drawn = False
+    for (seed, history), colour in zip(histories.items(), COLOURS * len(histories), strict=False):
+        points = [(entry["step"], float(entry[key])) for entry in history if key in entry]
+        if points:
+            steps, values = np.array(points).T
+            recent = [values[max(0, i - 9) : i + 1].mean() for i in range(len(values))]
+            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
+            axes.plot(steps, recent, color=colour, linewidth=1.8, label=f"seed {seed}")
+            drawn = True
+    if not drawn:
+        return None
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.tick_params(labelsize=8, colors="#555555", length=2)
+    axes.set_xlabel("step", fontsize=8, color="#555555")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+    if len(histories) > 1:
+        axes.legend(fontsize=7, frameon=False)
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": key}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return Markup(text.getvalue()[text.getvalue().index("<svg") :])
+
+
+def read_history(folder: str | Path) -> list[dict]:
+    """The entries that a trainer logged, from `folder`/trainer_state.json."""
+    return json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
+
+
+def describe_study(row: dict, completions: dict[str, str], margin: float) -> dict:
+    """What the template shows of one study; `row` is of the schema with encoded images."""
+    labeler, reference = LexicalLabeler(), row["labels"]
+    reports = []
+    for name, completion in completions.items():
+        parsed = parse_completion(completion)
+        mentions = labeler.mentions(parsed.report)
+        reports.append(
+            {
+                "name": name,
+                "think": parsed.think,
+                "html": mark_findings(parsed.report, mentions, reference),
+                "missed": missed_findings(mentions, reference),
+                "mccs": float(mccs(labeler([parsed.report])[0], reference, margin)),
+            }
+        )
+    return {
+        "study_id": row["study_id"],
+        "images": [base64.b64encode(image["bytes"]).decode() for image in row["images"]],
+        "reference": row["report"],
+        "states": {
+            WORDS[state]: [FINDINGS[i] for i in range(len(FINDINGS)) if reference[i] == state]
+            for state in (CheXpertState.POSITIVE, CheXpertState.UNCERTAIN, CheXpertState.NEGATIVE)
+        },
+        "reports": reports,
+    }
+
+
+def write_page(
+    file: str | Path,
+    results: dict,
+    checks: list[dict],
+    rows: Dataset,
+    predictions: dict[str, str],
+    histories: dict[int, list[dict]],
+) -> None:
+    """Writes the self-contained page.
+
+    `results`: what results.json holds (`data`, `seeds`, `stages` and the figures of `compare_systems`). `rows`: the
+    test split with the labels of the same labeler. `predictions`: system -> JSONL file of the seed whose reports are
+    shown. `histories`: seed -> log of its GRPO run.
+    """
+    encoded = rows.cast_column("images", List(Image(decode=False)))
+    known = dict.fromkeys(encoded["study_id"])
+    texts = {name: read_predictions(predictions[name], known) for name in (SFT, GRPO)}
+    studies = []
+    for i in choose_studies(encoded["labels"]):
+        row = encoded[i]
+        completions = {name: texts[name][row["study_id"]][0] for name in texts}
+        studies.append(describe_study(row, completions, results["margin"]))
+    margins = {
+        other: {measure: pooled(results, other, measure) for measure in MEASURES}
+        for other in results["table"]
+        if other != GRPO
+    }
+    drawn = [draw_curve(histories, key, title) for key, title in CURVES.items()]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("demo_page.html.jinja").render(
+        **results,
+        checks=checks,
+        margins=margins,
+        curves=[curve for curve in drawn if curve],
+        shown=studies,
+        best={measure: max(row[measure] for row in results["table"].values()) for measure in MEASURES},
+    )
+    with replacing(file) as temporary:
+        temporary.write_text(page, encoding="utf-8")

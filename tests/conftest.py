@@ -1,0 +1,61 @@
+"""What all tests share: no network, and one tiny model with one small data set, built once a session."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory) -> Path:
+    """A built phantom data set of 12, 4 and 6 studies, frontal and lateral, at 64 pixels."""
+    from recipes.build_phantom import BuildArguments, build_row
+    from recipes.data.schema import write_dataset
+
+    args = BuildArguments(size=64)
+    sizes = {"train": 12, "validation": 4, "test": 6}
+    out = tmp_path_factory.mktemp("data") / "phantom"
+    splits = {
+        split: lambda split=split, size=size: (build_row(split, index, "mn", args) for index in range(size))
+        for split, size in sizes.items()
+    }
+    write_dataset(splits, out, {"builder": "build_phantom", "labeler": "lexical"})
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, phantom) -> Path:
+    """The smallest Qwen2.5-VL that `modeling.tiny` builds: one layer each, width 64, 4 tokens an image."""
+    from datasets import load_dataset
+
+    from modeling.tiny import build_qwen2_5_vl, train_tokenizer
+
+    reports = load_dataset(
+        "parquet",
+        data_files=str(phantom / "train.parquet"),
+        split="train",
+        cache_dir=str(tmp_path_factory.mktemp("cache")),
+    )["report"]
+    model, processor = build_qwen2_5_vl(
+        train_tokenizer(reports, 400), image_size=56, hidden_size=64, text_layers=1, vision_layers=1
+    )
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    return out
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Runs a script's `main` in this process with the given command line."""
+
+    def call(main, *arguments) -> None:
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
+        main()
+
+    return call

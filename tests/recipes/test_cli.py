@@ -1,0 +1,255 @@
+"""What every script does at its edges."""
+
+import errno
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from transformers import BertConfig
+
+from recipes import cli
+from recipes.cli import (
+    InputError,
+    check_hardware,
+    check_model,
+    parse,
+    read_prompt,
+    replacing,
+    report,
+    resume_from,
+    run,
+)
+
+
+@dataclass
+class Arguments:
+    size: int = field(default=1)
+    name: str = field(default="a")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("row 3 of x.csv is empty"), "error: row 3 of x.csv is empty"),  # a user's mistake
+        (OSError(errno.ENOSPC, "No space left on device", "out"), "error: cannot write out: No space left on device"),
+        (OSError(errno.EACCES, "Permission denied", "out"), "error: cannot write out: Permission denied"),
+        (KeyboardInterrupt(), 130),  # the shell's code for Ctrl-C
+    ],
+)
+def test_run_ends_with_one_sentence(error, code):
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert str(ended.value.code).startswith(str(code))
+    assert "\n" not in str(ended.value.code)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError(errno.EIO, "I/O error"), ValueError("a bug")])
+def test_run_hides_no_bug(error):
+    def main() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        run(main)
+
+
+def test_replacing_a_file(tmp_path):
+    target = tmp_path / "new" / "out.txt"
+    with replacing(target) as file:
+        file.write_text("one")
+        assert not target.exists()
+    with replacing(target) as file:
+        file.write_text("two")
+    assert target.read_text() == "two"
+    assert [path.name for path in target.parent.iterdir()] == ["out.txt"]
+
+
+def test_replacing_a_folder(tmp_path):
+    for name in ("old", "new"):
+        with replacing(tmp_path / "out") as folder:
+            folder.mkdir()
+            (folder / name).write_text("x")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_replacing_leaves_nothing_half_written(tmp_path, kind):
+    target = tmp_path / "out"
+    target.write_text("before")
+    with pytest.raises(InputError), replacing(target) as temporary:
+        temporary.write_text("half") if kind == "file" else temporary.mkdir()
+        raise InputError("a bad row")
+    assert target.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_report_writes_and_prints_the_checks(tmp_path, capsys):
+    checks = [{"name": "speed", "value": 1.23456, "bar": ">= 1", "holds": True}]
+    report(tmp_path / "bench", {"seconds": 2}, checks)
+    assert json.loads((tmp_path / "bench/results.json").read_text()) == {"seconds": 2, "checks": checks}
+    assert "1.235" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        (["--config", "good.yaml"], 3),
+        (["--config=good.yaml"], 3),  # both spellings of argparse
+        (["--config", "good.yaml", "--size", "5"], 5),  # the command line wins
+        ([], 1),  # no file is needed
+    ],
+)
+def test_parse(monkeypatch, tmp_path, arguments, size):
+    monkeypatch.chdir(tmp_path)
+    Path("good.yaml").write_text("size: 3\n")
+    monkeypatch.setattr(sys, "argv", ["script", *arguments])
+    assert parse(Arguments)[0].size == size
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "words"),
+    [
+        ("siez: 3", [], ["file.yaml", "siez"]),  # an unknown key is named, not ignored
+        ("size: [", [], ["file.yaml"]),  # no YAML
+        ("- size", [], ["file.yaml", "mapping"]),  # a list
+        ("", [], ["file.yaml", "mapping"]),  # empty
+        ("size: 3", ["--siez", "4"], ["--siez"]),  # an unknown argument
+        ("size: 3", ["--size", "four"], ["--size", "four"]),  # no number
+    ],
+)
+def test_parse_names_the_mistake(monkeypatch, tmp_path, text, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    Path("file.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["script", "--config", "file.yaml", *arguments])
+    with pytest.raises(InputError) as caught:
+        parse(Arguments)
+    assert all(word in str(caught.value) for word in words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments", [["--config", "absent.yaml"], ["--config"]])
+def test_parse_without_the_file(monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["script", *arguments])
+    with pytest.raises(InputError, match="no config file"):
+        parse(Arguments)
+
+
+def test_parse_falls_back_on_the_default_config(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script"])
+    monkeypatch.setattr(cli, "__file__", str(Path(__file__)))  # a folder without that file
+    with pytest.raises(InputError, match=r"absent\.yaml"):
+        parse(Arguments, default_config="absent.yaml")
+
+
+def test_check_model_accepts_the_tiny_model(tiny):
+    check_model(str(tiny))
+
+
+def test_check_model_refuses_a_text_model(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="bert model, which reads no images"):
+        check_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,  # an empty folder
+        "{}",  # a config.json that names no architecture
+        '{"model_type": "no_such_model"}',
+        "{half",  # a config.json cut off
+    ],
+)
+def test_check_model_refuses_a_folder_without_model(tmp_path, text):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        check_model(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "flash", "bitsandbytes", "settings", "sentence"),
+    [
+        (False, True, True, {}, "make demo"),  # no GPU at all
+        (False, True, True, {"use_cpu": True, "attn_implementation": "flash_attention_2"}, "make demo"),
+        (False, True, True, {"use_cpu": True, "optim": "adamw_bnb_8bit"}, "make demo"),  # 8-bit states want a GPU
+        (True, False, True, {"attn_implementation": "flash_attention_2"}, "flash-attn"),
+        (True, True, False, {"optim": "adamw_bnb_8bit"}, "bitsandbytes"),
+        (True, False, False, {}, None),  # nothing missing that was asked for
+        (False, False, False, {"use_cpu": True}, None),
+    ],
+)
+def test_check_hardware(monkeypatch, cuda, flash, bitsandbytes, settings, sentence):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: flash)
+    monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: bitsandbytes)
+    given = SimpleNamespace(**{"use_cpu": False, "optim": "adamw_torch", "attn_implementation": None} | settings)
+    if sentence is None:
+        check_hardware(given, given)
+    else:
+        with pytest.raises(InputError, match=sentence):
+            check_hardware(given, given)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (None, None),  # a fresh run
+        ("latest", "checkpoint-10"),  # by number, not by name
+        ("checkpoint-9", "checkpoint-9"),
+    ],
+)
+def test_resume_from(tmp_path, monkeypatch, named, expected):
+    monkeypatch.chdir(tmp_path)
+    for step in (9, 10):
+        Path(f"run/checkpoint-{step}").mkdir(parents=True)
+        Path(f"run/checkpoint-{step}/trainer_state.json").write_text("{}")
+    named = f"run/{named}" if named and named != "latest" else named
+    found = resume_from(SimpleNamespace(output_dir="run", resume_from_checkpoint=named))
+    assert (Path(found).name if found else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "sentence"),
+    [
+        ("latest", "there is no checkpoint in run"),  # nothing was saved yet
+        ("run/absent", "run/absent is no checkpoint"),
+    ],
+)
+def test_resume_from_nothing(tmp_path, monkeypatch, named, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=sentence):
+        resume_from(SimpleNamespace(output_dir="run", resume_from_checkpoint=named))
+
+
+def test_read_prompt(tmp_path):
+    (tmp_path / "own.txt").write_text(" Describe.\n")
+    assert read_prompt(str(tmp_path / "own.txt")) == "Describe."
+    with pytest.raises(InputError, match=r"absent\.txt"):
+        read_prompt("prompts/absent.txt")
+
+
+@pytest.mark.parametrize(
+    ("file", "tags"),
+    [
+        ("prompts/mrgr1_reasoning.txt", True),  # MR-014: all four tags
+        ("prompts/mrgr1_plain.txt", False),  # none
+    ],
+)
+def test_shipped_prompts(file, tags):
+    found = [tag in read_prompt(file) for tag in ("<think>", "</think>", "<report>", "</report>")]
+    assert found == [tags] * 4
+
+
+def test_save_run_notes_what_was_run(tmp_path):
+    cli.save_run(tmp_path, Arguments(size=7))
+    noted = json.loads((tmp_path / "run_config.json").read_text())
+    assert noted["Arguments"] == {"size": 7, "name": "a"}
+    assert {"torch", "trl", "transformers"} <= set(noted["packages"])

@@ -1,0 +1,101 @@
+"""From rows to TRL's samples."""
+
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from recipes.cli import InputError
+from recipes.data.samples import to_samples, write_reasoning
+from recipes.data.schema import FEATURES, read_dataset
+from rewards.completions import parse_completion
+from rewards.labels import FINDINGS, CheXpertState
+
+
+def labels(**states: CheXpertState) -> list[int]:
+    named = {name.replace("_", " "): state for name, state in states.items()}
+    return [int(named.get(name, CheXpertState.BLANK)) for name in FINDINGS] + [0]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Study a has two images (black, white), study b one (grey)."""
+    shades = {"a": (0, 255), "b": (128,)}
+    states = {"a": labels(Edema=CheXpertState.POSITIVE), "b": labels()}
+    return Dataset.from_list(
+        [
+            dict.fromkeys(FEATURES)
+            | {
+                "study_id": name,
+                "images": [Image.new("L", (8, 8), shade) for shade in values],
+                "report": f"Report {name}.",
+                "labels": states[name],
+            }
+            for name, values in shades.items()
+        ],
+        features=FEATURES,
+    )
+
+
+@pytest.mark.parametrize(
+    ("views", "studies", "shades"),
+    [
+        ("each", ["a", "a", "b"], [[0], [255], [128]]),  # MR-027: every image a sample with the study's report
+        ("frontal", ["a", "b"], [[0], [128]]),  # the first image
+        ("all", ["a", "b"], [[0, 255], [128]]),
+    ],
+)
+def test_views(rows, views, studies, shades):
+    samples = to_samples(rows, " Write. ", views, keep=("study_id", "report", "labels"))
+    assert samples["study_id"][:] == studies
+    assert [[image.getpixel((0, 0)) for image in images] for images in samples["images"]] == shades
+    assert samples["report"][:] == [f"Report {study}." for study in studies]
+    assert samples[0]["prompt"] == [{"role": "user", "content": "Write."}]
+    assert set(samples.column_names) == {"prompt", "images", "study_id", "report", "labels"}
+
+
+@pytest.mark.parametrize(
+    ("completion", "text"),
+    [
+        ("plain", "Report a."),
+        ("reasoning", "<think>Present: Edema.</think>\n<report>Report a.</report>"),
+    ],
+)
+def test_completion(rows, completion, text):
+    sample = to_samples(rows, "Write.", "frontal", completion)[0]
+    assert sample["completion"] == [{"role": "assistant", "content": text}]
+
+
+def test_reasoning_target_has_a_perfect_format(rows):
+    for sample in to_samples(rows, "Write.", "all", "reasoning"):
+        assert parse_completion(sample["completion"]).format_score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("states", "text"),
+    [
+        (labels(), "No abnormal finding."),  # nothing mentioned
+        (labels(Edema=CheXpertState.NEGATIVE), "No abnormal finding."),  # a denied finding is none
+        (labels(Fracture=1, Edema=1), "Present: Edema, Fracture."),  # in CheXpert's order
+        (labels(Edema=3), "Possible: Edema."),  # uncertain
+        (labels(Edema=3, Pneumonia=1), "Present: Pneumonia. Possible: Edema."),  # the certain ones first
+        ([0] * 13 + [1], "No abnormal finding."),  # No Finding is no finding
+    ],
+)
+def test_reasoning(states, text):
+    assert write_reasoning(states) == text
+
+
+def test_unknown_views(rows):
+    with pytest.raises(InputError, match="each, frontal, all"):
+        to_samples(rows, "Write.", "both")
+
+
+def test_study_without_image(rows):
+    bare = Dataset.from_list([rows[1] | {"images": []}], features=FEATURES)
+    with pytest.raises(InputError, match="study b has no image"):
+        to_samples(bare, "Write.")
+
+
+def test_phantom_studies_have_both_views(phantom):
+    samples = to_samples(read_dataset(str(phantom))["test"], "Write.")
+    assert len(samples) == 2 * 6

@@ -1,0 +1,267 @@
+"""The scripts end to end on the tiny model: started as a user starts them, stopped, continued, and misused."""
+
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset
+from transformers import BertConfig
+
+from recipes import generate, grpo_mrgr1, sft_mrgr1
+from recipes.cli import run
+from recipes.data.samples import to_samples
+from recipes.data.schema import read_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+GRPO = ROOT / "recipes/grpo_mrgr1.py"
+SCRIPTS = sorted(path for path in (ROOT / "recipes").glob("*.py") if path.name not in ("__init__.py", "cli.py"))
+SECONDS = 120  # for one process; importing the libraries takes most of it
+
+
+def words(arguments: dict) -> list[str]:
+    return [str(word) for name, value in arguments.items() for word in (f"--{name}", value)]
+
+
+@pytest.fixture
+def grpo(tiny, phantom, tmp_path) -> dict:
+    """Arguments of a GRPO run of 2 steps of 8 completions of 6 tokens."""
+    return {
+        "config": ROOT / "recipes/configs/mrgr1/phantom.yaml",
+        "model_name_or_path": tiny,
+        "dataset": phantom,
+        "output_dir": tmp_path / "run",
+        "num_generations": 4,
+        "effective_batch_size": 8,
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 6,
+        "max_steps": 2,
+        "num_completions_to_print": 0,
+        "save_steps": 1000,
+        "disable_tqdm": "true",
+    }
+
+
+@pytest.fixture
+def sft(tiny, phantom, tmp_path) -> dict:
+    """Arguments of an SFT run of 2 steps."""
+    return {
+        "config": ROOT / "recipes/configs/mrgr1/sft_phantom.yaml",
+        "model_name_or_path": tiny,
+        "dataset": phantom,
+        "output_dir": tmp_path / "run",
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "disable_tqdm": "true",
+    }
+
+
+def start(*command, folder: Path, threads: int = 1) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    try:
+        _, errors = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return process.returncode, errors
+
+
+def completions(folder: Path) -> list[pd.DataFrame]:
+    return [pd.read_parquet(file) for file in sorted((folder / "completions").glob("*.parquet"))]
+
+
+def check_steps(folder: Path) -> None:
+    """Two steps of 8 completions each: two prompts with four completions, whose advantages cancel out."""
+    tables = completions(folder)
+    assert [len(table) for table in tables] == [8, 8]
+    for table in tables:
+        assert {"mccs_reward", "format_reward", "report"} <= set(table.columns)
+        assert table[["mccs_reward", "format_reward", "advantage"]].notna().all(axis=None)
+        np.testing.assert_allclose(table["advantage"].to_numpy().reshape(2, 4).sum(axis=1), 0, atol=1e-3)
+    assert (folder / "model.safetensors").is_file()
+    assert (folder / "run_config.json").is_file()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_help(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_grpo_from_another_folder(grpo, tmp_path):
+    code, errors = finish(start(GRPO, *words(grpo), folder=tmp_path))
+    assert code == 0, errors
+    check_steps(tmp_path / "run")
+
+
+def test_grpo_on_two_processes(grpo, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port)
+    code, errors = finish(start(*launcher, GRPO, *words(grpo), folder=tmp_path))
+    assert code == 0, errors
+    check_steps(tmp_path / "run")  # the same 8 completions a step, 4 from each process
+
+
+def test_bare_grpo_without_gpu(tmp_path):
+    code, errors = finish(start(GRPO, folder=tmp_path))
+    sentences = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert code == 1
+    assert len(sentences) == 1 and "make demo" in sentences[0]
+    assert "Traceback" not in errors
+
+
+def test_interrupted_training_continues(grpo, tmp_path, call):
+    process = start(GRPO, *words(grpo | {"max_steps": 5000}), folder=tmp_path)
+    until = time.monotonic() + SECONDS
+    while not completions(tmp_path / "run") and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    code, errors = finish(process)
+    assert code == 1, errors
+    assert "continue with --resume_from_checkpoint latest" in errors
+    assert "Traceback" not in errors
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    assert not (tmp_path / "run/model.safetensors").exists()
+
+    call(grpo_mrgr1.main, *words(grpo | {"max_steps": step + 1, "resume_from_checkpoint": "latest"}))
+    assert (tmp_path / "run/model.safetensors").is_file()
+    assert (tmp_path / f"run/completions/completions_{step + 1:05d}.parquet").is_file()  # goes on counting
+
+
+def test_sft_then_generate(sft, tmp_path, call):
+    call(sft_mrgr1.main, *words(sft))
+    out = tmp_path / "out.jsonl"
+    arguments = {"model": sft["output_dir"], "dataset": sft["dataset"], "out": out, "max_new_tokens": 3, "limit": 2}
+    call(generate.main, *words(arguments))
+    assert len(out.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("target", ["plain", "reasoning"])
+def test_sft_targets(sft, call, target):
+    call(sft_mrgr1.main, *words(sft | {"target": target, "views": "each", "max_samples": 4, "max_steps": 1}))
+    assert (sft["output_dir"] / "model.safetensors").is_file()
+
+
+def test_lora_run_saves_an_adapter(grpo, call):
+    lora = {"use_peft": "true", "lora_r": 2, "lora_target_modules": r".*language_model.*\.q_proj"}
+    call(grpo_mrgr1.main, *words(grpo | lora | {"max_steps": 1}))
+    assert (grpo["output_dir"] / "adapter_model.safetensors").is_file()
+    assert not (grpo["output_dir"] / "model.safetensors").exists()
+
+
+def test_trl_takes_our_rewards_by_name(tiny, phantom, tmp_path, monkeypatch):
+    samples = to_samples(read_dataset(str(phantom))["train"], "Report.", "frontal", keep=("report", "labels"))
+    (tmp_path / "data").mkdir()
+    samples.to_parquet(tmp_path / "data/train.parquet")
+    monkeypatch.chdir(tmp_path)  # TRL puts the current folder on the path; ours must be found without
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    settings = {
+        "model_name_or_path": tiny,
+        "dtype": "float32",
+        "dataset_name": tmp_path / "data",
+        "output_dir": tmp_path / "run",
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 6,
+        "max_steps": 1,
+        "logging_steps": 1,
+        "log_completions": "true",
+        "num_completions_to_print": 0,
+        "use_cpu": "true",
+        "bf16": "false",
+        "gradient_checkpointing": "false",
+        "report_to": "none",
+    }
+    rewards = ["--reward_funcs", "rewards.mccs_reward", "rewards.format_reward"]
+    monkeypatch.setattr(sys, "argv", ["grpo.py", *words(settings), *rewards])
+    runpy.run_module("trl.scripts.grpo", run_name="__main__")
+    (table,) = completions(tmp_path / "run")
+    assert table[["mccs_reward", "format_reward"]].notna().all(axis=None)
+
+
+def text_model(folder: Path) -> Path:
+    BertConfig().save_pretrained(folder / "bert")
+    return folder / "bert"
+
+
+def without_report(folder: Path) -> Path:
+    (folder / "bare").mkdir()
+    Dataset.from_dict({"images": [[]], "study_id": ["s"]}).to_parquet(folder / "bare/train.parquet")
+    return folder / "bare"
+
+
+def without_train(folder: Path) -> Path:
+    (folder / "test_only").mkdir()
+    Dataset.from_dict({"images": [[]], "report": ["x"]}).to_parquet(folder / "test_only/test.parquet")
+    return folder / "test_only"
+
+
+def unknown_key(folder: Path) -> Path:
+    (folder / "odd.yaml").write_text((ROOT / "recipes/configs/mrgr1/phantom.yaml").read_text() + "learning_rat: 1\n")
+    return folder / "odd.yaml"
+
+
+@pytest.mark.parametrize(
+    ("script", "changed", "named"),
+    [
+        (grpo_mrgr1, {"config": unknown_key}, ["odd.yaml", "learning_rat"]),
+        (grpo_mrgr1, {"config": "absent.yaml"}, ["no config file absent.yaml"]),
+        (grpo_mrgr1, {"beta": 0}, ["beta", "--allow_no_kl"]),  # TRL would drop the KL term silently
+        (grpo_mrgr1, {"model_name_or_path": text_model}, ["bert", "no images"]),
+        (grpo_mrgr1, {"model_name_or_path": "./absent"}, ["./absent"]),
+        (grpo_mrgr1, {"dataset": without_report}, ["bare", "report"]),
+        (grpo_mrgr1, {"dataset": without_train}, ["test_only", "train"]),
+        (grpo_mrgr1, {"dataset": "./absent"}, ["./absent"]),
+        (grpo_mrgr1, {"rewards": "bleu"}, ["'bleu'", "mccs, format"]),
+        (grpo_mrgr1, {"labeler": "nlp"}, ["'nlp'"]),
+        (grpo_mrgr1, {"labeler": "chexbert"}, ["chexbert", "lexical"]),
+        (grpo_mrgr1, {"margin": 2}, ["margin"]),  # m lies in (-1, 1)
+        (grpo_mrgr1, {"views": "both"}, ["views", "both"]),
+        (grpo_mrgr1, {"prompt_file": "absent.txt"}, ["absent.txt"]),
+        (grpo_mrgr1, {"effective_batch_size": 9}, ["effective_batch_size", "9"]),
+        (grpo_mrgr1, {"num_generations": 3}, ["num_generations", "3"]),  # 8 completions are no whole groups
+        (grpo_mrgr1, {"reward_weights": 1}, ["reward"]),  # two rewards, one weight
+        (grpo_mrgr1, {"resume_from_checkpoint": "latest"}, ["no checkpoint"]),
+        (grpo_mrgr1, {"learning_rate": "fast"}, ["--learning_rate", "fast"]),
+        (sft_mrgr1, {"model_name_or_path": text_model}, ["bert", "no images"]),
+        (sft_mrgr1, {"dataset": without_report}, ["bare", "report"]),
+        (sft_mrgr1, {"dataset": without_train}, ["test_only", "train"]),
+        (sft_mrgr1, {"target": "both"}, ["target", "both"]),
+        (sft_mrgr1, {"labeler": "chexbert"}, ["chexbert"]),
+    ],
+)
+def test_mistakes_end_in_one_sentence(request, monkeypatch, tmp_path, script, changed, named):
+    arguments = request.getfixturevalue("grpo" if script is grpo_mrgr1 else "sft")
+    arguments |= {key: value(tmp_path) if callable(value) else value for key, value in changed.items()}
+    monkeypatch.setattr(sys, "argv", ["script", *words(arguments)])
+    with pytest.raises(SystemExit) as ended:
+        run(script.main)  # a text as exit code is printed on stderr, with status 1
+    assert str(ended.value.code).startswith("error: ")
+    assert "\n" not in ended.value.code
+    assert all(word in ended.value.code for word in named)
+    assert not (tmp_path / "run/model.safetensors").exists()

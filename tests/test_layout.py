@@ -1,0 +1,106 @@
+"""The project's shape: DESIGN section 2's top level, arrows between packages, thin scripts, no blanket handlers."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TOP_LEVEL = {
+    "README.md",
+    "recipes",
+    "rewards",
+    "modeling",
+    "accelerate_configs",
+    "tests",
+    "Makefile",
+    "requirements.txt",
+    "requirements-gpu.txt",
+    "pyproject.toml",
+    "LICENSE",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+}
+PACKAGES = ("recipes", "rewards", "modeling")
+FORBIDDEN = {"recipes": set(), "rewards": {"recipes"}, "modeling": {"recipes", "rewards"}}
+MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+ALL_PYTHON = MODULES + sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
+LIBRARY = {"__init__.py", "cli.py"}  # in recipes/, but nobody's script
+SCRIPTS = sorted(path for path in (ROOT / "recipes").glob("*.py") if path.name not in LIBRARY)
+
+
+def parsed(module: Path) -> ast.Module:
+    return ast.parse((ROOT / module).read_text())
+
+
+def imported(module: Path) -> set[str]:
+    """Top-level names that the module imports; a relative import counts as its own package."""
+    names = set()
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(module.parts[0] if node.level else node.module.split(".")[0])
+    return names
+
+
+def test_top_level_is_what_the_design_lists():
+    git = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if git.returncode:
+        pytest.skip("not a git checkout, so ignored outputs cannot be told from files")
+    present = {line.split("/")[0] for line in git.stdout.splitlines() if (ROOT / line).exists()}
+    assert {name for name in present if not name.startswith(".")} == TOP_LEVEL
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_arrows_point_one_way(module):
+    assert not imported(module) & FORBIDDEN[module.parts[0]]
+
+
+@pytest.mark.parametrize("module", [path for path in MODULES if path.parts[0] == "modeling"], ids=str)
+def test_modeling_files_import_siblings_relatively(module):
+    if module.name != "tiny.py":  # never copied into a checkpoint, unlike the others
+        assert "modeling" not in {
+            node.module.split(".")[0]
+            for node in ast.walk(parsed(module))
+            if isinstance(node, ast.ImportFrom) and not node.level
+        }
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_thin(script):
+    text = script.read_text()
+    assert len(text.splitlines()) <= 150
+    assert text.endswith('if __name__ == "__main__":\n    run(main)\n')
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_say_how_they_are_run(script):
+    assert f"recipes/{script.name}" in ast.get_docstring(ast.parse(script.read_text()))
+
+
+@pytest.mark.parametrize("module", ALL_PYTHON, ids=str)
+def test_no_blanket_handler(module):
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)} if node.type else {""}
+            assert not caught & {"", "Exception", "BaseException"}, f"line {node.lineno}"
+
+
+def test_packages_of_pyproject_exist():
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.parts) for path in MODULES if path.name == "__init__.py"}
+    assert set(listed) == found  # a folder that is not listed would be missing from another directory
+
+
+def test_requirements_end_in_this_project():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.strip()]
+    assert lines[-1] == "-e ."
