@@ -1,18 +1,12 @@
 """Seeded, random-weight miniatures of the systems: the tests' and the demo's models. A Qwen2.5-VL so far.
 
-    python -m modeling.tiny --data outputs/data/phantom --out outputs/tiny [--warm_up outputs/data/balanced]
-
-trains a byte-level BPE tokenizer on the data set's training reports and saves model and processor in the format of
-the published Qwen2.5-VL checkpoints. `--warm_up` first teaches the vision tower to tell the 13 findings apart on a
-built data set's images and labels, as real systems start from a medical image encoder.
+recipes/build_tiny.py makes one from a built data set, in the format of the published Qwen2.5-VL checkpoints.
 """
 
-import argparse
 import json
 from collections.abc import Iterable, Sequence
 
 import torch
-from datasets import load_dataset
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
@@ -132,67 +126,59 @@ def build_qwen2_5_vl(
     return model, processor
 
 
-def warm_up_vision(
+def warm_up(
     model: Qwen2_5_VLForConditionalGeneration,
     processor: Qwen2_5_VLProcessor,
     images: Sequence[Image.Image],
     targets: torch.Tensor,
-    epochs: int = 4,
-    batch_size: int = 64,
+    prompt: str,
+    captions: Sequence[str],
+    steps: int = 300,
+    batch_size: int = 32,
     learning_rate: float = 2e-3,
 ) -> float:
-    """Trains the vision tower in place to predict `targets` (n, 13) in [0, 1] through a linear head, then dropped.
+    """Teaches `model` in place to see: one image, what is on it as numbers, and how that is said in a few words.
 
-    Returns the mean binary cross-entropy of the last epoch.
+    The vision tower predicts `targets` (n, 13), values in [0, 1], through a linear head that is dropped afterwards,
+    and the language model writes the image's caption (the beginning of the assistant's answer to `prompt`). Returns
+    the mean loss (cross-entropy of the caption plus binary cross-entropy) of the last 50 steps.
     """
-    features = processor.image_processor(images=list(images), return_tensors="pt")
-    patches = features["pixel_values"].view(len(images), -1, features["pixel_values"].shape[-1])
-    visual = model.model.visual.train()
-    head = nn.Linear(model.config.text_config.hidden_size, targets.shape[1])
-    optimizer = torch.optim.AdamW([*visual.parameters(), *head.parameters()], lr=learning_rate, weight_decay=0.01)
-    steps = epochs * (len(images) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    losses = []
-    for epoch in range(epochs):
-        losses = []
-        for batch in torch.randperm(len(images)).split(batch_size)[: len(images) // batch_size]:
-            merged = visual(patches[batch].flatten(0, 1), grid_thw=features["image_grid_thw"][batch]).pooler_output
-            logits = head(merged.view(len(batch), -1, merged.shape[-1]).mean(1))  # what attention can average too
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, targets[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(visual.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        print(f"vision tower, epoch {epoch + 1}/{epochs}: loss {sum(losses) / len(losses):.3f}")
-    return sum(losses) / len(losses)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a built data set's folder")
-    parser.add_argument("--out", required=True, help="folder of the new model")
-    parser.add_argument("--warm_up", help="a built data set's folder for the vision tower")
-    parser.add_argument("--warm_up_epochs", type=int, default=4)
-    parser.add_argument("--image_size", type=int, default=112)
-    parser.add_argument("--hidden_size", type=int, default=128)
-    parser.add_argument("--vocab_size", type=int, default=768)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    reports = load_dataset("parquet", data_files=f"{args.data}/train.parquet", split="train")["report"]
-    model, processor = build_qwen2_5_vl(
-        train_tokenizer(reports, args.vocab_size), args.image_size, args.hidden_size, seed=args.seed
+    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+    question = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)[0]
+    inputs = processor(
+        images=list(images),
+        text=[question + caption for caption in captions],
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
     )
-    if args.warm_up:
-        rows = load_dataset("parquet", data_files=f"{args.warm_up}/train.parquet", split="train")
-        images = [image for row in rows["images"] for image in row]
-        labels = [states[:13] for row, states in zip(rows["images"], rows["labels"], strict=True) for _ in row]
-        value = torch.tensor([0.0, 1.0, 0.0, 0.5])  # blank, positive, negative, uncertain
-        warm_up_vision(model, processor, images, value[torch.tensor(labels)], args.warm_up_epochs)
-    model.save_pretrained(args.out)
-    processor.save_pretrained(args.out)
-
-
-if __name__ == "__main__":
-    main()
+    prompt_length = processor(images=[images[0]], text=[question], return_tensors="pt")["input_ids"].shape[1]
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    inputs["labels"][:, :prompt_length] = -100
+    patches = inputs.pop("pixel_values").view(len(images), -1, 3 * 2 * 14 * 14)
+    tokens = patches.shape[1] // 4
+    head = nn.Linear(tokens * model.config.text_config.hidden_size, targets.shape[1])
+    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    seen = []
+    handle = model.model.visual.register_forward_hook(lambda module, args, output: seen.append(output.pooler_output))
+    model.train()
+    losses = []
+    for step in range(1, steps + 1):
+        rows = torch.randint(len(images), (batch_size,))
+        batch = {name: values[rows] for name, values in inputs.items()}
+        length = int(batch["attention_mask"].sum(1).max())
+        batch = {name: v[:, :length] if v.shape[1] > length else v for name, v in batch.items()}
+        loss = model(**batch, pixel_values=patches[rows].flatten(0, 1)).loss
+        logits = head(seen.pop().view(batch_size, -1))
+        loss = loss + nn.functional.binary_cross_entropy_with_logits(logits, targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if step % 50 == 0:
+            print(f"warm-up step {step}/{steps}: loss {sum(losses[-50:]) / 50:.3f}", flush=True)
+    handle.remove()
+    return sum(losses[-50:]) / len(losses[-50:])

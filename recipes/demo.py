@@ -30,27 +30,25 @@ from recipes.data.references import load_labeler, with_labels
 from recipes.data.schema import read_dataset
 
 PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn"]
-BALANCED = [*PHANTOM, "--balanced", "--seed", "1", "--n_train", "4000", "--n_validation", "1", "--n_test", "1"]
+BALANCED = [*PHANTOM, "--balanced", "--seed", "1", "--n_train", "3000", "--n_validation", "1", "--n_test", "1"]
 GENERATE = ["recipes/generate.py", "--prompt_file", "prompts/mrgr1_tiny.txt", "--views", "frontal"]
 GENERATE += ["--split", "test", "--max_new_tokens", "120", "--batch_size", "64"]
 OPTIONS = {
     "phantom": {
-        "data": [*PHANTOM, "--abnormal", "0.6", "--n_train", "3000", "--n_validation", "50", "--n_test", "400"],
+        "data": [*PHANTOM, "--abnormal", "0.6", "--n_train", "2500", "--n_validation", "50", "--n_test", "400"],
         "balanced": BALANCED,
-        "tiny": ["--warm_up_epochs", "4"],
-        "sft": ["--config", "recipes/configs/mrgr1/demo_phantom_sft.yaml"],
-        "sft_data": "balanced",  # or data
-        "grpo": ["--config", "recipes/configs/mrgr1/demo_phantom.yaml"],
+        "tiny": ["--warm_up_steps", "300"],
+        "sft": ["--config", "recipes/configs/mrgr1/sft_demo.yaml"],
+        "grpo": ["--config", "recipes/configs/mrgr1/demo.yaml"],
         "generate": GENERATE,
         "minutes": 15,
     },
     "openi": {
         "data": ["recipes/build_iu_xray.py", "--image_source", "phantom", "--target", "findings+impression"],
         "balanced": BALANCED,
-        "tiny": ["--warm_up_epochs", "4"],
-        "sft": ["--config", "recipes/configs/mrgr1/demo_openi_sft.yaml"],
-        "sft_data": "data",
-        "grpo": ["--config", "recipes/configs/mrgr1/demo_openi.yaml"],
+        "tiny": ["--warm_up_steps", "500", "--vocab_size", "1024"],
+        "sft": ["--config", "recipes/configs/mrgr1/sft_demo.yaml", "--max_steps", "800"],
+        "grpo": ["--config", "recipes/configs/mrgr1/demo.yaml", "--max_steps", "120"],
         "generate": GENERATE,
         "minutes": 40,
     },
@@ -108,11 +106,10 @@ def main() -> None:
             tiny, sft, grpo, more = (f"{own}/{stage}" for stage in ("tiny", "sft", "grpo", "sft_more"))
             sft_script = [*LAUNCH, "recipes/sft_mrgr1.py", *options["sft"], "--seed", str(seed)]
             grpo_script = [*LAUNCH, "recipes/grpo_mrgr1.py", *options["grpo"], "--seed", str(seed)]
-            sft_data = {"data": data, "balanced": balanced}[options["sft_data"]]
 
-            build = ["-m", "modeling.tiny", "--data", data, "--warm_up", balanced, *options["tiny"]]
+            build = ["recipes/build_tiny.py", "--dataset", data, "--warm_up", balanced, *options["tiny"]]
             stages.run(name + "tiny model", tiny, [*build, "--seed", str(seed), "--out", tiny])
-            starts = ["--model_name_or_path", tiny, "--dataset", sft_data, "--output_dir", sft]
+            starts = ["--model_name_or_path", tiny, "--dataset", data, "--output_dir", sft]
             stages.run(name + "SFT", sft, sft_script + starts)
             starts = ["--model_name_or_path", sft, "--dataset", data, "--output_dir", grpo]
             stages.run(name + "GRPO", grpo, grpo_script + starts)

@@ -1,0 +1,31 @@
+# make help lists the targets. demo and test do all the set-up themselves.
+PYTHON ?= python3
+DATA ?= phantom
+SEEDS ?= 0
+BIN := .venv/bin
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/installed ## make .venv once; again only when requirements.txt changes
+
+.venv/installed: requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+demo: setup ## GRPO on two CPU cores, from nothing to outputs/demo/index.html (DATA=phantom|openi, SEEDS="0 1 2")
+	$(BIN)/python recipes/demo.py --data $(DATA) --seeds $(SEEDS)
+
+test: setup ## the whole test suite: no network, no GPU
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+style: setup ## ruff: format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+bench: setup ## all benches, or one: make bench NAME=labeler
+	@set -e; for bench in $(if $(NAME),tests/bench/$(NAME).py,$(wildcard tests/bench/*.py)); do \
+		echo "== $$bench"; HF_HUB_OFFLINE=1 $(BIN)/python $$bench; done
+
+.PHONY: help setup demo test style bench
