@@ -98,14 +98,19 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
 
 
 def check_model(name: str) -> None:
-    """Raises InputError unless `name` is a vision-language model that transformers can load (a folder or a Hub id)."""
+    """Raises InputError unless `name` is a vision-language model that transformers can load.
+
+    `name` is a folder or a Hub id, or the folder of a LoRA adapter, whose base model is then looked at.
+    """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     import modeling  # noqa: F401  (registers our own systems)
 
+    adapter = Path(name) / "adapter_config.json"
+    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else name
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
         sentence = str(error).split("\n")[0]
         raise InputError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowInvalid
 
 from recipes.cli import InputError, replacing
 
@@ -76,7 +77,10 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images")) -> 
             raise InputError(
                 f"{path} holds no train.parquet; build it with recipes/build_iu_xray.py or build_phantom.py"
             )
-        dataset = load_dataset("parquet", data_files=files, cache_dir=str(Path(path) / ".cache"))
+        try:
+            dataset = load_dataset("parquet", data_files=files, cache_dir=str(Path(path) / ".cache"))
+        except (ArrowInvalid, DatasetGenerationError) as error:
+            raise InputError(f"{path}: train.parquet or another split is damaged; build the data set again") from error
     elif path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise InputError(
             f"there is no data set at {path}; build one with recipes/build_iu_xray.py or build_phantom.py"

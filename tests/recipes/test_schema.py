@@ -85,7 +85,6 @@ def test_read_names_a_missing_column(tmp_path):
         read_dataset(str(tmp_path))
 
 
-@pytest.mark.xfail(strict=True, reason="read_dataset lets pyarrow's error through")
 @pytest.mark.parametrize(
     "content",
     [
