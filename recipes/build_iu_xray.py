@@ -135,7 +135,7 @@ def main() -> None:
     note = f"stand-ins drawn from human MeSH labels. {phantom.NOTE}" if as_phantom else "X-rays"
     build = {name: getattr(arguments, name) for name in ("reports", "cleaning", "max_images", "limit", "seed")}
     build |= {"labeler": "lexical", "image_source": note, "image_size": size, "target": target, "split_scheme": scheme}
-    with replacing(out) as folder:
+    with replacing(out, marker="build.json") as folder:
         splits = {split: partial(rows_of, split) for split in SPLITS if split in split_of.values()}
         sizes = write_dataset(splits, folder, build)
         build = read_build(folder) | {"skipped": len(skipped)}

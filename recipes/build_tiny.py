@@ -48,7 +48,7 @@ def main() -> None:
         captions = [f"<think>{write_reasoning(labels)}</think>\n" for _, labels in pairs]
         prompt = read_prompt(args.prompt_file)
         warm_up(model, processor, [image for image, _ in pairs], targets, prompt, captions, args.warm_up_steps)
-    with replacing(args.out) as folder:
+    with replacing(args.out, marker="config.json") as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")

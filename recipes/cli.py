@@ -35,9 +35,15 @@ def run(main: Callable[[], None]) -> None:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary sibling of `path` to write a file or a folder to; renamed to `path` only on success."""
+def replacing(path: str | Path, marker: str = "") -> Iterator[Path]:
+    """Yields a temporary sibling of `path` to write a file or a folder to; renamed to `path` only on success.
+
+    A folder that is there already gives way only if it holds the file `marker`, so that a slip in `--out` cannot
+    delete anything else; otherwise InputError.
+    """
     path = Path(path)
+    if path.is_dir() and any(path.iterdir()) and not (marker and (path / marker).is_file()):
+        raise InputError(f"{path} exists and is no earlier result of this command; name another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

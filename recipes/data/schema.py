@@ -40,7 +40,7 @@ def write_dataset(splits: dict[str, Callable[[], Iterator[dict]]], out: str | Pa
     `splits` maps each split to a function that yields rows; an image is `{"bytes": encoded, "path": None}`.
     Columns that a row lacks become null. The folder appears only when all is written. Returns rows per split.
     """
-    with replacing(out) as folder:
+    with replacing(out, marker="build.json") as folder:
         folder.mkdir()
         sizes = {}
         for split, rows in splits.items():

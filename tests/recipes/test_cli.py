@@ -71,10 +71,11 @@ def test_replacing_a_file(tmp_path):
 
 def test_replacing_a_folder(tmp_path):
     for name in ("old", "new"):
-        with replacing(tmp_path / "out") as folder:
+        with replacing(tmp_path / "out", marker="build.json") as folder:
             folder.mkdir()
             (folder / name).write_text("x")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+            (folder / "build.json").write_text("{}")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["build.json", "new"]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -86,6 +87,14 @@ def test_replacing_leaves_nothing_half_written(tmp_path, kind):
         raise InputError("a bad row")
     assert target.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_replacing_never_deletes_a_foreign_folder(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
+    with pytest.raises(InputError, match="no earlier result"), replacing(tmp_path / "thesis", marker="build.json"):
+        pass
+    assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
 
 
 def test_report_writes_and_prints_the_checks(tmp_path, capsys):
