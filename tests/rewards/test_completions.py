@@ -1,5 +1,3 @@
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,12 +84,15 @@ def test_log_metric_reports_violations():
     assert logged == {"format/violations": 0.5}
 
 
-def test_ten_thousand_tags_take_linear_time():
-    def seconds(n: int) -> float:
-        start = time.perf_counter()
-        for text in ("<think>" * n, "<report>" * n, "<think></think>" * n, "<" * n):
-            parse_completion(text)
-        return time.perf_counter() - start
-
-    seconds(10)
-    assert seconds(40_000) < 40 * max(seconds(4_000), 1e-3)  # ten times the text; quadratic would be 100 times
+@pytest.mark.parametrize(
+    ("text", "report"),
+    [
+        ("<think>" * 40_000, ""),  # never closed
+        ("<report>" * 40_000, ""),  # the first one is empty
+        ("<think></think>" * 40_000 + "b", "b"),  # text behind all of them
+        ("<" * 40_000, "<" * 40_000),  # no tag at all
+    ],
+)
+def test_forty_thousand_tags(text, report):
+    parsed = parse_completion(text)
+    assert (parsed.format_score, parsed.report) == (0.0, report)
