@@ -15,7 +15,7 @@ import torch
 from modeling.tiny import build_qwen2_5_vl, train_tokenizer, warm_up
 from recipes.cli import InputError, parse, read_prompt, replacing, run
 from recipes.data.samples import write_reasoning
-from recipes.data.schema import read_dataset
+from recipes.data.schema import read_split
 from rewards.labels import FINDINGS
 
 
@@ -36,12 +36,12 @@ def main() -> None:
     (args,) = parse(TinyArguments)
     if args.image_size % 28 or args.hidden_size % 64 or args.vocab_size < 280:
         raise InputError("--image_size is a multiple of 28, --hidden_size a multiple of 64, --vocab_size at least 280")
-    rows = read_dataset(args.dataset, ("report", "labels"))["train"]
+    rows = read_split(args.dataset, "train", ("report", "labels"))
     reasoning = [f"<think>{write_reasoning(labels)}</think>\n<report>" for labels in rows["labels"]]
     tokenizer = train_tokenizer([*rows["report"], *reasoning, read_prompt(args.prompt_file)], args.vocab_size)
     model, processor = build_qwen2_5_vl(tokenizer, args.image_size, args.hidden_size, seed=args.seed)
     if args.warm_up:
-        rows = read_dataset(args.warm_up, ("images", "labels"))["train"].select_columns(["images", "labels"])
+        rows = read_split(args.warm_up, "train", ("images", "labels")).select_columns(["images", "labels"])
         pairs = [(row["images"][0], row["labels"]) for row in rows]
         value = torch.tensor([0.0, 1.0, 0.0, 0.5])  # blank, positive, negative, uncertain
         targets = value[torch.tensor([labels for _, labels in pairs])][:, : len(FINDINGS)]

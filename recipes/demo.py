@@ -27,7 +27,7 @@ from recipes.data.demo_figures import GRPO, SFT, SFT_MORE, SHUFFLED, compare_sys
 from recipes.data.demo_page import read_history, write_page
 from recipes.data.demo_stages import Stages
 from recipes.data.references import load_labeler, with_labels
-from recipes.data.schema import read_dataset
+from recipes.data.schema import read_split
 
 PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn"]
 BALANCED = [*PHANTOM, "--balanced", "--seed", "1", "--n_train", "3000", "--n_validation", "1", "--n_test", "1"]
@@ -140,7 +140,7 @@ def main() -> None:
     ################
     # Page
     ################
-    rows = with_labels(read_dataset(data)["test"], data, labeler)
+    rows = with_labels(read_split(data, "test"), data, labeler)
     logs = {seed: read_history(f"{folder}/seed{seed}/grpo") for seed in args.seeds}
     write_page(f"{args.out}/index.html", results, checks, rows, predictions[args.seeds[0]], logs)
     print(f"{args.out}/index.html shows it all; {args.out}/results.json has the figures")

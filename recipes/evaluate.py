@@ -18,7 +18,7 @@ from transformers import HfArgumentParser
 
 from recipes.cli import InputError, replacing, run
 from recipes.data.references import load_labeler, with_labels
-from recipes.data.schema import read_dataset
+from recipes.data.schema import read_split
 from rewards.clinical_efficacy import AVERAGES, LABEL_SETS, clinical_efficacy
 from rewards.completions import parse_completion
 from rewards.mccs import mccs
@@ -111,11 +111,9 @@ def main() -> None:
     named = dict(pair.split("=", 1) for pair in args.predictions if "=" in pair)
     if len(named) < len(args.predictions) or TEMPLATE in named:
         raise InputError("--predictions takes NAME=FILE.jsonl, each name once")
-    splits = read_dataset(args.dataset, columns=("report", "study_id"))
-    if args.split not in splits:
-        raise InputError(f"{args.dataset} has no split {args.split!r} (has {', '.join(splits)})")
     labeler = load_labeler(args.labeler)
-    rows = with_labels(splits[args.split], args.dataset, labeler)
+    rows = read_split(args.dataset, args.split, columns=("report", "study_id"))
+    rows = with_labels(rows, args.dataset, labeler)
     labels = dict(zip(rows["study_id"], np.asarray(rows["labels"]), strict=True))
 
     systems = {}

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentP
 
 from recipes.cli import InputError, check_model, read_prompt, run
 from recipes.data.samples import to_samples
-from recipes.data.schema import read_dataset
+from recipes.data.schema import read_split
 
 
 @dataclass
@@ -87,10 +87,8 @@ def main() -> None:
     set_seed(args.seed)
     if args.batch_size < 1 or args.max_new_tokens < 1:
         raise InputError("--batch_size and --max_new_tokens must be at least 1")
-    splits = read_dataset(args.dataset)
-    if args.split not in splits:
-        raise InputError(f"{args.dataset} has no split {args.split!r} (has {', '.join(splits)})")
-    samples = to_samples(splits[args.split], read_prompt(args.prompt_file), args.views, keep=("study_id",))
+    rows = read_split(args.dataset, args.split)
+    samples = to_samples(rows, read_prompt(args.prompt_file), args.views, keep=("study_id",))
     if args.shuffle_images:
         samples = shuffled_images(samples, args.seed)
     samples = samples.select(range(min(args.limit or len(samples), len(samples))))

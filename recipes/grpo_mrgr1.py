@@ -18,7 +18,7 @@ from trl import ModelConfig, get_peft_config
 from recipes.cli import InputError, check_hardware, check_model, parse, read_prompt, resume_from, run, save_run
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
-from recipes.data.schema import read_dataset
+from recipes.data.schema import read_split
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards import make_format_reward, make_mccs_reward
@@ -55,10 +55,7 @@ def main() -> None:
     # Dataset
     ################
     labeler = load_labeler(args.labeler)
-    splits = read_dataset(args.dataset)
-    if "train" not in splits:
-        raise InputError(f"{args.dataset} has no split 'train' (has {', '.join(splits)})")
-    rows = with_labels(splits["train"], args.dataset, labeler)
+    rows = with_labels(read_split(args.dataset, "train"), args.dataset, labeler)
     dataset = to_samples(rows, read_prompt(args.prompt_file), args.views, keep=("study_id", "report", "labels"))
     if args.max_samples:
         dataset = dataset.select(range(min(args.max_samples, len(dataset))))

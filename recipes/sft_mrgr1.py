@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from transformers import AutoProcessor
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
-from recipes.cli import InputError, check_hardware, check_model, parse, read_prompt, resume_from, run, save_run
+from recipes.cli import check_hardware, check_model, parse, read_prompt, resume_from, run, save_run
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
-from recipes.data.schema import read_dataset
+from recipes.data.schema import read_split
 from recipes.trainers.interrupt import SaveOnInterrupt
 
 
@@ -49,10 +49,7 @@ def main() -> None:
     ################
     # Dataset
     ################
-    splits = read_dataset(args.dataset)
-    if "train" not in splits:
-        raise InputError(f"{args.dataset} has no split 'train' (has {', '.join(splits)})")
-    rows = splits["train"]
+    rows = read_split(args.dataset, "train")
     if args.target == "reasoning":
         rows = with_labels(rows, args.dataset, load_labeler(args.labeler))
     dataset = to_samples(rows, read_prompt(args.prompt_file), args.views, completion=args.target)

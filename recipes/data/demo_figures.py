@@ -4,7 +4,7 @@ import numpy as np
 
 from recipes.cli import InputError
 from recipes.data.references import with_labels
-from recipes.data.schema import read_dataset
+from recipes.data.schema import read_split
 from recipes.evaluate import NORMAL_REPORT, TEMPLATE, read_predictions, score_completions
 from rewards.completions import parse_completion
 from rewards.labels import FINDINGS, to_binary
@@ -24,7 +24,7 @@ def compare_systems(dataset: str, predictions: dict[int, dict[str, str]], labele
     system in `MEASURES` with 95 % intervals of a paired bootstrap over studies, per seed and pooled, where a study's
     reports from all seeds are drawn together.
     """
-    rows = with_labels(read_dataset(dataset, columns=("report", "study_id"))["test"], dataset, labeler)
+    rows = with_labels(read_split(dataset, "test", ("report", "study_id")), dataset, labeler)
     reference = np.asarray(rows["labels"])
     known = dict(zip(rows["study_id"], reference, strict=True))
     systems: dict[str, dict[str, dict]] = {}

@@ -94,3 +94,11 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images")) -> 
         if missing := [name for name in columns if name not in rows.column_names]:
             raise InputError(f"split {split} of {path} has no column {', '.join(missing)} (has {rows.column_names})")
     return dataset
+
+
+def read_split(path: str, split: str, columns: tuple[str, ...] = ("report", "images")) -> Dataset:
+    """One split of `read_dataset(path, columns)`; raises InputError naming the splits that there are."""
+    splits = read_dataset(path, columns)
+    if split not in splits:
+        raise InputError(f"{path} has no split {split!r} (has {', '.join(splits)})")
+    return splits[split]
