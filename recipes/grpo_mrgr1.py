@@ -21,7 +21,8 @@ from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.interrupt import SaveOnInterrupt
-from rewards import make_format_reward, make_mccs_reward
+from rewards import make_ce_f1_reward, make_format_reward, make_mccs_reward
+from rewards.inputs import remembered
 
 
 @dataclass
@@ -34,7 +35,7 @@ class RecipeArguments:
     max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
     min_pixels: int | None = field(default=None, metadata={"help": "Images are scaled up to this many pixels."})
     max_pixels: int | None = field(default=None, metadata={"help": "Images are scaled down to this many pixels."})
-    rewards: list[str] = field(default_factory=lambda: ["mccs", "format"], metadata={"help": "mccs, format."})
+    rewards: list[str] = field(default_factory=lambda: ["mccs", "format"], metadata={"help": "mccs, ce_f1, format."})
     labeler: str = field(default="lexical", metadata={"help": "What labels reports for MCCS: lexical or chexbert."})
     margin: float = field(default=0.2, metadata={"help": "m of MCCS (Eq. 6)."})
     allow_no_kl: bool = field(default=False, metadata={"help": "Allow beta 0: no KL term, unlike Eq. 1."})
@@ -77,8 +78,10 @@ def main() -> None:
     ################
     # Rewards
     ################
+    labeler = remembered(labeler)  # for both rewards at once
     available = {
         "mccs": lambda: make_mccs_reward(margin=args.margin, labeler=labeler),
+        "ce_f1": lambda: make_ce_f1_reward(labeler),
         "format": make_format_reward,
     }
     if unknown := [name for name in args.rewards if name not in available]:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from rewards.completions import parse_completion
+from rewards.inputs import check_untagged, label_pairs, read_reports, remembered
 from rewards.labelers import LexicalLabeler
 from rewards.labels import FINDINGS, to_binary, to_signed
 
@@ -59,17 +59,12 @@ def make_mccs_reward(
     Raises ValueError on a margin or a mode that does not exist.
     """
     mccs(np.zeros((1, 13), int), np.zeros((1, 13), int), margin)  # a bad margin fails here, not in training
-    if untagged not in ("whole", "zero"):
-        raise ValueError(f"untagged must be 'whole' or 'zero', not {untagged!r}")
-    labeler = labeler or LexicalLabeler()
+    check_untagged(untagged)
+    labeler = remembered(labeler or LexicalLabeler())
 
     @lru_cache(maxsize=1)
     def announce() -> None:
-        logger.warning("mccs_reward: labeler %s, margin %s", getattr(labeler, "name", type(labeler).__name__), margin)
-
-    @lru_cache(maxsize=8192)
-    def label_reference(text: str) -> np.ndarray:
-        return labeler([text])[0]
+        logger.warning("mccs_reward: labeler %s, margin %s", labeler.name, margin)
 
     def mccs_reward(
         completions: list,
@@ -86,40 +81,19 @@ def make_mccs_reward(
         once and remembered). A row whose reference is null gives None, which TRL leaves out.
         """
         announce()
-        references = labels if labels is not None else report
-        if references is None:
-            raise ValueError(
-                "mccs_reward needs the data set's column 'labels' (14 CheXpert states) or 'report' (text)"
-            )
-        if len(references) != len(completions):
-            raise ValueError(f"mccs_reward got {len(completions)} completions but {len(references)} references")
-        parsed = [parse_completion(completion) for completion in completions]
-        texts = [p.report if p.tagged or untagged == "whole" else "" for p in parsed]
-        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        generated = labeler(list(distinct))[[distinct[text] for text in texts]] if texts else np.zeros((0, 14), int)
-        known = [row for row, reference in enumerate(references) if reference is not None]
-        if labels is None:
-            truth = [label_reference(references[row]) for row in known]
-        else:
-            truth = [references[row] for row in known]
-            bad = [row for row, states in zip(known, truth, strict=True) if len(states) != 14]
-            if bad:
-                raise ValueError(f"row {bad[0]} of column 'labels' holds {len(references[bad[0]])} states, not 14")
+        texts, tagged = read_reports(completions, untagged)
+        generated, truth, rows = label_pairs("mccs_reward", labeler, completions, texts, labels, report)
         rewards: list[float | None] = [None] * len(completions)
-        if known:
-            truth = np.asarray(truth)
-            for row, value in zip(
-                known, mccs(generated[known], truth, margin, uncertain, empty_match).tolist(), strict=True
-            ):
-                rewards[row] = value
-            if log_metric:
-                agree = (to_binary(generated[known]) == to_binary(truth)).mean(0)
-                for finding, share in zip(FINDINGS, agree, strict=False):
-                    log_metric(f"agreement/{finding}", float(share))
+        for row, value in zip(rows, mccs(generated, truth, margin, uncertain, empty_match).tolist(), strict=True):
+            rewards[row] = value
+        if log_metric and rows:
+            agree = (to_binary(generated) == to_binary(truth)).mean(0)
+            for finding, share in zip(FINDINGS, agree, strict=False):
+                log_metric(f"agreement/{finding}", float(share))
         if log_metric and texts:
             log_metric("mccs/empty_reports", sum(not text for text in texts) / len(texts))
-            log_metric("mccs/untagged", sum(not p.tagged for p in parsed) / len(parsed))
-            log_metric("mccs/distinct_reports", len(distinct) / len(texts))
+            log_metric("mccs/untagged", tagged.count(False) / len(tagged))
+            log_metric("mccs/distinct_reports", len(set(texts)) / len(texts))
         if log_extra:
             log_extra("report", texts)
         return rewards

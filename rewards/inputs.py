@@ -1,0 +1,114 @@
+"""What every reward does before it scores: take the reports out of the completions, find their references, and see to
+it that a text is labelled, embedded or parsed once."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rewards.completions import parse_completion
+from rewards.labels import CONDITIONS
+
+UNTAGGED = ("whole", "zero")
+
+
+class Remembered:
+    """`compute` with a memory: equal texts are computed once, and the last `size` texts are not computed again.
+
+    `compute` maps a list of n texts to a sequence of n results (an array's rows count); so does this. Results are
+    shared, so do not write into them. Texts are kept as digests: long ones take no memory.
+    """
+
+    def __init__(self, compute: Callable[[list[str]], Sequence], size: int = 8192):
+        self.compute, self.size = compute, size
+        self.name = getattr(compute, "name", type(compute).__name__)
+        self.results: OrderedDict[bytes, Any] = OrderedDict()
+
+    def __call__(self, texts: Sequence[str]) -> list:
+        keys = [hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest() for text in texts]
+        found = {key: self.results[key] for key in keys if key in self.results}
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        if new:
+            found |= zip(new, self.compute(list(new.values())), strict=True)
+        for key in found:
+            self.results[key] = found[key]
+            self.results.move_to_end(key)
+        while len(self.results) > self.size:
+            self.results.popitem(last=False)
+        return [found[key] for key in keys]
+
+
+def remembered(compute: Callable, size: int = 8192) -> Remembered:
+    """`compute` with a memory, unless it has one already: rewards given the same Remembered share it."""
+    return compute if isinstance(compute, Remembered) else Remembered(compute, size)
+
+
+def read_reports(completions: list, untagged: str = "whole") -> tuple[list[str], list[bool]]:
+    """Each completion's report, and whether it stood in `<report>` tags.
+
+    `untagged`: without the tag the `whole` text outside `<think>` is the report, or with `zero` it is empty (A-22).
+    """
+    parsed = [parse_completion(completion) for completion in completions]
+    return [p.report if p.tagged or untagged == "whole" else "" for p in parsed], [p.tagged for p in parsed]
+
+
+def check_untagged(untagged: str) -> None:
+    """Raises ValueError on a mode that does not exist."""
+    if untagged not in UNTAGGED:
+        raise ValueError(f"untagged must be 'whole' or 'zero', not {untagged!r}")
+
+
+def known_rows(name: str, completions: list, references: list | None, column: str = "report") -> list[int]:
+    """Rows that have a reference (not null). Raises ValueError where the column is missing, too long or too short, or
+    where a reference text is empty: there is no score for it."""
+    if references is None:
+        raise ValueError(f"{name} needs the data set's column {column!r}")
+    if len(references) != len(completions):
+        raise ValueError(f"{name} got {len(completions)} completions but {len(references)} references")
+    rows = [row for row, reference in enumerate(references) if reference is not None]
+    if empty := [row for row in rows if isinstance(references[row], str) and not references[row].strip()]:
+        raise ValueError(f"{name}: row {empty[0]} of column {column!r} is an empty text; give null to leave it out")
+    return rows
+
+
+def score_texts(
+    name: str,
+    score: Callable[[list[str], list[str]], Sequence[float]],
+    completions: list,
+    report: list[str | None] | None,
+    untagged: str = "whole",
+) -> list[float | None]:
+    """The rewards of a function that compares texts.
+
+    `score` takes m generated and m reference reports, each pair once, and gives m finite numbers. A row whose
+    reference is null gives None, which TRL leaves out. Raises ValueError as `known_rows` does.
+    """
+    rows = known_rows(name, completions, report)
+    texts, _ = read_reports(completions, untagged)
+    pairs = {(texts[row], report[row]): 0.0 for row in rows}
+    if pairs:
+        generated, references = zip(*pairs, strict=True)
+        pairs = dict(zip(pairs, map(float, score(list(generated), list(references))), strict=True))
+    return [None if report[row] is None else pairs[texts[row], report[row]] for row in range(len(completions))]
+
+
+def label_pairs(
+    name: str, labeler: Remembered, completions: list, texts: list[str], labels: list | None, report: list | None
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """CheXpert states of generated and reference reports, each (m, 14), and the m rows that have a reference.
+
+    The reference is the column `labels` (14 states a row), or else `report` (texts, labelled once and remembered).
+    Raises ValueError as `known_rows` does, and on a row of `labels` that holds no 14 states.
+    """
+    column = "report" if labels is None and report is not None else "labels"
+    rows = known_rows(name, completions, report if labels is None else labels, column)
+    if labels is None:
+        truth = labeler([report[row] for row in rows])
+    else:
+        truth = [labels[row] for row in rows]
+        if bad := [row for row, states in zip(rows, truth, strict=True) if len(states) != len(CONDITIONS)]:
+            raise ValueError(f"{name}: row {bad[0]} of column 'labels' holds {len(labels[bad[0]])} states, not 14")
+    generated = labeler([texts[row] for row in rows])
+    return *(np.asarray(states).reshape(len(rows), len(CONDITIONS)) for states in (generated, truth)), rows
