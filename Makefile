@@ -11,7 +11,8 @@ setup: .venv/installed ## make .venv once; again only when requirements.txt chan
 
 .venv/installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "from trl import GRPOTrainer, SFTTrainer"  # compiles what is used only
 	touch $@
 
 demo: setup ## GRPO on two CPU cores, from nothing to outputs/demo/index.html (DATA=phantom|openi, SEEDS="0 1 2")

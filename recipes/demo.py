@@ -3,10 +3,9 @@
     make demo                                             # python recipes/demo.py --data phantom --seeds 0
     make demo DATA=openi SEEDS="0 1 2"                    # real reports with stand-in images, three seeds
 
-Each stage is a command that is printed before it runs, so that it can be run by hand; its output goes to
-outputs/demo/DATA/log.txt. A stage that has finished is not run again unless its command, its config file or one of
-its inputs changed (`--fresh` starts over), so that an interrupted demo continues where it was. At the end
-outputs/demo holds results.json and index.html.
+Each stage is a command that is printed before it runs, so that it can be run by hand; outputs/demo/DATA/logs has its
+output. A stage that has finished is not run again unless its command, its config file or one of its inputs changed
+(`--fresh` starts over): an interrupted demo continues. At the end outputs/demo holds results.json and index.html.
 """
 
 import os
@@ -20,9 +19,8 @@ from typing import Literal
 from datasets import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
-from transformers import HfArgumentParser
 
-from recipes.cli import InputError, report, run
+from recipes.cli import InputError, parse, report, run
 from recipes.data.demo_figures import GRPO, SFT, SFT_MORE, SHUFFLED, compare_systems, make_checks
 from recipes.data.demo_page import read_history, write_page
 from recipes.data.demo_stages import Stages
@@ -83,7 +81,7 @@ def print_table(figures: dict, seeds: list[int]) -> None:
 
 
 def main() -> None:
-    (args,) = HfArgumentParser(DemoArguments).parse_args_into_dataclasses()
+    (args,) = parse(DemoArguments)
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
         raise InputError(f"--seeds takes different numbers from 0 on, not {args.seeds}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a running stage is ended too
@@ -99,8 +97,8 @@ def main() -> None:
     data, balanced = f"{folder}/data", f"{folder}/balanced"
     predictions = {}
     with Stages(folder) as stages:
-        stages.run("data", data, [*options["data"], "--out", data])
-        stages.run("balanced data", balanced, [*options["balanced"], "--out", balanced])
+        made = [("data", data, options["data"]), ("balanced data", balanced, options["balanced"])]
+        stages.run(*((name, out, [*command, "--out", out]) for name, out, command in made))
         for seed in args.seeds:
             name, own = f"seed {seed}: ", f"{folder}/seed{seed}"
             tiny, sft, grpo, more = (f"{own}/{stage}" for stage in ("tiny", "sft", "grpo", "sft_more"))
@@ -108,22 +106,24 @@ def main() -> None:
             grpo_script = [*LAUNCH, "recipes/grpo_mrgr1.py", *options["grpo"], "--seed", str(seed)]
 
             build = ["recipes/build_tiny.py", "--dataset", data, "--warm_up", balanced, *options["tiny"]]
-            stages.run(name + "tiny model", tiny, [*build, "--seed", str(seed), "--out", tiny])
+            stages.run((name + "tiny model", tiny, [*build, "--seed", str(seed), "--out", tiny]))
             starts = ["--model_name_or_path", tiny, "--dataset", data, "--output_dir", sft]
-            stages.run(name + "SFT", sft, sft_script + starts)
+            stages.run((name + "SFT", sft, sft_script + starts))
             starts = ["--model_name_or_path", sft, "--dataset", data, "--output_dir", grpo]
-            stages.run(name + "GRPO", grpo, grpo_script + starts)
+            stages.run((name + "GRPO", grpo, grpo_script + starts))
             starts = ["--model_name_or_path", sft, "--dataset", data, "--output_dir", more]
             equal = ["--max_steps", str(steps_of_equal_time(grpo, sft))]
-            stages.run(name + "SFT, as long as GRPO", more, sft_script + starts + equal)
+            stages.run((name + "SFT, as long as GRPO", more, sft_script + starts + equal))
 
-            predictions[seed] = {}
+            predictions[seed], jobs = {}, []
             for system, model in {SFT: sft, SFT_MORE: more, GRPO: grpo, SHUFFLED: grpo}.items():
                 control = ["--shuffle_images"] if system == SHUFFLED else []
                 file = f"{model}_shuffled.jsonl" if control else f"{model}.jsonl"
                 command = [*options["generate"], *control, "--model", model, "--dataset", data, "--out", file]
-                stages.run(f"{name}reports of {system}", file, command)
+                jobs.append((f"{name}reports of {system}", file, command))
                 predictions[seed][system] = file
+            stages.run(*jobs[:2])
+            stages.run(*jobs[2:])
 
     ################
     # Figures

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from transformers import HfArgumentParser
 
-from recipes.cli import InputError, replacing, run
+from recipes.cli import InputError, parse, replacing, run
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.schema import read_split
 from rewards.clinical_efficacy import AVERAGES, LABEL_SETS, clinical_efficacy
@@ -107,7 +106,7 @@ def print_table(systems: dict[str, dict], labeler_name: str) -> None:
 
 
 def main() -> None:
-    (args,) = HfArgumentParser(EvaluateArguments).parse_args_into_dataclasses()
+    (args,) = parse(EvaluateArguments)
     named = dict(pair.split("=", 1) for pair in args.predictions if "=" in pair)
     if len(named) < len(args.predictions) or TEMPLATE in named:
         raise InputError("--predictions takes NAME=FILE.jsonl, each name once")

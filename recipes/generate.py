@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from datasets import Dataset, concatenate_datasets
 from rich.progress import track
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, set_seed
+from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
-from recipes.cli import InputError, check_model, read_prompt, run
+from recipes.cli import InputError, check_model, parse, read_prompt, run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
 
@@ -83,7 +83,7 @@ def finished_samples(out: Path, arguments: dict) -> int:
 
 @torch.no_grad()
 def main() -> None:
-    (args,) = HfArgumentParser(GenerateArguments).parse_args_into_dataclasses()
+    (args,) = parse(GenerateArguments)
     set_seed(args.seed)
     if args.batch_size < 1 or args.max_new_tokens < 1:
         raise InputError("--batch_size and --max_new_tokens must be at least 1")

@@ -35,7 +35,9 @@ class RecipeArguments:
     max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
     min_pixels: int | None = field(default=None, metadata={"help": "Images are scaled up to this many pixels."})
     max_pixels: int | None = field(default=None, metadata={"help": "Images are scaled down to this many pixels."})
-    rewards: list[str] = field(default_factory=lambda: ["mccs", "format"], metadata={"help": "mccs, ce_f1, format."})
+    rewards: list[str] = field(
+        default_factory=lambda: ["mccs", "format"], metadata={"help": "mccs, ce_f1, positive_f1, format."}
+    )
     labeler: str = field(default="lexical", metadata={"help": "What labels reports for MCCS: lexical or chexbert."})
     margin: float = field(default=0.2, metadata={"help": "m of MCCS (Eq. 6)."})
     allow_no_kl: bool = field(default=False, metadata={"help": "Allow beta 0: no KL term, unlike Eq. 1."})
@@ -82,6 +84,7 @@ def main() -> None:
     available = {
         "mccs": lambda: make_mccs_reward(margin=args.margin, labeler=labeler),
         "ce_f1": lambda: make_ce_f1_reward(labeler),
+        "positive_f1": lambda: make_ce_f1_reward(labeler, label_set="13", empty_match=0.0, name="positive_f1_reward"),
         "format": make_format_reward,
     }
     if unknown := [name for name in args.rewards if name not in available]:

@@ -10,28 +10,34 @@ from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, to_binary
 
 
-def report_f1(generated, reference, label_set: str = "14", uncertain_positive: bool = True) -> np.ndarray:
+def report_f1(
+    generated, reference, label_set: str = "14", uncertain_positive: bool = True, empty_match: float = 1.0
+) -> np.ndarray:
     """F1 of the present labels of each report, 2 TP / (2 TP + FP + FN), float64 of shape (...) in [0, 1].
 
-    `generated`, `reference`: CheXpert states, shape (..., 14). Neither report with a present label counts as 1 (A-24).
+    `generated`, `reference`: CheXpert states, shape (..., 14). Where neither has a present label, 0/0, the value is
+    `empty_match` (A-24: 1).
     """
     columns = [CONDITIONS.index(name) for name in LABEL_SETS[label_set]]
     found, truth = (to_binary(states, uncertain_positive)[..., columns] for states in (generated, reference))
     sizes = found.sum(-1) + truth.sum(-1)
-    return np.where(sizes == 0, 1.0, 2 * (found & truth).sum(-1) / np.maximum(sizes, 1))
+    return np.where(sizes == 0, empty_match, 2 * (found & truth).sum(-1) / np.maximum(sizes, 1))
 
 
 def make_ce_f1_reward(
     labeler: Callable[[Sequence[str]], np.ndarray] | None = None,
     label_set: str = "14",
     uncertain_positive: bool = True,
+    empty_match: float = 1.0,
     untagged: str = "whole",
+    name: str = "ce_f1_reward",
 ) -> Callable[..., list[float | None]]:
     """Returns a TRL reward function: `report_f1` of each completion's report, in [0, 1], higher is better.
 
     `labeler` maps n texts to CheXpert states of shape (n, 14); default LexicalLabeler. `label_set`: 14 (the paper's
-    table), 13 (without No Finding) or 5. The paper says neither how uncertain labels count nor what 0/0 is (A-24).
-    Raises ValueError on a label set or a mode that does not exist.
+    table), 13 (without No Finding) or 5. The paper says neither how uncertain labels count nor what 0/0 is (A-24);
+    13 labels with `empty_match` 0 are the F1 of the positive findings alone: a normal study cannot earn anything.
+    `name` is what TRL logs it by. Raises ValueError on a label set or a mode that does not exist.
     """
     check_untagged(untagged)
     if label_set not in LABEL_SETS:
@@ -43,12 +49,14 @@ def make_ce_f1_reward(
     ) -> list[float | None]:
         """F1 of each completion's report against the columns `labels` (14 CheXpert states) or `report` (text)."""
         texts, _ = read_reports(completions, untagged)
-        generated, truth, rows = label_pairs("ce_f1_reward", labeler, completions, texts, labels, report)
+        generated, truth, rows = label_pairs(name, labeler, completions, texts, labels, report)
+        scores = report_f1(generated, truth, label_set, uncertain_positive, empty_match).tolist()
         rewards: list[float | None] = [None] * len(completions)
-        for row, value in zip(rows, report_f1(generated, truth, label_set, uncertain_positive).tolist(), strict=True):
+        for row, value in zip(rows, scores, strict=True):
             rewards[row] = value
         return rewards
 
+    ce_f1_reward.__name__ = name
     return ce_f1_reward
 
 

@@ -111,4 +111,4 @@ def label_pairs(
         if bad := [row for row, states in zip(rows, truth, strict=True) if len(states) != len(CONDITIONS)]:
             raise ValueError(f"{name}: row {bad[0]} of column 'labels' holds {len(labels[bad[0]])} states, not 14")
     generated = labeler([texts[row] for row in rows])
-    return *(np.asarray(states).reshape(len(rows), len(CONDITIONS)) for states in (generated, truth)), rows
+    return *(np.asarray(s, dtype=None if rows else int).reshape(-1, len(CONDITIONS)) for s in (generated, truth)), rows

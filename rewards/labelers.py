@@ -13,6 +13,7 @@ those rules are silent: clips and wires are support devices, a rib's deformity i
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -251,6 +252,7 @@ def _trie() -> dict[str, list]:
 
 
 _TRIE = _trie()
+_ENDS = frozenset(symbol for symbol, kind in SYMBOLS.items() if kind in (STOP, QUERY))
 # A decimal keeps its point; a new line ends a sentence only before an empty line, a list item or a "heading:".
 _WORD = re.compile(r"vs\.|[a-z]+(?:'t\b)?|\.(?!\d)|[,;:!?/]|\n(?=[^\S\n]*(?:\n|[-*•]|\d{1,2}[.)]|[a-z][a-z ]{2,30}:))")
 # Headings of the body are also known without a full stop before them, since some corpora join all lines.
@@ -399,6 +401,14 @@ class _Scopes:
             if mention[3] == POSITIVE or (state == NEGATIVE and mention[3] == UNCERTAIN):
                 mention[3] = state
 
+    def _reaches(self, hits: list[tuple], i: int) -> bool:
+        """Whether the cue at `i` has mentions before it to reach back to; "with" and no mention is no border."""
+        if len(self.mentions) == self.segment:
+            separator = next((hit[0] for hit in reversed(hits[:i]) if hit[0] in _SEPARATORS), None)
+            if separator == WITH:  # "consolidation with air bronchograms cannot be excluded"
+                self.segment = self.clause
+        return len(self.mentions) > self.segment
+
     def _alternatives(self, hits: list[tuple], i: int, conditions: tuple[int, ...], state: int) -> int:
         """The state of the mention at `i`, which follows "or" or "versus"; makes what these join it to uncertain too.
 
@@ -482,7 +492,7 @@ class _Scopes:
                     self._close()  # "not resolved"
                 elif self.scope in (NEGATIVE, BLANK) and kind == SUSPECT:
                     pass  # "no suspected fracture"
-                elif before in (VERB, COLON) and len(mentions) > self.segment:
+                elif before in (VERB, COLON) and self._reaches(hits, i):
                     self._close()
                     self._reach_back(state)
                 else:
@@ -490,7 +500,7 @@ class _Scopes:
             elif kind in (EXCLUDE, EXCLUDED):
                 negated = any(hit[0] == NOT or hit[0] == NEGATE for hit in hits[max(i - 2, 0) : i])
                 self._close()
-                if kind == EXCLUDED and len(mentions) > self.segment:
+                if kind == EXCLUDED and self._reaches(hits, i):
                     self._reach_back(UNCERTAIN if negated else NEGATIVE)
                 else:
                     self._open(UNCERTAIN)
@@ -588,11 +598,12 @@ def _predicate_after(hits: list[tuple], looks: dict[int, str], i: int) -> int | 
     return stable
 
 
-def _analyse(body: str) -> tuple[list[list], bool]:
-    """Mentions [first word, last word, condition indices, state] and whether the text speaks of findings at all."""
+@lru_cache(maxsize=8192)  # reports repeat each other's sentences
+def _judge(words: tuple[str, ...]) -> tuple[list[list], bool]:
+    """`_analyse` of one sentence."""
     mentions: list[list] = []
     speaks = False
-    for hits in _sentences(_WORD.findall(body)):
+    for hits in _sentences(words):
         kinds = {hit[0] for hit in hits}
         if MENTION in kinds or PREDICATE in kinds:
             scopes = _Scopes(hits)
@@ -602,6 +613,24 @@ def _analyse(body: str) -> tuple[list[list], bool]:
             speaks = True
         elif GENERAL in kinds:
             speaks = True
+    return mentions, speaks
+
+
+def _analyse(body: str) -> tuple[list[tuple], bool]:
+    """Mentions (first word, last word, condition indices, state) and whether the text speaks of findings at all."""
+    mentions: list[tuple] = []
+    speaks = False
+    words = _WORD.findall(body)
+    start, count = 0, len(words)
+    while start < count:
+        end = start
+        while end < count and words[end] not in _ENDS:
+            end += 1
+        judge = _judge if end - start < _LONGEST_SENTENCE else _judge.__wrapped__  # the memory stays small
+        found, spoke = judge(tuple(words[start : end + 1]))
+        mentions += [(start + first, start + last, conditions, state) for first, last, conditions, state in found]
+        speaks = speaks or spoke
+        start = end + 1
     return mentions, speaks
 
 

@@ -1,4 +1,4 @@
-"""Runs the demo's commands one after another: printed, logged, timed, and not again once they are done."""
+"""Runs the demo's commands: printed, logged, timed, and not again once they are done."""
 
 import json
 import os
@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from recipes.cli import replacing
 
@@ -32,12 +33,46 @@ def last_lines(log: str, number: int = 15) -> str:
     return "\n".join([line for line in lines if line and not COUNT.search(line)][-number:])
 
 
+@dataclass
+class _Child:
+    name: str
+    out: str
+    command: list[str]
+    task: TaskID
+    log: Path
+
+    def start(self, threads: int) -> None:
+        if Path(self.out).is_dir():
+            shutil.rmtree(self.out)
+        Path(self.out).unlink(missing_ok=True)
+        self.started = time.time()
+        with self.log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, *self.command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={"OMP_NUM_THREADS": str(threads), **os.environ, **QUIET},
+                start_new_session=True,  # accelerate starts a process of its own: all of them end together
+            )
+
+    def written(self, last: int | None = None) -> str:
+        """What it has printed so far, or the `last` bytes of that."""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - last) if last else 0)
+            return file.read().decode(errors="replace")
+
+    def end(self) -> None:
+        if hasattr(self, "process") and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
 class Stages:
-    """A context manager with the terminal's progress display; `folder` gets log.txt and stages.json."""
+    """A context manager with the terminal's progress display; `folder` gets stages.json and logs/."""
 
     def __init__(self, folder: str | Path):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self.log, self.record = Path(folder) / "log.txt", Path(folder) / "stages.json"
+        self.logs, self.record = Path(folder) / "logs", Path(folder) / "stages.json"
+        self.logs.mkdir(parents=True, exist_ok=True)
         self.finished: dict[str, dict] = json.loads(self.record.read_text()) if self.record.is_file() else {}
         self.used: list[str] = []
         self.progress = Progress(
@@ -64,69 +99,62 @@ class Stages:
         inputs += [Path(word).stat().st_mtime for word in command if word.endswith(".yaml") and Path(word).is_file()]
         return before["finished"] >= max(inputs)
 
-    def run(self, name: str, out: str, command: list[str]) -> None:
-        """Runs Python with the arguments `command`, which writes `out`, unless that is done; a failure ends all."""
-        self.used.append(out)
-        task = self.progress.add_task(name, total=None, note="")
-        if self.is_done(out, command):
-            self.progress.update(task, total=1, completed=1, note="done before")
-            return
-        if Path(out).is_dir():
-            shutil.rmtree(out)
-        Path(out).unlink(missing_ok=True)
-        shown = shlex.join(["python", *command])
-        self.progress.console.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
-        started = time.time()
-        with self.log.open("a") as file:
-            file.write(f"\n$ {shown}\n")
-            file.flush()
-            begin = file.tell()
-            environment = {"OMP_NUM_THREADS": str(os.cpu_count()), **os.environ, **QUIET}
-            child = subprocess.Popen(
-                [sys.executable, *command],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # accelerate starts a process of its own: all of them end together
-            )
-            try:
-                while child.poll() is None:
-                    time.sleep(0.3)
-                    if count := read_count(self._written(max(begin, self.log.stat().st_size - 4000))):
+    def run(self, *jobs: tuple[str, str, list[str]]) -> None:
+        """Runs jobs (name, out, command) side by side, the cores shared among them; a failure ends all.
+
+        A job is Python with the arguments `command`, which writes `out`; it is left out if that was done before.
+        """
+        children = []
+        for name, out, command in jobs:
+            self.used.append(out)
+            task = self.progress.add_task(name, total=None, note="")
+            if self.is_done(out, command):
+                self.progress.update(task, total=1, completed=1, note="done before")
+            else:
+                children.append(_Child(name, out, command, task, self.logs / f"{Path(out).name}-{task}.txt"))
+        try:
+            for child in children:
+                shown = shlex.join(["python", *child.command])
+                self.progress.console.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
+                child.start(threads=max(1, (os.cpu_count() or 1) // len(children)))
+            running = list(children)
+            while running:
+                time.sleep(0.2)
+                for child in list(running):
+                    if count := read_count(child.written(4000)):
                         done, total = count
-                        self.progress.update(task, completed=done, total=total, note=f"{done}/{total}")
-            finally:
-                if child.poll() is None:
-                    os.killpg(child.pid, signal.SIGKILL)
-                    child.wait()
-        if child.returncode or not Path(out).exists():
+                        self.progress.update(child.task, completed=done, total=total, note=f"{done}/{total}")
+                    if child.process.poll() is not None:
+                        running.remove(child)
+                        self._finish(child, together=len(children))
+        finally:
+            for child in children:
+                child.end()
+
+    def _finish(self, child: "_Child", together: int) -> None:
+        if child.process.returncode or not Path(child.out).exists():
             self.progress.stop()
-            tail = last_lines(self._written(begin))
             sys.exit(
-                f"{tail}\n\nerror: the stage {name!r} failed (above: the end of {self.log}); its command is {shown}"
+                f"{last_lines(child.written())}\n\nerror: the stage {child.name!r} failed (above: the end of "
+                f"{child.log}); its command is {shlex.join(['python', *child.command])}"
             )
-        self.progress.update(task, completed=1, total=1, note="done")
-        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # kilobytes on Linux
-        self.finished[out] = {
-            "name": name,
-            "command": command,
-            "seconds": time.time() - started,
+        self.progress.update(child.task, completed=1, total=1, note="done")
+        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # kilobytes on Linux; the largest so far
+        self.finished[child.out] = {
+            "name": child.name,
+            "command": child.command,
+            "seconds": (time.time() - child.started) / together,
             "finished": time.time(),
-            "peak_memory_gb": memory,
+            "peak_memory_gb": memory * together,
         }
         with replacing(self.record) as temporary:
             temporary.write_text(json.dumps(self.finished, indent=2) + "\n")
 
-    def _written(self, begin: int) -> str:
-        with self.log.open("rb") as file:
-            file.seek(begin)
-            return file.read().decode(errors="replace")
-
     def seconds(self) -> dict[str, float]:
-        """Wall time of each stage by its name, whenever it ran."""
+        """Wall time of each stage by its name, whenever it ran; of stages side by side each has its share."""
         return {self.finished[out]["name"]: self.finished[out]["seconds"] for out in self.used}
 
     def peak_memory_gb(self) -> float:
-        """Resident memory in GB (1e9 bytes) of the largest process so far, plus that of the demo itself."""
+        """Resident memory in GB (1e9 bytes) of the largest process or pair so far, plus that of the demo itself."""
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         return own + max(self.finished[out]["peak_memory_gb"] for out in self.used)

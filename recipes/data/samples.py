@@ -21,6 +21,11 @@ def write_reasoning(labels: list[int]) -> str:
     return " ".join(f"{title}: {names}." for title, names in named.items() if names) or "No abnormal finding."
 
 
+def write_answer(labels: list[int], report: str) -> str:
+    """What a policy that reasons should answer: `write_reasoning` in `<think>`, then the report in `<report>`."""
+    return f"<think>{write_reasoning(labels)}</think>\n<report>{report}</report>"
+
+
 def to_samples(
     rows: Dataset, prompt: str, views: str = "each", completion: str | None = None, keep: tuple[str, ...] = ()
 ) -> Dataset:
@@ -28,7 +33,7 @@ def to_samples(
 
     `views`: `each` makes every image a sample of its own with the study's report (MRG-R1 section IV-A), `frontal`
     keeps a study's first image, `all` gives all of them at once. `completion`: `plain` adds the report as the
-    assistant's message, `reasoning` adds `<think>` (see `write_reasoning`) and `<report>` around it.
+    assistant's message, `reasoning` adds `write_answer` of it.
     """
     if views not in VIEWS:
         raise InputError(f"views must be one of {', '.join(VIEWS)}, not {views!r}")
@@ -43,7 +48,7 @@ def to_samples(
             report = batch["report"][i]
             text = report
             if completion == "reasoning":
-                text = f"<think>{write_reasoning(batch['labels'][i])}</think>\n<report>{report}</report>"
+                text = write_answer(batch["labels"][i], report)
             for chosen in {"each": [[image] for image in images], "frontal": [images[:1]], "all": [images]}[views]:
                 out["prompt"].append(message)
                 out["images"].append(chosen)

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,8 +119,8 @@ def test_a_finished_stage_runs_again_only_when_something_changed(tmp_path):
 
     def both(*options: str) -> int:
         with demo_stages.Stages(tmp_path) as stages:
-            stages.run("one", first, ["-c", write, str(runs), *options, str(config), first])
-            stages.run("two", second, ["-c", write, str(runs), first, second])
+            stages.run(("one", first, ["-c", write, str(runs), *options, str(config), first]))
+            stages.run(("two", second, ["-c", write, str(runs), first, second]))
         return len(runs.read_text())
 
     assert both() == 2
@@ -133,11 +134,35 @@ def test_a_finished_stage_runs_again_only_when_something_changed(tmp_path):
 def test_a_failing_stage_ends_the_demo(tmp_path):
     command = ["-c", "import sys; print('line\\n' * 30); sys.exit('what went wrong')"]
     with pytest.raises(SystemExit) as ended, demo_stages.Stages(tmp_path) as stages:
-        stages.run("SFT", str(tmp_path / "out"), command)
+        stages.run(("SFT", str(tmp_path / "out"), command))
     *tail, empty, sentence = str(ended.value).split("\n")
     assert (tail, empty) == (["line"] * 14 + ["what went wrong"], "")
     assert sentence.startswith("error: the stage 'SFT' failed")
     assert not (tmp_path / "stages.json").exists()
+
+
+def test_stages_side_by_side_wait_for_each_other_and_fail_together(tmp_path):
+    meet = """if True:
+        import os, sys, time
+        own, other = sys.argv[1:]
+        open(own, "w").close()
+        while not os.path.exists(other):
+            time.sleep(0.01)"""
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    with demo_stages.Stages(tmp_path) as stages:
+        stages.run(("a", a, ["-c", meet, a, b]), ("b", b, ["-c", meet, b, a]))  # one after the other would hang
+    assert stages.seconds().keys() == {"a", "b"}
+    note = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    fail = """if True:
+        import os, sys, time
+        while not os.path.isfile(sys.argv[1]) or not os.path.getsize(sys.argv[1]):
+            time.sleep(0.01)
+        sys.exit("no")"""
+    os.remove(b)
+    with pytest.raises(SystemExit, match="no"), demo_stages.Stages(tmp_path) as stages:
+        stages.run(("endless", str(tmp_path / "c"), ["-c", note, b]), ("fails", str(tmp_path / "d"), ["-c", fail, b]))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(Path(b).read_text()), 0)  # ended with the other one
 
 
 @pytest.fixture

@@ -119,6 +119,7 @@ UNCERTAINTY = [
     ("A small effusion may be present.", "?EF", "may be present, after the mention"),
     ("Cannot exclude pneumonia.", "?PN", "cannot exclude"),
     ("A small pneumothorax cannot be excluded.", "?PX", "cannot be excluded"),
+    ("Consolidation with air bronchograms cannot be excluded.", "?CO", "with and no finding is no border"),
     ("Pneumonia is not entirely excluded.", "?PN", "not excluded"),
     ("Infection must be excluded.", "?PN", "must be excluded"),
     ("Small effusion, pneumonia cannot be excluded.", "+EF ?PN", "doubt reaches back to its comma"),

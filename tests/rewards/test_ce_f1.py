@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import f1_score
+
+from rewards import ce_f1_reward, make_ce_f1_reward
+from rewards.ce_f1 import report_f1
+from rewards.labels import CONDITIONS, CheXpertState
+
+BLANK, POSITIVE, NEGATIVE, UNCERTAIN = CheXpertState
+pairs = st.tuples(*[arrays(np.int64, (6, 14), elements=st.integers(0, 3))] * 2)
+
+
+def states(**named: CheXpertState) -> list[int]:
+    return [named.get(condition.split()[-1].lower(), BLANK) for condition in CONDITIONS]
+
+
+@pytest.mark.parametrize(
+    ("generated", "reference", "options", "f1"),
+    [
+        (states(edema=POSITIVE), states(edema=POSITIVE, fracture=POSITIVE), {}, 2 / 3),  # 2 * 1 / (1 + 2)
+        (states(edema=UNCERTAIN), states(edema=POSITIVE), {}, 1.0),  # uncertain counts as present
+        (states(edema=UNCERTAIN), states(edema=POSITIVE), {"uncertain_positive": False}, 0.0),
+        (states(edema=NEGATIVE), states(edema=BLANK), {}, 1.0),  # nothing present on either side: 0/0
+        (states(edema=NEGATIVE), states(edema=BLANK), {"empty_match": 0.0}, 0.0),
+        (states(edema=POSITIVE), states(), {"empty_match": 0.0}, 0.0),  # one side present: no 0/0
+        (states(finding=POSITIVE), states(finding=POSITIVE, fracture=POSITIVE), {}, 2 / 3),  # No Finding is a label
+        (states(finding=POSITIVE), states(finding=POSITIVE, fracture=POSITIVE), {"label_set": "13"}, 0.0),
+        (states(edema=POSITIVE, fracture=POSITIVE), states(edema=POSITIVE), {"label_set": "5"}, 1.0),  # not of the 5
+    ],
+)
+def test_values_by_hand(generated, reference, options, f1):
+    assert report_f1([generated], [reference], **options) == pytest.approx([f1])
+
+
+@given(pairs)
+def test_equals_scikit_learn(pair):
+    generated, reference = ((states == POSITIVE) | (states == UNCERTAIN) for states in pair)
+    expected = [f1_score(t, g, zero_division=1.0) for g, t in zip(generated, reference, strict=True)]
+    assert report_f1(*pair) == pytest.approx(expected)
+
+
+def test_as_a_reward():
+    reports = ["Pulmonary edema.", "No pulmonary edema.", "<think>Edema.</think><report>Rib fracture.</report>"]
+    assert ce_f1_reward(reports, report=["There is edema. Rib fracture."] * 3) == pytest.approx([2 / 3, 0, 2 / 3])
+    labels = [states(edema=POSITIVE), None, states(edema=POSITIVE)]
+    assert ce_f1_reward(reports, labels=labels) == [1.0, None, 0.0]  # reasoning is never labelled
+    assert make_ce_f1_reward(untagged="zero", label_set="13")(reports[:1], labels=labels[:1]) == [0.0]
+    assert make_ce_f1_reward(name="positive_f1_reward").__name__ == "positive_f1_reward"
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({}, "ce_f1_reward needs the data set's column 'labels'"),
+        ({"report": [""]}, "row 0 of column 'report' is an empty text"),
+        ({"labels": [[0] * 13]}, "row 0 of column 'labels' holds 13 states, not 14"),
+        ({"labels": []}, "1 completions but 0 references"),
+    ],
+)
+def test_bad_columns(columns, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ce_f1_reward(["Edema."], **columns)
+
+
+def test_bad_options():
+    for options in ({"label_set": "12"}, {"untagged": "half"}):
+        with pytest.raises(ValueError, match="must be"):
+            make_ce_f1_reward(**options)
