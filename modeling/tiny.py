@@ -11,6 +11,7 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
+    BertTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -19,6 +20,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
     set_seed,
 )
+
+from .configuration_chexbert import CheXbertConfig
+from .modeling_chexbert import CheXbertModel
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -132,22 +136,22 @@ def warm_up(
     images: Sequence[Image.Image],
     targets: torch.Tensor,
     prompt: str,
-    captions: Sequence[str],
+    answers: Sequence[str],
     steps: int = 300,
     batch_size: int = 32,
     learning_rate: float = 2e-3,
 ) -> float:
-    """Teaches `model` in place to see: one image, what is on it as numbers, and how that is said in a few words.
+    """Teaches `model` in place to see and to say it: one image, what is on it as numbers, and the answer to `prompt`.
 
     The vision tower predicts `targets` (n, 13), values in [0, 1], through a linear head that is dropped afterwards,
-    and the language model writes the image's caption (the beginning of the assistant's answer to `prompt`). Returns
-    the mean loss (cross-entropy of the caption plus binary cross-entropy) of the last 50 steps.
+    and the language model writes the image's answer. Returns the mean loss (cross-entropy of the answer plus binary
+    cross-entropy) of the last 50 steps.
     """
     message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
     question = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)[0]
     inputs = processor(
         images=list(images),
-        text=[question + caption for caption in captions],
+        text=[question + answer for answer in answers],
         padding=True,
         padding_side="right",
         return_tensors="pt",
@@ -182,3 +186,36 @@ def warm_up(
             print(f"warm-up step {step}/{steps}: loss {sum(losses[-50:]) / 50:.3f}", flush=True)
     handle.remove()
     return sum(losses[-50:]) / len(losses[-50:])
+
+
+def build_chexbert(
+    texts: Iterable[str],
+    vocab_size: int = 2000,
+    hidden_size: int = 96,
+    layers: int = 2,
+    heads: int = 4,
+    seed: int = 0,
+) -> tuple[CheXbertModel, BertTokenizer]:
+    """A random-weight CheXbert, and its uncased WordPiece tokenizer of at most `vocab_size` entries made from `texts`.
+
+    Raises ValueError where `hidden_size` is no multiple of `heads`.
+    """
+    if hidden_size % heads:
+        raise ValueError(f"hidden_size ({hidden_size}) must be a multiple of heads ({heads})")
+    set_seed(seed)
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    word_piece = BertTokenizer(dict(zip(specials, range(5), strict=True))).backend_tokenizer
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=specials, show_progress=False)
+    word_piece.train_from_iterator(texts, trainer)
+    tokenizer = BertTokenizer(word_piece.get_vocab(), model_max_length=512)
+    config = CheXbertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.5 * hidden_size**-0.5,
+    )
+    return CheXbertModel(config), tokenizer

@@ -3,9 +3,9 @@
     python recipes/build_tiny.py --dataset outputs/data/phantom --warm_up outputs/data/balanced \\
         --out outputs/phantom/tiny
 
-Real systems start from a medical image encoder and an aligned language model. The warm-up stands for both: on another
-built data set (best a balanced phantom) the vision tower learns to tell the findings apart, and the language model
-to name them in its reasoning. The model has not seen a report then; recipes/sft_mrgr1.py comes next.
+Real systems start from a medical image encoder and a language model that knows the field. The warm-up stands for both:
+on another built data set (best a balanced phantom, where no finding is rare) the vision tower learns to tell the
+findings apart, and the language model to name and to describe them. recipes/sft_mrgr1.py comes next.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ import torch
 
 from modeling.tiny import build_qwen2_5_vl, train_tokenizer, warm_up
 from recipes.cli import InputError, parse, read_prompt, replacing, run
-from recipes.data.samples import write_reasoning
+from recipes.data.samples import write_answer
 from recipes.data.schema import read_split
 from rewards.labels import FINDINGS
 
@@ -37,17 +37,17 @@ def main() -> None:
     if args.image_size % 28 or args.hidden_size % 64 or args.vocab_size < 280:
         raise InputError("--image_size is a multiple of 28, --hidden_size a multiple of 64, --vocab_size at least 280")
     rows = read_split(args.dataset, "train", ("report", "labels"))
-    reasoning = [f"<think>{write_reasoning(labels)}</think>\n<report>" for labels in rows["labels"]]
-    tokenizer = train_tokenizer([*rows["report"], *reasoning, read_prompt(args.prompt_file)], args.vocab_size)
+    answers = [write_answer(row["labels"], row["report"]) for row in rows.select_columns(["labels", "report"])]
+    tokenizer = train_tokenizer([*answers, read_prompt(args.prompt_file)], args.vocab_size)
     model, processor = build_qwen2_5_vl(tokenizer, args.image_size, args.hidden_size, seed=args.seed)
     if args.warm_up:
-        rows = read_split(args.warm_up, "train", ("images", "labels")).select_columns(["images", "labels"])
-        pairs = [(row["images"][0], row["labels"]) for row in rows]
+        columns = ["images", "labels", "report"]
+        rows = list(read_split(args.warm_up, "train", columns).select_columns(columns))
         value = torch.tensor([0.0, 1.0, 0.0, 0.5])  # blank, positive, negative, uncertain
-        targets = value[torch.tensor([labels for _, labels in pairs])][:, : len(FINDINGS)]
-        captions = [f"<think>{write_reasoning(labels)}</think>\n" for _, labels in pairs]
-        prompt = read_prompt(args.prompt_file)
-        warm_up(model, processor, [image for image, _ in pairs], targets, prompt, captions, args.warm_up_steps)
+        targets = value[torch.tensor([row["labels"] for row in rows])][:, : len(FINDINGS)]
+        images = [row["images"][0] for row in rows]
+        answers = [write_answer(row["labels"], row["report"]) + "<|im_end|>" for row in rows]
+        warm_up(model, processor, images, targets, read_prompt(args.prompt_file), answers, args.warm_up_steps)
     with replacing(args.out, marker="config.json") as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

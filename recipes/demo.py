@@ -27,13 +27,13 @@ from recipes.data.demo_stages import Stages
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.schema import read_split
 
-PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn"]
-BALANCED = [*PHANTOM, "--balanced", "--seed", "1", "--n_train", "3000", "--n_validation", "1", "--n_test", "1"]
+PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn", "--n_validation", "1"]
+BALANCED = [*PHANTOM, "--balanced", "--seed", "3", "--n_train", "3000", "--n_test", "1"]
 GENERATE = ["recipes/generate.py", "--prompt_file", "prompts/mrgr1_tiny.txt", "--views", "frontal"]
-GENERATE += ["--split", "test", "--max_new_tokens", "120", "--batch_size", "64"]
+GENERATE += ["--split", "test", "--max_new_tokens", "100", "--batch_size", "64"]
 OPTIONS = {
     "phantom": {
-        "data": [*PHANTOM, "--abnormal", "0.6", "--n_train", "2500", "--n_validation", "50", "--n_test", "400"],
+        "data": [*PHANTOM, "--abnormal", "0.6", "--seed", "2", "--n_train", "2500", "--n_test", "400"],
         "balanced": BALANCED,
         "tiny": ["--warm_up_steps", "300"],
         "sft": ["--config", "recipes/configs/mrgr1/sft_demo.yaml"],
