@@ -33,7 +33,7 @@ GENERATE = ["recipes/generate.py", "--prompt_file", "prompts/mrgr1_tiny.txt", "-
 GENERATE += ["--split", "test", "--max_new_tokens", "100", "--batch_size", "64"]
 OPTIONS = {
     "phantom": {
-        "data": [*PHANTOM, "--abnormal", "0.6", "--seed", "2", "--n_train", "2500", "--n_test", "400"],
+        "data": [*PHANTOM, "--abnormal", "0.6", "--seed", "2", "--n_train", "2500", "--n_test", "600"],
         "balanced": BALANCED,
         "tiny": ["--warm_up_steps", "300"],
         "sft": ["--config", "recipes/configs/mrgr1/sft_demo.yaml"],
