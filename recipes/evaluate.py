@@ -35,7 +35,7 @@ class EvaluateArguments:
     predictions: list[str] = field(metadata={"help": "NAME=FILE.jsonl, one or more."})
     out: str = field(metadata={"help": "The JSON file for all figures."})
     split: str = field(default="test")
-    labeler: str = field(default="lexical", metadata={"help": "lexical or chexbert; the results carry its name."})
+    labeler: str = field(default="lexical", metadata={"help": "lexical, chexbert or chexbert:MODEL."})
     margin: float = field(default=0.2, metadata={"help": "m of MCCS."})
 
 

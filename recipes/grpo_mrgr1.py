@@ -21,7 +21,14 @@ from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.interrupt import SaveOnInterrupt
-from rewards import make_ce_f1_reward, make_format_reward, make_mccs_reward
+from rewards import (
+    make_bleu_reward,
+    make_ce_f1_reward,
+    make_cider_reward,
+    make_format_reward,
+    make_mccs_reward,
+    make_rouge_reward,
+)
 from rewards.inputs import remembered
 
 
@@ -36,9 +43,12 @@ class RecipeArguments:
     min_pixels: int | None = field(default=None, metadata={"help": "Images are scaled up to this many pixels."})
     max_pixels: int | None = field(default=None, metadata={"help": "Images are scaled down to this many pixels."})
     rewards: list[str] = field(
-        default_factory=lambda: ["mccs", "format"], metadata={"help": "mccs, ce_f1, positive_f1, format."}
+        default_factory=lambda: ["mccs", "format"],
+        metadata={"help": "mccs, ce_f1, positive_f1, format, bleu, rouge, cider."},
     )
-    labeler: str = field(default="lexical", metadata={"help": "What labels reports for MCCS: lexical or chexbert."})
+    labeler: str = field(
+        default="lexical", metadata={"help": "What labels reports: lexical, chexbert, chexbert:MODEL."}
+    )
     margin: float = field(default=0.2, metadata={"help": "m of MCCS (Eq. 6)."})
     allow_no_kl: bool = field(default=False, metadata={"help": "Allow beta 0: no KL term, unlike Eq. 1."})
 
@@ -86,6 +96,9 @@ def main() -> None:
         "ce_f1": lambda: make_ce_f1_reward(labeler),
         "positive_f1": lambda: make_ce_f1_reward(labeler, label_set="13", empty_match=0.0, name="positive_f1_reward"),
         "format": make_format_reward,
+        "bleu": make_bleu_reward,
+        "rouge": make_rouge_reward,
+        "cider": lambda: make_cider_reward(rows["report"]),  # document frequencies of the training references
     }
     if unknown := [name for name in args.rewards if name not in available]:
         raise InputError(f"there is no reward {unknown[0]!r}; choose among {', '.join(available)}")

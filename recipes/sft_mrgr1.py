@@ -35,7 +35,7 @@ class RecipeArguments:
     min_pixels: int | None = field(default=None, metadata={"help": "Images are scaled up to this many pixels."})
     max_pixels: int | None = field(default=None, metadata={"help": "Images are scaled down to this many pixels."})
     labeler: str = field(
-        default="lexical", metadata={"help": "What names the findings in <think>: lexical, chexbert."}
+        default="lexical", metadata={"help": "What names the findings in <think>: see grpo_mrgr1.py."}
     )
 
 

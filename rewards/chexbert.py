@@ -11,10 +11,13 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from modeling import CheXbertConfig, CheXbertModel
+from rewards.inputs import Remembered
 from rewards.labels import CONDITIONS
 
 logger = logging.getLogger(__name__)
 MAX_TOKENS = 512
+REMEMBERED = 2048  # texts: 768 numbers each take 6 MB
+USUAL_TOKENS = 64  # of a text: batches of longer ones hold fewer, so that none needs much memory
 HOW_TO_GET = (
     "make one from the published weights with recipes/convert_chexbert.py, or train one with recipes/train_chexbert.py"
 )
@@ -86,6 +89,7 @@ class CheXbertLabeler:
         self.name = f"chexbert-{hashlib.blake2b(heads, digest_size=4).hexdigest()}"
         self.device = torch.device(device) if device is not None else process_device()
         self.model.eval().requires_grad_(False).to(self.device)
+        self.remembered = Remembered(self._pass, REMEMBERED)
 
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """`CheXpertState` values, int64, shape (n, 14), in the order of `CONDITIONS`. Any string is labelled."""
@@ -95,19 +99,33 @@ class CheXbertLabeler:
         """[CLS] states, float32, shape (n, hidden)."""
         return self.labels_and_embeddings(texts)[1]
 
-    @torch.inference_mode()
     def labels_and_embeddings(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Labels (n, 14) and embeddings (n, hidden) of `texts` from one pass."""
-        ids = [tuple(each) for each in encode(self.tokenizer, list(texts), self.max_tokens)]
-        distinct = sorted(dict.fromkeys(ids), key=len)
-        labels = np.zeros((len(distinct), len(CONDITIONS)), dtype=np.int64)
-        embeddings = np.zeros((len(distinct), self.model.config.hidden_size), dtype=np.float32)
-        for start in range(0, len(distinct), self.batch_size):
-            chosen = [list(each) for each in distinct[start : start + self.batch_size]]
-            batch = self.tokenizer.pad({"input_ids": chosen}, return_tensors="pt")
+        """Labels (n, 14) and embeddings (n, hidden) of `texts` from one pass.
+
+        The last 2,048 texts are remembered, so that rewards which share a labeler share its passes.
+        """
+        rows = self.remembered(list(texts))
+        labels, embeddings = zip(*rows, strict=True) if rows else ((), ())
+        return (
+            np.array(labels, dtype=np.int64).reshape(-1, len(CONDITIONS)),
+            np.array(embeddings, dtype=np.float32).reshape(-1, self.model.config.hidden_size),
+        )
+
+    @torch.inference_mode()
+    def _pass(self, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
+        """Labels and embedding of each text, those of equal tokens from one row of a batch."""
+        ids = [tuple(each) for each in encode(self.tokenizer, texts, self.max_tokens)]
+        left = sorted(dict.fromkeys(ids), key=len)
+        found = {}
+        while left:
+            count = max(1, min(self.batch_size, self.batch_size * USUAL_TOKENS // len(left[-1])))
+            chosen, left = left[-count:], left[:-count]
+            batch = self.tokenizer.pad({"input_ids": [list(each) for each in chosen]}, return_tensors="pt")
             output = self.model(**batch.to(self.device))
-            labels[start : start + self.batch_size] = output.labels.cpu().numpy()
-            embeddings[start : start + self.batch_size] = output.embedding.cpu().numpy()
-        place = {each: row for row, each in enumerate(distinct)}
-        rows = [place[each] for each in ids]
-        return labels[rows], embeddings[rows]
+            # copies, since a row that is a view would keep its whole batch
+            found |= zip(
+                chosen,
+                zip(output.labels.tolist(), map(np.array, output.embedding.cpu().numpy()), strict=True),
+                strict=True,
+            )
+        return [found[each] for each in ids]

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 TAG = re.compile(r"</?(?:think|report)>")
@@ -36,7 +37,11 @@ def completion_text(completion: str | list[dict]) -> str:
 
 def parse_completion(completion: str | list[dict]) -> Completion:
     """Splits a completion into reasoning and report in one linear pass; any text is accepted, tags are lower case."""
-    text = completion_text(completion)
+    return _parse(completion_text(completion))
+
+
+@lru_cache(maxsize=256)  # each reward of a step reads the same completions
+def _parse(text: str) -> Completion:
     tags = list(TAG.finditer(text))
     names = [tag.group() for tag in tags]
     before = text[: tags[0].start()] if tags else text

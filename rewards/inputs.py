@@ -31,7 +31,10 @@ class Remembered:
         found = {key: self.results[key] for key in keys if key in self.results}
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
         if new:
-            found |= zip(new, self.compute(list(new.values())), strict=True)
+            results = self.compute(list(new.values()))
+            if isinstance(results, np.ndarray):
+                results = [row.copy() for row in results]  # a view would keep its whole batch
+            found |= zip(new, results, strict=True)
         for key in found:
             self.results[key] = found[key]
             self.results.move_to_end(key)

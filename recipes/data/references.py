@@ -8,14 +8,26 @@ from recipes.cli import InputError
 from recipes.data.schema import read_build
 from rewards.labelers import LexicalLabeler
 
+CHEXBERT = "outputs/chexbert"  # where recipes/convert_chexbert.py and train_chexbert.py write by their examples
+
 
 def load_labeler(name: str) -> Callable:
-    """The labeler of that name (`lexical`, or `chexbert`), a callable from n texts to CheXpert states (n, 14)."""
+    """The labeler of that name, a callable from n texts to CheXpert states (n, 14).
+
+    `lexical`; `chexbert`, which is in outputs/chexbert; or `chexbert:MODEL`, a folder or Hub id. Raises InputError on
+    another name, and where the CheXbert cannot be loaded.
+    """
     if name == "lexical":
         return LexicalLabeler()
-    if name == "chexbert":
-        raise InputError("labeler chexbert is not part of this version yet; set `labeler: lexical` to run without it")
-    raise InputError(f"there is no labeler {name!r}; choose lexical or chexbert")
+    kind, _, model = name.partition(":")
+    if kind != "chexbert":
+        raise InputError(f"there is no labeler {name!r}; choose lexical, chexbert or chexbert:MODEL")
+    from rewards.chexbert import CheXbertLabeler  # needs torch, which the lexical one does not wait for
+
+    try:
+        return CheXbertLabeler(model or CHEXBERT)
+    except ValueError as error:
+        raise InputError(f"labeler {name}: {error}; or set `labeler: lexical` to run without it") from error
 
 
 def with_labels(rows: Dataset, dataset: str, labeler: Callable) -> Dataset:

@@ -115,7 +115,9 @@ def test_reference_labels_come_from_the_runs_labeler(tmp_path, build, kept):
     assert kept or labels[1] == 1  # Cardiomegaly, positive
 
 
-@pytest.mark.parametrize(("name", "sentence"), [("chexbert", "not part of this version"), ("nlp", "no labeler 'nlp'")])
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("chexbert:absent", "no CheXbert could be loaded from absent"), ("nlp", "no labeler 'nlp'")]
+)
 def test_unknown_labeler(name, sentence):
     with pytest.raises(InputError, match=sentence):
         load_labeler(name)

@@ -86,6 +86,7 @@ def test_same_tokens_as_f1chexbert(labeler):
 
 
 def test_shapes_and_order(labeler):
+    labeler.remembered.results.clear()
     labels, embeddings = labeler.labels_and_embeddings([*TEXTS, TEXTS[0]])
     assert labels.shape == (7, 14) and labels.dtype == np.int64 and embeddings.shape == (7, 32)
     assert embeddings.dtype == np.float32
@@ -109,13 +110,17 @@ def test_no_texts(labeler):
 def test_batch_mates_change_nothing(labeler, texts, batch_size):
     labeler.batch_size = batch_size
     together, embeddings = labeler.labels_and_embeddings(texts)
-    alone = [labeler.labels_and_embeddings([text]) for text in texts]
+    alone = []
+    for text in texts:
+        labeler.remembered.results.clear()
+        alone.append(labeler.labels_and_embeddings([text]))
     assert np.array_equal(together, np.concatenate([labels for labels, _ in alone]))
     np.testing.assert_allclose(embeddings, np.concatenate([each for _, each in alone]), atol=1e-5)
 
 
 def test_each_text_goes_through_once_in_batches_of_like_length(labeler):
     sizes = []
+    labeler.remembered.results.clear()
     handle = labeler.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
@@ -123,6 +128,18 @@ def test_each_text_goes_through_once_in_batches_of_like_length(labeler):
     labeler(["edema " * n for n in (9, 1, 5, 2)] * 3 + ["edema\n"])  # differs only before the cleaning
     handle.remove()
     assert sum(n for n, _ in sizes) == 4 and sorted(length for _, length in sizes) == [4, 11]
+
+
+def test_labels_and_embeddings_share_a_pass_that_is_remembered(labeler):
+    labeler.remembered.results.clear()
+    rows = []
+    handle = labeler.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    labeler(TEXTS)
+    labeler.embed(TEXTS)
+    handle.remove()
+    assert sum(rows) == len({clean_text(text) for text in TEXTS})
 
 
 @pytest.mark.parametrize("text", ["", "\x00\ufffd\U0001f4a9", "\ud83d", "edema " * 10_000, "漢字" * 400, "<report>"])
