@@ -20,12 +20,14 @@ STATES = 4
 @dataclass
 class CheXbertOutput(ModelOutput):
     """`loss`: scalar, only where labels were given. `logits`: (n, 14, 4) float. `labels`: (n, 14) int64, their argmax.
-    `embedding`: (n, hidden), the [CLS] state of the last layer, which RadCliQ compares."""
+    `embedding`: (n, hidden), the [CLS] state of the last layer, which RadCliQ compares. `hidden_states`: only with
+    `output_hidden_states`, those of the embeddings and of each layer, (n, length, hidden) each."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     embedding: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class CheXbertModel(PreTrainedModel):
@@ -52,25 +54,28 @@ class CheXbertModel(PreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        **kwargs,
     ) -> CheXbertOutput:
         """Logits, labels and embedding of n reports, and the loss where `labels` (n, 14) are given (-100: unknown).
 
         `input_ids`, `attention_mask` and `token_type_ids` are (n, length); `inputs_embeds` (n, length, hidden) may
-        stand for `input_ids`. The loss is the cross-entropy averaged over the known labels of all heads. The two
-        classes that No Finding lacks have the smallest logit of their type, and so probability 0.
+        stand for `input_ids`; other arguments are BERT's. The loss is the cross-entropy averaged over the known labels
+        of all heads. The two classes that No Finding lacks have the smallest logit of their type, so probability 0.
         """
-        embedding = self.bert(
+        states = self.bert(
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
-        ).last_hidden_state[:, 0]
+            **kwargs,
+        )
+        embedding = states.last_hidden_state[:, 0]
         features = self.dropout(embedding)
         logits = [head(features) for head in self.linear_heads]
         logits[-1] = nn.functional.pad(logits[-1], (0, STATES - 2), value=torch.finfo(embedding.dtype).min)
         logits = torch.stack(logits, dim=1)
         loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return CheXbertOutput(loss=loss, logits=logits, labels=logits.argmax(-1), embedding=embedding)
+        return CheXbertOutput(loss, logits, logits.argmax(-1), embedding, states.hidden_states)
 
 
 CheXbertModel.register_for_auto_class("AutoModel")

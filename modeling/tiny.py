@@ -192,16 +192,17 @@ def build_chexbert(
     texts: Iterable[str],
     vocab_size: int = 2000,
     hidden_size: int = 96,
-    layers: int = 2,
+    layers: int = 3,
     heads: int = 4,
     seed: int = 0,
 ) -> tuple[CheXbertModel, BertTokenizer]:
     """A random-weight CheXbert, and its uncased WordPiece tokenizer of at most `vocab_size` entries made from `texts`.
 
-    Raises ValueError where `hidden_size` is no multiple of `heads`.
+    So that few reports teach it what a negation reaches, attention begins local: positions are sinusoids, and keys
+    equal queries. Raises ValueError where `hidden_size` is no even multiple of `heads`.
     """
-    if hidden_size % heads:
-        raise ValueError(f"hidden_size ({hidden_size}) must be a multiple of heads ({heads})")
+    if hidden_size % heads or hidden_size % 2:
+        raise ValueError(f"hidden_size ({hidden_size}) must be even and a multiple of heads ({heads})")
     set_seed(seed)
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     word_piece = BertTokenizer(dict(zip(specials, range(5), strict=True))).backend_tokenizer
@@ -218,4 +219,12 @@ def build_chexbert(
         attention_probs_dropout_prob=0.0,
         initializer_range=0.5 * hidden_size**-0.5,
     )
-    return CheXbertModel(config), tokenizer
+    model = CheXbertModel(config)
+    angles = torch.arange(512)[:, None] / 1000 ** (torch.arange(0, hidden_size, 2) / hidden_size)
+    positions = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+    model.bert.embeddings.position_embeddings.weight.data = config.initializer_range * positions
+    for layer in model.bert.encoder.layer:
+        attention = layer.attention.self
+        attention.query.weight.data *= 1.5
+        attention.key.weight.data = attention.query.weight.data.clone()
+    return model, tokenizer

@@ -1,0 +1,70 @@
+"""Labelled text for training a labeler: a CheXpert CSV, or reports and mixtures of them for a teacher to label."""
+
+import csv
+import random
+import re
+
+from recipes.cli import InputError
+from rewards.chexbert import clean_text
+from rewards.labelers import LexicalLabeler
+from rewards.labels import CONDITIONS, NO_FINDING, CheXpertState, from_csv
+
+
+def read_csv(file: str, text_column: str) -> dict[str, list[int]]:
+    """CheXpert states by report; of equal reports the first counts, rows without a report are left out."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            rows = list(csv.DictReader(opened))
+    except OSError as error:
+        raise InputError(f"--csv {file} cannot be read: {error.strerror}") from error
+    if missing := [name for name in (text_column, *CONDITIONS) if not rows or name not in rows[0]]:
+        raise InputError(f"--csv {file} has no column {missing[0]!r} (or no row); --text_column names the reports'")
+    labelled: dict[str, list[int]] = {}
+    for number, row in enumerate(rows, 2):
+        try:
+            states = from_csv([float(row[name] or "nan") for name in CONDITIONS])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"--csv {file}, record {number}: {error}") from error
+        if states[NO_FINDING] != CheXpertState.POSITIVE:
+            states[NO_FINDING] = CheXpertState.BLANK  # CheXbert's head knows no other
+        if text := clean_text(row[text_column] or ""):
+            labelled.setdefault(text, states.tolist())
+    return labelled
+
+
+def mix(reports: list[str], count: int, rng: random.Random) -> list[str]:
+    """`count` texts: one in five a report, the others one to eight of their sentences, most with foreign words.
+
+    A few words of one sentence in the place of others, as in "There is no" + "cardiac enlargement", teach which words
+    matter and how far a negation reaches, which the same few phrases in their usual places do not.
+    """
+    sentences = [each.split() for each in {s: None for text in reports for s in re.split(r"(?<=[.?!])\s+", text)}]
+
+    def altered() -> list[str]:
+        words = list(rng.choice(sentences))
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            donor = rng.choice(sentences)
+            first, at = rng.randrange(len(donor)), rng.randrange(len(words) + 1)
+            words[at : at + rng.choice((0, 1, 2, 3, 99))] = donor[first : first + rng.randint(1, 5)]
+        return words
+
+    texts = []
+    for _ in range(count):
+        sizes = (1, 1, 1, 1, 1, 2, 3, 4, 6, 8)
+        parts = [" ".join(altered()) for _ in range(rng.choice(sizes))]
+        texts.append(rng.choice(reports) if rng.random() < 0.2 else " ".join(parts))
+    return texts
+
+
+def find_evidence(tokenizer, texts: list[str], teacher: LexicalLabeler) -> list[list[tuple[int, int, int]]]:
+    """(token, condition, state) of the words in which the teacher found each state of each cleaned text."""
+    encoded = tokenizer(texts, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return [
+        [
+            (token, condition, int(state))
+            for start, end, condition, state in teacher.mentions(text)
+            for token, (first, last) in enumerate(spans)
+            if start <= first < last <= end
+        ]
+        for text, spans in zip(texts, encoded, strict=True)
+    ]

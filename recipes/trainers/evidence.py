@@ -1,0 +1,52 @@
+"""Teaching CheXbert not only a report's labels but also where they stand in it."""
+
+import torch
+from torch.nn import functional as F
+from transformers import Trainer
+
+from rewards.labels import FINDINGS
+
+
+class EvidenceCollator:
+    """Pads rows of `input_ids`, `labels` (14 states) and, where known, `evidence` ((token, condition, state) each).
+
+    With evidence the batch has `word_labels`, (n, length, 13), the states of single tokens: -100 at the padding, BLANK
+    where a token is no evidence.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = self.tokenizer.pad([{"input_ids": row["input_ids"]} for row in rows], return_tensors="pt")
+        batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        if "evidence" in rows[0]:
+            words = torch.zeros(*batch["input_ids"].shape, len(FINDINGS), dtype=torch.long)
+            for place, row in zip(words, rows, strict=True):
+                for token, condition, state in row["evidence"]:
+                    if token < len(place):  # else it was cut off
+                        place[token, condition] = state
+            batch["word_labels"] = words.masked_fill(batch["attention_mask"][..., None] == 0, -100)
+        return batch
+
+
+class EvidenceTrainer(Trainer):
+    """A Trainer whose model learns `word_labels` beside `labels`, with the same heads.
+
+    The last layer's [CLS] collects what the layer below says of the words, so the heads read that layer's words too;
+    whole reports alone would need many times the text to teach what a negation reaches. The words' loss is their
+    cross-entropy, summed over the 13 findings and averaged over the tokens, times `weight`.
+    """
+
+    weight = 1.0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's loss, plus the words' where the batch has `word_labels`."""
+        words = inputs.pop("word_labels", None)
+        inputs["output_hidden_states"] = words is not None
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if words is not None:
+            heads = self.accelerator.unwrap_model(model).linear_heads[: len(FINDINGS)]
+            logits = torch.stack([head(outputs.hidden_states[-2]) for head in heads], dim=2)
+            loss = loss + self.weight * len(FINDINGS) * F.cross_entropy(logits.flatten(0, 2), words.flatten())
+        return (loss, outputs) if return_outputs else loss
