@@ -1,3 +1,7 @@
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -78,3 +82,45 @@ def test_published_averages(label_set):
     assert {name: result[name]["f1"] for name in PUBLISHED[label_set]} == pytest.approx(
         PUBLISHED[label_set], abs=1e-12
     )
+
+
+# --- published values -----------------------------------------------------------------------------------------------
+
+DATA = Path(os.environ.get("RRG_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+
+def read(name: str) -> dict:
+    if not (DATA / name).is_file():
+        pytest.skip(f"needs {name} in $RRG_DATA")
+    return json.loads((DATA / name).read_text())
+
+
+def test_averages_published_by_radeval():
+    published = read("radeval_expected/expected_values_from_tests.json")["f1chexbert"]
+    reference, generated = (
+        rows(*({CONDITIONS.index(name): 1 for name in names} for names in published[f"{side}_labels_inferred"]))
+        for side in ("ref", "hyp")
+    )
+    for label_set, theirs in (("14", "all"), ("5", "five")):
+        found = clinical_efficacy(generated, reference, label_set)
+        ours = {name: found["example" if name == "samples" else name]["f1"] for name in published["expected"][theirs]}
+        assert ours == pytest.approx(published["expected"][theirs], abs=1e-12)
+
+
+def test_figures_published_with_their_counts():
+    """382 reports of one system: true and false positives and false negatives of each label, and what follows."""
+    published = read("mrg_rl/dev/clinical_metrics.json")["chexbert"]
+    reference, generated = np.zeros((382, 14), int), np.zeros((382, 14), int)
+    for name, label in published["per_label"].items():
+        column, (tp, fp, fn) = CONDITIONS.index(name), (label[count] for count in ("tp", "fp", "fn"))
+        generated[: tp + fp, column] = 1
+        reference[:tp, column] = reference[tp + fp : tp + fp + fn, column] = 1
+    found = clinical_efficacy(generated, reference, "14")
+    for name, label in published["per_label"].items():
+        assert [found[name][x] for x in ("precision", "recall", "f1")] == pytest.approx(
+            [label[x] for x in ("precision", "recall", "f1")], abs=1e-12
+        )
+    assert found["micro"] == pytest.approx(
+        {x: published["micro"][x] for x in ("precision", "recall", "f1")}, abs=1e-12
+    )
+    assert found["macro"]["f1"] == pytest.approx(published["macro_f1"], abs=1e-12)
