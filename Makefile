@@ -11,7 +11,8 @@ setup: .venv/installed ## make .venv once; again only when requirements.txt chan
 
 .venv/installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
+	$(BIN)/python -m pip install --quiet uv  # which installs the rest four times as fast as pip does
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "from trl import GRPOTrainer, SFTTrainer"  # compiles what is used only
 	touch $@
 
