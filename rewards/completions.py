@@ -1,16 +1,14 @@
 """The one parser of `<think>...</think><report>...</report>` completions (MRG-R1 section III-B.1; A-18, A-22)."""
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from typing import NamedTuple
 
-TAG = re.compile(r"</?(?:think|report)>")
+TAG = re.compile(r"(</?(?:think|report)>)")
 TAGS = ["<think>", "</think>", "<report>", "</report>"]
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(NamedTuple):
     """A parsed completion.
 
     `report` is the text to be labelled: what follows the first `<report>` outside the reasoning, up to the next tag
@@ -42,15 +40,12 @@ def parse_completion(completion: str | list[dict]) -> Completion:
 
 @lru_cache(maxsize=256)  # each reward of a step reads the same completions
 def _parse(text: str) -> Completion:
-    tags = list(TAG.finditer(text))
-    names = [tag.group() for tag in tags]
-    before = text[: tags[0].start()] if tags else text
-    after = [text[tag.end() : following.start()] for tag, following in pairwise(tags)]  # the text behind each tag
-    after += [text[tags[-1].end() :]] if tags else []
+    before, *rest = TAG.split(text)
+    names, after = rest[::2], rest[1::2]  # tags, and the text behind each
 
     think, outside, report, thinking = [], [], None, False
     (think if names[:1] == ["</think>"] else outside).append(before)  # else the opening tag stood in the prompt
-    last_close = max((i for i, name in enumerate(names) if name == "</think>"), default=-1)
+    last_close = len(names) - 1 - names[::-1].index("</think>") if "</think>" in names else -1
     for i, name in enumerate(names):
         if name in ("<think>", "</think>"):
             thinking = name == "<think>"

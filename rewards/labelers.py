@@ -21,7 +21,7 @@ import numpy as np
 from rewards.labels import CONDITIONS, NO_FINDING, CheXpertState
 
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = (int(state) for state in CheXpertState)
-_STRENGTH = {BLANK: 0, NEGATIVE: 1, UNCERTAIN: 2, POSITIVE: 3}  # of several mentions, the strongest decides
+_STRENGTH = (BLANK, NEGATIVE, UNCERTAIN, POSITIVE)  # rising: of several mentions, the strongest decides
 OTHER = len(CONDITIONS)  # stands for an abnormality outside the 13, which only blocks No Finding
 LUNG_OPACITY = CONDITIONS.index("Lung Opacity")
 SUPPORT_DEVICES = CONDITIONS.index("Support Devices")
@@ -204,7 +204,7 @@ CUES = {
         nearly|almost|partially|incompletely|partial|incomplete resolved|cleared|resolution|clearing,
         nearly|almost completely resolved|cleared, partial clearing of""",
 }
-SYMBOLS = {".": STOP, ";": STOP, "!": STOP, "?": QUERY, "\n": STOP, ",": COMMA, ":": COLON, "/": SLASH}
+SYMBOLS = {".": STOP, ";": STOP, "!": STOP, "?": QUERY, ",": COMMA, ":": COLON, "/": SLASH}
 
 
 def _phrases(table: str) -> Iterator[tuple[str, ...]]:
@@ -252,9 +252,12 @@ def _trie() -> dict[str, list]:
 
 
 _TRIE = _trie()
-_ENDS = frozenset(symbol for symbol, kind in SYMBOLS.items() if kind in (STOP, QUERY))
 # A decimal keeps its point; a new line ends a sentence only before an empty line, a list item or a "heading:".
-_WORD = re.compile(r"vs\.|[a-z]+(?:'t\b)?|\.(?!\d)|[,;:!?/]|\n(?=[^\S\n]*(?:\n|[-*•]|\d{1,2}[.)]|[a-z][a-z ]{2,30}:))")
+_WORD = re.compile(r"vs\.|[a-z]+(?:'t\b)?|\.(?!\d)|[,;:!?/]")
+_SENTENCE_END = re.compile(
+    r"(?<=[.;!?\n])(?:(?<=[;!?])|(?<=\.)(?!\d)(?<!(?<![a-z])vs\.)"
+    r"|(?<=\n)(?=[^\S\n]*(?:\n|[-*•]|\d{1,2}[.)]|[a-z][a-z ]{2,30}:)))"
+)
 # Headings of the body are also known without a full stop before them, since some corpora join all lines.
 _HEADING = re.compile(
     r"(?:^|(?<=[\n.:]))\s{0,20}([A-Z][A-Za-z]{1,20}(?: [A-Za-z/&,()-]{1,20}){0,6})\s?:"
@@ -598,40 +601,38 @@ def _predicate_after(hits: list[tuple], looks: dict[int, str], i: int) -> int | 
     return stable
 
 
-@lru_cache(maxsize=8192)  # reports repeat each other's sentences
-def _judge(words: tuple[str, ...]) -> tuple[list[list], bool]:
-    """`_analyse` of one sentence."""
-    mentions: list[list] = []
-    speaks = False
-    for hits in _sentences(words):
-        kinds = {hit[0] for hit in hits}
-        if MENTION in kinds or PREDICATE in kinds:
-            scopes = _Scopes(hits)
-            mentions += scopes.mentions
-            if scopes.looks and SUBJECT in kinds:
-                mentions += _judge_subjects(hits, scopes.looks)
-            speaks = True
-        elif GENERAL in kinds:
-            speaks = True
-    return mentions, speaks
+def _judge(hits: list[tuple]) -> list[list] | None:
+    """Mentions [first word, last word, condition indices, state] of a sentence; None where it speaks of no findings."""
+    kinds = {hit[0] for hit in hits}
+    if MENTION not in kinds and PREDICATE not in kinds:
+        return [] if GENERAL in kinds else None
+    scopes = _Scopes(hits)
+    if scopes.looks and SUBJECT in kinds:
+        return scopes.mentions + list(_judge_subjects(hits, scopes.looks))
+    return scopes.mentions
 
 
-def _analyse(body: str) -> tuple[list[tuple], bool]:
-    """Mentions (first word, last word, condition indices, state) and whether the text speaks of findings at all."""
-    mentions: list[tuple] = []
-    speaks = False
-    words = _WORD.findall(body)
-    start, count = 0, len(words)
-    while start < count:
-        end = start
-        while end < count and words[end] not in _ENDS:
-            end += 1
-        judge = _judge if end - start < _LONGEST_SENTENCE else _judge.__wrapped__  # the memory stays small
-        found, spoke = judge(tuple(words[start : end + 1]))
-        mentions += [(start + first, start + last, conditions, state) for first, last, conditions, state in found]
-        speaks = speaks or spoke
-        start = end + 1
-    return mentions, speaks
+def _weigh(hits: tuple[tuple, ...]) -> tuple[tuple[int, int], ...] | None:
+    """The conditions of one sentence, of whose hits only (kind, value) are given, with their strengths."""
+    mentions = _judge([(kind, value, i, i) for i, (kind, value) in enumerate(hits)])
+    if mentions is None:
+        return None
+    found = ((_STRENGTH.index(state), condition) for _, _, conditions, state in mentions for condition in conditions)
+    return tuple({condition: strength for strength, condition in sorted(found)}.items())
+
+
+# Reports repeat each other's sentences, and the words that count in them even more; long ones would fill the memory.
+_weigh_again = lru_cache(maxsize=8192)(_weigh)
+
+
+def _read(sentence: str) -> list[tuple[tuple[int, int], ...]]:
+    """`_weigh` of the sentences that speak of findings; there is more than one where one was cut."""
+    said = (tuple([hit[:2] for hit in hits]) for hits in _sentences(_WORD.findall(sentence)))
+    found = (_weigh_again(hits) if len(hits) < 30 else _weigh(hits) for hits in said)
+    return [each for each in found if each is not None]
+
+
+_read_again = lru_cache(maxsize=8192)(_read)
 
 
 class LexicalLabeler:
@@ -656,27 +657,31 @@ class LexicalLabeler:
 
         Indices are those of `CONDITIONS`; No Finding, which no phrase states, is not among them.
         """
-        body = _body(text)
-        spans = [match.span() for match in _WORD.finditer(body)]
-        return sorted(
-            (spans[first][0], spans[end][1], condition, CheXpertState(state))
-            for first, end, conditions, state in _analyse(body)[0]
-            for condition in conditions
-            if condition != OTHER and state != BLANK
-        )
+        found, start = [], 0
+        for sentence in _SENTENCE_END.split(_body(text)):
+            spans = [(start + match.start(), start + match.end()) for match in _WORD.finditer(sentence)]
+            found += [
+                (spans[first][0], spans[end][1], condition, CheXpertState(state))
+                for hits in _sentences(_WORD.findall(sentence))
+                for first, end, conditions, state in _judge(hits) or ()
+                for condition in conditions
+                if condition != OTHER and state != BLANK
+            ]
+            start += len(sentence)
+        return sorted(found)
 
     @staticmethod
     def _states(text: str) -> list[int]:
-        states = [BLANK] * (len(CONDITIONS) + 1)
-        mentions, speaks = _analyse(_body(text))
-        abnormal = False
-        for _, _, conditions, state in mentions:
-            for condition in conditions:
-                if _STRENGTH[state] > _STRENGTH[states[condition]]:
-                    states[condition] = state
-                if condition != SUPPORT_DEVICES and state in (POSITIVE, UNCERTAIN):
-                    abnormal = True
-        del states[OTHER]
-        if speaks and not abnormal:
+        strengths = [0] * (len(CONDITIONS) + 1)
+        speaks = False
+        for sentence in _SENTENCE_END.split(_body(text)):
+            for said in _read_again(sentence) if len(sentence) < 1000 else _read(sentence):
+                speaks = True
+                for condition, strength in said:
+                    if strength > strengths[condition]:
+                        strengths[condition] = strength
+        states = [_STRENGTH[strength] for strength in strengths[: len(CONDITIONS)]]
+        strengths[SUPPORT_DEVICES] = 0
+        if speaks and max(strengths) < _STRENGTH.index(UNCERTAIN):
             states[NO_FINDING] = POSITIVE
         return states
