@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 MAX_TOKENS = 512
 REMEMBERED = 2048  # texts: 768 numbers each take 6 MB
 USUAL_TOKENS = 64  # of a text: batches of longer ones hold fewer, so that none needs much memory
+LEAST_FILLED = 0.85  # of a row: a shorter text waits for the next batch, since padding costs what text does
 HOW_TO_GET = (
     "make one from the published weights with recipes/convert_chexbert.py, or train one with recipes/train_chexbert.py"
 )
@@ -74,7 +75,7 @@ class CheXbertLabeler:
 
     `model` is a folder with config, safetensors and tokenizer, or a Hub id. A text is cleaned and cut as in the
     original, and so an empty one goes through the network too, as [CLS] [SEP]. Equal texts go through it once, in
-    batches of `batch_size` of about the same length, in float32, without gradients. `name` tells checkpoints
+    batches of `batch_size` at most of about the same length, in float32, without gradients. `name` tells checkpoints
     apart: "chexbert-" and a digest of its heads; `checkpoint` is what was loaded. Raises ValueError where the model
     is missing, incomplete, or another architecture.
     """
@@ -118,8 +119,10 @@ class CheXbertLabeler:
         left = sorted(dict.fromkeys(ids), key=len)
         found = {}
         while left:
-            count = max(1, min(self.batch_size, self.batch_size * USUAL_TOKENS // len(left[-1])))
-            chosen, left = left[-count:], left[:-count]
+            longest = len(left[-1])
+            count = max(1, min(self.batch_size, self.batch_size * USUAL_TOKENS // longest))
+            chosen = [each for each in left[-count:] if len(each) >= LEAST_FILLED * longest]
+            del left[-len(chosen) :]
             batch = self.tokenizer.pad({"input_ids": [list(each) for each in chosen]}, return_tensors="pt")
             output = self.model(**batch.to(self.device))
             # copies, since a row that is a view would keep its whole batch

@@ -107,11 +107,13 @@ def label_pairs(
     """
     column = "report" if labels is None and report is not None else "labels"
     rows = known_rows(name, completions, report if labels is None else labels, column)
+    generated = [texts[row] for row in rows]
     if labels is None:
-        truth = labeler([report[row] for row in rows])
+        states = labeler([*generated, *(report[row] for row in rows)])  # in one call, for fuller batches
+        generated, truth = states[: len(rows)], states[len(rows) :]
     else:
         truth = [labels[row] for row in rows]
         if bad := [row for row, states in zip(rows, truth, strict=True) if len(states) != len(CONDITIONS)]:
             raise ValueError(f"{name}: row {bad[0]} of column 'labels' holds {len(labels[bad[0]])} states, not 14")
-    generated = labeler([texts[row] for row in rows])
+        generated = labeler(generated)
     return *(np.asarray(s, dtype=None if rows else int).reshape(-1, len(CONDITIONS)) for s in (generated, truth)), rows

@@ -602,7 +602,7 @@ def _predicate_after(hits: list[tuple], looks: dict[int, str], i: int) -> int | 
 
 
 def _judge(hits: list[tuple]) -> list[list] | None:
-    """Mentions [first word, last word, condition indices, state] of a sentence; None where it speaks of no findings."""
+    """Mentions [first word, last word, condition indices, state] of one sentence; None where it names no finding."""
     kinds = {hit[0] for hit in hits}
     if MENTION not in kinds and PREDICATE not in kinds:
         return [] if GENERAL in kinds else None
