@@ -190,10 +190,10 @@ def warm_up(
 
 def build_chexbert(
     texts: Iterable[str],
-    vocab_size: int = 2000,
+    vocab_size: int = 3000,
     hidden_size: int = 96,
     layers: int = 3,
-    heads: int = 4,
+    heads: int = 6,
     seed: int = 0,
 ) -> tuple[CheXbertModel, BertTokenizer]:
     """A random-weight CheXbert, and its uncased WordPiece tokenizer of at most `vocab_size` entries made from `texts`.

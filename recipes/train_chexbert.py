@@ -6,8 +6,9 @@
 
 The CSV has a column of reports and CheXpert's 14 columns (1, 0, -1 or empty), as CheXbert and the CheXpert labeler
 write them. Without one, the LexicalLabeler teaches: it labels any text, so besides reports the student reads texts
-put together from their sentences, and it is told which words made the teacher say what. A fifth of the distinct
-reports is held out; how well the student agrees with the labels there is printed and written to results.json.
+put together from their sentences and the teacher's phrases, and it is told which words made the teacher say what. A
+fifth of the distinct reports is held out; how well the student agrees with the labels there is printed and written to
+results.json.
 """
 
 import random
@@ -37,7 +38,7 @@ class RecipeArguments:
     dataset: str | None = field(default=None, metadata={"help": "A built data set's reports instead of Open-i's."})
     model: str | None = field(default=None, metadata={"help": "A BERT to start from; none: a tiny, random one."})
     held_out: float = field(default=0.2, metadata={"help": "Share of the distinct reports that measures."})
-    texts: int = field(default=36_000, metadata={"help": "Without --csv: texts to train on, reports and mixtures."})
+    texts: int = field(default=56_000, metadata={"help": "Without --csv: texts to train on, reports and mixtures."})
     bar: float = field(default=0.95, metadata={"help": "Wanted micro-F1 of the 13 findings on held-out reports."})
 
 
@@ -65,7 +66,7 @@ def main() -> None:
     if not 0 < size < len(reports):
         raise InputError(f"of {len(reports)} distinct reports --held_out {args.held_out} leaves none on one side")
     held_out, reports = reports[:size], reports[size:]
-    texts = reports if args.csv else mix(reports, args.texts, rng)
+    texts = reports if args.csv else mix(reports, args.texts, teacher, rng)
     labels = [labelled[text] for text in texts] if args.csv else teacher(texts).tolist()
 
     ################

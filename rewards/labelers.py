@@ -652,6 +652,12 @@ class LexicalLabeler:
         known = {text: self._states(text) for text in dict.fromkeys(texts)}
         return np.array([known[text] for text in texts], dtype=np.int64).reshape(len(texts), len(CONDITIONS))
 
+    @staticmethod
+    def phrases() -> list[list[str]]:
+        """The phrases that it knows for findings and for the anatomy that they are said of, a list for each."""
+        tables = (table for table, kind, _ in _tables() if kind in (MENTION, SUBJECT))
+        return [[" ".join(phrase) for phrase in _phrases(table)] for table in tables]
+
     def mentions(self, text: str) -> list[tuple[int, int, int, CheXpertState]]:
         """The evidence: (start, end, condition index, state) with characters of `text`, in the order of `start`.
 
@@ -685,3 +691,12 @@ class LexicalLabeler:
         if speaks and max(strengths) < _STRENGTH.index(UNCERTAIN):
             states[NO_FINDING] = POSITIVE
         return states
+
+
+def __getattr__(name: str):
+    """CheXbertLabeler stands beside LexicalLabeler for whoever looks for it here; torch is imported only then."""
+    if name == "CheXbertLabeler":
+        from rewards.chexbert import CheXbertLabeler
+
+        return CheXbertLabeler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

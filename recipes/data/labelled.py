@@ -3,6 +3,7 @@
 import csv
 import random
 import re
+from collections import defaultdict
 
 from recipes.cli import InputError
 from rewards.chexbert import clean_text
@@ -32,27 +33,41 @@ def read_csv(file: str, text_column: str) -> dict[str, list[int]]:
     return labelled
 
 
-def mix(reports: list[str], count: int, rng: random.Random) -> list[str]:
-    """`count` texts: one in five a report, the others one to eight of their sentences, most with foreign words.
+def mix(reports: list[str], count: int, teacher: LexicalLabeler, rng: random.Random) -> list[str]:
+    """`count` texts for `teacher` to label: one in three a report, the others one to six sentences put together.
 
-    A few words of one sentence in the place of others, as in "There is no" + "cardiac enlargement", teach which words
-    matter and how far a negation reaches, which the same few phrases in their usual places do not.
+    Six in ten of the sentences are drawn so that every state of every condition is as frequent as any other; the rare
+    ones would not be learned else. In most sentences words were replaced, by some of another sentence or by a phrase
+    that the teacher knows: as in "There is no" + "cardiac enlargement" they teach which words matter and how far a
+    negation reaches, which the same few phrases in their usual places do not.
     """
-    sentences = [each.split() for each in {s: None for text in reports for s in re.split(r"(?<=[.?!])\s+", text)}]
+    sentences = list({s: None for text in reports for s in re.split(r"(?<=[.?!])\s+", text)})
+    said = defaultdict(list)  # sentences by condition and state
+    for sentence in sentences:
+        for each in {(condition, state) for _, _, condition, state in teacher.mentions(sentence)}:
+            said[each].append(sentence)
+    by_state, phrases = [said[each] for each in sorted(said)], teacher.phrases()
+
+    def draw() -> list[str]:
+        return rng.choice(rng.choice(by_state) if by_state and rng.random() < 0.6 else sentences).split()
 
     def altered() -> list[str]:
-        words = list(rng.choice(sentences))
+        words = draw()
         for _ in range(rng.choice((0, 1, 1, 2))):
-            donor = rng.choice(sentences)
-            first, at = rng.randrange(len(donor)), rng.randrange(len(words) + 1)
-            words[at : at + rng.choice((0, 1, 2, 3, 99))] = donor[first : first + rng.randint(1, 5)]
+            if rng.random() < 0.35:
+                new = rng.choice(rng.choice(phrases)).split()
+            else:
+                donor = draw()
+                first = rng.randrange(len(donor))
+                new = donor[first : first + rng.randint(1, 5)]
+            at = rng.randrange(len(words) + 1)
+            words[at : at + rng.choice((0, 1, 2, 3, 99))] = new
         return words
 
     texts = []
     for _ in range(count):
-        sizes = (1, 1, 1, 1, 1, 2, 3, 4, 6, 8)
-        parts = [" ".join(altered()) for _ in range(rng.choice(sizes))]
-        texts.append(rng.choice(reports) if rng.random() < 0.2 else " ".join(parts))
+        parts = [" ".join(altered()) for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4, 6)))]
+        texts.append(rng.choice(reports) if rng.random() < 0.35 else " ".join(parts))
     return texts
 
 

@@ -18,7 +18,7 @@ TEXTS = ["There is a small pleural effusion.", "No edema.", "The heart is normal
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> dict:
     """`checkpoint`: the file; `bert`: the folder of its BERT's configuration and tokenizer; `weights`: our names."""
-    model, tokenizer = build_chexbert(TEXTS * 3, vocab_size=80, hidden_size=16)
+    model, tokenizer = build_chexbert(TEXTS * 3, vocab_size=80, hidden_size=16, heads=4)
     folder = tmp_path_factory.mktemp("published")
     config = BertConfig(**{key: value for key, value in model.config.to_dict().items() if key != "model_type"})
     config.save_pretrained(folder / "bert")

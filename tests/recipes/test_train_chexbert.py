@@ -14,6 +14,7 @@ from recipes import train_chexbert
 from recipes.cli import InputError
 from recipes.data.labelled import mix, read_csv
 from rewards.chexbert import CheXbertLabeler
+from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState
 
 DATA = Path(os.environ.get("RRG_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -85,12 +86,22 @@ def test_missing_csv():
         read_csv("/no/such.csv", "Report Impression")
 
 
-def test_mixtures_are_made_of_the_reports():
-    texts = mix(REPORTS, 400, random.Random(0))
-    assert texts == mix(REPORTS, 400, random.Random(0)) and len(texts) == 400
-    assert {word for text in texts for word in text.split()} <= {word for text in REPORTS for word in text.split()}
+def test_mixtures_are_made_of_the_reports_and_of_phrases_that_the_teacher_knows():
+    teacher = LexicalLabeler()
+    texts = mix(REPORTS, 400, teacher, random.Random(0))
+    assert texts == mix(REPORTS, 400, teacher, random.Random(0)) and len(texts) == 400
+    known = REPORTS + [phrase for phrases in teacher.phrases() for phrase in phrases]
+    assert {word for text in texts for word in text.split()} <= {word for text in known for word in text.split()}
     whole = sum(text in REPORTS for text in texts)
-    assert 60 < whole < 200 and len(set(texts)) > 200 and all(texts)
+    assert 100 < whole < 220 and len(set(texts)) > 200 and all(texts)
+
+
+def test_mixtures_show_rare_states_often():
+    reports = ["The heart is normal in size."] * 99 + ["There is a rib fracture."]
+    reports = [f"{report} Number {i}." for i, report in enumerate(reports)]
+    teacher = LexicalLabeler()
+    states = teacher(mix(reports, 400, teacher, random.Random(0)))
+    assert (states[:, CONDITIONS.index("Fracture")] == POSITIVE).mean() > 0.2  # one in a hundred of the reports
 
 
 SMALL = {"texts": 40, "max_steps": 2, "held_out": 0.5, "bar": 0, "disable_tqdm": "true"}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from modeling.tiny import build_chexbert
-from rewards import make_mccs_reward
+from rewards import labelers, make_mccs_reward
 from rewards.chexbert import CheXbertLabeler, clean_text, encode, process_device
 
 TEXTS = [
@@ -32,7 +32,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A saved tiny CheXbert, its heads large enough that texts differ in their labels."""
-    model, tokenizer = build_chexbert(TEXTS * 3, vocab_size=200, hidden_size=32, layers=2)
+    model, tokenizer = build_chexbert(TEXTS * 3, vocab_size=200, hidden_size=32, heads=4, layers=2)
     torch.manual_seed(1)
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
@@ -259,3 +259,9 @@ def test_rewards_stay_light():
 
     script = "import sys, rewards; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_it_is_found_beside_the_lexical_labeler():
+    assert labelers.CheXbertLabeler is CheXbertLabeler
+    with pytest.raises(AttributeError, match="CheXpertLabeler"):
+        assert labelers.CheXpertLabeler

@@ -291,6 +291,14 @@ VOCABULARY = [
 ]
 
 
+def test_phrases_are_those_of_findings_and_anatomy(labeler):
+    phrases = labeler.phrases()
+    assert any("cardiomegaly" in each and "edema" not in each for each in phrases)
+    assert any("heart" in each for each in phrases)
+    named = [[phrase for phrase in each if labeler.mentions(phrase)] for each in phrases]
+    assert sum(map(len, named)) > 200 and all(named[i] in ([], phrases[i]) for i in range(len(phrases)))
+
+
 def test_any_text_is_labelled_and_mentions_agree(labeler):
     random.seed(0)
     strength = [CheXpertState.BLANK, CheXpertState.NEGATIVE, CheXpertState.UNCERTAIN, CheXpertState.POSITIVE]
