@@ -3,6 +3,7 @@
 import csv
 import random
 import re
+from bisect import bisect_left
 from collections import defaultdict
 
 from recipes.cli import InputError
@@ -54,7 +55,7 @@ def mix(reports: list[str], count: int, teacher: LexicalLabeler, rng: random.Ran
     def altered() -> list[str]:
         words = draw()
         for _ in range(rng.choice((0, 1, 1, 2))):
-            if rng.random() < 0.35:
+            if rng.random() < 0.5:
                 new = rng.choice(rng.choice(phrases)).split()
             else:
                 donor = draw()
@@ -73,13 +74,16 @@ def mix(reports: list[str], count: int, teacher: LexicalLabeler, rng: random.Ran
 
 def find_evidence(tokenizer, texts: list[str], teacher: LexicalLabeler) -> list[list[tuple[int, int, int]]]:
     """(token, condition, state) of the words in which the teacher found each state of each cleaned text."""
-    encoded = tokenizer(texts, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    return [
-        [
+    distinct = list(dict.fromkeys(texts))
+    offsets = tokenizer(distinct, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    found = {}
+    for text, spans in zip(distinct, offsets, strict=True):
+        tokens = [(token, *span) for token, span in enumerate(spans) if span[0] < span[1]]  # without [CLS] and [SEP]
+        starts = [start for _, start, _ in tokens]
+        found[text] = [
             (token, condition, int(state))
-            for start, end, condition, state in teacher.mentions(text)
-            for token, (first, last) in enumerate(spans)
-            if start <= first < last <= end
+            for first, last, condition, state in teacher.mentions(text)
+            for token, _, end in tokens[bisect_left(starts, first) : bisect_left(starts, last)]
+            if end <= last
         ]
-        for text, spans in zip(texts, encoded, strict=True)
-    ]
+    return [found[text] for text in texts]

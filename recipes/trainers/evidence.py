@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer
 
+from modeling.modeling_chexbert import STATES
 from rewards.labels import FINDINGS
 
 
@@ -22,10 +23,15 @@ class EvidenceCollator:
         batch["labels"] = torch.tensor([row["labels"] for row in rows])
         if "evidence" in rows[0]:
             words = torch.zeros(*batch["input_ids"].shape, len(FINDINGS), dtype=torch.long)
-            for place, row in zip(words, rows, strict=True):
-                for token, condition, state in row["evidence"]:
-                    if token < len(place):  # else it was cut off
-                        place[token, condition] = state
+            known = [
+                (number, *each)
+                for number, row in enumerate(rows)
+                for each in row["evidence"]
+                if each[0] < words.shape[1]  # else it was cut off
+            ]
+            if known:
+                numbers, tokens, conditions, states = torch.tensor(known).unbind(1)
+                words[numbers, tokens, conditions] = states
             batch["word_labels"] = words.masked_fill(batch["attention_mask"][..., None] == 0, -100)
         return batch
 
@@ -47,6 +53,7 @@ class EvidenceTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if words is not None:
             heads = self.accelerator.unwrap_model(model).linear_heads[: len(FINDINGS)]
-            logits = torch.stack([head(outputs.hidden_states[-2]) for head in heads], dim=2)
-            loss = loss + self.weight * len(FINDINGS) * F.cross_entropy(logits.flatten(0, 2), words.flatten())
+            weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
+            logits = F.linear(outputs.hidden_states[-2], weight, bias).view(-1, STATES)  # of each token and finding
+            loss = loss + self.weight * len(FINDINGS) * F.cross_entropy(logits, words.flatten())
         return (loss, outputs) if return_outputs else loss

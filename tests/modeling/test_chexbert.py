@@ -178,7 +178,8 @@ assert type(model).__name__ == "CheXbertModel" and torch.equal(logits, expected[
 
 
 def test_trainer_trains_it(tmp_path):
-    model, tokenizer = build_chexbert(["no effusion", "effusion"] * 9, vocab_size=60, hidden_size=16, heads=4, layers=1)
+    texts = ["no effusion", "effusion"] * 9
+    model, tokenizer = build_chexbert(texts, vocab_size=60, hidden_size=16, heads=4, layers=1)
     rows = [
         {"input_ids": tokenizer(text)["input_ids"], "labels": [state] * 13 + [0]}
         for text, state in (("no effusion", 2), ("effusion", 1), ("", 0))
