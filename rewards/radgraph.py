@@ -5,7 +5,9 @@ A graph has the structure of RadGraph's JSON files: {"text": the report's words 
 Labels are the parser's own: RadGraph-XL's, and so LexicalGraph's, are "Anatomy::definitely present" and
 "Observation::" with "definitely present", "definitely absent" or "uncertain"; types are modify, located_at and
 suggestive_of. A parser maps n texts to n graphs; its `name`, and whether it is `lite`, a stand-in for the published
-model, are attributes.
+model, are attributes. `LexicalGraph` needs no weights; `RadGraphParser(folder)`, also exported here, is that model:
+
+    reward = make_radgraph_reward(parser=RadGraphParser("outputs/radgraph-xl"))
 """
 
 from collections.abc import Callable, Sequence
@@ -117,3 +119,12 @@ def make_radgraph_reward(
 
 
 radgraph_reward = make_radgraph_reward()
+
+
+def __getattr__(name: str):
+    """RadGraphParser needs torch, which LexicalGraph does not wait for."""
+    if name == "RadGraphParser":
+        from rewards.radgraph_parser import RadGraphParser
+
+        return RadGraphParser
+    raise AttributeError(f"module 'rewards.radgraph' has no attribute {name!r}")
