@@ -3,9 +3,9 @@
     python tests/bench/radgraph_speed.py            # the published size, about 8 minutes on 2 idle cores
     python tests/bench/radgraph_speed.py --quick    # a tiny one, half a minute: the bars are not meant for it
 
-Both have the same random weights, drawn such that they find as many entities as the published models do (about one for
-three words) and that spans which are entities survive the pruning; ours come from the original's archive through
-recipes/convert_radgraph.py. Sizes: BERT-base and DyGIE++'s template. Reports and vocabulary are Open-i's (findings and
+Both have the same random weights, drawn such that they find about one entity for three words (how many the published
+ones find was not at hand) and that spans which are entities survive the pruning; ours come from the original's archive
+through recipes/convert_radgraph.py. Sizes: BERT-base and DyGIE++'s template. Reports and vocabulary are Open-i's (findings and
 impression, of the installed torchxrayvision), so that lengths are mixed as they are there. The original is as
 published: it parses one report after the other, and keeps what a gradient would need. The sides take turns, 128
 reports each. Graphs are compared.
