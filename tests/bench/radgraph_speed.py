@@ -5,9 +5,9 @@
 
 Both have the same random weights, drawn such that they find about one entity for three words (how many the published
 ones find was not at hand) and that spans which are entities survive the pruning; ours come from the original's archive
-through recipes/convert_radgraph.py. Sizes: BERT-base and DyGIE++'s template. Reports and vocabulary are Open-i's (findings and
-impression, of the installed torchxrayvision), so that lengths are mixed as they are there. The original is as
-published: it parses one report after the other, and keeps what a gradient would need. The sides take turns, 128
+through recipes/convert_radgraph.py. Sizes: BERT-base and DyGIE++'s template. Reports and vocabulary are Open-i's
+(findings and impression, of the installed torchxrayvision), so that lengths are mixed as they are there. The original
+is as published: it parses one report after the other, and keeps what a gradient would need. The sides take turns, 128
 reports each. Graphs are compared.
 
 Encoder passes are those for 64 reports, as planned for a CPU, which gains nothing from padding, and for an
