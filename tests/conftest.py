@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,3 +60,27 @@ def call(monkeypatch):
         main()
 
     return call
+
+
+FOREIGN = """
+import sys, torch
+class Absent:  # an editable install would find the project from anywhere
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in ("modeling", "rewards", "recipes"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent)
+from transformers import AutoModel
+"""
+
+
+@pytest.fixture
+def run_without_project(tmp_path):
+    """Runs a script in a process in `tmp_path` that has `AutoModel` and `torch` and cannot find the project."""
+
+    def run(script: str) -> None:
+        environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-I", "-c", FOREIGN + script]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return run
