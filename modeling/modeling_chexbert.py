@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import BertModel, PreTrainedModel
+from transformers.models.bert.modeling_bert import BertAttention, BertLayer
 from transformers.utils import ModelOutput
 
 from .configuration_chexbert import CheXbertConfig
@@ -21,13 +22,32 @@ STATES = 4
 class CheXbertOutput(ModelOutput):
     """`loss`: scalar, only where labels were given. `logits`: (n, 14, 4) float. `labels`: (n, 14) int64, their argmax.
     `embedding`: (n, hidden), the [CLS] state of the last layer, which RadCliQ compares. `hidden_states`: only with
-    `output_hidden_states`, those of the embeddings and of each layer, (n, length, hidden) each."""
+    `output_hidden_states`, those of the embeddings and of each layer, (n, length, hidden) each, but for the last
+    layer's, which is (n, 1, hidden)."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     embedding: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class CLSLayer(BertLayer):
+    """A last layer of BERT that computes its [CLS] state alone: the others attend in it and are read by nobody."""
+
+    def __init__(self, config: CheXbertConfig, layer_idx: int | None = None):
+        super().__init__(config, layer_idx)
+        # attention from one sequence to another has the parameters of attention within one, under the same names
+        self.attention = BertAttention(config, layer_idx=layer_idx, is_cross_attention=True)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args, **kwargs):
+        """The [CLS] state, (n, 1, hidden), of states (n, length, hidden)."""
+        attended, _ = self.attention(
+            hidden_states[:, :1],
+            encoder_hidden_states=hidden_states,
+            encoder_attention_mask=None if attention_mask is None else attention_mask[:, :, :1],
+        )
+        return self.feed_forward_chunk(attended)
 
 
 class CheXbertModel(PreTrainedModel):
@@ -42,6 +62,7 @@ class CheXbertModel(PreTrainedModel):
     def __init__(self, config: CheXbertConfig):
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
+        self.bert.encoder.layer[-1] = CLSLayer(config, config.num_hidden_layers - 1)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         sizes = [STATES] * FINDINGS + [2]
         self.linear_heads = nn.ModuleList([nn.Linear(config.hidden_size, size) for size in sizes])

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
+from rewards.encoders import pass_cost, plan_batches
 from rewards.inputs import Remembered, check_untagged, score_texts
 
 # F1 of unrelated sentence pairs by (encoder, layer), as bert-score 0.3.13 publishes them for its default layers
@@ -49,7 +50,7 @@ class BERTScore:
         layer: int = 5,
         baseline: float | str | None = "published",
         idf_texts: Iterable[str] | None = None,
-        batch_size: int = 32,
+        token_budget: int = 2048,
         device: str | torch.device | None = None,
         remember: int = 64,
     ):
@@ -62,7 +63,7 @@ class BERTScore:
                 raise ValueError(
                     f"no baseline is published for layer {layer} of {name}: give one, or None for raw scores"
                 )
-        self.baseline, self.batch_size, self.device = float(baseline or 0), batch_size, device
+        self.baseline, self.token_budget, self.device = float(baseline or 0), token_budget, device
         if self.baseline >= 1:
             raise ValueError(f"baseline must be below 1, the score of an exact match, not {baseline}")
         self.tokenizer, self.encoder = _load(name, layer)
@@ -103,11 +104,12 @@ class BERTScore:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")  # at a call: accelerate has set it
         encoder, table = self.encoder.to(device), self.weights.to(device)
         rows = self._encode(texts)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        sizes = [(1, len(rows[i])) for i in order]
         embedded: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            ids = torch.full((len(batch), len(rows[batch[-1]])), self.tokenizer.pad_token_id or 0)
+        for each in plan_batches(sizes, self.token_budget, pass_cost(torch.device(device))):
+            batch = order[each.start : each.stop]
+            ids = torch.full((len(batch), len(rows[batch[0]])), self.tokenizer.pad_token_id or 0)
             mask = torch.zeros_like(ids)
             for row, i in enumerate(batch):
                 ids[row, : len(rows[i])], mask[row, : len(rows[i])] = torch.tensor(rows[i]), 1
@@ -183,7 +185,7 @@ def make_bertscore_reward(
 ) -> Callable[..., list[float | None]]:
     """Returns a TRL reward function: `BERTScore` of each completion's report, at most 1, higher is better.
 
-    Arguments and errors are those of `BERTScore` (`settings`: batch_size, device, remember); ValueError also on an
+    Arguments and errors are those of `BERTScore` (`settings`: token_budget, device, remember); ValueError also on an
     `untagged` mode that does not exist (see `make_mccs_reward`). An empty report scores 0, and text less like the
     reference than unrelated text scores below it: give a format or length reward beside this one.
     """

@@ -3,22 +3,18 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoTokenizer
 
-from modeling import RadGraphConfig, RadGraphModel
-from rewards.chexbert import process_device
+from modeling import RadGraphModel
+from rewards.encoders import load_checkpoint, pass_cost, plan_batches, process_device
 from rewards.inputs import Remembered
 
 HOW_TO_GET = "make one from the published archive with recipes/convert_radgraph.py"
 TEXTS = 512  # planned and read at a time, which bounds the memory of any number of texts
 WORDS = 2**15  # whose tokens are remembered
-PASS_COST = {"cpu": 32}  # what a pass costs beside its tokens, in tokens: few on a CPU, which is busy with one report
-ACCELERATOR_COST = 2048
 # RadGraph-XL's rules: before words are told from punctuation, and after
 BEFORE = (("\\n", "  "), ("\\f", "  "), ("\\u2122", "      "), ("\n", " "), ('\\"', "``"))
 AFTER = ((").", ") ."), ("%.", "% ."), (".'", ". '"), ("%,", "% ,"), ("%)", "% )"))
@@ -40,52 +36,6 @@ def split_words(text: str, cleaning: str = "radgraph-xl") -> list[str]:
     return text.split()
 
 
-def plan_batches(sizes: Sequence[tuple[int, int]], budget: int, cost: int) -> list[range]:
-    """Batches of consecutive reports at the least cost: padded tokens, and `cost` more for each batch.
-
-    `sizes`: rows and longest row of each report, the longest row descending. A batch has at most `budget` tokens,
-    padding included, but for a report that alone has more.
-    """
-    best, first = [0.0], [0]
-    for end in range(1, len(sizes) + 1):
-        rows, start, found = 0, end, []
-        while start and (start == end or (rows + sizes[start - 1][0]) * sizes[start - 1][1] <= budget):
-            start -= 1
-            rows += sizes[start][0]
-            found.append((best[start] + rows * sizes[start][1] + cost, start))
-        cheapest = min(found)
-        best.append(cheapest[0])
-        first.append(cheapest[1])
-    batches, end = [], len(sizes)
-    while end:
-        batches.append(range(first[end], end))
-        end = first[end]
-    return batches[::-1]
-
-
-def _load(name: str) -> tuple[RadGraphModel, object]:
-    try:
-        found, _ = RadGraphConfig.get_config_dict(name)
-        kind = found.get("model_type", "missing")
-        if kind == "radgraph":
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model, notes = RadGraphModel.from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # not there, no tokenizer, other shapes
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"no RadGraph could be loaded from {name} ({reason}); {HOW_TO_GET}") from error
-    if kind != "radgraph":
-        raise ValueError(f"{name} is no RadGraph (the model_type of its config.json is {kind}); {HOW_TO_GET}")
-    if wrong := sorted(notes["missing_keys"]) or sorted(notes["unexpected_keys"]):
-        raise ValueError(f"{name} is no complete RadGraph ({len(wrong)} weights such as {wrong[0]}); {HOW_TO_GET}")
-    size = model.get_input_embeddings().num_embeddings
-    if not 5 < len(tokenizer) <= size:  # without its files transformers makes an empty tokenizer
-        sizes = f"the tokenizer has {len(tokenizer)} tokens, the model {size}"
-        raise ValueError(f"{name} has no tokenizer, or another model's ({sizes}); {HOW_TO_GET}")
-    return model, tokenizer
-
-
 class RadGraphParser:
     """Graphs of reports by a RadGraph, in the structure of `rewards.radgraph`; for its `parser` arguments.
 
@@ -105,7 +55,7 @@ class RadGraphParser:
         if token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, not {token_budget}")
         self.checkpoint, self.token_budget = str(model), token_budget
-        self.model, self.tokenizer = _load(self.checkpoint)
+        self.model, self.tokenizer = load_checkpoint(self.checkpoint, "RadGraph", RadGraphModel, HOW_TO_GET)
         self.config = self.model.config
         heads = b"".join(
             each.detach().numpy().tobytes()
@@ -115,7 +65,7 @@ class RadGraphParser:
         self.name = f"{self.config.cleaning}-{hashlib.blake2b(heads, digest_size=4).hexdigest()}"
         self.device = torch.device(device) if device is not None else process_device()
         self.model.eval().requires_grad_(False).to(self.device)
-        self.pass_cost = PASS_COST.get(self.device.type, ACCELERATOR_COST)
+        self.pass_cost = pass_cost(self.device)
         self.tokens = Remembered(self._tokens, WORDS)
 
     def __call__(self, texts: Iterable[str]) -> list[dict]:

@@ -35,7 +35,8 @@ from transformers.utils import logging
 from recipes import convert_radgraph
 from recipes.cli import parse, report, run
 from recipes.data.openi import read_studies, text_columns
-from rewards.radgraph_parser import ACCELERATOR_COST, PASS_COST, RadGraphParser, plan_batches, split_words
+from rewards.encoders import ACCELERATOR_COST, PASS_COST, plan_batches
+from rewards.radgraph_parser import RadGraphParser, split_words
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()

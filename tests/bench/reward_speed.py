@@ -10,7 +10,9 @@ reports (findings and impression) of the installed torchxrayvision, or phantom r
 
 Per step all rewards score the same texts, one after the other in an order that rotates, with the same random weights:
 a CheXbert of BERT-base size, and for BERTScore a distilroberta-base, both with a vocabulary made from the reports.
-Nothing is computed ahead: the references are texts, which our rewards label, too, once each. radeval (2.2.1) is its
+Nothing is computed ahead but in the row "reference labels known": there the references were labelled before, as
+recipes/grpo_mrgr1.py does for its column `labels`. Elsewhere they are texts, which our rewards label, too, once each.
+radeval (2.2.1) is its
 TRL reward function on its own classes, unchanged: it scores all 128 texts of a step, and its RadCliQ reads the
 BERTScore encoder anew at every call. Replaced is only what it would download: weights, tokenizers, and RadGraph, for
 which both sides have the graphs of LexicalGraph. Steps are added until BUDGET seconds have passed.
@@ -68,6 +70,7 @@ STEP = PROMPTS * GROUP
 BUDGET = 240  # seconds; no step of all rewards (about 80 s) starts after them
 DEMO_STEP = 2.7  # seconds of a GRPO step of `make demo`, 64 completions, as measured there
 OURS, ALONE, RADEVAL = "MCCS, CheXbert", "MCCS, CheXbert, one text at a time", "radeval F1CheXbert"
+KNOWN = "MCCS, CheXbert, reference labels known"
 OUR_RADCLIQ, RADEVAL_RADCLIQ = "RadCliQ", "radeval RadCliQ"
 OPPONENT = ("radeval", "appdirs", "six")
 HOW_TO_GET = "radeval is not installed: pip install --no-deps radeval==2.2.1 appdirs six"
@@ -231,23 +234,27 @@ def time_sides(sides: dict[str, Callable], steps: Iterable[tuple], least: int) -
 
 
 def bert_rows(reports: list[str], quick: bool) -> tuple[dict, list[dict]]:
-    """The rows on CheXbert-based MCCS and on RadCliQ. Each of our two rewards has a labeler of its own."""
-    labeler, other = CheXbertLabeler("chexbert", "cpu"), CheXbertLabeler("chexbert", "cpu")
+    """The rows on CheXbert-based MCCS and on RadCliQ. Each of our three rewards has a labeler of its own."""
+    labeler, third, other = (CheXbertLabeler("chexbert", "cpu") for _ in range(3))
     states: list[list[np.ndarray]] = []  # of completions and references, by turns
 
     def alone(completions: list[str], report: list[str]) -> list[float]:
         states.extend(label_alone(labeler, texts) for texts in (completions, report))
         return mccs(states[-2], states[-1]).tolist()
 
+    known: dict[str, list[int]] = {}  # the column `labels` by its reference
+    with_column = make_mccs_reward(labeler=third)
     radgraph, semb = make_radgraph_part(LexicalGraph()), make_semb_part(other.embed, lite=False)
     rewards: dict[str, list] = {}
     functions = {
         OURS: make_mccs_reward(labeler=labeler),
+        KNOWN: lambda completions, report: with_column(completions, labels=[known[text] for text in report]),
         ALONE: alone,
         OUR_RADCLIQ: make_radcliq_reward(radgraph, BERTScore("distilroberta-base", device="cpu"), semb),
     }
     theirs, parts = radeval_rewards()
     functions |= theirs
+    known["Clear lungs."] = third(["Clear lungs."])[0].tolist()
     for function in functions.values():  # loads what is loaded lazily
         function(["Clear.", "No effusion."], report=["Clear lungs.", "Clear lungs."])
     states.clear()
@@ -260,9 +267,15 @@ def bert_rows(reports: list[str], quick: bool) -> tuple[dict, list[dict]]:
         return side
 
     drawn: list[tuple] = []
-    steps = grpo_steps(iter(reports))
-    steps = (drawn.append(step) or step for step in (islice(steps, 2) if quick else steps))
-    seconds = time_sides({name: kept(name) for name in functions}, steps, least=2)
+
+    def prepared() -> Iterator[tuple]:
+        steps = grpo_steps(iter(reports))
+        for completions, references in islice(steps, 2) if quick else steps:
+            drawn.append((completions, references))
+            known.update(zip(references, third(references).tolist(), strict=True))
+            yield drawn[-1]
+
+    seconds = time_sides({name: kept(name) for name in functions}, prepared(), least=2)
     total = {name: sum(values) for name, values in seconds.items()}
 
     ids = [encode(labeler.tokenizer, completions) for completions, _ in drawn]
@@ -272,11 +285,14 @@ def bert_rows(reports: list[str], quick: bool) -> tuple[dict, list[dict]]:
         "copies_among_completions": 1 - len({text for batch, _ in drawn for text in batch}) / (STEP * len(drawn)),
         "completions_per_second": {name: STEP * len(drawn) / value for name, value in total.items()},
         "seconds_of_steps": seconds,
-        "largest_difference": {ALONE: float(np.abs(np.subtract(rewards[OURS], rewards[ALONE])).max())},
+        "largest_difference": {
+            name: float(np.abs(np.subtract(rewards[OURS], rewards[name])).max()) for name in (KNOWN, ALONE)
+        },
         "skipped": {} if theirs else dict.fromkeys((RADEVAL, RADEVAL_RADCLIQ), HOW_TO_GET),
     }
     checks = []
-    for ours, opponent, bar in ((OURS, RADEVAL, 4.5), (OURS, ALONE, 2.5), (OUR_RADCLIQ, RADEVAL_RADCLIQ, 2.0)):
+    pairs = ((OURS, RADEVAL, 4.5), (KNOWN, RADEVAL, 4.5), (OURS, ALONE, 2.5), (OUR_RADCLIQ, RADEVAL_RADCLIQ, 2.0))
+    for ours, opponent, bar in pairs:
         name = f"{ours}: throughput / that of {opponent}"
         if opponent in total:
             ratio = total[opponent] / total[ours]

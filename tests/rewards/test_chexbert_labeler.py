@@ -17,7 +17,8 @@ from transformers import BertConfig, BertModel
 
 from modeling.tiny import build_chexbert
 from rewards import labelers, make_mccs_reward
-from rewards.chexbert import CheXbertLabeler, clean_text, encode, process_device
+from rewards.chexbert import CheXbertLabeler, clean_text, encode
+from rewards.encoders import process_device
 
 TEXTS = [
     "There is a small left pleural effusion. No pneumothorax.",
@@ -106,9 +107,9 @@ def test_no_texts(labeler):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.sampled_from(TEXTS[:5]) | st.text(max_size=20), min_size=1, max_size=8), st.integers(1, 5))
-def test_batch_mates_change_nothing(labeler, texts, batch_size):
-    labeler.batch_size = batch_size
+@given(st.lists(st.sampled_from(TEXTS[:5]) | st.text(max_size=20), min_size=1, max_size=8), st.integers(1, 200))
+def test_batch_mates_change_nothing(labeler, texts, token_budget):
+    labeler.token_budget = token_budget
     together, embeddings = labeler.labels_and_embeddings(texts)
     alone = []
     for text in texts:
@@ -124,12 +125,12 @@ def test_each_text_goes_through_once_in_batches_of_like_length(labeler):
     handle = labeler.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    labeler.batch_size = 3
+    labeler.token_budget = 66
     words = (20, 1, 30, 19, 5, 18, 17)
     labeler(["edema " * n for n in words] * 3 + ["edema\n"])  # differs only before the cleaning
     handle.remove()
-    # [CLS] and [SEP] beside the words; three a batch, and none that would be padded by more than 15 %
-    assert sorted(sizes) == [(1, 3), (1, 7), (1, 19), (1, 32), (3, 22)]
+    # [CLS] and [SEP] beside the words; 64 + 63 + 14 tokens. 32 | 22 21 20 | 19 7 3 would be 32 + 66 + 57
+    assert sorted(sizes) == [(2, 7), (2, 32), (3, 21)]
 
 
 def test_labels_and_embeddings_share_a_pass_that_is_remembered(labeler):
@@ -249,9 +250,9 @@ def test_missing_models_are_refused(name):
     assert "\n" not in str(refused.value)
 
 
-def test_bad_batch_size(folder):
-    with pytest.raises(ValueError, match="batch_size"):
-        CheXbertLabeler(folder, batch_size=0)
+def test_bad_token_budget(folder):
+    with pytest.raises(ValueError, match="token_budget"):
+        CheXbertLabeler(folder, token_budget=0)
 
 
 def test_rewards_stay_light():

@@ -14,7 +14,7 @@ from rewards import ce_f1_reward, format_reward, mccs_reward
 from rewards.bleu import bleu_reward, make_bleu_reward
 from rewards.cider import make_cider_reward
 from rewards.completions import completion_text
-from rewards.guard import check_reward
+from rewards.guard import STRANGE, check_reward
 from rewards.inputs import score_texts
 from rewards.labelers import LexicalLabeler
 from rewards.radcliq import radcliq_lite_reward
@@ -96,6 +96,12 @@ def narrow(completions, report):
 
 def positional(completions, *, report, **kwargs):
     return [value + 0.1 * row if value else value for row, value in enumerate(sound(completions, report=report))]
+
+
+def bordered(completions, **columns):
+    """The two ends of a batch keep their scores when it is turned round."""
+    values = sound(completions, **columns)
+    return [value and value + 0.1 * (row in (0, len(values) - 1)) for row, value in enumerate(values)]
 
 
 def relative(completions, **columns):
@@ -205,6 +211,7 @@ def pads(completions, *, report, **kwargs):
         (flat, "all rows score 0.5"),
         (narrow, "raises TypeError: .* unexpected keyword"),  # no **kwargs: TRL passes more than the columns
         (positional, "in reverse order: row"),
+        (bordered, "in another order: row"),
         (relative, "one by one: row"),
         (relative, "in two halves: row"),
         (novel, "with every row twice: row 0 scores"),
@@ -231,6 +238,18 @@ def pads(completions, *, report, **kwargs):
 def test_broken_rewards_are_caught(reward, finding):
     with pytest.raises(AssertionError, match=rf"{reward.__name__} breaks \d+ rule\(s\):(.|\n)*{finding}"):
         check_reward(reward, TEXTS)
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_each_strange_completion_is_tried(what):
+    def fragile(completions, *, report, **kwargs):
+        if STRANGE[what] in map(completion_text, completions):
+            raise ValueError("not this one")
+        return sound(completions, report=report)
+
+    with pytest.raises(AssertionError, match="fragile breaks 1 rule") as error:
+        check_reward(fragile, TEXTS)
+    assert str(error.value).endswith(f"\n- {what}: raises ValueError: not this one")
 
 
 def test_the_sound_one_passes_in_every_form():

@@ -13,10 +13,10 @@ from radgraph_models import HOW_TO_GET, original, save_tiny
 from transformers import BertConfig
 
 from rewards import check_reward, radgraph
-from rewards.chexbert import process_device
+from rewards.encoders import plan_batches, process_device
 from rewards.radcliq import make_lexical_parts, make_radcliq_reward
 from rewards.radgraph import RadGraphParser, make_radgraph_part, make_radgraph_reward
-from rewards.radgraph_parser import plan_batches, split_words
+from rewards.radgraph_parser import split_words
 
 DATA = Path(os.environ.get("RRG_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 TEXTS = [
