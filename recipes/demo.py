@@ -28,12 +28,12 @@ from recipes.data.references import load_labeler, with_labels
 from recipes.data.schema import read_split
 
 PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn", "--n_validation", "1"]
-BALANCED = [*PHANTOM, "--balanced", "--seed", "5", "--n_train", "3000", "--n_test", "1"]
+BALANCED = [*PHANTOM, "--balanced", "--seed", "7", "--n_train", "3000", "--n_test", "1"]
 GENERATE = ["recipes/generate.py", "--prompt_file", "prompts/mrgr1_tiny.txt", "--views", "frontal"]
 GENERATE += ["--split", "test", "--max_new_tokens", "100", "--batch_size", "64"]
 OPTIONS = {
     "phantom": {
-        "data": [*PHANTOM, "--abnormal", "0.6", "--seed", "4", "--n_train", "2500", "--n_test", "600"],
+        "data": [*PHANTOM, "--abnormal", "0.6", "--seed", "6", "--n_train", "2500", "--n_test", "600"],
         "balanced": BALANCED,
         "tiny": ["--warm_up_steps", "300"],
         "sft": ["--config", "recipes/configs/mrgr1/sft_demo.yaml"],
