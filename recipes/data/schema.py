@@ -13,6 +13,7 @@ from pyarrow import ArrowInvalid
 from recipes.cli import InputError, replacing
 
 SPLITS = ("train", "validation", "test")
+HOW_TO_BUILD = "build one with recipes/build_iu_xray.py, build_mimic_cxr.py or build_phantom.py"
 FEATURES = Features(
     {
         "study_id": Value("string"),
@@ -25,7 +26,7 @@ FEATURES = Features(
         "findings": Value("string"),
         "impression": Value("string"),
         "report": Value("string"),  # the target text
-        "scenario": Value("string"),  # sn, sw, mn, mw: single/multi view, no/with longitudinal
+        "scenario": Value("string"),  # sn, sw, mn, mw: single/multi view, no/with longitudinal; null: no frontal view
         "labels": List(Value("int8"), length=14),  # CheXpertState of the report, in the order of CONDITIONS
         "key_spans": List(List(Value("int32"), length=2)),  # characters of the key sentences (TLW) or null
         "source": Value("string"),
@@ -74,17 +75,13 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images")) -> 
         files = {split: str(Path(path) / f"{split}.parquet") for split in SPLITS}
         files = {split: file for split, file in files.items() if Path(file).is_file()}
         if not files:
-            raise InputError(
-                f"{path} holds no train.parquet; build it with recipes/build_iu_xray.py or build_phantom.py"
-            )
+            raise InputError(f"{path} holds no train.parquet; {HOW_TO_BUILD}")
         try:
             dataset = load_dataset("parquet", data_files=files, cache_dir=str(Path(path) / ".cache"))
         except (ArrowInvalid, DatasetGenerationError) as error:
             raise InputError(f"{path}: train.parquet or another split is damaged; build the data set again") from error
     elif path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise InputError(
-            f"there is no data set at {path}; build one with recipes/build_iu_xray.py or build_phantom.py"
-        )
+        raise InputError(f"there is no data set at {path}; {HOW_TO_BUILD}")
     else:
         try:
             dataset = load_dataset(path)

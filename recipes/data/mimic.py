@@ -1,0 +1,627 @@
+"""MIMIC-CXR: PhysioNet's files, which studies can be used and why others cannot, prior reports, rows, shards.
+
+A plan is made of the CSVs alone. It is cut into shards of whole subjects; each is built by one process, written to one
+Parquet file that is named by the hash of all that went into it, and used again by a later run whose hash is the same.
+The splits are put together from the shards in the order of subjects, so that the result is the same byte for byte
+however many processes made it. Source: Johnson et al. 2019, MIMIC-CXR and MIMIC-CXR-JPG 2.0.0 and 2.1.0, PhysioNet.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import zipfile
+import zlib
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import astuple, dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
+
+from recipes.cli import InputError, replacing
+from recipes.data import mimic_images, mimic_sections, sections
+from recipes.data.mimic_images import find_image, read_as_stored
+from recipes.data.mimic_sections import clean_mimic, read_sections
+from recipes.data.references import load_labeler
+from recipes.data.schema import FEATURES, SPLITS
+from recipes.data.sections import clean, target_text
+from rewards import labelers
+from rewards.labels import CONDITIONS, from_csv
+
+SOURCE = "mimic-cxr"
+LICENSE = "PhysioNet Credentialed Health Data License 1.5.0"
+CHEXPERT_CSV = "chexpert_csv"  # as a labeler: PhysioNet's own table
+REPORTS = "mimic-cxr-reports.zip"
+STUDIES_PER_SHARD = 2000  # and 200 with images: what a killed process loses at most
+ROWS_PER_GROUP = 1000  # and 20 with images
+_SPLITS = {"train": "train", "validate": "validation", "val": "validation", "test": "test"}
+_PLACES = ("", "mimic-cxr*/", "mimic-cxr*/*/", "*/mimic-cxr*/", "*/mimic-cxr*/*/", "*/*/mimic-cxr*/*/")
+_REPORT = re.compile(r"(?:^|/)files/p\d\d/p(\d+)/s(\d+)\.txt$")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][\w-]*(?:\.[\w-]+)*")
+_VIEWS = ("PA", "AP", "PA ", "AP ", "LATERAL", "LL", "XTABLE LATERAL")  # "PA ": "PA LLD", "PA RLD"
+_FRONTAL, _LATERAL = range(4), range(4, 7)
+_VIEW_CODES = {"postero-anterior": "PA", "antero-posterior": "AP", "lateral": "LATERAL", "left lateral": "LL"}
+
+
+class Skipped(NamedTuple):
+    """What was left out: a study, an image, a row of a CSV, or a study's scenario or prior report; and why."""
+
+    study_id: str
+    file: str
+    left_out: str
+    reason: str  # one of a few fixed sentences, which build.json counts
+    detail: str = ""
+
+
+class Study(NamedTuple):
+    """One study of a subject, as the CSVs and the list of reports know it."""
+
+    study_id: str
+    subject_id: str
+    split: str  # "" where it can only be the prior of another study
+    date: int | None  # YYYYMMDD, shifted by PhysioNet
+    time: float | None  # HHMMSS.ffffff as a number
+    images: tuple[tuple[str, str], ...]  # (dicom_id, view), frontal first
+    report: str | None  # its name among the reports
+    stamp: str  # changes with the report's bytes
+    states: tuple[int, ...] | None  # of PhysioNet's CheXpert table
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides on a shard, besides its studies."""
+
+    reports: str  # mimic-cxr-reports.zip, or the folder that holds files/
+    images: str | None  # the folder that holds files/
+    labeler: str  # its name
+    labeler_argument: str
+    target: str
+    cleaning: str
+    sample_unit: str
+    image_size: int
+    max_images: int
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def find_file(root: str, given: str | None, pattern: str, argument: str) -> Path:
+    """The file that `given` names or, without it, the one file of that pattern in PhysioNet's folders below `root`."""
+    if given:
+        if not Path(given).exists():
+            raise InputError(f"--{argument}: there is no {given}")
+        return Path(given)
+    if not Path(root).is_dir():
+        raise InputError(f"there is no folder {root}; --root wants the folder with PhysioNet's files")
+    found = sorted({path for place in _PLACES for path in Path(root).glob(place + pattern)})
+    if not found:
+        raise InputError(f"{root} holds no {pattern}; download it from PhysioNet, or name it with --{argument}")
+    if len(found) > 1:
+        raise InputError(f"{root} holds {', '.join(map(str, found))}; name the one to read with --{argument}")
+    return found[0]
+
+
+def find_reports(root: str, given: str | None) -> Path:
+    """mimic-cxr-reports.zip or, where there is none, the folder in which it was extracted (it holds files/)."""
+    if not given and Path(root).is_dir() and not any(any(Path(root).glob(place + REPORTS)) for place in _PLACES):
+        for place in (*_PLACES, "mimic-cxr-reports/", "*/mimic-cxr-reports/"):
+            for folder in sorted(Path(root).glob(place + "files")):
+                if next(folder.glob("p??/p*/s*.txt"), None):
+                    return folder.parent
+    return find_file(root, given, REPORTS, "reports")
+
+
+def list_reports(source: Path) -> dict[str, list[tuple[str, str, str]]]:
+    """Study id -> (subject id, name, stamp) of each of its reports; the stamp changes with the report's bytes."""
+    reports: dict[str, list[tuple[str, str, str]]] = {}
+    if source.is_dir():
+        for path in sorted((source / "files").glob("p??/p*/s*.txt")):
+            name, status = path.relative_to(source).as_posix(), path.stat()
+            if match := _REPORT.search(name):
+                reports.setdefault(match[2], []).append((match[1], name, f"{status.st_size}-{status.st_mtime_ns}"))
+    else:
+        try:
+            with zipfile.ZipFile(source) as archive:
+                for member in archive.infolist():
+                    if match := _REPORT.search(member.filename):
+                        stamp = f"{member.file_size}-{member.CRC}"
+                        reports.setdefault(match[2], []).append((match[1], member.filename, stamp))
+        except (OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"{source} is no complete zip archive ({error}); download it again") from error
+    if not reports:
+        raise InputError(f"{source} holds no report files/pXX/pSUBJECT/sSTUDY.txt; --reports wants {REPORTS}")
+    return reports
+
+
+@cache
+def _archive(source: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(source)
+
+
+def read_report(source: str, name: str) -> str:
+    """The text of a report; raises InputError(reason, detail) where it is empty, damaged or no UTF-8."""
+    try:
+        content = (Path(source) / name).read_bytes() if os.path.isdir(source) else _archive(source).read(name)
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InputError("the report cannot be read", str(error)) from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError("the report is not UTF-8 text", f"byte {error.start}") from error
+    if not text.strip():
+        raise InputError("the report is empty")
+    return text
+
+
+def read_table(file: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Those columns of a CSV, gzipped or not, as text; an optional one that it lacks is empty. Else InputError."""
+    try:
+        header = pd.read_csv(file, nrows=0).columns
+        if missing := [name for name in needed if name not in header]:
+            raise InputError(f"{file} has no column {', '.join(missing)} (it has {', '.join(header)})")
+        wanted = [name for name in (*needed, *optional) if name in header]
+        table = pd.read_csv(file, usecols=wanted, dtype=str, keep_default_na=False)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text: {error}") from error
+    except (OSError, EOFError, zlib.error, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{file} cannot be read as a CSV ({error}); download it again") from error
+    if table.empty:
+        raise InputError(f"{file} has no row; download it again")
+    return table.fillna("").reindex(columns=[*needed, *optional], fill_value="")
+
+
+def read_split(file: Path) -> pd.DataFrame:
+    """The columns of PhysioNet's split CSV, of it or of R2Gen's annotation.json, which has an entry per image."""
+    columns = ["dicom_id", "study_id", "subject_id", "split"]
+    if file.suffix != ".json":
+        table = read_table(file, tuple(columns))
+    else:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            rows = [
+                (str(path), str(row["study_id"]), str(row["subject_id"]), split)
+                for split in ("train", "val", "test")
+                for row in content[split]
+                for path in row["image_path"]
+            ]
+        except (OSError, ValueError) as error:
+            raise InputError(f"--split_file {file} cannot be read as JSON: {error}") from error
+        except (KeyError, TypeError, IndexError) as error:
+            raise InputError(
+                f"--split_file {file} is no annotation.json of R2Gen's for MIMIC-CXR: it needs lists train, val and "
+                f"test of entries with study_id, subject_id and image_path ({error!r})"
+            ) from error
+        table = pd.DataFrame(rows, columns=columns, dtype=str)
+        inside = table["dicom_id"].str.fullmatch(r"(?!/)(?:(?!\.\.).)*")
+        table.loc[inside, "dicom_id"] = table["dicom_id"].str.extract(r"([^/]*?)(?:\.\w+)?$")[0]
+    if unknown := sorted(set(table["split"]) - set(_SPLITS)):
+        raise InputError(f"{file}: split must be train, validate or test, found {unknown[0]!r}")
+    return table.assign(split=table["split"].map(_SPLITS))
+
+
+def read_states(file: Path) -> dict[str, tuple[int, ...]]:
+    """Study id -> CheXpert states of PhysioNet's CheXpert table, which the labeler made of the whole report."""
+    table = read_table(file, ("study_id", *CONDITIONS))
+    try:
+        states = from_csv(table[list(CONDITIONS)].replace("", "nan").astype("float64").to_numpy())
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from error
+    return dict(zip(table["study_id"], map(tuple, states.tolist()), strict=True))
+
+
+# --- plan --------------------------------------------------------------------------------------------------------
+
+
+def plan_images(named: pd.DataFrame, file: Path, metadata: Path, limit: int, skipped: list[Skipped]) -> pd.DataFrame:
+    """An image a row, in the order of subjects and studies, with `split` ("" where `named` lacks the image).
+
+    `named` is what the split `file` says, `limit` keeps the first so many subjects of each split (0: all). What cannot
+    be used is added to `skipped`. Raises InputError where a subject is in two splits.
+    """
+    columns = ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate")
+    images = read_table(metadata, columns, ("StudyTime", "ViewCodeSequence_CodeMeaning"))
+    splits = named[named["subject_id"].str.isdigit()].groupby("subject_id", sort=True)["split"].nunique()
+    if (splits > 1).any():
+        raise InputError(f"{file}: subject {splits.index[splits > 1][0]} is in more than one split")
+    named, images = _check_rows(named, file, skipped), _check_rows(images, metadata, skipped)
+    if limit:
+        subjects = named.drop_duplicates("subject_id").groupby("split")["subject_id"].head(limit)
+        named, images = (table[table["subject_id"].isin(subjects)] for table in (named, images))
+    both = images.merge(named, how="outer", on="dicom_id", suffixes=("", "_"))
+    lost = both["study_id"].isna()
+    known = set(images["study_id"])
+    for _, row in both[lost].drop_duplicates("study_id_").iterrows():
+        left_out = "image" if row["study_id_"] in known else "study"
+        skipped.append(Skipped(row["study_id_"], str(metadata), left_out, "the metadata does not list it"))
+    both = both[~lost]
+    moved = both["study_id_"].notna() & (
+        (both["study_id_"] != both["study_id"]) | (both["subject_id_"] != both["subject_id"])
+    )
+    subjects = both.groupby("study_id")["subject_id"].nunique()
+    doubtful = {*both["study_id"][moved], *both["study_id_"][moved], *subjects.index[subjects > 1]}
+    skipped += [
+        Skipped(study, str(metadata), "study", "the CSVs file it under more than one subject or study")
+        for study in sorted(doubtful)
+    ]
+    both = both[~both["study_id"].isin(doubtful)].fillna("")
+    order = both[["subject_id", "study_id"]].astype("int64")
+    order["dicom_id"] = both["dicom_id"]
+    return both.loc[order.sort_values(["subject_id", "study_id", "dicom_id"]).index]
+
+
+def _check_rows(table: pd.DataFrame, file: Path, skipped: list[Skipped]) -> pd.DataFrame:
+    ids = table["subject_id"].str.fullmatch(r"\d{1,18}") & table["study_id"].str.fullmatch(r"\d{1,18}")
+    names = table["dicom_id"].str.fullmatch(_FILE_NAME.pattern)
+    again = table.duplicated("dicom_id") & ids & names
+    for bad, left_out, reason in (
+        (~ids, "row", "subject_id or study_id is no number"),
+        (ids & ~names, "image", "its path would leave the folder of images"),
+        (again, "row", "the image stands in an earlier row"),
+    ):
+        for line, row in table[bad].iterrows():
+            skipped.append(Skipped(row["study_id"], f"{file}:{line + 2}", left_out, reason, row["dicom_id"]))
+    return table[ids & names & ~again]
+
+
+def plan_studies(
+    images: pd.DataFrame, reports: dict, states: dict | None, settings: Settings, skipped: list[Skipped]
+) -> Iterator[Study]:
+    """The studies of `images` in its order; what is wrong with one is added to `skipped`.
+
+    `reports` as from `list_reports`: those that no CSV names are left in it. `states` as from `read_states` where they
+    are to be the labels.
+    """
+    columns = ("subject_id", "study_id", "dicom_id", "split", "StudyDate", "StudyTime")
+    view = images["ViewPosition"].where(
+        images["ViewPosition"] != "", images["ViewCodeSequence_CodeMeaning"].str.lower().map(_VIEW_CODES)
+    )
+    rows = zip(*(images[name].tolist() for name in columns), view.fillna("").tolist(), strict=True)
+    for (subject_id, study_id), group in groupby(rows, key=lambda row: row[:2]):
+        group = list(group)
+        split = next((row[3] for row in group if row[3]), "")
+        when = min((moment(row[4], row[5]) for row in group), key=lambda each: [(part is None, part) for part in each])
+        filed = reports.pop(study_id, [])
+        problem = ""
+        if not split:
+            problem = "the split file does not name it" if filed else ""
+        elif not filed:
+            problem = "there is no report of it"
+        elif len(filed) > 1:
+            problem = "there are two reports of it"
+        elif filed[0][0] != subject_id:
+            problem = "its report lies under another subject"
+        elif states is not None and study_id not in states:
+            problem = "the CheXpert table does not list it"
+        if problem:
+            skipped.append(Skipped(study_id, settings.reports, "study", problem))
+        if split and when[0] is None:
+            skipped.append(Skipped(study_id, "", "prior", "its StudyDate cannot be read", group[0][4]))
+        readable = len(filed) == 1 and filed[0][0] == subject_id
+        report = filed[0][1:] if readable else (None, "")
+        shown = order_views([(row[2], row[6]) for row in group if row[3]], settings.max_images)
+        known = states.get(study_id) if states else None
+        yield Study(study_id, subject_id, "" if problem else split, *when, shown, *report, known)
+
+
+def moment(date: str, time: str) -> tuple[int | None, float | None]:
+    """(YYYYMMDD, HHMMSS.ffffff) as numbers, None where the cell holds none; "92505.0" is 9:25:05."""
+    day = int(date) if re.fullmatch(r"\d{8}", date) else None
+    clock = float(time) if day and re.fullmatch(r"\d{1,6}(\.\d*)?", time) and float(time) < 240000 else None
+    return day, clock
+
+
+def rank_view(view: str) -> int:
+    """Position of a view in a study: PA, AP, other frontal ones, LATERAL, LL, other lateral ones, the rest."""
+    exact = _VIEWS.index(view) if view in _VIEWS else None
+    if exact is not None:
+        return exact
+    if view[:3] in _VIEWS:
+        return _VIEWS.index(view[:3])
+    return _LATERAL[-1] if "LATERAL" in view else len(_VIEWS)
+
+
+def order_views(images: list[tuple[str, str]], most: int) -> tuple[tuple[str, str], ...]:
+    """(dicom_id, view) with frontal views first; of more than `most` (0: all) a frontal, a lateral, then others."""
+    images = sorted(images, key=lambda image: (rank_view(image[1]), image[0]))
+    if 0 < most < len(images):
+        first = [
+            next((image for image in images if rank_view(image[1]) in kind), None) for kind in (_FRONTAL, _LATERAL)
+        ]
+        chosen = [image for image in first if image] + [image for image in images if image not in first]
+        images = [image for image in images if image in chosen[:most]]
+    return tuple(images)
+
+
+def find_prior(studies: list[Study], study: Study) -> Study | None:
+    """The subject's last study that is certainly earlier than `study`, or None.
+
+    Earlier is an earlier day, or the same day and an earlier time; where a time is missing or equal, two studies of
+    one day have no order, and neither is the other's prior. Of two priors of one day without times the one with the
+    greater id is taken.
+    """
+
+    def earlier(other: Study) -> bool:
+        if study.date is None or other.date is None:
+            return False
+        if other.date != study.date or study.time is None or other.time is None:
+            return other.date < study.date
+        return other.time < study.time
+
+    return max(
+        filter(earlier, studies),
+        key=lambda other: (other.date, -1 if other.time is None else other.time, int(other.study_id)),
+        default=None,
+    )
+
+
+def scenario_of(views: list[str], prior: str | None) -> str | None:
+    """sn, sw, mn or mw: s/m without/with a lateral view beside the frontal one, n/w without/with a prior report.
+
+    None without a frontal view: the four scenarios of LLM-RG4 all have one.
+    """
+    ranks = {rank_view(view) for view in views}
+    if ranks.isdisjoint(_FRONTAL):
+        return None
+    return ("s" if ranks.isdisjoint(_LATERAL) else "m") + ("w" if prior else "n")
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterator[dict]:
+    """Rows of the schema of those studies that have a split; `notes` takes what was skipped, counts and hashes."""
+    skipped, counts = notes["skipped"], Counter()
+    read: dict[str, dict[str, str]] = {}
+    for study in studies:
+        if study.report is None:
+            continue
+        try:
+            read[study.study_id] = read_sections(read_report(settings.reports, study.report))
+        except InputError as error:
+            if study.split:
+                skipped.append(Skipped(study.study_id, study.report, "study", *error.args))
+    texts = []
+    for _, group in groupby(studies, key=lambda study: study.subject_id):
+        group = list(group)
+        for study in group:
+            if study.split and study.study_id in read:
+                found = read[study.study_id]
+                row, plain = _text_columns(study, found, settings)
+                if not plain or not row["report"]:
+                    reason = f"it has no {settings.target}" if found else "it holds no final report"
+                    skipped.append(Skipped(study.study_id, study.report, "study", reason))
+                    continue
+                prior = find_prior(group, study)
+                if prior:
+                    told = read.get(prior.study_id, {})
+                    plain_prior = {name: clean(told.get(name)) for name in ("findings", "impression")}
+                    row["prior_report"] = target_text(plain_prior, "findings+impression")
+                    if not row["prior_report"]:
+                        reason = "the study before it has no report with findings or impression"
+                        skipped.append(Skipped(study.study_id, study.report, "prior", reason, prior.study_id))
+                texts.append((study, row, plain, found))
+    if settings.labeler == CHEXPERT_CSV:
+        labels = [study.states for study, *_ in texts]
+    else:
+        labels = _labeler(settings.labeler_argument)([plain for _, _, plain, _ in texts]).tolist() if texts else []
+    for (study, row, _, found), states in zip(texts, labels, strict=True):
+        images = list(_stored_images(study, settings, notes))
+        if settings.images and not images:
+            skipped.append(Skipped(study.study_id, "", "study", "none of its images can be read"))
+            continue
+        row["labels"] = states
+        units = [[image] for image in images] if settings.sample_unit == "image" else [images]
+        if settings.sample_unit == "study" and scenario_of([view for view, _ in images], None) is None:
+            skipped.append(Skipped(study.study_id, "", "scenario", "it has no frontal view; the study is kept"))
+        if "findings_from" in found and "findings" in settings.target:
+            counts[f"findings from a {found['findings_from']}"] += 1
+        for unit in units:
+            views = [view for view, _ in unit]
+            scenario = scenario_of(views, row["prior_report"])
+            counts[f"scenario {scenario or 'none'}"] += 1
+            counts.update(f"view {view or 'unknown'}" for view in views)
+            stored = [{"bytes": content, "path": None} for _, content in unit if content is not None]
+            yield row | {"views": views, "images": stored, "scenario": scenario}
+    notes["counts"] = dict(sorted(counts.items()))
+
+
+def _text_columns(study: Study, found: dict[str, str], settings: Settings) -> tuple[dict, str | None]:
+    plain = {name: clean(found.get(name)) for name in ("indication", "history", "findings", "impression")}
+    cleaned = {name: plain[name] for name in ("findings", "impression")}
+    if settings.cleaning != "plain":
+        cleaned = {name: clean_mimic(found.get(name), settings.cleaning) for name in cleaned}
+    row = {
+        "study_id": study.study_id,
+        "subject_id": study.subject_id,
+        "indication": plain["indication"],
+        "history": plain["history"],
+        "prior_report": None,
+        **cleaned,
+        "report": target_text(cleaned, settings.target),
+        "key_spans": None,
+        "source": SOURCE,
+        "license": LICENSE,
+    }
+    return row, target_text(plain, settings.target)
+
+
+def _stored_images(study: Study, settings: Settings, notes: dict) -> Iterator[tuple[str, bytes | None]]:
+    for dicom_id, view in study.images:
+        if settings.images is None:
+            yield view, None
+            continue
+        path = find_image(settings.images, study.subject_id, study.study_id, dicom_id)
+        try:
+            if path is None:
+                raise InputError("there is no .jpg, .png or .dcm of it")
+            content = read_as_stored(path, settings.image_size)
+        except InputError as error:
+            reason = "there is no file of it" if path is None else "its file cannot be read"
+            notes["skipped"].append(Skipped(study.study_id, dicom_id, "image", reason, str(error)))
+            continue
+        name = path.relative_to(settings.images).as_posix()
+        notes["manifest"].append((study.study_id, name, len(content), hashlib.sha256(content).hexdigest()))
+        yield view, content
+
+
+@cache
+def _labeler(name: str):
+    return load_labeler(name)
+
+
+# --- shards ------------------------------------------------------------------------------------------------------
+
+
+def build_shard(studies: list[Study], settings: Settings, file: Path) -> None:
+    """Writes the rows of `studies` to the Parquet `file`, with what there is to say of them in its metadata."""
+    notes = {"skipped": [], "manifest": [], "counts": {}}
+    schema, size = FEATURES.arrow_schema, 20 if settings.images else ROWS_PER_GROUP
+    with replacing(file) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        rows = []
+        for row in build_rows(studies, settings, notes):
+            rows.append(row)
+            if len(rows) == size:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+                rows = []
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+        writer.add_key_value_metadata({"notes": json.dumps(notes)})
+
+
+def cut_shards(studies: list[Study], settings: Settings) -> dict[str, list[list[Study]]]:
+    """Shards of whole subjects, by split; subjects without a study to write are dropped."""
+    most = 200 if settings.images else STUDIES_PER_SHARD
+    shards: dict[str, list[list[Study]]] = {split: [[]] for split in SPLITS}
+    wanted = Counter()
+    for _, group in groupby(studies, key=lambda study: study.subject_id):
+        group = list(group)
+        split = next((study.split for study in group if study.split), None)
+        if split is None:
+            continue
+        shards[split][-1] += group
+        wanted[split] += sum(bool(study.split) for study in group)
+        if wanted[split] >= most:
+            shards[split].append([])
+            wanted[split] = 0
+    return {split: [shard for shard in own if shard] for split, own in shards.items()}
+
+
+def name_shard(studies: list[Study], settings: Settings) -> str:
+    """The hash of all that decides on a shard: code, settings, studies, and size and time of the images' files."""
+    key = hashlib.sha256(repr((_code(), astuple(settings), studies, str(FEATURES))).encode())
+    for study in studies if settings.images else ():
+        for dicom_id, _ in study.images:
+            path = find_image(settings.images, study.subject_id, study.study_id, dicom_id)
+            status = path.stat() if path else None
+            key.update(f"{path} {status and (status.st_size, status.st_mtime_ns)}".encode())
+    return key.hexdigest()[:32] + ".parquet"
+
+
+@cache
+def _code() -> str:
+    modules = (labelers, mimic_images, mimic_sections, sections, sys.modules[__name__])
+    return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()
+
+
+def build_shards(
+    shards: dict[str, list[list[Study]]], settings: Settings, folder: Path, workers: int
+) -> dict[str, list[Path]]:
+    """Builds the shards that `folder` lacks, in `workers` processes; returns all their files, in order, by split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {split: [folder / name_shard(shard, settings) for shard in own] for split, own in shards.items()}
+    pairs = [pair for split in shards for pair in zip(shards[split], files[split], strict=True)]
+    todo = [(shard, settings, file) for shard, file in pairs if not file.is_file()]
+    if len(todo) < len(pairs):
+        print(f"{len(pairs) - len(todo)} of {len(pairs)} shards are there from an earlier run", flush=True)
+    if workers == 1:
+        for number, work in enumerate(todo, 1):
+            build_shard(*work)
+            _tell(number, len(todo))
+        return files
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+    waiting: deque = deque()
+    try:
+        for number, work in enumerate(todo, 1):
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the process that a submit may start:
+            waiting.append(pool.submit(build_shard, *work))  # Ctrl-C is the parent's, which lets shards finish
+            signal.signal(signal.SIGINT, handler)
+            if len(waiting) > 2 * workers:
+                waiting.popleft().result()
+            _tell(number, len(todo))
+        while waiting:
+            waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a worker process was killed, perhaps for want of memory; what is finished is kept: give the same command "
+            "again, with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return files
+
+
+def _start_worker() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)  # the parent was killed; without this a worker would wait for it forever
+
+
+def _tell(number: int, total: int) -> None:
+    if number * 10 // total > (number - 1) * 10 // total:
+        print(f"shard {number} of {total}", flush=True)
+
+
+def join_shards(files: list[Path], out: Path) -> tuple[int, list[dict]]:
+    """Writes the shards one after the other to the Parquet `out`; returns its rows and the shards' notes."""
+    notes, rows = [], 0
+    with parquet.ParquetWriter(out, FEATURES.arrow_schema) as writer:
+        for file in files:
+            if not file.is_file():
+                raise InputError(f"the shard {file} is gone; does another run write to the same --out?")
+            shard = parquet.ParquetFile(file)
+            notes.append(json.loads(shard.metadata.metadata[b"notes"]))
+            rows += shard.metadata.num_rows
+            for group in range(shard.num_row_groups):
+                writer.write_table(shard.read_row_group(group))
+    return rows, notes
+
+
+# --- the Hub -----------------------------------------------------------------------------------------------------
+
+
+def push(folder: Path, repository: str, public_because: str | None) -> None:
+    """Uploads a built folder to the Hub, private; public only where `public_because` says why that is allowed.
+
+    Raises InputError where the repository is public already and no reason is given.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, repo_type="dataset", private=not public_because, exist_ok=True)
+        if not public_because and not api.dataset_info(repository).private:
+            raise InputError(
+                f"--push_to_hub: {repository} is public, and MIMIC-CXR's licence forbids to share what is made of it: "
+                "make it private, or say with --public_because why this data set may be public"
+            )
+        api.upload_folder(folder_path=folder, repo_id=repository, repo_type="dataset", ignore_patterns=[".cache/*"])
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise InputError(f"--push_to_hub {repository}: {error}; the data set itself is finished") from error
+    print(f"{repository}: {'public: ' + public_because if public_because else 'private'}")
