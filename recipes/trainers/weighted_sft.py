@@ -1,0 +1,154 @@
+"""Supervised fine-tuning in which key sentences weigh more (LLM-RG4, Eq. 10), on TRL's SFTTrainer.
+
+    trainer = WeightedSFTTrainer(model=..., args=WeightedSFTConfig(...), train_dataset=dataset)
+
+For any causal or vision-language model and whatever else SFTTrainer takes but packing. Beside TRL's columns the data
+set has `key_spans`: of each row the [start, end] characters of its key sentences in the completion's text (or, without
+prompts, in `text` or the last message), or null. Characters suit any tokenizer.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from recipes.cli import InputError
+
+
+@dataclass
+class WeightedSFTConfig(SFTConfig):
+    """TRL's SFTConfig, and how tokens are weighed. Raises InputError on what cannot be combined with weights."""
+
+    key_weight: float = field(default=1.75, metadata={"help": "lambda, the weight of the key sentences' tokens."})
+    weight_reduction: str = field(
+        default="token_mean",
+        metadata={
+            "help": "With c = key_weight at key tokens and else 1, the loss l and n tokens: token_mean, sum(c l) / n; "
+            "weight_mean, sum(c l) / sum(c); official, mean(l) + (key_weight - 1) mean(l of the key tokens).",
+            "choices": ["token_mean", "weight_mean", "official"],
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for wrong, what in (
+            (self.key_weight <= 0, f"key_weight must be above 0, not {self.key_weight}"),
+            (self.packing or self.padding_free, "weighted SFT pads its rows: set packing and padding_free to false"),
+            (self.loss_type != "nll", f"weighted SFT weighs the loss_type nll, not {self.loss_type}"),
+            (self.label_smoothing_factor > 0, "weighted SFT has no label smoothing: set label_smoothing_factor to 0"),
+        ):
+            if wrong:
+                raise InputError(what)
+
+
+def weighted_text(row: dict) -> str:
+    """The text of a row that `key_spans` counts in: its completion, else `text`, else its last message."""
+    text = row.get("completion") or row.get("text") or row["messages"]
+    if isinstance(text, list):
+        text = text[-1]["content"]
+    if isinstance(text, list):
+        text = "".join(part.get("text") or "" for part in text)
+    return text
+
+
+def check_spans(spans: list | None, text: str, row: int) -> None:
+    """Raises InputError unless each of `spans` is [start, end] with 0 <= start < end <= the text's length."""
+    for span in spans or ():
+        if len(span) != 2 or not 0 <= span[0] < span[1] <= len(text):
+            raise InputError(f"row {row}: key span {list(span)} is not within its text of {len(text)} characters")
+
+
+class KeyTokenCollator:
+    """`collator`, and in its batch `key_tokens`: (n, length) bool, the labelled tokens that touch a key span."""
+
+    def __init__(self, collator, tokenizer):
+        if not tokenizer.is_fast:
+            raise InputError(f"{type(tokenizer).__name__} tells no offsets, which key_spans need: use a fast one")
+        self.collator = collator
+        self.encode = partial(tokenizer, add_special_tokens=False, return_offsets_mapping=True)
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        known = [(row.get("key_spans"), weighted_text(row)) for row in rows]  # now: TRL's collators change the rows
+        batch = self.collator([{name: row[name] for name in row if name != "key_spans"} for row in rows])
+        batch["key_tokens"] = torch.zeros_like(batch["labels"], dtype=torch.bool)
+        for number, (spans, text) in enumerate(known):
+            check_spans(spans, text, number)
+            if spans:
+                places = batch["labels"][number].ne(-100).nonzero().flatten()
+                batch["key_tokens"][number, places] = self._find(spans, text, batch["input_ids"][number, places])
+        return batch
+
+    def _find(self, spans: list, text: str, ids: torch.Tensor) -> torch.Tensor:
+        """Which of the labelled token `ids`, (m,), touch `spans` of `text`; their end may have been cut off."""
+        ids, encoded = ids.tolist(), self.encode(text)
+        keys = torch.zeros(len(ids), dtype=torch.bool)
+        for skipped in (0, 1):  # the text's first token may have been merged with what stands before it
+            own, offsets = encoded["input_ids"][skipped:], encoded["offset_mapping"][skipped:]
+            starts = [s for s in range(skipped, len(ids)) if own and ids[s : s + len(own)] == own[: len(ids) - s]]
+            if starts:
+                start = max((s for s in starts if s + len(own) <= len(ids)), default=starts[0])
+                touched = [any(first < end and begin < last for begin, end in spans) for first, last in offsets]
+                keys[start : start + len(own)] = torch.tensor(touched)[: len(ids) - start]
+                keys[start - skipped : start] = any(begin < encoded["offset_mapping"][0][1] for begin, _ in spans)
+                return keys
+        raise InputError(f"the tokens of {text[:60]!r} are not in its row: does the template change the text?")
+
+
+class WeightedSFTTrainer(SFTTrainer):
+    """SFTTrainer whose tokens in `key_spans` weigh `args.key_weight`, under any accumulation and in any processes.
+
+    TRL sums the tokens' log-probabilities and divides by their number in the whole batch; here they are weighed before
+    it sums. With key_weight 1, or without spans, training is SFTTrainer's to the last bit.
+    """
+
+    def __init__(self, model, args: WeightedSFTConfig, train_dataset, **kwargs):
+        datasets = [train_dataset, kwargs.get("eval_dataset")]
+        for dataset in datasets:
+            if isinstance(dataset, Dataset) and "key_spans" in dataset.column_names:
+                texts = {"key_spans", "completion", "text", "messages"} & set(dataset.column_names)
+                for number, row in enumerate(dataset.select_columns(sorted(texts))):
+                    check_spans(row["key_spans"], weighted_text(row), number)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        self.data_collator = KeyTokenCollator(self.data_collator, self._tokenizer)
+        self._key_share = None
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        wanted = ("key_spans", "completion", "text", "messages")
+        self._signature_columns += [name for name in wanted if name not in self._signature_columns]
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        number = super()._get_num_items_in_batch(batch_samples, device)
+        self._key_share = None
+        if number is not None:
+            keys = sum(batch["key_tokens"][..., 1:].sum() for batch in batch_samples).to(device)
+            if self.args.average_tokens_across_devices and self.args.world_size > 1:
+                keys = self.accelerator.gather(keys).sum()
+            self._key_share = keys / number
+        return number
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """TRL's loss of the weighed tokens."""
+        keys = inputs.pop("key_tokens")[..., 1:]
+        share = self._key_share  # of the whole batch; outside training, of this one
+        if share is None or num_items_in_batch is None:
+            share = keys.sum() / inputs["labels"][..., 1:].ne(-100).sum().clamp(min=1)
+        extra = self.args.key_weight - 1
+        if self.args.weight_reduction == "official":
+            extra = extra / share.clamp(min=1e-9)
+        weights = 1 + extra * keys
+        if self.args.weight_reduction == "weight_mean":
+            weights = weights / (1 + extra * share)
+
+        def weigh(module, args, output):
+            if "log_probs" in output:  # not in a pass that is made for its logits
+                output.log_probs = output.log_probs * weights
+            return output
+
+        handle = model.register_forward_hook(weigh)
+        try:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            handle.remove()

@@ -1,0 +1,264 @@
+"""WeightedSFTTrainer against SFTTrainer, against Eq. 10 written out, and against itself on other batches."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, Image, List
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM, set_seed
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import FusedCausalLMOutput
+
+from modeling.tiny import train_tokenizer
+from recipes.cli import InputError
+from recipes.data.samples import to_samples
+from recipes.data.schema import read_split
+from recipes.trainers.weighted_sft import KeyTokenCollator, WeightedSFTConfig, WeightedSFTTrainer, weighted_text
+
+TEXTS = [
+    "The heart is normal. There is a small left pleural effusion. No pneumothorax.",
+    "Mild edema.",
+    "The lungs are clear. No effusion. The heart is mildly enlarged. Stable rib fracture.",
+    "No acute findings.",
+]
+KEYS = [[[21, 60]], [[0, 11]], [[34, 63], [64, 84]], None]
+ROWS = [
+    {"prompt": f"View {number}: ", "completion": text, "key_spans": spans}
+    for number, (text, spans) in enumerate(zip(TEXTS, KEYS, strict=True))
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS * 2, 300)
+
+
+def small_llama(tokenizer) -> LlamaForCausalLM:
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    return LlamaForCausalLM(config)
+
+
+def settings(tmp_path, kind=WeightedSFTConfig, **changes):
+    values = {
+        "output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 2,
+        "per_device_train_batch_size": 2, "learning_rate": 0.1, "optim": "sgd", "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "max_length": None,
+        "gradient_checkpointing": False, "seed": 3,
+    }  # fmt: skip
+    return kind(**values | changes)
+
+
+def trained(trainer) -> dict[str, torch.Tensor]:
+    trainer.train()
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "weight_mean", "official"])
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_weight_1_is_sft_to_the_last_bit(kind, reduction, tokenizer, tiny, phantom, tmp_path):
+    if kind == "text":
+        rows, processing = Dataset.from_list(ROWS), tokenizer
+    else:
+        rows, processing = with_images(phantom), AutoProcessor.from_pretrained(tiny)
+    results = []
+    for trainer, config, changes in (
+        (SFTTrainer, SFTConfig, {}),
+        (WeightedSFTTrainer, WeightedSFTConfig, {"key_weight": 1.0, "weight_reduction": reduction}),
+    ):
+        model = small_llama(tokenizer) if kind == "text" else AutoModelForImageTextToText.from_pretrained(tiny)
+        args = settings(tmp_path, config, **changes)
+        results.append(trained(trainer(model, args, train_dataset=rows, processing_class=processing)))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def with_images(phantom) -> Dataset:
+    rows = read_split(str(phantom), "train").cast_column("images", List(Image(decode=False)))
+    spans = [[[0, report.index(".") + 1]] for report in rows["report"]]
+    rows = rows.remove_columns("key_spans").add_column("key_spans", spans)
+    return to_samples(rows, "Describe.", "frontal", completion="plain", keep=("key_spans",))
+
+
+def losses_by_hand(model, tokenizer) -> list[tuple[torch.Tensor, list[bool]]]:
+    """Of each row the losses of its completion's tokens, one by one, and which of them touch a key span."""
+    rows = []
+    for row in ROWS:
+        prompt, completion = row["prompt"], row["completion"] + tokenizer.eos_token
+        encoded = tokenizer(prompt + completion, return_offsets_mapping=True)
+        ids = torch.tensor(encoded["input_ids"])
+        with torch.no_grad():
+            log_probs = model(ids[None]).logits[0, :-1].log_softmax(-1)
+        places = [i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt)]
+        spans = [(len(prompt) + start, len(prompt) + end) for start, end in row["key_spans"] or ()]
+        offsets = [encoded["offset_mapping"][i] for i in places]
+        keys = [any(first < end and start < last for start, end in spans) for first, last in offsets]
+        rows.append((torch.stack([-log_probs[i - 1, ids[i]] for i in places]), keys))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("reduction", "expected"),
+    [
+        ("token_mean", lambda loss, key: (loss * (1 + 0.75 * key)).sum() / len(loss)),  # Eq. 10 with c = 1.75
+        ("weight_mean", lambda loss, key: (loss * (1 + 0.75 * key)).sum() / (1 + 0.75 * key).sum()),
+        ("official", lambda loss, key: loss.mean() + 0.75 * loss[key.bool()].mean()),  # the authors' code (A-39)
+    ],
+)
+def test_the_loss_by_hand(reduction, expected, tokenizer, tmp_path):
+    args = settings(tmp_path, per_device_train_batch_size=4, max_steps=1, weight_reduction=reduction)
+    trainer = WeightedSFTTrainer(
+        small_llama(tokenizer), args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer
+    )
+    losses, keys = zip(*losses_by_hand(trainer.model.eval(), tokenizer), strict=True)
+    keys = torch.tensor([key for row in keys for key in row]).float()
+    assert 0 < keys.mean() < 1
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(expected(torch.cat(losses), keys)), abs=2e-4)
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "weight_mean", "official"])
+def test_accumulation_changes_nothing(reduction, tokenizer, tmp_path):
+    results = []
+    for size, steps in ((4, 1), (2, 2), (1, 4)):  # rows have from none to most of their tokens in key spans
+        args = settings(
+            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps, weight_reduction=reduction
+        )
+        rows = Dataset.from_list(ROWS)
+        results.append(
+            trained(WeightedSFTTrainer(small_llama(tokenizer), args, train_dataset=rows, processing_class=tokenizer))
+        )
+    start = small_llama(tokenizer).state_dict()
+    for other in results[1:]:
+        for name, value in results[0].items():
+            torch.testing.assert_close(other[name], value, atol=1e-6, rtol=1e-5)
+    assert any(not torch.equal(start[name], value) for name, value in results[0].items())
+
+
+def two_processes(tokenizer_folder: str, out: str, reduction: str) -> None:
+    """What each of the processes of the next test runs."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    size = 4 // int(os.environ.get("WORLD_SIZE", 1))
+    args = settings(out, per_device_train_batch_size=size, weight_reduction=reduction)
+    rows = Dataset.from_list(ROWS)
+    trainer = WeightedSFTTrainer(small_llama(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
+    weights = trained(trainer)
+    if trainer.is_world_process_zero():
+        torch.save(weights, Path(out) / f"{os.environ.get('WORLD_SIZE', 1)}.pt")
+
+
+def test_two_processes_are_one(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    arguments = [__file__, str(tmp_path / "tokenizer"), str(tmp_path), "official"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    subprocess.run([*launcher, *arguments], check=True, capture_output=True, timeout=300)
+    two_processes(*arguments[1:])
+    one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_evaluation_weighs_too(tokenizer, tmp_path):
+    rows = Dataset.from_list(ROWS)
+    args = settings(tmp_path, per_device_eval_batch_size=4, key_weight=3.0)
+    trainer = WeightedSFTTrainer(
+        small_llama(tokenizer), args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer
+    )
+    losses, keys = zip(*losses_by_hand(trainer.model.eval(), tokenizer), strict=True)
+    losses, keys = torch.cat(losses), torch.tensor([key for row in keys for key in row]).float()
+    expected = float((losses * (1 + 2 * keys)).sum() / len(losses))
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=2e-4)
+
+
+def test_key_tokens_are_those_of_the_sentence(tiny, phantom, tmp_path):
+    processor = AutoProcessor.from_pretrained(tiny)
+    rows = with_images(phantom)
+    trainer = WeightedSFTTrainer(
+        AutoModelForImageTextToText.from_pretrained(tiny), settings(tmp_path), train_dataset=rows,
+        processing_class=processor,
+    )  # fmt: skip
+    chosen = [trainer.train_dataset[i] for i in range(4)]
+    texts = [(weighted_text(row), row["key_spans"]) for row in chosen]
+    batch = trainer.data_collator(chosen)
+    for number, (text, [(start, end)]) in enumerate(texts):
+        found = processor.tokenizer.decode(batch["input_ids"][number][batch["key_tokens"][number]])
+        assert found.strip() == text[start:end]
+    assert not (batch["key_tokens"] & (batch["labels"] == -100)).any()
+
+
+@pytest.mark.parametrize(
+    ("length", "found"),
+    [
+        (None, "There is a small left pleural effusion."),
+        (12, None),  # cut off within the sentence: its tokens that are left
+    ],
+)
+def test_a_text_that_was_cut_off(length, found, tokenizer):
+    ids = tokenizer(TEXTS[0])["input_ids"][:length]
+
+    def collate(rows):
+        return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([ids])}
+
+    keys = KeyTokenCollator(collate, tokenizer)([{"completion": TEXTS[0], "key_spans": KEYS[0]}])["key_tokens"][0]
+    said = tokenizer.decode(torch.tensor(ids)[keys]).strip()
+    assert said == found if found else "There is a small left pleural effusion.".startswith(said)
+
+
+def test_trl_gives_what_is_relied_on():
+    """A new TRL fails here first: the field that is weighed, and the methods that are extended."""
+    assert "log_probs" in FusedCausalLMOutput.__dataclass_fields__
+    for name in ("compute_loss", "_get_num_items_in_batch", "_set_signature_columns_if_needed"):
+        assert callable(getattr(SFTTrainer, name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"key_weight": 0.0}, "key_weight must be above 0"),
+        ({"packing": True, "max_length": 64}, "set packing and padding_free to false"),
+        ({"loss_type": "dft"}, "not dft"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+    ],
+)
+def test_what_cannot_be_combined(changes, sentence, tmp_path):
+    with pytest.raises(InputError, match=sentence):
+        settings(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("span", [[0, 900], [5, 5], [-1, 4], [3], [9, 2]])
+def test_a_span_outside_its_text(span, tokenizer, tmp_path):
+    rows = Dataset.from_list([ROWS[0], {**ROWS[1], "key_spans": [span]}])
+    with pytest.raises(InputError, match=r"row 1: key span \[.*\] is not within its text of 11 characters"):
+        WeightedSFTTrainer(small_llama(tokenizer), settings(tmp_path), train_dataset=rows, processing_class=tokenizer)
+
+
+def test_a_tokenizer_without_offsets():
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(InputError, match="Slow tells no offsets, which key_spans need: use a fast one"):
+        KeyTokenCollator(None, Slow())
+
+
+def test_a_template_that_changes_the_text(tokenizer):
+    ids = tokenizer(TEXTS[0].upper())["input_ids"]
+
+    def collate(rows):
+        return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([ids])}
+
+    with pytest.raises(InputError, match=r"the tokens of 'The heart is normal.* are not in its row"):
+        KeyTokenCollator(collate, tokenizer)([{"completion": TEXTS[0], "key_spans": KEYS[0]}])
+
+
+if __name__ == "__main__":
+    two_processes(*sys.argv[1:])
