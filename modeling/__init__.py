@@ -1,15 +1,37 @@
 """The networks, transformers-style: importing this package registers them with the Auto classes."""
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration_chexbert import CheXbertConfig
+from .configuration_discbert import DiscBertConfig
+from .configuration_llmrg4 import LLMRG4Config
 from .configuration_radgraph import RadGraphConfig
 from .modeling_chexbert import CheXbertModel
+from .modeling_discbert import DiscBertModel
+from .modeling_llmrg4 import LLMRG4ForConditionalGeneration, LLMRG4Model
 from .modeling_radgraph import RadGraphModel
+from .processing_llmrg4 import LLMRG4Processor
 
 AutoConfig.register(CheXbertConfig.model_type, CheXbertConfig)
 AutoModel.register(CheXbertConfig, CheXbertModel)
+AutoConfig.register(DiscBertConfig.model_type, DiscBertConfig)
+AutoModel.register(DiscBertConfig, DiscBertModel)
+AutoConfig.register(LLMRG4Config.model_type, LLMRG4Config)
+AutoModel.register(LLMRG4Config, LLMRG4Model)
+AutoModelForImageTextToText.register(LLMRG4Config, LLMRG4ForConditionalGeneration)
+AutoProcessor.register(LLMRG4Config, LLMRG4Processor)
 AutoConfig.register(RadGraphConfig.model_type, RadGraphConfig)
 AutoModel.register(RadGraphConfig, RadGraphModel)
 
-__all__ = ["CheXbertConfig", "CheXbertModel", "RadGraphConfig", "RadGraphModel"]
+__all__ = [
+    "CheXbertConfig",
+    "CheXbertModel",
+    "DiscBertConfig",
+    "DiscBertModel",
+    "LLMRG4Config",
+    "LLMRG4ForConditionalGeneration",
+    "LLMRG4Model",
+    "LLMRG4Processor",
+    "RadGraphConfig",
+    "RadGraphModel",
+]

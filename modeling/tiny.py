@@ -1,4 +1,4 @@
-"""Seeded, random-weight miniatures of the systems: the tests' and the demo's models. A Qwen2.5-VL so far.
+"""Seeded, random-weight miniatures of the systems: the tests' and the demo's models. LLM-RG4's is in tiny_llmrg4.py.
 
 recipes/build_tiny.py makes one from a built data set, in the format of the published Qwen2.5-VL checkpoints.
 """

@@ -1,0 +1,135 @@
+"""Builds the four scenarios of MIMIC-RG4 from a built data set: judge, rewrite, judge again (LLM-RG4, Fig. 2).
+
+Without any model, by rules (fast, and build.json says so):
+
+    python recipes/build_mimic_rg4.py --dataset outputs/data/mimic_cxr --out outputs/data/rg4
+
+As in the paper: DiscBERT judges, an LLM behind a local OpenAI-compatible server rewrites, CheXbert guards the labels:
+
+    vllm serve meta-llama/Meta-Llama-3-70B-Instruct --tensor-parallel-size 4 --port 8000
+    python recipes/build_mimic_rg4.py --config recipes/configs/rg4/mimic.yaml --dry_run
+    python recipes/build_mimic_rg4.py --config recipes/configs/rg4/mimic.yaml
+
+The published MIMIC-RG4 (already rewritten) into the same schema:
+
+    python recipes/build_mimic_rg4.py --published sn:sn.json mw:mw.json --image_root mimic-cxr-jpg
+
+`--out` then holds a data set for each scenario (sn, sw, mn, mw), provenance.parquet (rounds, satisfied and the history
+of each report), discarded.csv (each report left out, and why) and build.json. Answers of an LLM are kept beside it in
+OUT.answers.sqlite: after an interruption the same command asks only for what is missing.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from recipes.cli import InputError, parse, replacing, run
+from recipes.data import rg4
+from recipes.data.references import load_labeler
+from recipes.data.schema import read_build, write_dataset
+from rewards.discbert import SCENARIOS
+
+
+@dataclass
+class BuildArguments:
+    dataset: str | None = field(default=None, metadata={"help": "A built data set, a folder or a Hub id."})
+    published: list[str] = field(default_factory=list, metadata={"help": "Published files, each as SCENARIO:FILE."})
+    image_root: str | None = field(default=None, metadata={"help": "The published files' images; none: text only."})
+    out: str = field(default="outputs/data/rg4", metadata={"help": "Folder to write; an earlier build gives way."})
+    scenarios: list[str] = field(default_factory=lambda: list(SCENARIOS), metadata={"help": "Some of sn sw mn mw."})
+    judge: str = field(default="rule", metadata={"help": "rule, discbert:MODEL, rule+discbert:MODEL or llm."})
+    rewriter: Literal["rule", "llm"] = field(default="rule", metadata={"help": "Who rewrites."})
+    llm: str | None = field(
+        default=None, metadata={"help": "The LLM: its name at --endpoint, else a folder or Hub id."}
+    )
+    endpoint: str | None = field(
+        default=None, metadata={"help": "As http://127.0.0.1:8000/v1; none: in this process."}
+    )
+    endpoint_is_mine: bool = field(default=False, metadata={"help": rg4.WHY_MINE})
+    concurrency: int = field(default=16, metadata={"help": "Requests under way at once."})
+    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer before asking again."})
+    retries: int = field(default=6, metadata={"help": "How often a request that failed is sent again."})
+    backoff: float = field(default=1.0, metadata={"help": "Seconds before the second retry; doubled each time."})
+    max_tokens: int = field(default=1024, metadata={"help": "Of an answer."})
+    max_rounds: int = field(default=rg4.MAX_ROUNDS, metadata={"help": "Rewrites of a report at most."})
+    on_max_rounds: Literal["keep", "discard"] = field(default="keep", metadata={"help": "What is never satisfied."})
+    labeler: str = field(default="lexical", metadata={"help": "Of guard and labels: lexical or chexbert:MODEL."})
+    guard: Literal[rg4.GUARDS] = field(default="impression", metadata={"help": "Whose labels must not change."})
+    limit: int | None = field(default=None, metadata={"help": "Only the first so many rows of each split."})
+    dry_run: bool = field(default=False, metadata={"help": "Only estimate requests and tokens."})
+
+
+def main() -> None:
+    (args,) = parse(BuildArguments)
+    out = Path(args.out)
+    if bool(args.dataset) == bool(args.published):
+        raise InputError(
+            "give either --dataset (to rewrite) or --published (MIMIC-RG4's own files, rewritten already)"
+        )
+    if wrong := set(args.scenarios) - set(SCENARIOS):
+        raise InputError(f"--scenarios must be some of {', '.join(SCENARIOS)}, not {min(wrong)!r}")
+    if min(args.max_rounds, args.concurrency, args.max_tokens) < 1 or (args.limit is not None and args.limit < 1):
+        raise InputError("--max_rounds, --concurrency, --max_tokens and --limit must be at least 1")
+    if out.exists() and not read_build(out):
+        raise InputError(f"--out {out} exists and is no earlier build: name a folder that may be replaced")
+    labeler = load_labeler(args.labeler)
+    build = asdict(args) | {"labeler": labeler.name}
+
+    ################
+    # Dataset
+    ################
+    made, notes = {}, []
+    if args.published:
+        for named in args.published:
+            scenario, rows = rg4.read_published(named, args.image_root, labeler)
+            if scenario in made:
+                raise InputError(f"--published names two files of the scenario {scenario}")
+            made[scenario] = rows
+        build |= {"judge": "as published", "rewriter": "as published"}
+    else:
+        splits = rg4.read_rows(args.dataset, args.limit)
+        rg4.check_private(splits, args.endpoint, args.endpoint_is_mine)
+        judge, rewriter, answers = rg4.load_pair(args, f"{out}.answers.sqlite")
+        build |= {"judge": judge.name, "rewriter": rewriter.name}
+        if args.dry_run:
+            return rg4.print_estimate(splits, args.scenarios, judge, rewriter, args.max_rounds)
+
+        ################
+        # Loop
+        ################
+        for split, every in splits.items():
+            rows = rg4.rows_for(every, None)
+            cases = [rg4.Case("none", [{}], failed="it has no scenario: no frontal view") for _ in range(len(rows))]
+            notes += rg4.notes_of(rows, cases, split, build)
+        for scenario in args.scenarios:
+            for split, every in splits.items():
+                rows = rg4.rows_for(every, scenario)
+                cases = rg4.run_loop(rg4.read_sections(rows), scenario, judge, rewriter, args.max_rounds)
+                rg4.guard(cases, labeler, args.guard)
+                if args.on_max_rounds == "discard":
+                    rg4.discard_unsatisfied(cases)
+                notes += rg4.notes_of(rows, cases, split, build)
+                if not all(case.failed for case in cases):
+                    made.setdefault(scenario, {})[split] = partial(rg4.write_rows, rows, cases, labeler)
+        if answers:
+            print(f"{answers.asked} requests, {answers.recalled} answers kept from before, in {answers.file}")
+    if not made:
+        raise InputError(
+            f"no report of {args.dataset} is left in scenarios {' '.join(args.scenarios)}{rg4.why(notes)}"
+        )
+
+    ################
+    # Writing
+    ################
+    with replacing(out, marker="build.json") as folder:
+        folder.mkdir()
+        sizes = {scenario: write_dataset(rows, folder / scenario, build) for scenario, rows in made.items()}
+        figures = rg4.write_notes(folder, notes)
+        (folder / "build.json").write_text(json.dumps({**build, "rows": sizes, **figures}, indent=2) + "\n")
+    print(f"{out}: {sizes}; {json.dumps(figures)}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,69 @@
+"""Statistics of built data sets: LLM-RG4's Table 1, lengths, labels and views, on screen, as PNG and as one page.
+
+    python recipes/dataset_stats.py --datasets outputs/data/mimic_cxr outputs/data/rg4
+    python recipes/dataset_stats.py --datasets outputs/data/openi --judge discbert:outputs/discbert --out outputs/stats
+
+A folder of recipes/build_mimic_rg4.py stands for its four data sets. `--out` then holds index.html, the plots and
+statistics.json. The paper's own rows stand beside ours, marked as the paper's: they come from another judge.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from recipes.cli import InputError, parse, replacing, run
+from recipes.data.rg4 import load_judge
+from recipes.data.schema import read_dataset
+from recipes.data.statistics_page import PAPER, measure, write_page
+from rewards.discbert import COLUMNS, SCENARIOS
+
+
+@dataclass
+class StatisticsArguments:
+    datasets: list[str] = field(default_factory=list, metadata={"help": "Built data sets, or a folder of scenarios."})
+    judge: str = field(default="rule", metadata={"help": "rule, discbert:MODEL or rule+discbert:MODEL."})
+    out: str = field(default="outputs/statistics", metadata={"help": "Folder to write to."})
+
+
+def main() -> None:
+    (args,) = parse(StatisticsArguments)
+    if not args.datasets:
+        raise InputError("--datasets names the data sets to measure, such as outputs/data/openi")
+    judge, out = load_judge(args.judge), Path(args.out)
+
+    # Figures
+    found = []
+    needed = ("subject_id", "findings", "impression", "report", "scenario", "labels", "views", "source")
+    for name in args.datasets:
+        scenarios = [f"{name}/{each}" for each in SCENARIOS if (Path(name) / each).is_dir()]
+        for folder in scenarios or [name]:
+            data = str(Path(folder).relative_to(Path(name).parent))
+            found += [measure(data, split, rows, judge) for split, rows in read_dataset(folder, needed).items()]
+
+    # Table
+    table = Table("data", "split", "scenario", "reports", *(f"{column} %" for column in COLUMNS), "hall. %")
+    for row in [row for each in found for row in each["categories"]] + PAPER:
+        shares = [f"{row[column]:.2f}" for column in COLUMNS] + [f"{row['hall']:.2f}" if "hall" in row else ""]
+        table.add_row(row["data"], row["split"], row.get("scenario", "sn"), str(row["reports"]), *shares)
+    Console(width=120).print(table)
+    for each in found:
+        words = each["lengths"]["report"]
+        print(
+            f"{each['data']} {each['split']}: {each['rows']} reports of {each['subjects']} subjects, "
+            f"{words['mean']:.1f} words on average (longest {words['longest']}); images by view {each['views']}"
+        )
+
+    # Page
+    out.mkdir(parents=True, exist_ok=True)
+    write_page(found, judge.name, out)
+    figures = [{key: value for key, value in each.items() if key != "words"} for each in found]
+    with replacing(out / "statistics.json") as file:
+        file.write_text(json.dumps({"judge": judge.name, "found": figures, "paper": PAPER}, indent=2) + "\n")
+    print(f"{out}/index.html shows it all; judge {judge.name}; the paper's rows were judged by the paper's DiscBERT")
+
+
+if __name__ == "__main__":
+    run(main)
