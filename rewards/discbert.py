@@ -10,13 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers import BertTokenizer
 
-from modeling.configuration_discbert import DiscBertConfig
-from modeling.modeling_discbert import DiscBertModel
+from modeling import DiscBertModel
 from rewards.chexbert import MAX_TOKENS, encode
-from rewards.encoders import process_device
+from rewards.encoders import load_checkpoint, pass_cost, plan_batches, process_device
 
 CATEGORIES = ("prior_comparison", "prior_procedure", "view", "communication")
 COLUMNS = ("PC", "PP", "View", "Comm")  # what the paper's Table 1 calls them
@@ -37,28 +34,17 @@ class DiscBertJudge:
     """A DiscBERT as a judge: which of `CATEGORIES` each report holds.
 
     `model` is a folder with config, safetensors and tokenizer, or a Hub id. A text is cleaned and cut to 512 tokens as
-    for CheXbert. Equal texts go through the network once, sorted by length, in batches of `batch_size`, in float32,
-    without gradients. Raises ValueError where the model is missing, incomplete, or another architecture.
+    for CheXbert. Equal texts go through the network once, in batches of little padding and at most `token_budget`
+    tokens, in float32, without gradients. Raises ValueError where the model is missing, incomplete, or another
+    architecture.
     """
 
-    def __init__(self, model: str | os.PathLike, device: str | torch.device | None = None, batch_size: int = 32):
+    def __init__(self, model: str | os.PathLike, device: str | torch.device | None = None, token_budget: int = 2048):
+        if token_budget < 1:
+            raise ValueError(f"token_budget must be at least 1, not {token_budget}")
         name = str(model)
-        try:
-            kind = DiscBertConfig.get_config_dict(name)[0].get("model_type")
-            if kind != "discbert":
-                raise ValueError(f"{name} is no DiscBERT (its model_type is {kind}); {HOW_TO_GET}")
-            self.tokenizer = BertTokenizer.from_pretrained(name)
-            self.model, notes = DiscBertModel.from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
-        except (OSError, RuntimeError, SafetensorError) as error:  # no such folder, no Hub, other shapes, damaged
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"no DiscBERT could be loaded from {name} ({reason}); {HOW_TO_GET}") from error
-        if wrong := sorted(notes["missing_keys"]) or sorted(notes["unexpected_keys"]):
-            raise ValueError(f"{name} is no complete DiscBERT ({len(wrong)} weights such as {wrong[0]}); {HOW_TO_GET}")
-        if len(self.tokenizer) != self.model.config.vocab_size:
-            raise ValueError(f"{name} has no tokenizer, or another model's; {HOW_TO_GET}")
-        self.name, self.batch_size = f"discbert:{name}", batch_size
+        self.model, self.tokenizer = load_checkpoint(name, "DiscBERT", DiscBertModel, HOW_TO_GET)
+        self.name, self.token_budget = f"discbert:{name}", token_budget
         self.device = torch.device(device) if device is not None else process_device()
         self.max_tokens = min(MAX_TOKENS, self.model.config.max_position_embeddings)
         self.model.eval().requires_grad_(False).to(self.device)
@@ -68,11 +54,11 @@ class DiscBertJudge:
         """0 (absent) or 1 (present), int8, shape (n, 4), in the order of `CATEGORIES`. Any string is judged."""
         texts = list(texts)
         ids = [tuple(each) for each in encode(self.tokenizer, texts, self.max_tokens)]
-        distinct = sorted(dict.fromkeys(ids), key=len)
+        distinct = sorted(dict.fromkeys(ids), key=len, reverse=True)
         found = {}
-        for start in range(0, len(distinct), self.batch_size):
-            chosen = distinct[start : start + self.batch_size]
-            batch = self.tokenizer.pad({"input_ids": [list(each) for each in chosen]}, return_tensors="pt")
+        for each in plan_batches([(1, len(row)) for row in distinct], self.token_budget, pass_cost(self.device)):
+            chosen = distinct[each.start : each.stop]
+            batch = self.tokenizer.pad({"input_ids": [list(row) for row in chosen]}, return_tensors="pt")
             found |= zip(chosen, self.model(**batch.to(self.device)).labels.tolist(), strict=True)
         return np.array([found[each] for each in ids], dtype=np.int8).reshape(len(texts), len(CATEGORIES))
 

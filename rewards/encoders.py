@@ -48,11 +48,14 @@ def plan_batches(sizes: Sequence[tuple[int, int]], budget: int, cost: int) -> li
     return batches[::-1]
 
 
-def load_checkpoint(name: str, title: str, model_class: type[PreTrainedModel], how_to_get: str) -> tuple:
+def load_checkpoint(
+    name: str, title: str, model_class: type[PreTrainedModel], how_to_get: str, spare_embeddings: bool = False
+) -> tuple:
     """Model (float32, `model_class`) and tokenizer of the folder or Hub id `name`; `title` is what people call it.
 
-    Raises ValueError, whose sentence ends in `how_to_get`, where it is not there, another architecture, incomplete,
-    damaged, or without its tokenizer. Pickles are never opened.
+    With `spare_embeddings` the model may have more embeddings than the tokenizer has tokens. Raises ValueError, whose
+    sentence ends in `how_to_get`, where it is not there, another architecture, incomplete, damaged, or without its
+    tokenizer. Pickles are never opened.
     """
     try:
         found, _ = model_class.config_class.get_config_dict(name)
@@ -70,7 +73,8 @@ def load_checkpoint(name: str, title: str, model_class: type[PreTrainedModel], h
     if wrong := sorted(notes["missing_keys"]) or sorted(notes["unexpected_keys"]):
         raise ValueError(f"{name} is no complete {title} ({len(wrong)} weights such as {wrong[0]}); {how_to_get}")
     size = model.get_input_embeddings().num_embeddings
-    if not len(set(tokenizer.all_special_ids)) < len(tokenizer) <= size:  # transformers makes up an empty tokenizer
+    own = len(tokenizer) > len(set(tokenizer.all_special_ids))  # transformers makes up an empty one without its files
+    if not own or len(tokenizer) > size or (len(tokenizer) < size and not spare_embeddings):
         sizes = f"the tokenizer has {len(tokenizer)} tokens, the model {size}"
         raise ValueError(f"{name} has no tokenizer, or another model's ({sizes}); {how_to_get}")
     return model, tokenizer

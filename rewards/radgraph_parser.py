@@ -55,7 +55,9 @@ class RadGraphParser:
         if token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, not {token_budget}")
         self.checkpoint, self.token_budget = str(model), token_budget
-        self.model, self.tokenizer = load_checkpoint(self.checkpoint, "RadGraph", RadGraphModel, HOW_TO_GET)
+        self.model, self.tokenizer = load_checkpoint(
+            self.checkpoint, "RadGraph", RadGraphModel, HOW_TO_GET, spare_embeddings=True
+        )
         self.config = self.model.config
         heads = b"".join(
             each.detach().numpy().tobytes()

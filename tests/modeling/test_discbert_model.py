@@ -78,7 +78,7 @@ def saved(tmp_path_factory):
 
 
 def test_judge_depends_on_the_text_alone(saved):
-    judge = DiscBertJudge(saved, device="cpu", batch_size=2)
+    judge = DiscBertJudge(saved, device="cpu", token_budget=20)
     texts = ["unchanged effusion", "", "clear", "small " * 900, "unchanged  effusion\n", "\ud800", "clear lungs clear"]
     found = judge(texts)
     assert found.shape == (7, 4) and found.dtype == np.int8
