@@ -6,12 +6,12 @@ import importlib.util
 import json
 import sys
 import tarfile
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
 import torch
-from tokenizers import trainers
 from transformers import BertConfig, BertTokenizer, set_seed
 
 from modeling import RadGraphConfig, RadGraphModel
@@ -53,10 +53,15 @@ def save_encoder(folder: Path, texts: list[str], vocab_size: int, **sizes) -> Be
     """Configuration and uncased tokenizer of a BERT, as the archive's config names them."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     word_piece = BertTokenizer(dict(zip(specials, range(5), strict=True))).backend_tokenizer
-    word_piece.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=specials, show_progress=False)
+    words = Counter(
+        word
+        for text in texts
+        for word, _ in word_piece.pre_tokenizer.pre_tokenize_str(word_piece.normalizer.normalize_str(text))
     )
-    tokenizer = BertTokenizer(word_piece.get_vocab(), model_max_length=512)
+    letters = sorted(set("".join(words)))  # no trainer: its choice among equal pairs differs from run to run
+    common = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    vocab = [*specials, *letters, *(f"##{letter}" for letter in letters), *common[: vocab_size // 2]]
+    tokenizer = BertTokenizer({word: number for number, word in enumerate(vocab)}, model_max_length=512)
     tokenizer.save_pretrained(folder)
     config = BertConfig(vocab_size=len(tokenizer), **sizes)
     config.initializer_range = 0.5 * config.hidden_size**-0.5  # states differ from word to word
