@@ -30,24 +30,26 @@ from recipes.data.schema import read_split
 PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn", "--n_validation", "1"]
 BALANCED = [*PHANTOM, "--balanced", "--seed", "7", "--n_train", "3000", "--n_test", "1"]
 GENERATE = ["recipes/generate.py", "--prompt_file", "prompts/mrgr1_tiny.txt", "--views", "frontal"]
-GENERATE += ["--split", "test", "--max_new_tokens", "100", "--batch_size", "64"]
+GENERATE += ["--split", "test", "--batch_size", "64", "--max_new_tokens"]
+SFT_DEMO = ["--config", "recipes/configs/mrgr1/sft_demo.yaml"]
+GRPO_DEMO = ["--config", "recipes/configs/mrgr1/demo.yaml"]
 OPTIONS = {
     "phantom": {
-        "data": [*PHANTOM, "--abnormal", "0.6", "--seed", "6", "--n_train", "2500", "--n_test", "600"],
+        "data": [*PHANTOM, "--abnormal", "0.6", "--seed", "6", "--n_train", "2500", "--n_test", "1000"],
         "balanced": BALANCED,
         "tiny": ["--warm_up_steps", "300"],
-        "sft": ["--config", "recipes/configs/mrgr1/sft_demo.yaml"],
-        "grpo": ["--config", "recipes/configs/mrgr1/demo.yaml"],
-        "generate": GENERATE,
+        "sft": SFT_DEMO,
+        "grpo": GRPO_DEMO,
+        "generate": [*GENERATE, "100"],
         "minutes": 15,
     },
     "openi": {
         "data": ["recipes/build_iu_xray.py", "--image_source", "phantom", "--target", "findings+impression"],
         "balanced": BALANCED,
         "tiny": ["--warm_up_steps", "500", "--vocab_size", "1024"],
-        "sft": ["--config", "recipes/configs/mrgr1/sft_demo.yaml", "--max_steps", "800"],
-        "grpo": ["--config", "recipes/configs/mrgr1/demo.yaml", "--max_steps", "120"],
-        "generate": GENERATE,
+        "sft": [*SFT_DEMO, "--max_steps", "800"],
+        "grpo": [*GRPO_DEMO, "--max_steps", "120", "--max_completion_length", "160"],
+        "generate": [*GENERATE, "160"],
         "minutes": 40,
     },
 }
