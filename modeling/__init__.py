@@ -5,12 +5,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from .configuration_chexbert import CheXbertConfig
 from .configuration_discbert import DiscBertConfig
 from .configuration_llmrg4 import LLMRG4Config
+from .configuration_lmrrg import BiomedCLIPConfig, LMRRGConfig
 from .configuration_radgraph import RadGraphConfig
 from .modeling_chexbert import CheXbertModel
 from .modeling_discbert import DiscBertModel
 from .modeling_llmrg4 import LLMRG4ForConditionalGeneration, LLMRG4Model
+from .modeling_lmrrg import BiomedCLIPModel, LMRRGForConditionalGeneration, LMRRGModel
 from .modeling_radgraph import RadGraphModel
 from .processing_llmrg4 import LLMRG4Processor
+from .processing_lmrrg import LMRRGProcessor
 
 AutoConfig.register(CheXbertConfig.model_type, CheXbertConfig)
 AutoModel.register(CheXbertConfig, CheXbertModel)
@@ -20,10 +23,18 @@ AutoConfig.register(LLMRG4Config.model_type, LLMRG4Config)
 AutoModel.register(LLMRG4Config, LLMRG4Model)
 AutoModelForImageTextToText.register(LLMRG4Config, LLMRG4ForConditionalGeneration)
 AutoProcessor.register(LLMRG4Config, LLMRG4Processor)
+AutoConfig.register(BiomedCLIPConfig.model_type, BiomedCLIPConfig)
+AutoModel.register(BiomedCLIPConfig, BiomedCLIPModel)
+AutoConfig.register(LMRRGConfig.model_type, LMRRGConfig)
+AutoModel.register(LMRRGConfig, LMRRGModel)
+AutoModelForImageTextToText.register(LMRRGConfig, LMRRGForConditionalGeneration)
+AutoProcessor.register(LMRRGConfig, LMRRGProcessor)
 AutoConfig.register(RadGraphConfig.model_type, RadGraphConfig)
 AutoModel.register(RadGraphConfig, RadGraphModel)
 
 __all__ = [
+    "BiomedCLIPConfig",
+    "BiomedCLIPModel",
     "CheXbertConfig",
     "CheXbertModel",
     "DiscBertConfig",
@@ -32,6 +43,10 @@ __all__ = [
     "LLMRG4ForConditionalGeneration",
     "LLMRG4Model",
     "LLMRG4Processor",
+    "LMRRGConfig",
+    "LMRRGForConditionalGeneration",
+    "LMRRGModel",
+    "LMRRGProcessor",
     "RadGraphConfig",
     "RadGraphModel",
 ]

@@ -1,0 +1,101 @@
+"""The processor of LM-RRG: chat text and one image become what the model reads.
+
+The multimodal prompt of section 2.2 is [global feature][region features][instruction], then the report (A-07); the
+chat template writes the decoder's begin token, where it has one, between features and instruction.
+"""
+
+from transformers import AddedToken, BatchFeature, ProcessorMixin
+
+IMAGE_TOKEN = "<image>"
+DEFAULT_INSTRUCTION = (  # T_inst of section 2.2, to the letter and to the space at its end
+    "Please generate a radiology report for this chest X-ray image based on the provided global visual feature and "
+    "region visual features. Assistant: "
+)
+_IMAGES = (
+    "{% for message in messages %}{% if message.content is not string %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}" + IMAGE_TOKEN + "{% endif %}{% endfor %}{% endif %}{% endfor %}{{ bos_token }}"
+)
+_TEXT = (
+    "{% set text = namespace(all='') %}"
+    "{% if message.content is string %}{% set text.all = message.content %}{% else %}{% for part in message.content %}"
+    "{% if part.type == 'text' %}{% set text.all = text.all + part.text %}{% endif %}{% endfor %}{% endif %}"
+)
+_INSTRUCTION = "{% set asked = text.all | trim %}{% if asked %}{{ asked }} {% endif %}"
+
+
+def make_chat_template(use_instruction: bool = True) -> str:
+    """All images, the begin token, then the turns: a question trimmed and one space after it, an answer and its end.
+
+    Without `use_instruction`, what is not an answer is left out (Table 3, w/o F_inst).
+    """
+    return (
+        f"{_IMAGES}{{% for message in messages %}}{_TEXT}"
+        "{% if message.role == 'assistant' %}{{ text.all }}{{ eos_token }}"
+        f"{{% else %}}{_INSTRUCTION if use_instruction else ''}{{% endif %}}{{% endfor %}}"
+    )
+
+
+class LMRRGProcessor(ProcessorMixin):
+    """Image and chat text of a batch. Adds `<image>` to a `tokenizer` that lacks it.
+
+    `num_visual_tokens` and `use_instruction` are the model's.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        num_visual_tokens: int = 30,
+        use_instruction: bool = True,
+        chat_template: str | None = None,
+    ):
+        self.num_visual_tokens, self.use_instruction = num_visual_tokens, use_instruction
+        if IMAGE_TOKEN not in tokenizer.get_vocab():
+            tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
+        self.image_token, self.image_token_id = IMAGE_TOKEN, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        super().__init__(
+            image_processor, tokenizer, chat_template=chat_template or make_chat_template(use_instruction)
+        )
+
+    def __call__(self, images=None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:
+        """Tokens of n texts, and the pixels of their images.
+
+        `images`: one for each text, alone or as a list of one; no image or an empty list for a text that has none. A
+        text's `<image>` marker becomes `num_visual_tokens` placeholders. Other arguments are the tokenizer's;
+        `add_special_tokens` is False by default, since the chat template writes them.
+
+        Returns `input_ids` and `attention_mask`; with images also `pixel_values` (images, 3, height, width). Raises
+        ValueError naming the text where images and markers do not fit.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        studies = self._group(images, len(texts))
+        for number, (study, content) in enumerate(zip(studies, texts, strict=True)):
+            markers = content.count(IMAGE_TOKEN)
+            if len(study) > 1:
+                raise ValueError(f"text {number} has {len(study)} images; LM-RRG reads one, the frontal view")
+            if markers != len(study):
+                raise ValueError(f"text {number} has {markers} {IMAGE_TOKEN} markers and {len(study)} images")
+        texts = [content.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.num_visual_tokens) for content in texts]
+        options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        options["text_kwargs"].setdefault("add_special_tokens", False)
+        tensors = options["text_kwargs"].get("return_tensors")
+        data = dict(self.tokenizer(texts, **options["text_kwargs"]))
+        if any(studies):
+            flat = [image for study in studies for image in study]
+            pixels = self.image_processor(flat, **options["images_kwargs"] | {"return_tensors": "pt"})
+            data["pixel_values"] = pixels["pixel_values"]
+        return BatchFeature(data, tensor_type=tensors)
+
+    def _group(self, images, texts: int) -> list[list]:
+        """The images of each text."""
+        if images is None:
+            return [[] for _ in range(texts)]
+        if not isinstance(images, list | tuple):
+            images = [images]
+        studies = [list(each) if isinstance(each, list | tuple) else [each] for each in images]
+        if len(studies) != texts:
+            raise ValueError(f"there are images of {len(studies)} studies for {texts} texts")
+        return [[image for image in study if image is not None] for study in studies]
+
+
+LMRRGProcessor.register_for_auto_class("AutoProcessor")

@@ -1,0 +1,148 @@
+"""Turns BiomedCLIP's open_clip checkpoint into a transformers folder: safetensors, config, both processors, code.
+
+    python recipes/convert_biomedclip.py --out outputs/biomedclip                          # downloads the checkpoint
+    python recipes/convert_biomedclip.py --checkpoint biomedclip --text biomedbert --out outputs/biomedclip
+
+`LMRRGForConditionalGeneration.from_pretrained_parts("outputs/biomedclip")` reads it, and so does `AutoModel`. The
+image processor is open_clip's: the shorter side to 224 pixels, then the centre, so a wide X-ray loses its margins.
+"""
+
+import json
+import math
+import pickle
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, PreTrainedConfig, ViTConfig
+
+from modeling import BiomedCLIPConfig, BiomedCLIPModel
+from recipes.cli import InputError, parse, replacing, run
+
+HUB = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
+CONFIG, WEIGHTS = "open_clip_config.json", ("open_clip_pytorch_model.bin", "open_clip_model.safetensors")
+UNUSED = ("text.transformer.pooler.", "text.transformer.embeddings.position_ids")
+NAMES = {  # parts of open_clip's names and of BiomedCLIPModel's, replaced in this order
+    r"^visual\.trunk\.(cls_token)": r"vision_model.embeddings.\1",
+    r"^visual\.trunk\.pos_embed": r"vision_model.embeddings.position_embeddings",
+    r"^visual\.trunk\.patch_embed\.proj": r"vision_model.embeddings.patch_embeddings.projection",
+    r"^visual\.trunk\.blocks\.": r"vision_model.layers.",
+    r"^visual\.trunk\.norm\.": r"vision_model.layernorm.",
+    r"\.norm1\.": ".layernorm_before.",
+    r"\.norm2\.": ".layernorm_after.",
+    r"\.attn\.proj\.": ".attention.o_proj.",
+    r"^visual\.head\.proj\.": "visual_projection.",
+    r"^text\.transformer\.": "text_model.",
+    r"^text\.proj\.": "text_projection.",
+}
+
+
+@dataclass
+class ConvertArguments:
+    out: str = field(metadata={"help": "Folder of the converted model."})
+    checkpoint: str | None = field(default=None, metadata={"help": f"Folder with {CONFIG}; default: from the Hub."})
+    text: str | None = field(default=None, metadata={"help": "Folder or Hub id of its BERT; default: named there."})
+
+
+def read_checkpoint(folder: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """open_clip's configuration and weights; nothing but tensors is unpickled."""
+    config, file = (Path(folder) / CONFIG, *filter(Path.is_file, map(Path(folder).joinpath, WEIGHTS)), None)[:2]
+    if file is None or not config.is_file():
+        raise InputError(f"--checkpoint {folder} must be a folder with {CONFIG} and {' or '.join(WEIGHTS)}")
+    try:
+        weights = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        config = json.loads(config.read_text())
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{file} holds code or is no PyTorch checkpoint, so it was not opened") from error
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, SafetensorError) as error:
+        raise InputError(f"{file} or {CONFIG} is damaged; get it again ({error!r:.100})") from error
+    tensors = isinstance(weights, dict) and all(isinstance(each, torch.Tensor) for each in weights.values())
+    if not tensors or not isinstance(config, dict) or "model_cfg" not in config:
+        raise InputError(f"{file} is no dict of tensors, or {CONFIG} has no model_cfg: it is not open_clip's")
+    return config, weights
+
+
+def read_config(config: dict, weights: dict[str, torch.Tensor], text: PreTrainedConfig) -> BiomedCLIPConfig:
+    """BiomedCLIPModel's configuration; the ViT's sizes are those of its weights, heads being 64 wide as in timm."""
+    try:
+        model, pixels = config["model_cfg"], config["preprocess_cfg"]
+        vision, words = model["vision_cfg"], model["text_cfg"]
+        expected = {  # of the published checkpoint: others would need another network
+            "timm_model_name": vision["timm_model_name"].startswith("vit_"),
+            "timm_pool": vision["timm_pool"] in ("", "token"),
+            "timm_proj": vision["timm_proj"] == "linear" and not vision.get("timm_proj_bias"),
+            "hf_proj_type": words["hf_proj_type"] == "mlp",
+            "hf_pooler_type": words["hf_pooler_type"] == "cls_last_hidden_state_pooler",
+            "preprocess_cfg": {"mean", "std"} <= pixels.keys() and pixels.get("resize_mode", "shortest") == "shortest",
+            "hf_model_name": text.model_type == "bert",
+        }
+        width, patch = (weights[f"visual.trunk.{name}"].shape[-1] for name in ("cls_token", "patch_embed.proj.weight"))
+        positions, hidden = (weights[f"visual.trunk.{name}"] for name in ("pos_embed", "blocks.0.mlp.fc1.weight"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the checkpoint is no BiomedCLIP of open_clip: it has no {error.args[0]}") from error
+    if different := [name for name, fits in expected.items() if not fits]:
+        raise InputError(f"{CONFIG} has a {different[0]} that is not BiomedCLIP's")
+    return BiomedCLIPConfig(
+        vision_config=ViTConfig(
+            hidden_size=width,
+            num_hidden_layers=len({name.split(".")[3] for name in weights if name.startswith("visual.trunk.blocks.")}),
+            num_attention_heads=width // 64,
+            intermediate_size=hidden.shape[0],
+            patch_size=patch,
+            image_size=math.isqrt(positions.shape[1] - 1) * patch,
+            layer_norm_eps=1e-6,
+        ),
+        text_config=text,
+        projection_dim=model["embed_dim"],
+        context_length=words.get("context_length", 256),
+    )
+
+
+def convert(weights: dict[str, torch.Tensor], config: BiomedCLIPConfig) -> BiomedCLIPModel:
+    """A BiomedCLIPModel in evaluation mode with exactly `weights`; InputError where names or shapes differ."""
+    found = {}
+    for name, tensor in ((name, tensor) for name, tensor in weights.items() if not name.startswith(UNUSED)):
+        for old, new in NAMES.items():
+            name = re.sub(old, new, name)
+        thirds = zip("qkv", tensor.chunk(3), strict=True) if ".attn.qkv." in name else [("", tensor)]
+        found |= {name.replace("attn.qkv", f"attention.{part}_proj"): third for part, third in thirds}
+    model = BiomedCLIPModel(config)
+    shapes, expected = ({name: tuple(each.shape) for name, each in of.items()} for of in (found, model.state_dict()))
+    if wrong := sorted(dict(shapes.items() ^ expected.items())):
+        has, needs = (of.get(wrong[0], "none") for of in (shapes, expected))
+        sentence = f"{len(wrong)} weights differ, such as {wrong[0]} (shape {has}, and {needs} is expected)"
+        raise InputError(f"the checkpoint is no BiomedCLIP of its config and --text: {sentence}")
+    model.load_state_dict(found)
+    return model.eval()
+
+
+def main() -> None:
+    (args,) = parse(ConvertArguments)
+    folder = args.checkpoint
+    try:
+        folder = folder or [Path(hf_hub_download(HUB, name)).parent for name in (CONFIG, WEIGHTS[0])][-1]
+        config, weights = read_checkpoint(folder)
+        name = args.text or config.get("model_cfg", {}).get("text_cfg", {}).get("hf_model_name", "")
+        text, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        what, reason = f"--text (not {name!r})" if folder else "--checkpoint FOLDER", str(error).splitlines()[0]
+        raise InputError(f"no such folder, or the Hub is out of reach: give {what} ({reason})") from error
+    model = convert(weights, read_config(config, weights, text))
+    tokenizer.model_max_length = model.config.context_length
+    size = model.config.vision_config.image_size
+    pixels = {f"image_{each}": config["preprocess_cfg"][each] for each in ("mean", "std")}
+    with replacing(args.out, marker="config.json") as out:
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size, **pixels).save_pretrained(out)
+    print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+if __name__ == "__main__":
+    run(main)
