@@ -1,0 +1,805 @@
+"""PPOTrainer: GAE and Eq. 5 by hand, a batch's loss in numpy, a bandit, the reference, E, resuming, processes."""
+
+import ast
+import inspect
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from scipy.signal import lfilter
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    set_seed,
+)
+from trl import GRPOTrainer
+
+from modeling.tiny_lmrrg import build_lmrrg
+from recipes.cli import InputError
+from recipes.data.samples import to_samples
+from recipes.data.schema import read_split
+from recipes.trainers.ppo import STATE_FILE, PPOConfig, PPOTrainer, generalized_advantages, threshold_weight
+
+WORDS = ["<pad>", "<eos>", "pull", "an", "arm", "left", "right"]
+PROMPTS = ["pull", "pull an arm", "an arm", "arm pull pull an"]  # of several lengths, so that there is padding
+
+
+# Advantages and Eq. 5
+
+
+@pytest.mark.parametrize(
+    ("rewards", "values", "mask", "gamma", "lam", "expected"),
+    [
+        ([0, 0, 1], [0, 0, 0], [1, 1, 1], 1.0, 1.0, [1, 1, 1]),  # the return, wherever the token is
+        ([0, 0, 1], [0, 0, 0], [1, 1, 1], 0.5, 1.0, [0.25, 0.5, 1]),  # discounted once per token
+        ([0, 0, 1], [0.5, 0.2, 0.6], [1, 1, 1], 1.0, 0.0, [-0.3, 0.4, 0.4]),  # one step: r + V' - V
+        # deltas -.3, .4, .4; then .4, .4 + .5 x .4 = .6, -.3 + .5 x .6 = 0
+        ([0, 0, 1], [0.5, 0.2, 0.6], [1, 1, 1], 1.0, 0.5, [0.0, 0.6, 0.4]),
+        # deltas .9 x .2 - .5 = -.32, .9 x .6 - .2 = .34, .4; each x .9 x .5 = .45 to the one before
+        ([0, 0, 1], [0.5, 0.2, 0.6], [1, 1, 1], 0.9, 0.5, [-0.086, 0.52, 0.4]),
+        ([0, 1, 7], [0.5, 0.2, 9], [1, 1, 0], 1.0, 0.5, [0.1, 0.8, 0]),  # padding has neither reward nor value
+        ([0, 5, 1], [0.5, 9, 0.6], [1, 0, 1], 1.0, 0.5, [0.3, 0, 0.4]),  # a tool's answer is passed over: .1 + .5 x .4
+        ([3, 5, 1], [1, 2, 3], [0, 0, 0], 1.0, 0.95, [0, 0, 0]),  # nothing to learn from
+    ],
+)
+def test_advantages_by_hand(rewards, values, mask, gamma, lam, expected):
+    rewards, values, expected = (torch.tensor([row], dtype=torch.float64) for row in (rewards, values, expected))
+    found = generalized_advantages(rewards, values, torch.tensor([mask]), gamma, lam)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.99, 0.9), (0.9, 0.0), (1.0, 1.0)])
+def test_advantages_are_scipys_filter(gamma, lam):
+    """The discounted sum of the deltas is a one-pole filter run backwards; tokens left out are cut out of the row."""
+    chance = np.random.default_rng(0)
+    rewards, values = chance.normal(size=(6, 20)), chance.normal(size=(6, 20))
+    mask = chance.random((6, 20)) < 0.7
+    found = generalized_advantages(*map(torch.tensor, (rewards, values, mask)), gamma, lam).numpy()
+    for row in range(6):
+        reward, value = rewards[row, mask[row]], values[row, mask[row]]
+        delta = reward + gamma * np.append(value[1:], 0) - value
+        expected = lfilter([1.0], [1.0, -gamma * lam], delta[::-1])[::-1]
+        np.testing.assert_allclose(found[row, mask[row]], expected, atol=1e-12)
+        assert not found[row, ~mask[row]].any()
+
+
+@pytest.mark.parametrize(
+    ("reward", "theta", "expected"),
+    [
+        (0.25, 0.5, 0.5),  # reward / theta
+        (0.5, 0.5, 1.0),  # at theta both cases of Eq. 5 agree
+        (0.499999, 0.5, 0.999998),  # continuous there
+        (0.8, 0.5, 1.0),  # above it 1, however much
+        (0.0, 0.5, 0.0),  # the loss is the reward's alone
+        (-3.0, 0.5, 0.0),  # a negative reward, which the paper leaves out
+        (40.0, 60.0, 2 / 3),  # any scale of reward
+    ],
+)
+def test_threshold_weight(reward, theta, expected):
+    rewards = torch.tensor([reward], dtype=torch.float64, requires_grad=True)
+    found = threshold_weight(rewards, theta)
+    assert found.item() == pytest.approx(expected, abs=1e-12)
+    assert not found.requires_grad
+
+
+def test_threshold_weight_is_monotone_and_within_0_and_1():
+    found = threshold_weight(torch.linspace(-2, 2, 401), 0.7)
+    assert (found.diff() >= 0).all()
+    assert found.min() == 0 and found.max() == 1
+
+
+# A small language model of seven words
+
+
+@pytest.fixture(scope="module")
+def words():
+    return make_words()
+
+
+def make_words() -> PreTrainedTokenizerFast:
+    whole = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<pad>"))
+    whole.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=whole, pad_token="<pad>", eos_token="<eos>")
+
+
+def small_llama(seed: int = 0, **changes) -> LlamaForCausalLM:
+    set_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **sizes, **special, **changes))
+
+
+def settings(folder, **changes) -> PPOConfig:
+    values = {
+        "output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 2,
+        "per_device_train_batch_size": 8, "max_completion_length": 4, "learning_rate": 0.01, "save_strategy": "no",
+        "lr_scheduler_type": "constant", "logging_steps": 1, "disable_tqdm": True, "gradient_checkpointing": False,
+    }  # fmt: skip
+    return PPOConfig(**values | changes)
+
+
+def arm_reward(completions, **kwargs):
+    """1 for the better arm, .2 for the other one."""
+    first = [(completion.split() or [""])[0] for completion in completions]
+    return [{"right": 1.0, "left": 0.2}.get(word, 0.0) for word in first]
+
+
+def make_trainer(folder, words, model=None, rewards=arm_reward, prompts=PROMPTS, extra=None, **changes) -> PPOTrainer:
+    data = Dataset.from_dict({"prompt": list(prompts) * 8})
+    model = small_llama() if model is None else model
+    return PPOTrainer(model, rewards, settings(folder, **changes), data, processing_class=words, **extra or {})
+
+
+def chance_of(model, word: str) -> float:
+    with torch.no_grad():
+        return float(model(torch.tensor([[WORDS.index("pull")]])).logits[0, -1].softmax(-1)[WORDS.index(word)])
+
+
+def spoken_to(folder, words, **changes) -> tuple[PPOTrainer, dict]:
+    """A trainer that was taken away from its reference, and a batch from before, whose values are not the present."""
+    trainer = make_trainer(folder, words, **changes)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    generator = torch.Generator().manual_seed(1)
+
+    def shake(parameters, by):
+        for parameter in parameters:
+            parameter.data += by * torch.randn(parameter.shape, generator=generator)
+
+    if trainer.value_head is not None:
+        shake(trainer.value_head.parameters(), 0.5)
+    shake([trainer.model.lm_head.weight], 0.1)
+    batch = trainer._prepare_inputs([{"prompt": prompt} for prompt in PROMPTS for _ in range(2)])
+    trainer.before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    shake(trainer.model.parameters(), 0.05)
+    return trainer, batch
+
+
+# One batch in plain numpy
+
+
+def by_hand(model, weights, batch, temperature) -> tuple[np.ndarray, np.ndarray]:
+    """log p (rows, tokens, words) and values (rows, tokens) of the completions' tokens under `weights`."""
+    twin = small_llama()
+    head = {name.removeprefix("value_head."): weights.get(name) for name in ("value_head.weight", "value_head.bias")}
+    twin.load_state_dict({name: value for name, value in weights.items() if not name.startswith("value_head")})
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    seen = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    with torch.no_grad():
+        output = twin(ids, attention_mask=seen, output_hidden_states=True)
+    start = batch["prompt_ids"].shape[1] - 1
+    log_probs = (output.logits.double() / temperature).log_softmax(-1)[:, start:-1].numpy()
+    if head["weight"] is None:
+        return log_probs, np.zeros(log_probs.shape[:2])
+    states = output.hidden_states[-1][:, start:-1].double().numpy()
+    return log_probs, states @ head["weight"][0].double().numpy() + head["bias"].item()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},  # Eqs. 3 to 5 as the paper has them
+        {"loss_type": "grpo", "lam": 0.5, "gamma": 0.9},  # mean over completions
+        {"kl_direction": "ref_policy", "temperature": 0.7},  # the order of Eq. 3, the whole vocabulary
+        {"kl_mode": "reward", "kl_controller": "fixed", "beta": 0.3, "vf_coef": 0.7},  # RLHF's usual place
+        {"beta": 0.0, "kl_controller": "fixed", "whiten_advantages": False, "missing_eos_penalty": 0.4},
+        {"value_model": "none", "kl_controller": "fixed", "beta": 0.1},  # the batch's mean is the baseline
+        {"value_model": "none", "whiten_advantages": False, "gamma": 0.9},
+        {"cliprange_value": 0.01, "epsilon": 0.02},  # both clips act
+    ],
+)
+def test_the_loss_of_a_batch_in_numpy(changes, words, tmp_path):
+    trainer, batch = spoken_to(tmp_path, words, **changes)
+    args = trainer.args
+    mask, ids = batch["completion_mask"].numpy().astype(float), batch["completion_ids"].numpy()
+    chosen = lambda whole: np.take_along_axis(whole, ids[..., None], -1)[..., 0]  # noqa: E731
+    old, old_values = by_hand(trainer, trainer.before, batch, args.temperature)
+    new, new_values = by_hand(trainer, trainer.model.state_dict(), batch, args.temperature)
+    reference, _ = by_hand(trainer, small_llama().state_dict(), batch, args.temperature)
+    assert len(set(mask.sum(1))) > 1  # or a wrong mean could pass
+
+    scores = np.array(arm_reward(words.batch_decode(batch["completion_ids"], skip_special_tokens=True)))
+    weight = np.ones(8) * args.beta
+    if args.kl_controller == "reward_threshold":
+        weight = args.beta * np.where(scores >= args.theta, 1, scores / args.theta)
+    rewards = np.zeros_like(mask)
+    for row, length in enumerate(mask.sum(1).astype(int)):
+        cut = ids[row, length - 1] != WORDS.index("<eos>")
+        rewards[row, length - 1] = scores[row] - (args.missing_eos_penalty or 0) * cut
+    if args.kl_mode == "reward":
+        rewards -= weight[:, None] * (chosen(old) - chosen(reference)) * mask
+
+    lam = 1.0 if args.value_model == "none" else args.lam
+    advantages = np.zeros_like(mask)
+    for row, length in enumerate(mask.sum(1).astype(int)):
+        for t in range(length):
+            for later in range(t, length):
+                following = old_values[row, later + 1] if later + 1 < length else 0.0
+                delta = rewards[row, later] + args.gamma * following - old_values[row, later]
+                advantages[row, t] += (args.gamma * lam) ** (later - t) * delta
+    returns = advantages + old_values
+    centred = advantages - advantages[mask > 0].mean()
+    if args.whiten_advantages:
+        advantages = centred / np.sqrt((centred[mask > 0] ** 2).mean() + 1e-8)
+    elif args.value_model == "none":
+        advantages = centred
+
+    ratio = np.exp(chosen(new) - chosen(old))
+    surrogate = np.minimum(ratio * advantages, np.clip(ratio, 1 - args.epsilon, 1 + args.epsilon) * advantages)
+    clipped = np.clip(new_values, old_values - args.cliprange_value, old_values + args.cliprange_value)
+    value_loss = 0.5 * np.maximum((new_values - returns) ** 2, (clipped - returns) ** 2)
+    if args.value_model == "none":
+        value_loss = value_loss * 0
+    if args.kl_direction == "ref_policy":
+        kl = torch.nn.functional.kl_div(  # "input" is the second argument of KL
+            torch.tensor(new), torch.tensor(reference), log_target=True, reduction="none"
+        )
+        kl = kl.sum(-1).numpy()
+    else:
+        gap = chosen(reference) - chosen(new)
+        kl = (np.exp(gap) - gap - 1) * ratio
+    assert (kl >= 0).all()
+    if args.kl_mode == "reward":
+        kl = kl * 0
+    per_token = -surrogate + args.vf_coef * value_loss + weight[:, None] * kl
+    if args.loss_type == "grpo":
+        expected = ((per_token * mask).sum(1) / mask.sum(1)).mean()
+    else:
+        expected = (per_token * mask).sum() / mask.sum()
+    assert trainer._compute_loss(trainer.model, batch).item() == pytest.approx(expected, abs=2e-5)
+    if changes.get("epsilon"):
+        assert trainer._metrics["train"]["clip_ratio/region_mean"][0] > 0
+        assert trainer._metrics["train"]["value/clip_ratio"][0] > 0
+    if args.beta and args.kl_controller == "reward_threshold":
+        shares = weight / args.beta
+        logged = {name: trainer._metrics["train"][f"kl_lambda/{name}"] for name in ("mean", "min", "max")}
+        expected = {"mean": [shares.mean()], "min": [shares.min()], "max": [shares.max()]}
+        assert logged == {name: pytest.approx(value, abs=1e-6) for name, value in expected.items()}
+        assert trainer._metrics["train"]["kl_lambda/share_at_1"] == [pytest.approx((shares >= 1).mean())]
+
+
+def test_the_sampled_kl_has_kls_own_gradient():
+    """Summed over all words with their probabilities, the term's gradient is that of KL(policy || reference)."""
+    chance = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, generator=chance, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(7, generator=chance, dtype=torch.float64).log_softmax(-1)
+    log_probs = logits.log_softmax(-1)
+    old = log_probs.detach()
+    (expected,) = torch.autograd.grad((log_probs.exp() * (log_probs - reference)).sum(), logits, retain_graph=True)
+    gap = reference - log_probs
+    term = (gap.exp() - gap - 1) * (log_probs - old).exp()
+    (found,) = torch.autograd.grad((old.exp() * term).sum(), logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_old_log_probs_are_those_of_the_sampling_policy(words, tmp_path):
+    ratios = []
+    trainer = make_trainer(tmp_path, words, num_iterations=3, max_steps=6)
+    compute = trainer._compute_loss
+
+    def look(model, inputs):
+        loss = compute(model, inputs)
+        ratios.append(trainer._metrics["train"]["clip_ratio/region_mean"][-1])
+        old.append(inputs["old_per_token_logps"].clone())
+        return loss
+
+    old = []
+    trainer._compute_loss = look
+    trainer.train()
+    assert len(old) == 6
+    assert torch.equal(old[0], old[1]) and torch.equal(old[1], old[2])  # one batch of completions, three epochs
+    assert ratios[0] == ratios[3] == 0  # at its first epoch a policy is the one that spoke
+
+
+# What it learns
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bandit_finds_the_better_arm(seed, words, tmp_path):
+    model = small_llama(seed)
+    changes = {"max_steps": 60, "per_device_train_batch_size": 16, "max_completion_length": 1, "seed": seed}
+    trainer = make_trainer(
+        tmp_path, words, model, prompts=["pull"], beta=0.0, kl_controller="fixed", logging_steps=60, **changes
+    )
+    assert chance_of(model, "right") < 0.4
+    trainer.train()
+    assert chance_of(model, "right") > 0.95
+
+
+@pytest.mark.parametrize(
+    ("beta", "kl_mode", "stays"),
+    [
+        (100.0, "loss", True),
+        (100.0, "reward", True),
+        (0.0, "loss", False),  # so that it is the KL term that holds it
+    ],
+)
+def test_a_large_kl_weight_keeps_the_reference(beta, kl_mode, stays, words, tmp_path):
+    model = small_llama()
+    before = chance_of(model, "right")
+    make_trainer(
+        tmp_path, words, model, prompts=["pull"], max_steps=40, max_completion_length=1, logging_steps=40,
+        per_device_train_batch_size=16, beta=beta, kl_mode=kl_mode, kl_controller="fixed",
+    ).train()  # fmt: skip
+    assert (abs(chance_of(model, "right") - before) < 0.1) == stays
+
+
+def test_the_value_head_learns_a_constant_reward(words, tmp_path):
+    trainer = make_trainer(
+        tmp_path, words, rewards=lambda completions, **_: [0.7] * len(completions), max_steps=40, num_iterations=1,
+        value_learning_rate=0.05, vf_coef=1.0, gamma=1.0, lam=1.0,
+    )  # fmt: skip
+    trainer.train()
+    losses = [row["value/loss"] for row in trainer.state.log_history if "value/loss" in row]
+    assert losses[0] == pytest.approx(0.5 * 0.7**2, abs=1e-4)  # it starts at 0
+    assert losses[-1] < 0.01 * losses[0]
+
+
+def test_ziegler_steers_to_its_target(words, tmp_path):
+    """Ziegler et al. 2019, section 2.2: the miss is clipped to .2, times 8 completions / the horizon of 40."""
+    trainer = make_trainer(tmp_path, words, kl_controller="ziegler", beta=0.5, kl_target=3.0, kl_horizon=40.0)
+    trainer.model.train()
+    inputs = [{"prompt": prompt} for prompt in PROMPTS for _ in range(2)]
+    trainer._generate_and_score_completions(inputs)
+    assert trainer.kl_coef == pytest.approx(0.5 * (1 - 0.2 * 8 / 40))  # at the reference: KL 0, far below 3
+    trainer.model.eval()
+    trainer._generate_and_score_completions(inputs)
+    assert trainer.kl_coef == pytest.approx(0.5 * (1 - 0.2 * 8 / 40))  # evaluation steers nothing
+
+
+# The reference, E, and the models it is for
+
+
+def test_the_reference_is_a_copy_of_what_is_trained(words, tmp_path):
+    model = small_llama()
+    model.model.embed_tokens.requires_grad_(False)
+    trainer = make_trainer(tmp_path, words, model, num_iterations=1)
+    before = {name: value.clone() for name, value in trainer.ref_model.state_dict().items()}
+    trainer.train()
+    assert trainer.ref_model.model.embed_tokens.weight is model.model.embed_tokens.weight
+    assert trainer.ref_model.lm_head.weight is not model.lm_head.weight
+    assert all(torch.equal(value, before[name]) for name, value in trainer.ref_model.state_dict().items())
+    kls = [row["kl"] for row in trainer.state.log_history if "kl" in row]
+    assert kls[0] == pytest.approx(0, abs=1e-6) and kls[1] > 0
+
+
+LORA = {"r": 2, "target_modules": r".*(self_attn|self_attention)\.(q|k|v|o|out)_proj"}
+
+
+@pytest.fixture(scope="module")
+def studies(phantom):
+    return to_samples(read_split(str(phantom), "train"), "Report.", "frontal", keep=("study_id", "report"))
+
+
+def letters_reward(completions, **kwargs):
+    return [len(set(completion[0]["content"])) / 30 for completion in completions]
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("kind", ["qwen", "lmrrg"])
+def test_images(kind, lora, tiny, studies, tmp_path):
+    """Both vision-language models: E as it was, to the bit; the language model and the value head are trained."""
+    if kind == "qwen":
+        model, processor = AutoModelForImageTextToText.from_pretrained(tiny), AutoProcessor.from_pretrained(tiny)
+        encoder = model.model.visual
+    else:
+        model, processor = build_lmrrg(studies["report"], vision_layers=1, text_layers=1)
+        encoder = model.model.visual_extractor
+    modes = []
+    encoder.register_forward_hook(lambda module, *args: modes.append(module.training))
+    trainer = PPOTrainer(
+        model, letters_reward, settings(tmp_path, max_steps=4, num_iterations=2, per_device_train_batch_size=4),
+        studies, processing_class=processor, peft_config=LoraConfig(**LORA) if lora else None,
+    )  # fmt: skip
+    assert (trainer.ref_model is None) == lora
+    if not lora:
+        copied = {id(parameter) for parameter in trainer.ref_model.parameters()}
+        assert all(id(parameter) in copied for parameter in encoder.parameters())  # the reference has no E of its own
+    whole = trainer.model.state_dict()
+    before = {name: value.clone() for name, value in whole.items()}
+    extra = {name: value.clone() for name, value in encoder.state_dict().items()}
+    trainer.train()
+    assert all(torch.equal(value, extra[name]) for name, value in encoder.state_dict().items())
+    assert not any(modes)
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert any("value_head" in name for name in changed)
+    assert any(("lora_" if lora else "proj") in name for name in changed)
+    if kind == "lmrrg":
+        assert len(modes) == 2  # two batches of completions: generation, old, reference and both epochs share them
+    rows = [row for row in trainer.state.log_history if "kl" in row]
+    assert len(rows) == 4 and all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_an_image_is_encoded_once_a_batch(words, tmp_path):
+    """Rows of the same image are encoded once; another batch of completions asks again."""
+    trainer = make_trainer(tmp_path, words)
+    asked = []
+
+    def encode(pixel_values):
+        asked.append(len(pixel_values))
+        return pixel_values.mean(dim=(2, 3))
+
+    trainer._encode = encode
+    images = torch.arange(3 * 2 * 4 * 4).view(3, 2, 4, 4) / 7
+    rows = images[[0, 0, 2, 1, 2]]
+    torch.testing.assert_close(trainer._encode_images(rows), rows.mean(dim=(2, 3)))
+    torch.testing.assert_close(trainer._encode_images(images[[1, 2]]), images[[1, 2]].mean(dim=(2, 3)))
+    assert asked == [3]
+    trainer.model.train()
+    trainer._generate_and_score_completions([{"prompt": "pull"}] * 8)
+    trainer._encode_images(images)
+    assert asked == [3, 3]
+
+
+def test_encode_images_without_an_encoder(words, tmp_path, monkeypatch):
+    model = small_llama()
+    monkeypatch.setattr(type(model.model), "encode_images", lambda self, pixel_values: pixel_values, raising=False)
+    with pytest.raises(InputError, match=r"LlamaForCausalLM has encode_images .* give the class get_encoder"):
+        make_trainer(tmp_path, words, model)
+
+
+@pytest.mark.parametrize("direction", ["policy_ref", "ref_policy"])
+def test_an_adapter_of_stage_1_is_the_reference(direction, words, tmp_path):
+    """A model that comes with its adapter: the reference is that adapter as it came, not the model without it."""
+    from peft import get_peft_model
+
+    model = get_peft_model(small_llama(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.5
+    trainer = make_trainer(tmp_path, words, model, num_iterations=1, kl_direction=direction)
+    trainer.train()
+    kls = [row["kl"] for row in trainer.state.log_history if "kl" in row]
+    assert kls[0] == pytest.approx(0, abs=1e-6) and kls[1] > 0
+
+
+def test_vllm_is_not_sent_the_value_head(words, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, words)
+    names, generate = [], trainer._generate_single_turn
+    look = lambda *args: names.extend(dict(trainer.model.named_parameters())) or generate(*args)  # noqa: E731
+    monkeypatch.setattr(trainer, "_generate_single_turn", look)
+    trainer.train()
+    assert names and not any("value_head" in name for name in names)
+    assert "value_head.weight" in dict(trainer.model.named_parameters())
+
+
+# Saving and going on
+
+
+def test_the_example_runs(words, tmp_path, call):
+    from recipes.examples.ppo_text import main
+
+    words.chat_template = "{% for message in messages %}pull an arm {% endfor %}"
+    small_llama().save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    call(
+        main, "--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "out", "--use_cpu", "--bf16",
+        "false", "--max_steps", "2", "--max_completion_length", "4", "--report_to", "none",
+    )  # fmt: skip
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_the_saved_model_is_the_generator_alone(words, tmp_path, caplog):
+    trainer = make_trainer(tmp_path, words)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(model.lm_head.weight, trainer.model.lm_head.weight)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_going_on_after_a_kill(lora, words, tmp_path):
+    """Another process goes on from step 4 as the one that was not killed: the same figures, to the last bit."""
+
+    def run(folder, **changes):
+        config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"]) if lora else None
+        trainer = make_trainer(
+            folder, words, max_steps=8, num_iterations=2, save_strategy="steps", save_steps=4,
+            kl_controller="ziegler", kl_horizon=50.0, extra={"peft_config": config}, value_learning_rate=0.1,
+        )  # fmt: skip
+        trainer.train(**changes)
+        rows = [row for row in trainer.state.log_history if "kl" in row]
+        return trainer, [{name: row[name] for name in row if name != "step_time"} for row in rows]
+
+    whole, rows = run(tmp_path / "whole")
+    (tmp_path / "killed").mkdir()
+    os.rename(tmp_path / "whole" / "checkpoint-4", tmp_path / "killed" / "checkpoint-4")
+    resumed, later = run(tmp_path / "killed", resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-4"))
+    assert later == rows
+    assert resumed.kl_coef == whole.kl_coef != 1.0
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    head = whole.optimizer.state[whole.value_head.weight]["exp_avg"]
+    assert head.abs().sum() > 0
+    assert torch.equal(head, resumed.optimizer.state[resumed.value_head.weight]["exp_avg"])
+
+
+def test_a_checkpoint_that_is_not_ppos(words, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, words, value_model="none", **changes).train()
+    with pytest.raises(InputError, match="checkpoint-2 has no value head: go on with the value_model"):
+        make_trainer(tmp_path, words, **changes).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    (tmp_path / "checkpoint-2" / STATE_FILE).unlink()
+    with pytest.raises(InputError, match=f"is no checkpoint of PPO: it has no {STATE_FILE}"):
+        make_trainer(tmp_path, words, **changes).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_the_value_heads_own_learning_rate(words, tmp_path):
+    trainer = make_trainer(tmp_path, words, value_learning_rate=0.5)
+    trainer.create_optimizer()
+    rates = {id(each): group["lr"] for group in trainer.optimizer.param_groups for each in group["params"]}
+    assert rates.pop(id(trainer.value_head.weight)) == rates.pop(id(trainer.value_head.bias)) == 0.5
+    assert set(rates.values()) == {0.01}
+    assert len(rates) + 2 == len(list(trainer.model.parameters()))
+
+
+def test_evaluation(words, tmp_path):
+    data = Dataset.from_dict({"prompt": PROMPTS})
+    trainer = make_trainer(tmp_path, words, per_device_eval_batch_size=4, extra={"eval_dataset": data})
+    figures = trainer.evaluate()
+    assert np.isfinite(figures["eval_loss"]) and figures["eval_kl"] == pytest.approx(0, abs=1e-6)
+
+
+# Several processes and accumulation
+
+
+def said(prompts, trainer) -> dict:
+    """Completions that depend on nothing but the prompt and the place in its group, of one to four words."""
+    tokenizer = trainer.processing_class
+    prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    completions = []
+    for row, ids in enumerate(prompt_ids):
+        answer = [5 + (len(ids) + row) % 2] + [2 + (sum(ids) + 3 * (row % 2)) % 5] * (len(ids) - 1) + [1]
+        completions.append(answer[:4])
+    return {
+        "prompt_ids": prompt_ids,
+        "completion_ids": completions,
+        "logprobs": [[0.0] * len(each) for each in completions],
+    }
+
+
+def trained_on_said(folder: str, size: int, accumulation: int, **changes) -> PPOTrainer:
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    trainer = make_trainer(
+        folder, make_words(), per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
+        max_steps=4, num_iterations=2, optim="sgd", learning_rate=0.5, shuffle_dataset=False,
+        kl_direction="ref_policy", extra={"rollout_func": said}, **changes,
+    )  # fmt: skip
+    trainer.value_head.weight.data += 0.1
+    trainer.train()
+    return trainer
+
+
+def close(one: dict, two: dict, start: dict) -> None:
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
+    assert all(not torch.equal(start[name], one[name]) for name in start)
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+def test_accumulation_changes_nothing(loss_type, tmp_path):
+    states = [
+        trained_on_said(str(tmp_path), size, 8 // size, loss_type=loss_type).model.state_dict() for size in (8, 2)
+    ]
+    close(*states, start=small_llama().state_dict())
+
+
+def one_of_two(folder: str) -> None:
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    trainer = trained_on_said(folder, 8 // processes, 1)
+    if trainer.is_world_process_zero():
+        rows = [row for row in trainer.state.log_history if "kl" in row]
+        names = ("kl", "value/loss", "value/mean", "returns/mean", "kl_lambda/mean", "value/explained_variance")
+        torch.save(
+            {"weights": trainer.model.state_dict(), "rows": [[row.get(name, 0) for name in names] for row in rows]},
+            Path(folder) / f"{processes}.pt",
+        )
+
+
+def test_two_processes_are_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    subprocess.run([*launcher, __file__, str(tmp_path)], check=True, capture_output=True, timeout=300)
+    one_of_two(str(tmp_path))
+    one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
+    close(one["weights"], two["weights"], start=small_llama().state_dict())
+    np.testing.assert_allclose(one["rows"], two["rows"], atol=1e-5)
+
+
+# Bad input
+
+
+def test_some_completions_have_no_reward(words, tmp_path):
+    """None and NaN: those take part in nothing, and their share is logged."""
+
+    def some(completions, **kwargs):
+        return [None if row % 4 == 0 else float("nan") if row % 4 == 1 else row / 8 for row in range(len(completions))]
+
+    trainer = make_trainer(tmp_path, words, rewards=some)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": "pull"}] * 8)
+    assert batch["scored"].tolist() == [False, False, True, True] * 2
+    assert not batch["advantages"][~batch["scored"]].any() and not batch["kl_weight"][~batch["scored"]].any()
+    tokens = batch["advantages"][batch["scored"]][batch["completion_mask"][batch["scored"]].bool()]
+    assert tokens.mean() == pytest.approx(0, abs=1e-5) and tokens.std(correction=0) == pytest.approx(1, abs=1e-3)
+    assert trainer._metrics["train"]["completions/unscored_ratio"] == [0.5]
+    means = (batch["advantages"].sum(dim=1) / batch["completion_mask"].sum(dim=1)).tolist()
+    assert list(trainer._logs["advantages"])[-8:] == pytest.approx(means, abs=1e-6)  # the table of completions
+    trainer.train()
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("reward", "changes"),
+    [
+        (lambda completions, **_: [0.3] * len(completions), {}),  # all equal
+        (lambda completions, **_: [0.0] * len(completions), {}),  # lambda 0
+        (arm_reward, {"max_completion_length": 1}),  # none has room for an end token
+        (arm_reward, {"mask_truncated_completions": True, "max_completion_length": 1}),  # nothing is left of them
+        (arm_reward, {"missing_eos_penalty": 1.0}),
+        (arm_reward, {"generation_kwargs": {"suppress_tokens": [0, 2, 3, 4, 5, 6]}}),  # nothing but the end token
+        (arm_reward, {"num_generations": 4, "gradient_accumulation_steps": 2}),
+        (arm_reward, {"value_model": "detached", "kl_direction": "ref_policy"}),
+    ],
+)
+def test_odd_batches_end_in_numbers(reward, changes, words, tmp_path):
+    trainer = make_trainer(tmp_path, words, rewards=reward, **changes)
+    trainer.train()
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+    rows = [row for row in trainer.state.log_history if "kl" in row]
+    assert rows and all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_the_penalty_of_a_missing_end(words, tmp_path):
+    """The reward stands at the last token; where that is not the end token, the penalty is taken off."""
+    trainer = make_trainer(tmp_path, words, missing_eos_penalty=0.4, lam=1.0, rewards=lambda completions, **_: [
+        0.5] * len(completions))  # fmt: skip
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": "pull"}] * 8)
+    ended = (batch["completion_ids"] == 1).any(dim=1)
+    assert 0 < ended.sum() < 8
+    first = batch["returns"][:, 0]
+    torch.testing.assert_close(first, torch.where(ended, 0.5, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("reward", "changes", "sentence"),
+    [
+        (lambda completions, **_: [None] * len(completions), {}, r"every reward of a whole batch \(8 completions\)"),
+        (lambda completions, **_: [float("nan")] * len(completions), {}, "do the data have the columns"),
+        (lambda completions, **_: [float("inf")] * len(completions), {}, "is inf, which is not a finite number"),
+        (
+            lambda completions, **_: [1.5] * len(completions),
+            {"reward_range": [0.0, 1.0]},
+            r"a completion's reward is 1.5, which is not in reward_range \[0.0, 1.0\] \(<lambda> 1.5\)",
+        ),
+    ],
+)
+def test_rewards_to_refuse(reward, changes, sentence, words, tmp_path):
+    with pytest.raises(InputError, match=sentence):
+        make_trainer(tmp_path, words, rewards=reward, **changes).train()
+
+
+def test_a_reward_at_the_ends_of_its_range(words, tmp_path):
+    make_trainer(tmp_path, words, reward_range=[0.0, 1.0]).train()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"theta": 0.0}, "theta must be above 0, not 0.0"),
+        ({"theta": -1.0}, "theta must be above 0"),
+        ({"beta": -0.1}, "beta must not be below 0"),
+        ({"beta": 0.0}, "beta is 0, so there is no reference for kl_controller reward_threshold"),
+        ({"kl_mode": "reward", "kl_direction": "ref_policy"}, "kl_direction ref_policy needs kl_mode loss"),
+        ({"kl_controller": "adaptive"}, "kl_controller is one of reward_threshold, fixed, ziegler, not adaptive"),
+        ({"gamma": 0.0}, "gamma must be above 0"),
+        ({"lam": 1.1}, "lam must be from 0 to 1"),
+        ({"vf_coef": -1.0}, "vf_coef"),
+        ({"cliprange_value": 0.0}, "cliprange_value"),
+        ({"kl_target": 0.0}, "kl_target and kl_horizon"),
+        ({"reward_range": [1.0, 0.0]}, r"reward_range is the lowest and the highest reward, not \[1.0, 0.0\]"),
+        ({"reward_range": [1.0]}, "reward_range"),
+        ({"loss_type": "cispo"}, r"loss_type is dapo .* or grpo .*, not cispo"),
+        ({"importance_sampling_level": "sequence"}, "importance_sampling_level token"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "sum_then_normalize"),
+        ({"sync_ref_model": True}, "sync_ref_model false"),
+    ],
+)
+def test_settings_to_refuse(changes, sentence, tmp_path):
+    with pytest.raises(InputError, match=sentence):
+        settings(tmp_path, **changes)
+
+
+def test_models_to_refuse(words, tmp_path):
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=7, d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8))
+    with pytest.raises(InputError, match="decoder-only model, and t5 has an encoder"):
+        make_trainer(tmp_path, words, t5)
+    t5.save_pretrained(tmp_path / "t5")
+    with pytest.raises(InputError, match="decoder-only model"):
+        make_trainer(tmp_path, words, str(tmp_path / "t5"))
+    with pytest.raises(InputError, match=r"the model .*nowhere cannot be loaded"):
+        make_trainer(tmp_path, words, str(tmp_path / "nowhere"))
+    capped = small_llama()
+    capped.config.final_logit_softcapping = 30.0
+    with pytest.raises(InputError, match="llama changes its logits after the output layer"):
+        make_trainer(tmp_path, words, capped, kl_direction="ref_policy")
+
+
+def test_a_model_of_another_trainer(words, tmp_path):
+    trainer = make_trainer(tmp_path, words)
+    with pytest.raises(InputError, match="LlamaForCausalLM has a value_head already: load the model anew"):
+        make_trainer(tmp_path, words, trainer.model)
+
+
+def test_a_missing_reference(words, tmp_path, monkeypatch):
+    args = settings(tmp_path)
+    monkeypatch.setattr(args.distributed_state, "distributed_type", "FSDP")
+    with pytest.raises(InputError, match="this model was made in memory: save it"):
+        PPOTrainer(small_llama(), arm_reward, args, Dataset.from_dict({"prompt": PROMPTS}), processing_class=words)
+
+
+# What is relied on in TRL
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("_calculate_rewards", "self inputs prompts completions completion_ids_list"),
+        ("_generate_and_score_completions", "self inputs"),
+        ("_compute_loss", "self model inputs"),
+        ("_generate", "self prompts"),
+        ("_load_optimizer_and_scheduler", "self checkpoint"),
+        ("_save_optimizer_and_scheduler", "self output_dir"),
+    ],
+)
+def test_overridden_signatures_are_trls(method, parameters):
+    assert list(inspect.signature(getattr(GRPOTrainer, method)).parameters) == parameters.split()
+    assert list(inspect.signature(getattr(PPOTrainer, method)).parameters) == parameters.split()
+
+
+def test_the_passes_inputs_are_trls():
+    from recipes.trainers.ppo import PASS_INPUTS
+
+    names = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+    assert names[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]
+    assert set(names[8:]) == set(PASS_INPUTS)  # after batch_size, compute_entropy, compute_aux_loss
+    asked = set(re.findall(r'inputs\.get\("(\w+)"\)', inspect.getsource(GRPOTrainer._compute_loss)))
+    assert set(PASS_INPUTS) <= asked
+
+
+def test_every_override_calls_super_once():
+    class_node = ast.parse(textwrap.dedent(inspect.getsource(PPOTrainer))).body[0]
+    for method in [node for node in class_node.body if isinstance(node, ast.FunctionDef)]:
+        calls = [
+            node.func.attr
+            for node in ast.walk(method)
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Call)
+            and getattr(node.func.value.func, "id", "") == "super"
+        ]
+        assert calls == ([method.name] if hasattr(GRPOTrainer, method.name) else [])
+
+
+if __name__ == "__main__":
+    one_of_two(sys.argv[1])
