@@ -80,7 +80,7 @@ def main() -> None:
     ################
     # Dataset
     ################
-    made, notes = {}, []
+    made: dict[str, dict] = {}
     if args.published:
         for named in args.published:
             scenario, rows = rg4.read_published(named, args.image_root, labeler)
@@ -88,6 +88,7 @@ def main() -> None:
                 raise InputError(f"--published names two files of the scenario {scenario}")
             made[scenario] = rows
         build |= {"judge": "as published", "rewriter": "as published"}
+        splits, answers = {}, None
     else:
         splits = rg4.read_rows(args.dataset, args.limit)
         rg4.check_private(splits, args.endpoint, args.endpoint_is_mine)
@@ -96,37 +97,36 @@ def main() -> None:
         if args.dry_run:
             return rg4.print_estimate(splits, args.scenarios, judge, rewriter, args.max_rounds)
 
-        ################
-        # Loop
-        ################
-        for split, every in splits.items():
-            rows = rg4.rows_for(every, None)
-            cases = [rg4.Case("none", [{}], failed="it has no scenario: no frontal view") for _ in range(len(rows))]
-            notes += rg4.notes_of(rows, cases, split, build)
-        for scenario in args.scenarios:
-            for split, every in splits.items():
-                rows = rg4.rows_for(every, scenario)
-                cases = rg4.run_loop(rg4.read_sections(rows), scenario, judge, rewriter, args.max_rounds)
-                rg4.guard(cases, labeler, args.guard)
-                if args.on_max_rounds == "discard":
-                    rg4.discard_unsatisfied(cases)
-                notes += rg4.notes_of(rows, cases, split, build)
-                if not all(case.failed for case in cases):
-                    made.setdefault(scenario, {})[split] = partial(rg4.write_rows, rows, cases, labeler)
-        if answers:
-            print(f"{answers.asked} requests, {answers.recalled} answers kept from before, in {answers.file}")
-    if not made:
-        raise InputError(
-            f"no report of {args.dataset} is left in scenarios {' '.join(args.scenarios)}{rg4.why(notes)}"
-        )
-
-    ################
-    # Writing
-    ################
     with replacing(out, marker="build.json") as folder:
         folder.mkdir()
-        sizes = {scenario: write_dataset(rows, folder / scenario, build) for scenario, rows in made.items()}
-        figures = rg4.write_notes(folder, notes)
+        with rg4.Notes(folder, build) as notes:
+            for split, every in splits.items():
+                rows = rg4.rows_for(every, None)
+                failed = "it has no scenario: no frontal view"
+                notes.add(rows, [rg4.Case("none", [{}], failed=failed) for _ in range(len(rows))], split)
+
+            ################
+            # Loop
+            ################
+            sizes = {}
+            for scenario in [*made] or args.scenarios:
+                for split, every in splits.items():
+                    rows = rg4.rows_for(every, scenario)
+                    cases = rg4.run_loop(rg4.read_sections(rows), scenario, judge, rewriter, args.max_rounds)
+                    rg4.guard(cases, labeler, args.guard)
+                    if args.on_max_rounds == "discard":
+                        rg4.discard_unsatisfied(cases)
+                    notes.add(rows, cases, split)
+                    if not all(case.failed for case in cases):
+                        made.setdefault(scenario, {})[split] = partial(rg4.write_rows, rows, cases, labeler)
+                if scenario in made:
+                    sizes[scenario] = write_dataset(made.pop(scenario), folder / scenario, build)
+        if answers:
+            print(f"{answers.asked} requests, {answers.recalled} answers kept from before, in {answers.file}")
+        if not sizes:
+            scenarios = " ".join(args.scenarios)
+            raise InputError(f"no report of {args.dataset} is left in scenarios {scenarios}{notes.why()}")
+        figures = {"reports": notes.counts}
         (folder / "build.json").write_text(json.dumps({**build, "rows": sizes, **figures}, indent=2) + "\n")
     print(f"{out}: {sizes}; {json.dumps(figures)}")
 

@@ -30,7 +30,7 @@ from recipes.data.schema import read_split
 PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn", "--n_validation", "1"]
 BALANCED = [*PHANTOM, "--balanced", "--seed", "7", "--n_train", "3000", "--n_test", "1"]
 GENERATE = ["recipes/generate.py", "--prompt_file", "prompts/mrgr1_tiny.txt", "--views", "frontal"]
-GENERATE += ["--split", "test", "--batch_size", "64", "--max_new_tokens"]
+GENERATE += ["--split", "test", "--batch_size", "64", "--max_new_tokens", "160"]
 SFT_DEMO = ["--config", "recipes/configs/mrgr1/sft_demo.yaml"]
 GRPO_DEMO = ["--config", "recipes/configs/mrgr1/demo.yaml"]
 OPTIONS = {
@@ -40,7 +40,6 @@ OPTIONS = {
         "tiny": ["--warm_up_steps", "300"],
         "sft": SFT_DEMO,
         "grpo": GRPO_DEMO,
-        "generate": [*GENERATE, "100"],
         "minutes": 15,
     },
     "openi": {
@@ -49,7 +48,6 @@ OPTIONS = {
         "tiny": ["--warm_up_steps", "500", "--vocab_size", "1024"],
         "sft": [*SFT_DEMO, "--max_steps", "800"],
         "grpo": [*GRPO_DEMO, "--max_steps", "120", "--max_completion_length", "160"],
-        "generate": [*GENERATE, "160"],
         "minutes": 40,
     },
 }
@@ -121,7 +119,7 @@ def main() -> None:
             for system, model in {SFT: sft, SFT_MORE: more, GRPO: grpo, SHUFFLED: grpo}.items():
                 control = ["--shuffle_images"] if system == SHUFFLED else []
                 file = f"{model}_shuffled.jsonl" if control else f"{model}.jsonl"
-                command = [*options["generate"], *control, "--model", model, "--dataset", data, "--out", file]
+                command = [*GENERATE, *control, "--model", model, "--dataset", data, "--out", file]
                 jobs.append((f"{name}reports of {system}", file, command))
                 predictions[seed][system] = file
             stages.run(*jobs[:2])

@@ -1,25 +1,32 @@
-"""Scores reports against a built data set: clinical efficacy in every averaging, MCCS, format.
+"""Scores reports against a built data set: clinical efficacy in every averaging, MCCS, format, LLM-RG4's hall.
 
     python recipes/evaluate.py --dataset outputs/data/phantom --split test --out outputs/phantom/scores.json \
         --predictions sft=outputs/phantom/sft.jsonl grpo=outputs/phantom/grpo.jsonl
 
+    python recipes/evaluate.py --dataset outputs/data/rg4/sn --hall_judge discbert:outputs/discbert \
+        --predictions llmrg4=outputs/llmrg4/sn.jsonl --out outputs/llmrg4/sn_scores.json
+
 A predictions file has one JSON line per sample with `study_id` and `completion`; recipes/generate.py writes it, and
 so may any other system. A baseline that says the same normal report of every study always stands beside them.
+With --hall_judge the share of reports that say what their input cannot show is told for each scenario; the figures of
+two judges are not comparable, so its name stands with them.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from recipes.cli import InputError, parse, replacing, run
 from recipes.data.references import load_labeler, with_labels
+from recipes.data.rg4 import load_judge
 from recipes.data.schema import read_split
-from rewards.clinical_efficacy import AVERAGES, LABEL_SETS, clinical_efficacy
+from recipes.data.score_tables import print_hall, print_table
+from rewards.clinical_efficacy import LABEL_SETS, clinical_efficacy
 from rewards.completions import parse_completion
+from rewards.discbert import MODES, hall_rates
 from rewards.mccs import mccs
 
 NORMAL_REPORT = (
@@ -37,6 +44,13 @@ class EvaluateArguments:
     split: str = field(default="test")
     labeler: str = field(default="lexical", metadata={"help": "lexical, chexbert or chexbert:MODEL."})
     margin: float = field(default=0.2, metadata={"help": "m of MCCS."})
+    hall_judge: str | None = field(
+        default=None, metadata={"help": "Also tell hall. by rule, discbert:MODEL or rule+discbert:MODEL."}
+    )
+    hall_mode: Literal[MODES] = field(
+        default="scenario",
+        metadata={"help": "Count the categories that a report's scenario forbids, or any, as the published script."},
+    )
 
 
 def read_predictions(file: str, known: dict[str, int]) -> dict[str, list[str]]:
@@ -85,37 +99,25 @@ def score_completions(completions: list[str], reference: np.ndarray, labeler, ma
     }
 
 
-def print_table(systems: dict[str, dict], labeler_name: str) -> None:
-    """One row per system: MCCS, micro-F1 of 14, 13 and 5 labels, 13-label averages, format rate."""
-    table = Table(title=f"labeler: {labeler_name}; uncertain counts as positive")
-    for title in ("system", "MCCS", "P 14", "R 14", "F1 14", "F1 13", "F1 5", *(f"{a} F1 13" for a in AVERAGES[1:])):
-        table.add_column(title, justify="left" if title == "system" else "right")
-    for title in ("format", "distinct"):
-        table.add_column(title, justify="right")
-    for name, figures in systems.items():
-        by_set = {size: figures["clinical_efficacy"][f"{size} labels, uncertain as positive"] for size in LABEL_SETS}
-        cells = [
-            figures["mccs"],
-            *by_set["14"]["micro"].values(),
-            by_set["13"]["micro"]["f1"],
-            by_set["5"]["micro"]["f1"],
-        ]
-        cells += [by_set["13"][average]["f1"] for average in AVERAGES[1:]] + [figures["format_rate"]]
-        table.add_row(name, *(f"{cell:.3f}" for cell in cells), str(figures["distinct_reports"]))
-    Console(width=140).print(table)
-
-
 def main() -> None:
     (args,) = parse(EvaluateArguments)
     named = dict(pair.split("=", 1) for pair in args.predictions if "=" in pair)
     if len(named) < len(args.predictions) or TEMPLATE in named:
         raise InputError("--predictions takes NAME=FILE.jsonl, each name once")
     labeler = load_labeler(args.labeler)
-    rows = read_split(args.dataset, args.split, columns=("report", "study_id"))
+    judge = load_judge(args.hall_judge) if args.hall_judge else None
+    rows = read_split(args.dataset, args.split, ("report", "study_id", *(["scenario"] if judge else [])))
     rows = with_labels(rows, args.dataset, labeler)
     labels = dict(zip(rows["study_id"], np.asarray(rows["labels"]), strict=True))
 
-    systems = {}
+    systems, hall = {}, {}
+    if judge:
+        scenarios = dict(zip(rows["study_id"], rows["scenario"], strict=True))
+        try:
+            hall["references"] = hall_rates(rows["report"][:], rows["scenario"][:], args.hall_mode, judge)
+        except ValueError as error:
+            where = f"split {args.split} of {args.dataset}"
+            raise InputError(f"--hall_judge: {where}: {error}; --hall_mode any needs no scenario") from error
     for name, file in {TEMPLATE: None, **named}.items():
         if file is None:
             completions = {study: [NORMAL_REPORT] for study in labels}
@@ -124,10 +126,18 @@ def main() -> None:
         reference = np.stack([labels[study] for study, texts in completions.items() for _ in texts])
         texts = [text for texts in completions.values() for text in texts]
         systems[name] = score_completions(texts, reference, labeler, args.margin)
+        if judge:
+            reports = [parse_completion(text).report for text in texts]
+            own = [scenarios[study] for study, texts in completions.items() for _ in texts]
+            hall[name] = hall_rates(reports, own, args.hall_mode, judge)
     figures = {"dataset": args.dataset, "split": args.split, "labeler": labeler.name, "margin": args.margin}
+    if judge:
+        figures["hall"] = {"judge": judge.name, "mode": args.hall_mode, "rates": hall}
     with replacing(args.out) as file:
         file.write_text(json.dumps({**figures, "systems": systems}, indent=2) + "\n")
     print_table(systems, labeler.name)
+    if judge:
+        print_hall(judge.name, args.hall_mode, hall)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,30 @@ class DiscBertJudge:
         return np.array([found[each] for each in ids], dtype=np.int8).reshape(len(texts), len(CATEGORIES))
 
 
+def hall_rates(
+    reports: Sequence[str],
+    scenarios: Sequence[str | None],
+    mode: str = "scenario",
+    judge: Callable[[Sequence[str]], np.ndarray] | str = DISCBERT,
+) -> dict[str, float]:
+    """`hall_rate` of each scenario that there is, in the order of `SCENARIOS`, and of `all` reports.
+
+    The arguments are those of `hall_rate`; None for a report without a scenario, which the mode "any" alone can judge.
+    Each report is judged once.
+    """
+    if not reports or len(scenarios) != len(reports):
+        raise ValueError(f"hall_rate got {len(reports)} reports and {len(scenarios)} scenarios")
+    if mode not in MODES:
+        raise ValueError(f"mode must be 'scenario' or 'any', not {mode!r}")
+    if wrong := set(scenarios) - {*SCENARIOS, *([None] if mode == "any" else [])}:
+        raise ValueError(f"scenario must be one of {', '.join(SCENARIOS)}, not {min(wrong, key=str)!r}")
+    judge = DiscBertJudge(judge) if isinstance(judge, str) else judge
+    counted = [[mode == "any" or category in FORBIDDEN[scenario] for category in CATEGORIES] for scenario in scenarios]
+    held = ((np.asarray(judge(reports)) > 0) & counted).any(1)
+    own = {name: held[[scenario == name for scenario in scenarios]] for name in SCENARIOS}
+    return {name: float(found.mean()) for name, found in {**own, "all": held}.items() if len(found)}
+
+
 def hall_rate(
     reports: Sequence[str],
     scenario: str | Sequence[str],
@@ -81,13 +105,4 @@ def hall_rate(
     Raises ValueError without reports, on another scenario or mode, and where the DiscBERT cannot be loaded.
     """
     scenarios = [scenario] * len(reports) if isinstance(scenario, str) else list(scenario)
-    if not reports or len(scenarios) != len(reports):
-        raise ValueError(f"hall_rate got {len(reports)} reports and {len(scenarios)} scenarios")
-    if wrong := set(scenarios) - set(SCENARIOS):
-        raise ValueError(f"scenario must be one of {', '.join(SCENARIOS)}, not {min(wrong)!r}")
-    if mode not in MODES:
-        raise ValueError(f"mode must be 'scenario' or 'any', not {mode!r}")
-    judge = DiscBertJudge(judge) if isinstance(judge, str) else judge
-    counted = {each: [mode == "any" or category in FORBIDDEN[each] for category in CATEGORIES] for each in SCENARIOS}
-    found = np.asarray(judge(reports)) > 0
-    return float((found & [counted[each] for each in scenarios]).any(1).mean())
+    return hall_rates(reports, scenarios, mode, judge)["all"]

@@ -102,10 +102,8 @@ def mix(reports: Sequence[str], count: int, judge: Callable, rng: random.Random)
 def build_discbert(texts: Iterable[str], seed: int = 0) -> tuple[DiscBertModel, BertTokenizer]:
     """A random-weight, tiny DiscBERT and its tokenizer, with the encoder of `modeling.tiny.build_chexbert`."""
     chexbert, tokenizer = build_chexbert(texts, seed=seed)
-    settings = chexbert.config.to_dict()
-    for name in ("model_type", "architectures", "auto_map", "transformers_version", "dtype"):
-        settings.pop(name, None)
-    model = DiscBertModel(DiscBertConfig(**settings))
+    own = {"model_type": DiscBertConfig.model_type}
+    model = DiscBertModel(DiscBertConfig.from_dict(chexbert.config.to_diff_dict() | own))
     model.bert = chexbert.bert
     return model, tokenizer
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from rewards.discbert import CATEGORIES
 from rewards.labelers import LexicalLabeler
-from rewards.labels import FINDINGS, CheXpertState
+from rewards.labels import CONDITIONS, FINDINGS, CheXpertState
 
 # --- what the judge knows ----------------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ _VIEWS = (
 )
 _NO_TUBE = r"(?<!trache)(?<!gastr)(?<!jejun)(?<!nephr)(?<!thorac)"  # these are names of tubes that are seen
 _PROCEDURE = (
-    rf"\w+(?:ectomy|ectomies|centesis|plasty|odesis|scopy)|\w*{_NO_TUBE}ostomy|\w+(?<!trache)otom(?:y|ies)|"
+    rf"\w+(?:ectomy|ectomies|centesis|plasty|odesis|(?<!fluoro)scopy)|\w*{_NO_TUBE}ostomy|\w+(?<!trache)otom(?:y|ies)|"
     r"cabg|coronary bypass|bypass (?:grafts?(?:ing)?|surgery)|surger(?:y|ies)|resections?|transplant(?:ed|ation)?|"
     r"(?:aortic |mitral )?valve (?:replacement|repair)s?|biops(?:y|ies)|fusion procedure|extubat(?:ed|ion)"
 ).replace(" ", r"\s+")
@@ -79,7 +79,7 @@ PATTERNS: dict[str, str] = {
           than)\s+(?:the\s+)?(?:left|right)) | \bsubsequent(?:ly)?\b | \bchange\s+between\b |
           \bbetween\s+(?:the\s+)?(?:stud(?:y|ies)|exam\w*|films|radiographs)\b
       | \bresol(?:ved|ving|ves)\b |
-          (?<!to\s)(?<!ensure\s)(?<!document\s)(?<!high\s)(?<!high-)\bresolution\b(?!\s+(?:ct|
+          (?<!to\s)(?<!ensure\s)(?<!document\s)(?<!document\scomplete\s)(?<!high\s)(?<!high-)\bresolution\b(?!\s+(?:ct|
           of\s+(?:the\s+)?(?:chest\s+)?radiograph))
       | \b(?:in|de)creasing(?:ly)?\b | \b(?:has|have|had|been|interval)\s+{_DEGREE}(?:in|de)creased?\b
       | \b(?:in|de)creased?\s+(?:since|from|compared|in\s+(?:size|extent|severity|volume|the\s+interval))\b
@@ -185,6 +185,11 @@ def _found(sentence: str) -> tuple[bool, ...]:
     )
 
 
+def _found_in(text: str) -> tuple[bool, ...]:
+    """Which of `CATEGORIES` a text of any number of sentences holds."""
+    return tuple(map(any, zip(*(_found(each) for each in split_sentences(text)), strict=True))) or (False,) * 4
+
+
 class RuleJudge:
     """The judge of `PATTERNS`."""
 
@@ -192,9 +197,8 @@ class RuleJudge:
 
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """0 (absent) or 1 (present), int8, shape (n, 4), in the order of `CATEGORIES`. Any string is judged."""
-        texts = list(texts)
-        rows = [np.any([_found(each) for each in split_sentences(text)] or [[False] * 4], axis=0) for text in texts]
-        return np.array(rows, dtype=np.int8).reshape(len(texts), len(CATEGORIES))
+        rows = [_found_in(text) for text in texts]
+        return np.array(rows, dtype=np.int8).reshape(len(rows), len(CATEGORIES))
 
 
 # --- what the rewriter knows -------------------------------------------------------------------------------------
@@ -220,12 +224,16 @@ _IN_WHAT = (
 _BE = r"(?:is|are|was|were|appears?|seems?|looks?|remains?|(?:has|have)\s+(?:remained|been|become))"
 
 
-_ANATOMY = (
-    r"(?:(?:the|overall|cardiac|and|or|heart|hilar|mediastinal|cardiomediastinal|cardio|pulmonary|bony|osseous|aortic|"
-    r"superior|visuali[sz]ed|normal|both|lung|lungs?,?|of|central)\s+|/|,\s*)*(?:silhouettes?|contours?|mediastinum|"
-    r"cardiomediastinum|heart|size|lungs?|chest|aorta|vasculature|vascularity|vessels?|exam(?:ination)?|study|shadow|"
-    r"appearance|structures?|hila|thorax|findings|outline|borders?|radiograph|patient|markings|skeleton|spine|bones?)"
+_ANATOMY_NOUN = (
+    r"(?:silhouettes?|contours?|mediastinum|cardiomediastinum|heart|size|lungs?|chest|aorta|vasculature|vascularity|"
+    r"vessels?|exam(?:ination)?|study|shadow|appearance|structures?|hila|thorax|findings|outline|borders?|radiograph|"
+    r"patient|markings|skeleton|spine|bones?)\b"
 )
+_ANATOMY_WORD = (
+    rf"(?:{_ANATOMY_NOUN}|(?:the|overall|cardiac|and|or|hilar|mediastinal|cardiomediastinal|cardio|pulmonary|bony|"
+    r"osseous|aortic|superior|visuali[sz]ed|both|of|central)\b)"
+)
+_ANATOMY = rf"(?:{_ANATOMY_WORD}[\s,/]+)*{_ANATOMY_NOUN}"  # "the heart size, and mediastinal contours"
 
 
 def _be(words: str) -> str:
@@ -301,6 +309,10 @@ _COMPARISON_STEPS: list[tuple[str, str | object]] = [
     ),
     (r",?\s*\b(?:likely\s+|probably\s+)?(?:given|allowing\s+for)\s+(?:the\s+)?(?:change|differences?)\b.*$", ""),
     (r"^(?:there\s+is\s+)?no\s+[\w\s]{0,40}changes?\s+(?:is|are|was|were|has|have)\b.*$", ""),
+    (
+        rf"^(.+?)(?:,|,?\s+and)\s+(?:stable|unchanged)\s+{_ANATOMY}{_IN_WHAT}(?=\s*(?:[,;]|$))",
+        lambda m: m[0] if re.fullmatch(r"(?:\w+\s+)?(?:normal|unremarkable|enlarged|prominent)", m[1], re.I) else m[1],
+    ),
     (r"\b(?:but|yet|and)\s+(?:stable|unchanged|constant)\s+(?=\w)", ""),
     (r"\b(?:stable|unchanged)\s*/\s*", ""),
     (r"\bcontinues\s+to\s+have\b", "has"),
@@ -344,6 +356,10 @@ _COMPARISON_STEPS: list[tuple[str, str | object]] = [
         r"^(.+?)\s+(?:is|are|was|were)\s+(?:now\s+|completely\s+)*resolved\b(.*)$",
         lambda m: _there_is(m[1], negated=True) + m[2],
     ),
+    (
+        rf"\b(heart|silhouette|size|mediastinum)\s+has\s+{_DEGREE}enlarged\b",
+        r"\1 is enlarged",
+    ),
     (r"\b(?:has|have)\s+(?:now\s+)?become\b", lambda m: "is" if m[0].lower().startswith("has") else "are"),
     (
         rf"\b(?:has|have)\s+{_DEGREE}(?:been\s+)?{_DEGREE}(?:re)?(?:improved|worsened|increased|decreased|"
@@ -385,9 +401,13 @@ _COMPARISON_STEPS: list[tuple[str, str | object]] = [
         "",
     ),
     (
-        rf",?\s+and\s+(?:the\s+)?{_ANATOMY}\s+(?:is|are|remains?|appears?)\s+{_DEGREE}(?:stable|"
+        rf"^(.+?),?\s+and\s+((?:the\s+)?{_ANATOMY})\s+(?:is|are|remains?|appears?)\s+{_DEGREE}(?:stable|"
         rf"unchanged){_IN_WHAT}\b",
-        "",
+        lambda m: m[0] if re.fullmatch(rf"(?:{_ANATOMY_WORD}[\s,/]*)+", m[1], re.IGNORECASE) else m[1],
+    ),
+    (
+        rf"^(?:an?\s+)?(?:(?:stable|unchanged)\s+{_ANATOMY}|{_ANATOMY}\s+(?:stable|unchanged))\s+with\s+(.+)$",
+        lambda m: _there_is(m[1]),
     ),
     (r"\bremained\b", "was"),
     (
@@ -454,6 +474,10 @@ _PROCEDURE_STEPS: list[tuple[str, str | object]] = [
         r"slightly\s+)*(?:placed|inserted|exchanged|replaced|repositioned|advanced|withdrawn|retracted|"
         r"pulled\s+back|revised)\b",
         lambda m: "are present" if m[0].lower().startswith(("have", "were")) else "is present",
+    ),
+    (
+        r"^(?:the\s+)?patient\s+(?:is|has)\s+(?:status[\s-]+post|s/p)\b.*(\bprosthetic\s(?:\w+\s)?\s*valve)\b(?!.*\swith\s).*$",
+        lambda m: _there_is(m[1]),
     ),
     (
         rf",?\s*\b(?:(?:likely|probably|which\s+is|most)\s+)*(?:consistent\s+with|compatible\s+with|suggest(?:ing|"
@@ -588,9 +612,41 @@ def _says_something(words: str) -> bool:
     return any(word not in _EMPTY and word != "xxxx" for word in re.findall(r"[a-z]+", words.lower()))
 
 
+def _holds(text: str, categories: Sequence[str]) -> bool:
+    """Whether `RuleJudge` finds one of `categories` in `text`, which may be several sentences."""
+    return any(state and category in categories for category, state in zip(CATEGORIES, _found_in(text), strict=True))
+
+
+def _like(sentence: str, words: str) -> str:
+    """`words` with the full stop and the case of `sentence`, which may be lower case with " . " (R2Gen's cleaning)."""
+    if not words:
+        return ""
+    start = words[0] if sentence == sentence.lower() else words[0].upper()
+    return start + words[1:] + (" ." if sentence.endswith(" .") else ".")
+
+
+# CheXpert's rules call a heart or mediastinum that is only said to be stable uncertain. Without the comparison the
+# report says nothing of it any more; "not well evaluated" says that no size is known, and is uncertain by the same
+# rules ("XXX is not well visualized/evaluated").
+_MEDIASTINUM, _HEART = CONDITIONS.index("Enlarged Cardiomediastinum"), CONDITIONS.index("Cardiomegaly")
+_NEUTRAL = {
+    (_HEART,): "the heart size is not well evaluated",
+    (_MEDIASTINUM,): "the mediastinal contours are not well evaluated",
+    tuple(sorted((_HEART, _MEDIASTINUM))): "the heart size and mediastinal contours are not well evaluated",
+}
+_NAMED = {
+    _HEART: re.compile(r"\b(?:heart|cardiac)\b", re.IGNORECASE),
+    _MEDIASTINUM: re.compile(r"mediast", re.IGNORECASE),
+}
+_STEADY = re.compile(r"\b(?:stable|unchanged|similar|changed?)\b", re.IGNORECASE)  # STABLE in rewards/labelers.py
+
+
 class RuleRewriter:
     """Removes or neutralises what `RuleJudge` finds, sentence by sentence: "unchanged small effusion" becomes "small
     effusion". Of the ways it knows it takes the first that leaves the sentence's labels (LexicalLabeler) as they were.
+
+    A heart or mediastinum of which the report says only that it is stable becomes one that is "not well evaluated".
+    What the judge still finds in the result is removed whole, so that it never finds anything in a rewritten text.
     """
 
     name = "rule"
@@ -601,42 +657,64 @@ class RuleRewriter:
 
     def __call__(self, cases: Sequence) -> list[dict[str, str] | str]:
         """The sections of each `recipes.data.rg4.Case` without the categories that it was judged to hold."""
-        return [{name: self.rewrite(text, case.judged[-1]) for name, text in case.texts[-1].items()} for case in cases]
+        return [self.rewrite_sections(case.texts[-1], case.judged[-1]) for case in cases]
 
     def rewrite(self, text: str, categories: Sequence[str]) -> str:
         """`text` without `categories`; sentences that hold none of them stay as they are, word for word."""
-        wanted = tuple(category for category in CATEGORIES if category in categories)
-        sentences = (self.rewrite_sentence(sentence, wanted) for sentence in split_sentences(text))
-        return " ".join(sentence for sentence in sentences if sentence)
+        return self.rewrite_sections({"report": text}, categories)["report"]
 
-    def _rewrite_sentence(self, sentence: str, categories: tuple[str, ...]) -> str:
-        holds = [category for category, found in zip(CATEGORIES, _found(sentence), strict=True) if found]
-        if not set(holds) & set(categories):
-            return sentence
+    def rewrite_sections(self, sections: dict[str, str], categories: Sequence[str]) -> dict[str, str]:
+        """`rewrite` of the sections of one report: what another section says of the heart is not contradicted."""
+        wanted = tuple(category for category in CATEGORIES if category in categories)
+        split = {name: split_sentences(text) for name, text in sections.items()}
+        done = {name: [self.rewrite_sentence(each, wanted) for each in sentences] for name, sentences in split.items()}
+        unsaid: set[int] = set()
+        if any(lost for rewritten in done.values() for _, lost in rewritten):
+            (left,) = self.labeler([" ".join(text for rewritten in done.values() for text, _ in rewritten)])
+            unsaid = set(np.flatnonzero(left == CheXpertState.BLANK).tolist())
+        made = {}
+        for name, sentences in split.items():
+            texts, missing = [], set(unsaid)
+            for sentence, (text, lost) in zip(sentences, done[name], strict=True):
+                neutral = tuple(sorted(missing & set(lost)))
+                missing -= set(neutral)
+                texts += [text, _like(sentence, _NEUTRAL[neutral]) if neutral else ""]
+            made[name] = _settle(" ".join(filter(None, texts)), wanted)
+        return made
+
+    def _rewrite_sentence(self, sentence: str, categories: tuple[str, ...]) -> tuple[str, tuple[int, ...]]:
+        """The sentence without `categories`, and what of `_NAMED` it only said to be stable."""
+        if not _holds(sentence, categories):
+            return sentence, ()
         steps = [category for category in _STEPS if category in categories]
-        body, end = sentence.rstrip(" .?!;:,"), "."
-        rewritten = body
+        body = sentence.rstrip(" .?!;:,")
+        rewritten = cut = body
         for category in steps:
             if not _COMPILED[category].search(body):
                 continue
             for pattern, new in _COMPILED_STEPS[category]:
                 changed = pattern.sub(new, rewritten)
                 rewritten = rewritten if changed == rewritten else _tidy(changed)
-        cut = body
         for category in steps:
             cut = _COMPILED[category].sub("", cut)
-        before = self.labeler([sentence])[0, : len(FINDINGS)]
         if _NOTHING_LEFT.fullmatch(rewritten) or _BROKEN.search(rewritten):
             rewritten = ""
         # in the order of how well they read; the last one may be a broken sentence
         candidates = [rewritten if _says_something(rewritten) else "", "", self._statements(body), _tidy(cut)]
-        clean = [each for each in candidates if not any(_found(each)[CATEGORIES.index(c)] for c in steps)]
-        same = [each for each in clean if (self.labeler([each])[0, : len(FINDINGS)] == before).all()]
-        chosen = (same or clean)[0]
-        if not chosen:
-            return ""
-        lower = sentence == sentence.lower()
-        return (chosen if lower else chosen[0].upper() + chosen[1:]) + (" ." if sentence.endswith(" .") else end)
+        clean = [text for each in candidates if not _holds(text := _like(sentence, each), categories)]
+        before, *after = self.labeler([sentence, *clean])[:, : len(FINDINGS)]
+        if same := [text for text, states in zip(clean, after, strict=True) if (states == before).all()]:
+            return same[0], ()
+        steady = [
+            condition
+            for start, end, condition, state in self.labeler.mentions(body)
+            if condition in _NAMED and state == CheXpertState.UNCERTAIN and _STEADY.search(body[start:end])
+        ]
+        for text, states in zip(clean, after, strict=True):
+            changed = set(np.flatnonzero(states != before).tolist())
+            if changed <= set(steady):  # "mildly enlarged but stable" is no longer uncertain
+                return text, tuple(c for c in changed if not states[c] and not _NAMED[c].search(text))
+        return clean[0], ()
 
     def _statements(self, body: str) -> str:
         """What the sentence says of findings, in the plainest words."""
@@ -648,3 +726,13 @@ class RuleRewriter:
             for words, state in found
         ]
         return ". ".join(each[0].upper() + each[1:] for each in said if each)
+
+
+def _settle(text: str, categories: Sequence[str]) -> str:
+    """`text` without the sentences that hold `categories`, until there are none: new neighbours may make new ones."""
+    while True:
+        sentences = split_sentences(text)
+        kept = [each for each in sentences if not _holds(each, categories)]
+        if len(kept) == len(sentences):
+            return text
+        text = " ".join(kept)

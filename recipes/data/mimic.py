@@ -332,6 +332,11 @@ def rank_view(view: str) -> int:
     return _LATERAL[-1] if "LATERAL" in view else len(_VIEWS)
 
 
+def is_lateral(view: str) -> bool:
+    """Whether `rank_view` counts a view as lateral."""
+    return rank_view(view) in _LATERAL
+
+
 def order_views(images: list[tuple[str, str]], most: int) -> tuple[tuple[str, str], ...]:
     """(dicom_id, view) with frontal views first; of more than `most` (0: all) a frontal, a lateral, then others."""
     images = sorted(images, key=lambda image: (rank_view(image[1]), image[0]))
@@ -371,10 +376,9 @@ def scenario_of(views: list[str], prior: str | None) -> str | None:
 
     None without a frontal view: the four scenarios of LLM-RG4 all have one.
     """
-    ranks = {rank_view(view) for view in views}
-    if ranks.isdisjoint(_FRONTAL):
+    if not any(rank_view(view) in _FRONTAL for view in views):
         return None
-    return ("s" if ranks.isdisjoint(_LATERAL) else "m") + ("w" if prior else "n")
+    return ("m" if any(map(is_lateral, views)) else "s") + ("w" if prior else "n")
 
 
 # --- rows --------------------------------------------------------------------------------------------------------

@@ -14,12 +14,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow
 from datasets import Dataset, Image, List
+from pyarrow import parquet
 
 from recipes.cli import InputError, read_prompt
 from recipes.data.images import read_png
 from recipes.data.judges import RuleJudge, RuleRewriter
 from recipes.data.llm import Answers, Endpoint, InProcess, LLMJudge, LLMRewriter, is_loopback
+from recipes.data.mimic import is_lateral
 from recipes.data.schema import FEATURES, read_dataset
 from recipes.data.sections import TARGETS, target_text
 from rewards.discbert import CATEGORIES, DISCBERT, FORBIDDEN, SCENARIOS, DiscBertJudge
@@ -27,15 +30,23 @@ from rewards.labels import CONDITIONS, CheXpertState
 
 MAX_ROUNDS = 3  # rewrites, LLM-RG4: "We set the maximum iterations to 3 rounds"
 GUARDS = ("impression", "findings", "report")
-LATERAL = ("LATERAL", "LL", "XTABLE LATERAL")
 BATCH = 256  # reports labelled at once
 SAMPLE = 500  # reports judged for an estimate
+NOTES = 4096  # reports whose provenance is written at once
 IMAGE_SIZE = 512  # longest side in pixels of an imported image
 CHARACTERS_PER_TOKEN = 4  # of English prose in an LLM's vocabulary, roughly
 WHY_MINE = (
     "The machine at --endpoint is yours. MIMIC-CXR's data use agreement forbids passing its text to a third party, so "
     "rows of source mimic-* go to this machine only, unless you say that the other one is run by people whom the "
     "agreement covers and keeps nothing."
+)
+_NOTE = pyarrow.schema(
+    [
+        *((name, pyarrow.string()) for name in ("study_id", "scenario", "split")),
+        ("rounds", pyarrow.int64()),
+        ("satisfied", pyarrow.bool_()),
+        *((name, pyarrow.string()) for name in ("discarded", "history", "judge", "rewriter", "labeler")),
+    ]
 )
 PROMPTS = {"judge": "prompts/rg4_judge.txt", "rewriter": "prompts/rg4_rewrite.txt"}
 
@@ -177,11 +188,13 @@ def load_judge(name: str) -> Callable:
         return RuleJudge()
     kind, _, model = name.partition(":")
     if kind != "discbert":
-        raise InputError(f"there is no judge {name!r}; choose rule, discbert:MODEL, rule+discbert:MODEL or llm")
+        raise InputError(
+            f"there is no judge {name!r}; choose rule, discbert:MODEL or rule+discbert:MODEL (a build: or llm)"
+        )
     try:
         return DiscBertJudge(model or DISCBERT)
     except ValueError as error:
-        raise InputError(f"--judge {name}: {error}; or judge by rules with --judge rule") from error
+        raise InputError(f"the judge {name}: {error}; or name the judge rule, which needs no model") from error
 
 
 def load_pair(args, kept: str | Path) -> tuple[Callable, Callable, Answers | None]:
@@ -248,7 +261,7 @@ def _to_row(row: dict, case: Case) -> dict:
     target = sections_of(row)[1]
     last = case.texts[-1]
     sections = {name: last.get(name) or None for name in ("findings", "impression")}
-    lateral = [view in LATERAL for view in row["views"]]
+    lateral = [is_lateral(view) for view in row["views"]]
     chosen = [lateral.index(False)] if False in lateral else []
     if case.scenario[0] == "m" and True in lateral:
         chosen.append(lateral.index(True))
@@ -264,50 +277,65 @@ def _to_row(row: dict, case: Case) -> dict:
     }
 
 
-def notes_of(rows: Dataset, cases: Sequence[Case], split: str, build: dict) -> list[dict]:
-    """The provenance of each row: what was judged and rewritten, by whom, and what became of it.
+class Notes:
+    """The provenance of each report: what was judged and rewritten, by whom, and what became of it.
 
-    `build` names the judge, the rewriter and the labeler.
+    Written to provenance.parquet and discarded.csv in `folder` as the reports come, since those of MIMIC-CXR's four
+    scenarios would take gigabytes of memory. `build` names the judge, the rewriter and the labeler. `counts` are those
+    of each scenario's outcomes.
     """
-    names = {name: build[name] for name in ("judge", "rewriter", "labeler")}
-    return [
-        {
-            "study_id": study,
-            "scenario": case.scenario,
-            "split": split,
-            "rounds": case.rounds,
-            "satisfied": case.satisfied,
-            "discarded": case.failed,
-            "history": json.dumps(
-                [list(pair) for pair in zip(case.texts, case.judged, strict=False)], ensure_ascii=False
-            ),
-            **names,
-        }
-        for study, case in zip(rows["study_id"], cases, strict=True)
-    ]
 
+    def __init__(self, folder: Path, build: dict):
+        self.folder, self.names = folder, {name: build[name] for name in ("judge", "rewriter", "labeler")}
+        self.counts: dict[str, Counter] = {}
+        self.reasons: Counter[str] = Counter()
+        self.table: parquet.ParquetWriter | None = None
 
-def write_notes(folder: Path, notes: list[dict]) -> dict:
-    """Writes provenance.parquet and discarded.csv to `folder`; returns counts by scenario."""
-    if notes:
-        Dataset.from_list(notes).to_parquet(folder / "provenance.parquet")
-    with (folder / "discarded.csv").open("w", newline="", encoding="utf-8") as file:
-        columns = ("study_id", "scenario", "split", "discarded")
-        writer = csv.writer(file)
-        writer.writerow([*columns[:3], "reason"])
-        writer.writerows([[note[name] for name in columns] for note in notes if note["discarded"]])
-    counts = {}
-    for note in notes:
-        outcome = "discarded" if note["discarded"] else "satisfied" if note["satisfied"] else "unsatisfied"
-        counts.setdefault(note["scenario"], Counter())[outcome] += 1
-        counts[note["scenario"]]["rewritten"] += note["rounds"] > 0
-    return {"reports": counts}
+    def __enter__(self) -> "Notes":
+        self.file = (self.folder / "discarded.csv").open("w", newline="", encoding="utf-8")
+        csv.writer(self.file).writerow(["study_id", "scenario", "split", "reason"])
+        return self
 
+    def __exit__(self, *error) -> None:
+        self.file.close()
+        if self.table:
+            self.table.close()
 
-def why(notes: list[dict]) -> str:
-    """The most frequent reason for discarding, as the end of a sentence."""
-    reasons = Counter(note["discarded"] for note in notes if note["discarded"]).most_common(1)
-    return f": of {reasons[0][1]} reports, {reasons[0][0]}" if reasons else ": none has the images or the prior report"
+    def add(self, rows: Dataset, cases: Sequence[Case], split: str) -> None:
+        """Writes down what became of `rows`, whose `cases` these are."""
+        for start in range(0, len(cases), NOTES):
+            some = slice(start, start + NOTES)
+            notes = [
+                {
+                    "study_id": study,
+                    "scenario": case.scenario,
+                    "split": split,
+                    "rounds": case.rounds,
+                    "satisfied": case.satisfied,
+                    "discarded": case.failed,
+                    "history": json.dumps(
+                        [list(pair) for pair in zip(case.texts, case.judged, strict=False)], ensure_ascii=False
+                    ),
+                    **self.names,
+                }
+                for study, case in zip(rows["study_id"][some], cases[some], strict=True)
+            ]
+            table = pyarrow.Table.from_pylist(notes, schema=_NOTE)
+            self.table = self.table or parquet.ParquetWriter(self.folder / "provenance.parquet", _NOTE)
+            self.table.write_table(table)
+        for study, case in zip(rows["study_id"], cases, strict=True):
+            if case.failed:
+                csv.writer(self.file).writerow([study, case.scenario, split, case.failed])
+                self.reasons[case.failed] += 1
+            outcome = "discarded" if case.failed else "satisfied" if case.satisfied else "unsatisfied"
+            self.counts.setdefault(case.scenario, Counter())[outcome] += 1
+            self.counts[case.scenario]["rewritten"] += case.rounds > 0
+
+    def why(self) -> str:
+        """The most frequent reason for discarding, as the end of a sentence."""
+        for reason, count in self.reasons.most_common(1):
+            return f": of {count} reports, {reason}"
+        return ": none has the images or the prior report"
 
 
 def print_estimate(splits: dict[str, Dataset], scenarios: Sequence[str], judge, rewriter, max_rounds: int) -> None:

@@ -20,10 +20,10 @@ What is independent of what:
   the author, an AI system, who read 93 reports drawn at random before any judge was measured; by no radiologist.
 
 Labels "kept" compare the LexicalLabeler's 14 states of the whole report before and after, before any guard discards.
-CheXpert's rules call a heart or mediastinum that is "stable" uncertain: such a label is the comparison itself, and
-leaves with it. So a second figure sets the states aside that the report loses with its words of steadiness (STEADY)
-alone. The rewriter consults that labeler, so two checks stand beside it: the human labels of Open-i's gold half (F1
-before and after), and RadGraph-XL's evidence words in radlabels (share still there).
+CheXpert's rules call a heart or mediastinum that is only said to be stable uncertain; the rewriter keeps that state by
+"not well evaluated", and the share of reports with this wording is printed. The rewriter consults that labeler, so two
+checks stand beside it: the human labels of Open-i's gold half (F1 before and after), and RadGraph-XL's evidence words
+in radlabels (share still there).
 """
 
 import csv
@@ -108,9 +108,7 @@ class AuditJudge:
         return bool(self.found[category].search(self.skipped[category].sub(" ", text)))
 
 
-STEADY = re.compile(
-    r"\b(?:un(?:changed|altered)|stab\w+|similar|constant|(?:no|without|not) (?:\w+ ){0,2}changed?)\b", re.IGNORECASE
-)
+NEUTRAL = "not well evaluated"  # what the rewriter says of a heart that was only said to be stable
 ALIASES_OF = "definitely present"  # states of radlabels whose evidence words must stay
 
 
@@ -219,10 +217,9 @@ def main() -> None:
                 shares = dict(zip(COLUMNS, found.mean(0).tolist(), strict=True))
                 own[f"{judge.name} {when}"] = {**shares, "any": float(found.any(1).mean())}
         old, new = labeler(before), labeler(after)
-        steady = labeler([STEADY.sub(" ", text) for text in before])
         own["labels kept"] = float((old == new).all(1).mean())
-        own["labels kept, those that rest on steadiness alone set aside"] = float(
-            ((old == new) | (old != steady)).all(1).mean()
+        own["not well evaluated"] = float(
+            np.mean([NEUTRAL in new and NEUTRAL not in old for old, new in zip(before, after, strict=True)])
         )
         own["satisfied"] = float(np.mean([case.satisfied for case in by_study.values()]))
         own["rewritten"] = float(np.mean([case.rounds > 0 for case in by_study.values()]))
@@ -238,8 +235,8 @@ def main() -> None:
                 "holds": value <= 0.01,
             }
             checks.append(check)
-        for key in ("labels kept", "labels kept, those that rest on steadiness alone set aside"):
-            checks.append({"name": f"{name}: {key}", "value": own[key], "bar": ">= 0.97", "holds": own[key] >= 0.97})
+        kept = own["labels kept"]
+        checks.append({"name": f"{name}: labels kept", "value": kept, "bar": ">= 0.97", "holds": kept >= 0.97})
     for when, index in (("before", 0), ("after", -1)):
         texts = {study: joined(case.texts[index]) for study, case in cases["openi"].items()}
         figures[f"F1 against Open-i's human labels, {when}"] = f1_against_humans(texts)

@@ -132,3 +132,60 @@ def test_mistakes_in_a_predictions_file(evaluate, tmp_path, lines, sentence):
 def test_mistakes_on_the_command_line(evaluate, arguments, sentence):
     with pytest.raises(InputError, match=sentence):
         evaluate([], *arguments)
+
+
+# --- LLM-RG4's hall. ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenarios(tmp_path_factory):
+    """Study a has no prior report, b has one, of c nothing is known; the reference of b compares."""
+    reports = {"a": ("Clear.", "sn"), "b": ("Unchanged.", "sw"), "c": ("Clear.", None)}
+    rows = [
+        {"study_id": name, "report": report, "images": [], "labels": states(), "scenario": scenario}
+        for name, (report, scenario) in reports.items()
+    ]
+    out = tmp_path_factory.mktemp("hall") / "data"
+    splits = {"test": lambda: iter(rows[:2]), "validation": lambda: iter(rows)}
+    write_dataset(splits, out, {"labeler": "lexical"})
+    return out
+
+
+COMPARES = "<think>The nurse was called.</think><report>Stable effusion.</report>"
+
+
+@pytest.mark.parametrize(
+    ("split", "mode", "references", "ours"),
+    [
+        ("test", "scenario", {"sn": 0, "sw": 0, "all": 0}, {"sn": 1, "sw": 0, "all": 0.5}),  # sw may compare
+        ("test", "any", {"sn": 0, "sw": 1, "all": 0.5}, {"sn": 1, "sw": 1, "all": 1}),  # as the published script
+        ("validation", "any", {"sn": 0, "sw": 1, "all": 1 / 3}, {"sn": 1, "sw": 1, "all": 1}),  # c counts in all
+    ],
+)
+def test_hall_by_hand(scenarios, tmp_path, call, capsys, split, mode, references, ours):
+    file, out = tmp_path / "ours.jsonl", tmp_path / "scores.json"
+    lines = [json.dumps({"study_id": name, "completion": COMPARES}) for name in "abc"[: 3 if split != "test" else 2]]
+    file.write_text("\n".join(lines))
+    given = ["--dataset", scenarios, "--split", split, "--predictions", f"ours={file}", "--out", out]
+    call(main, *given, "--hall_judge", "rule", "--hall_mode", mode)
+    hall = json.loads(out.read_text())["hall"]
+    assert (hall["judge"], hall["mode"]) == ("rule", mode)
+    assert hall["rates"]["references"] == pytest.approx(references)
+    assert hall["rates"]["ours"] == pytest.approx(ours)  # the report counts, not what was thought
+    assert hall["rates"][TEMPLATE]["all"] == 0
+    assert "judge: rule" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--split", "validation", "--hall_judge", "rule"], "not None; --hall_mode any needs no scenario"),
+        (["--hall_judge", "rules"], "there is no judge 'rules'; choose rule"),
+        (["--hall_judge", "discbert:/no/such"], "/no/such.*train_discbert"),
+        (["--hall_judge", "rule", "--hall_mode", "all"], "hall_mode"),
+    ],
+)
+def test_mistakes_with_the_judge(scenarios, tmp_path, call, arguments, said):
+    with pytest.raises(InputError, match=said):
+        call(main, "--dataset", scenarios, "--predictions", "a=x", "--out", tmp_path / "scores.json", *arguments)
+    assert not (tmp_path / "scores.json").exists()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from recipes.data.judges import RuleJudge, RuleRewriter, split_sentences
 from rewards.discbert import CATEGORIES
 from rewards.labelers import LexicalLabeler
+from rewards.labels import CheXpertState
 
 PC, PP, VIEW, COMM = CATEGORIES
 
@@ -20,6 +21,8 @@ PC, PP, VIEW, COMM = CATEGORIES
         ("Compared with the study of last week, the lungs are clear.", (PC,)),
         ("The pneumothorax has resolved.", (PC,)),
         ("Follow up to document resolution.", ()),  # a recommendation is kept
+        ("Follow up to document complete resolution.", ()),
+        ("Fluoroscopy would confirm this.", ()),  # not done yet
         ("High resolution CT is recommended.", ()),
         ("Calcified nodes from prior granulomatous disease.", ()),  # an old disease that is seen now
         ("Right effusion is worse on the left.", ()),  # sides are compared, not times
@@ -83,6 +86,7 @@ def test_sentences(text, count):
         ("Interval resolution of the left effusion.", "There is no left effusion."),
         ("Again seen are calcified granulomas.", "There are calcified granulomas."),
         ("Chest tube remains in place.", "Chest tube is in place."),
+        ("The cardiac silhouette has enlarged since the prior exam.", "The cardiac silhouette is enlarged."),
         ("Mild cardiomegaly, stable.", "Mild cardiomegaly."),
         ("The heart is normal in size and unchanged.", "The heart is normal in size."),
         ("Comparison is made with the study of last year.", ""),
@@ -95,6 +99,23 @@ def test_sentences(text, count):
         ("A nodule is seen on the lateral view.", "A nodule is seen."),
         ("The heart is normal in size for AP technique.", "The heart is normal in size."),
         ("The findings were communicated to Dr. X at 5 pm.", ""),
+        ("The patient is status post CABG and mitral valve replacement.", "There is prosthetic mitral valve."),
+        ("The heart size is stable.", "The heart size is not well evaluated."),  # uncertain by CheXpert's rules
+        ("Cardiomediastinal contours are unchanged.", "The mediastinal contours are not well evaluated."),
+        ("stable heart size and mediastinum .", "the heart size and mediastinal contours are not well evaluated ."),
+        ("Mildly enlarged but stable heart.", "Mildly enlarged heart."),  # its size is said: nothing is neutralised
+        ("Normal and stable heart size.", "Normal heart size."),
+        ("Heart size is stable. Cardiomegaly.", "Cardiomegaly."),  # said elsewhere
+        ("Heart size is normal. Stable heart.", "Heart size is normal."),  # no contradiction
+        (
+            "Stable heart. Heart is unchanged. Stable small effusion.",
+            "The heart size is not well evaluated. Small effusion.",  # said once
+        ),
+        (
+            "Mild cardiomegaly, stable mediastinum.",
+            "Mild cardiomegaly. The mediastinal contours are not well evaluated.",
+        ),
+        ("Distended mediastinum is unchanged.", "Distended mediastinum is present."),  # still told of: not neutralised
         ("Clear lungs.", "Clear lungs."),
         ("stable small effusion .", "small effusion ."),  # R2Gen's cleaning stays what it is
         ("", ""),
@@ -133,12 +154,45 @@ def test_a_whole_report_keeps_its_labels_and_its_recommendation():
     assert RuleRewriter().rewrite(after, CATEGORIES) == after
 
 
+def test_neutral_wording_is_uncertain_and_nothing_else():
+    """By the labeler's general rules, for either organ and both; CheXpert's own: "XXX is not well evaluated"."""
+    texts = ["Stable heart.", "Stable mediastinum.", "Heart size and mediastinal contours are stable."]
+    after = [RuleRewriter().rewrite(text, CATEGORIES) for text in texts]
+    named = [{1}, {0}, {0, 1}]  # Enlarged Cardiomediastinum, Cardiomegaly
+    expected = [[CheXpertState.UNCERTAIN if i in each else CheXpertState.BLANK for i in range(14)] for each in named]
+    assert LexicalLabeler()(after).tolist() == LexicalLabeler()(texts).tolist() == expected
+    assert not RuleJudge()(after).any()
+
+
+@pytest.mark.parametrize(
+    ("findings", "impression", "expected"),
+    [
+        ("Stable heart.", "Stable heart.", ["The heart size is not well evaluated."] * 2),  # each for its own labels
+        ("Heart is enlarged.", "Stable heart.", ["Heart is enlarged.", ""]),  # no contradiction across sections
+        ("Stable heart.", "Edema.", ["The heart size is not well evaluated.", "Edema."]),
+    ],
+)
+def test_sections_of_one_report(findings, impression, expected):
+    sections = {"findings": findings, "impression": impression}
+    assert list(RuleRewriter().rewrite_sections(sections, CATEGORIES).values()) == expected
+
+
+def test_what_only_the_sentences_together_hold_is_removed():
+    """A capital letter in what was rewritten makes two sentences of one, and takes the view its recommendation."""
+    assert RuleRewriter().rewrite("recommended. unchanged PA", CATEGORIES) == ""
+
+
 ODD = "unchanged Stable PA view. s/p Dr. No and ( XXXX ___ , Heart."
 
 
-@given(st.lists(st.sampled_from(f"{REPORT} {ODD}".split()), max_size=25).map(" ".join))
+@given(
+    st.lists(st.sampled_from(f"{REPORT} {ODD}".split()), max_size=25).map(" ".join),
+    st.sets(st.sampled_from(CATEGORIES)),
+)
 @settings(max_examples=150, deadline=None)
-def test_whatever_is_said_nothing_judged_stays(text):
-    after = RuleRewriter().rewrite(text, CATEGORIES)
-    assert not any(RuleJudge()([sentence]).any() for sentence in split_sentences(after))
+def test_whatever_is_said_nothing_judged_stays(text, categories):
+    after = RuleRewriter().rewrite(text, categories)
+    for judged in (after, *split_sentences(after)):
+        held = RuleJudge()([judged])[0]
+        assert not any(state and category in categories for category, state in zip(CATEGORIES, held, strict=True))
     assert RuleRewriter().rewrite(text, ()) == " ".join(split_sentences(text))
