@@ -93,7 +93,7 @@ class CheXbertModel(PreTrainedModel):
         embedding = states.last_hidden_state[:, 0]
         features = self.dropout(embedding)
         logits = [head(features) for head in self.linear_heads]
-        logits[-1] = nn.functional.pad(logits[-1], (0, STATES - 2), value=torch.finfo(embedding.dtype).min)
+        logits[-1] = nn.functional.pad(logits[-1], (0, STATES - 2), value=torch.finfo(logits[-1].dtype).min)
         logits = torch.stack(logits, dim=1)
         loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return CheXbertOutput(loss, logits, logits.argmax(-1), embedding, states.hidden_states)

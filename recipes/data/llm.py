@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,12 @@ class Answers:
         key = hashlib.blake2b(json.dumps([self.chat.name, messages]).encode(), digest_size=16).digest()
         with self.lock:
             found = self.kept.execute("SELECT answer FROM answers WHERE question = ?", (key,)).fetchone()
-            self.recalled += bool(found)
         if found:
-            return read(found[0])
+            with suppress(Refused):  # one that was kept under other rules is asked again
+                result = read(found[0])
+                with self.lock:
+                    self.recalled += 1
+                return result
         asked, wrong = messages, ""
         for _ in range(ASKS):
             with self.lock:
@@ -187,7 +191,7 @@ class Answers:
             except Refused as error:
                 wrong = str(error)
                 said = [{"role": "assistant", "content": answer}] if answer.strip() else []
-                correction = f"That is no valid answer: {wrong}. Answer again, with the JSON object only."
+                correction = f"That is no valid answer: {wrong}. Answer again, in the form that was asked for."
                 asked = [*messages, *said, {"role": "user", "content": correction}]
                 continue
             try:

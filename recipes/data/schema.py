@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from pyarrow import ArrowInvalid
+from pyarrow import ArrowInvalid, parquet
 
 from recipes.cli import InputError, replacing
 
@@ -77,6 +77,9 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images")) -> 
         if not files:
             raise InputError(f"{path} holds no train.parquet; {HOW_TO_BUILD}")
         try:
+            for file in files.values():
+                if not parquet.read_metadata(file).num_rows:  # datasets reads no empty split
+                    raise InputError(f"{file} has no rows; delete the file, or build the data set again")
             dataset = load_dataset("parquet", data_files=files, cache_dir=str(Path(path) / ".cache"))
         except (ArrowInvalid, DatasetGenerationError) as error:
             raise InputError(f"{path}: train.parquet or another split is damaged; build the data set again") from error

@@ -1,0 +1,90 @@
+"""Finds the sentences that weigh more in training (LLM-RG4's token-level loss weighting, Algorithm 1).
+
+    python recipes/weigh_tokens.py --dataset outputs/data/phantom --out outputs/data/phantom_weighed
+    python recipes/weigh_tokens.py --dataset outputs/data/rg4/sn --model outputs/chexbert \
+        --out outputs/data/rg4_weighed/sn --bf16 --tolerance 0.05 --token_budget 32768          # on a GPU
+
+`--model` is a CheXbert of recipes/convert_chexbert.py (the published one) or of recipes/train_chexbert.py. `--out`
+then holds the data set with the column `key_spans`: of each report the [start, end) characters of the sentences that
+its positive and uncertain labels rest on, for WeightedSFTTrainer and any tokenizer. token_weights.json tells how many
+there are, and how well the attributions add up. A run that was stopped goes on where it was when the same command is
+given again, with the same bytes in the end; what is finished lies beside `--out` until then.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.progress import track
+
+from recipes.cli import InputError, parse, replacing, run
+from recipes.data import token_weights
+from recipes.data.references import CHEXBERT
+from recipes.data.schema import read_build
+
+
+@dataclass
+class WeighArguments:
+    dataset: str = field(metadata={"help": "A built data set's folder, or its Hub id."})
+    out: str = field(metadata={"help": "Folder to write; an earlier result of the same settings gives way."})
+    model: str = field(default=CHEXBERT, metadata={"help": "A CheXbert's folder or its Hub id."})
+    splits: list[str] | None = field(default=None, metadata={"help": "Splits to weigh; none: all. Others stay."})
+    threshold: float = field(default=token_weights.THRESHOLD, metadata={"help": "Score that lifts a sentence."})
+    tolerance: float = field(default=0.01, metadata={"help": "Largest error of a label's sum of attributions."})
+    max_nodes: int = field(default=65, metadata={"help": "Points of a label's path at most."})
+    token_budget: int = field(default=4096, metadata={"help": "Tokens of a pass; BERT-base takes 1 MB for each."})
+    bf16: bool = field(default=False, metadata={"help": "Attributions in bfloat16; needs a larger tolerance."})
+
+
+def main() -> None:
+    (args,) = parse(WeighArguments)
+    out = Path(args.out)
+
+    ################
+    # Dataset
+    ################
+    splits = token_weights.read_splits(args.dataset)
+    if missing := [split for split in args.splits or () if split not in splits]:
+        raise InputError(f"{args.dataset} has no split {missing[0]!r} (has {', '.join(splits)})")
+    chosen = {split: splits[split] for split in args.splits or splits}
+    reports = {split: rows["report"][:] for split, rows in chosen.items()}
+
+    ################
+    # Model
+    ################
+    weigher = token_weights.TokenWeigher(
+        args.model, args.threshold, args.tolerance, args.max_nodes, args.token_budget, args.bf16
+    )
+    settings = {"dataset": args.dataset, "splits": sorted(chosen), **weigher.settings}
+    token_weights.check_out(out, args.dataset, settings)
+
+    ################
+    # Weights
+    ################
+    texts = list(dict.fromkeys(text for own in reports.values() for text in own))
+    shards = [texts[i : i + token_weights.SHARD] for i in range(0, len(texts), token_weights.SHARD)]
+    parts = out.with_name(f".{out.name}.parts")
+    weighed = {}
+    for shard in track(shards, description=f"{len(texts)} reports"):
+        weighed |= weigher.weigh_shard(shard, parts)
+
+    ################
+    # Writing
+    ################
+    figures = {split: token_weights.summarise(own, weighed) for split, own in reports.items()}
+    with replacing(out, marker="build.json") as folder:
+        folder.mkdir()
+        for split, rows in splits.items():
+            rows = token_weights.with_spans(rows, weighed) if split in chosen else rows
+            rows.to_parquet(folder / f"{split}.parquet")
+        build = read_build(args.dataset) | {"key_spans": settings}
+        (folder / "build.json").write_text(json.dumps(build, indent=2) + "\n")
+        (folder / "token_weights.json").write_text(json.dumps(settings | {"figures": figures}, indent=2) + "\n")
+    shutil.rmtree(parts)
+    for split, own in figures.items():
+        print(f"{split}: " + ", ".join(f"{name} {value:.4g}" for name, value in own.items()))
+
+
+if __name__ == "__main__":
+    run(main)
