@@ -9,7 +9,8 @@ installed torchxrayvision that it calls positive or uncertain for something, the
 
 captum is called as its users call it: LayerIntegratedGradients at the word embeddings with its defaults (50 points,
 Gauss-Legendre), one report and one label at a time, all points of a label in one batch. It is told the labels; ours
-finds them in the time that is measured. Both run on the same model and two threads. Errors are |sum of attributions -
+finds them in the time that is measured. Both run on the same model and two threads. Where 50 points leave captum's
+error above the tolerance of ours, a second ratio counts the fewest of 50, 100, 200, ... that do not (or 800). Errors are |sum of attributions -
 gap| / max(|gap|, 0.1) where gap = f(x) - f(baseline). Spans are compared report by report, those of bf16 with those of
 float32 on the trained model. Writes outputs/bench/token_weights/results.json. A figure is not a test: exits 0 whether
 or not the bars hold.
@@ -44,6 +45,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEACHING = 45  # seconds
 REPORTS = {"base, random": 4, "tiny, random": 30, "tiny, trained": 30}  # that have a label
 STEPS = 50  # captum's default
+MOST_STEPS = 800
 
 
 def build_base(tokenizer) -> CheXbertModel:
@@ -106,16 +108,27 @@ def compare(model: CheXbertModel, tokenizer, reports: list[str], count: int, fol
         given = [captum.attribute(tokens, baseline, label, additional_forward_args=(mask,)) for label in own]
         maps.append([each.sum(-1)[0].numpy() for each in given])
     captum_seconds = time.perf_counter() - start
-    same = []
+    exact_seconds, same = 0.0, []
     for text, row, own, their, places, mine in zip(chosen, rows, labels, maps, offsets, ours, strict=True):
         tokens = torch.tensor([row])
         baseline = torch.full_like(tokens, pad)
         baseline[:, [0, -1]] = tokens[:, [0, -1]]
         with torch.no_grad():
             gaps = model(input_ids=tokens).logits[0] - model(input_ids=baseline).logits[0]
+        mask = torch.ones_like(tokens)
         for label, each in zip(own, their, strict=True):
             gap = float(gaps[label])
             errors.append(abs(float(each.sum()) - gap) / max(abs(gap), 0.1))
+            steps, error = STEPS // 2, 1.0
+            while error > weigher.tolerance and steps < MOST_STEPS:  # what captum needs to be as exact
+                steps *= 2
+                start = time.perf_counter()
+                given = captum.attribute(
+                    tokens, baseline, label, additional_forward_args=(mask,), n_steps=steps, internal_batch_size=STEPS
+                )
+                spent = time.perf_counter() - start
+                error = abs(float(given.sum()) - gap) / max(abs(gap), 0.1)
+            exact_seconds += spent
         characters, sentences = original_places(text), sentence_spans(text)
         scores = score_tokens(np.array([each[1:-1] for each in their], dtype=float))
         keys = find_key_sentences(sentences, [characters[a] for a, _ in places[1:-1]], scores, weigher.threshold)
@@ -128,6 +141,7 @@ def compare(model: CheXbertModel, tokenizer, reports: list[str], count: int, fol
         "captum_reports_per_second": len(chosen) / captum_seconds,
         "reports_per_second": len(chosen) / our_seconds,
         "ratio": captum_seconds / our_seconds,
+        "ratio_at_our_tolerance": exact_seconds / our_seconds,
         "mean_nodes": float(np.mean([label[2] for each in ours for label in each.labels])),
         "mean_error": float(np.mean(own_errors)),
         "largest_error": max(own_errors),
@@ -163,9 +177,11 @@ def main() -> None:
                 pairs = [(a.spans, b.spans) for a, b in zip(exact, rough, strict=True) if a.labels]
                 row["bf16_same_spans"] = sum(a == b for a, b in pairs) / len(pairs)
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
-        error, same, ratio = row["largest_error"], row["same_spans"], row["ratio"]
+        error, same = row["largest_error"], row["same_spans"]
+        equal = "_at_our_tolerance" if row["captum_largest_error"] > 0.01 else ""
+        ratio, title = row["ratio" + equal], "captum of equal error" if equal else "captum"
         checks += [
-            {"name": f"{name}: reports/s, ours / captum", "value": ratio, "bar": ">= 4", "holds": ratio >= 4},
+            {"name": f"{name}: reports/s, ours / {title}", "value": ratio, "bar": ">= 4", "holds": ratio >= 4},
             {"name": f"{name}: largest error", "value": error, "bar": "<= 0.01", "holds": error <= 0.01},
             {"name": f"{name}: reports of the same spans", "value": same, "bar": ">= 0.95", "holds": same >= 0.95},
         ]
