@@ -10,10 +10,10 @@ installed torchxrayvision that it calls positive or uncertain for something, the
 captum is called as its users call it: LayerIntegratedGradients at the word embeddings with its defaults (50 points,
 Gauss-Legendre), one report and one label at a time, all points of a label in one batch. It is told the labels; ours
 finds them in the time that is measured. Both run on the same model and two threads. Where 50 points leave captum's
-error above the tolerance of ours, a second ratio counts the fewest of 50, 100, 200, ... that do not (or 800). Errors are |sum of attributions -
-gap| / max(|gap|, 0.1) where gap = f(x) - f(baseline). Spans are compared report by report, those of bf16 with those of
-float32 on the trained model. Writes outputs/bench/token_weights/results.json. A figure is not a test: exits 0 whether
-or not the bars hold.
+error above the tolerance of ours, a second ratio counts the fewest of 50, 100, 200, ... that do not (or 800). Errors
+are |sum of attributions - gap| / max(|gap|, 0.1) where gap = f(x) - f(baseline). Spans are compared report by report,
+those of bf16 with those of float32 on the trained model. A figure is not a test: exits 0 whether or not the bars hold.
+Writes outputs/bench/token_weights/results.json.
 """
 
 import random
