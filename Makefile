@@ -5,7 +5,7 @@ SEEDS ?= 0
 BIN := .venv/bin
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: .venv/installed ## make .venv once; again only when requirements.txt changes
 
@@ -19,6 +19,12 @@ setup: .venv/installed ## make .venv once; again only when requirements.txt chan
 demo: setup ## GRPO on two CPU cores, from nothing to outputs/demo/index.html (DATA=phantom|openi, SEEDS="0 1 2")
 	$(BIN)/python recipes/demo.py --data $(DATA) --seeds $(SEEDS)
 
+demo-llmrg4: setup ## LLM-RG4's two stages on two CPU cores, to outputs/demo-llmrg4/index.html (SEEDS="0 1 2")
+	$(BIN)/python recipes/demo_llmrg4.py --seeds $(SEEDS)
+
+demo-lmrrg: setup ## LM-RRG's stage 1 and PPO on RadCliQ on two CPU cores, to outputs/demo-lmrrg/index.html (SEEDS="0 1 2")
+	$(BIN)/python recipes/demo_lmrrg.py --seeds $(SEEDS)
+
 test: setup ## the whole test suite: no network, no GPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
@@ -30,4 +36,4 @@ bench: setup ## all benches, or one: make bench NAME=labeler
 	@set -e; for bench in $(if $(NAME),tests/bench/$(NAME).py,$(wildcard tests/bench/*.py)); do \
 		echo "== $$bench"; HF_HUB_OFFLINE=1 $(BIN)/python $$bench; done
 
-.PHONY: help setup demo test style bench
+.PHONY: help setup demo demo-llmrg4 demo-lmrrg test style bench

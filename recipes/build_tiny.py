@@ -1,20 +1,26 @@
-"""Builds a tiny Qwen2.5-VL for a data set: tokenizer from its reports, random weights, then a warm-up.
+"""Builds a tiny Qwen2.5-VL or LLM-RG4 for a data set: tokenizer from its reports, random weights, then a warm-up.
 
     python recipes/build_tiny.py --dataset outputs/data/phantom --warm_up outputs/data/balanced \\
         --out outputs/phantom/tiny
+    python recipes/build_tiny.py --system llmrg4 --prompt_file prompts/llmrg4.txt --chexbert outputs/chexbert \\
+        --dataset outputs/data/phantom_rg4 --warm_up outputs/data/balanced_mn --out outputs/llmrg4/tiny
 
 Real systems start from a medical image encoder and a language model that knows the field. The warm-up stands for both:
 on another built data set (best a balanced phantom, where no finding is rare) the vision tower learns to tell the
-findings apart, and the language model to name and to describe them. recipes/sft_mrgr1.py comes next.
+findings apart, and the language model to name and to describe them. recipes/sft_mrgr1.py comes next. LLM-RG4's fusion
+stays untrained, its decoder learns from text alone (recipes/data/demo_warm_up.py), recipes/sft_llmrg4.py comes next.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from modeling.tiny import build_qwen2_5_vl, train_tokenizer, warm_up
+from modeling.tiny_llmrg4 import build_llmrg4
 from recipes.cli import InputError, parse, read_prompt, replacing, run
-from recipes.data.samples import write_answer
+from recipes.data.demo_warm_up import read_priors_with, warm_up_llmrg4
+from recipes.data.samples import columns_of, fill_prompt, write_answer
 from recipes.data.schema import read_split
 from rewards.labels import FINDINGS
 
@@ -23,6 +29,11 @@ from rewards.labels import FINDINGS
 class TinyArguments:
     dataset: str = field(metadata={"help": "The built data set whose reports make the tokenizer."})
     out: str = field(metadata={"help": "Folder of the new model."})
+    system: Literal["qwen2_5_vl", "llmrg4"] = field(default="qwen2_5_vl")
+    chexbert: str | None = field(
+        default=None,
+        metadata={"help": "llmrg4: a tiny CheXbert that reads prior reports, for CXR-BERT; none: random."},
+    )
     warm_up: str | None = field(default=None, metadata={"help": "A built data set for the warm-up; none: no warm-up."})
     warm_up_steps: int = field(default=300)
     prompt_file: str = field(default="prompts/mrgr1_tiny.txt", metadata={"help": "The prompt of the later training."})
@@ -36,6 +47,18 @@ def main() -> None:
     (args,) = parse(TinyArguments)
     if args.image_size % 28 or args.hidden_size % 64 or args.vocab_size < 280:
         raise InputError("--image_size is a multiple of 28, --hidden_size a multiple of 64, --vocab_size at least 280")
+    if args.system == "llmrg4":
+        model, processor = make_llmrg4(args)
+    else:
+        model, processor = make_qwen2_5_vl(args)
+    with replacing(args.out, marker="config.json") as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
+
+
+def make_qwen2_5_vl(args: TinyArguments) -> tuple:
+    """The model, warmed up on images with their reports, and its processor."""
     rows = read_split(args.dataset, "train", ("report", "labels"))
     answers = [write_answer(row["labels"], row["report"]) for row in rows.select_columns(["labels", "report"])]
     tokenizer = train_tokenizer([*answers, read_prompt(args.prompt_file)], args.vocab_size)
@@ -48,10 +71,32 @@ def main() -> None:
         images = [row["images"][0] for row in rows]
         answers = [write_answer(row["labels"], row["report"]) + "<|im_end|>" for row in rows]
         warm_up(model, processor, images, targets, read_prompt(args.prompt_file), answers, args.warm_up_steps)
-    with replacing(args.out, marker="config.json") as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-    print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+    return model, processor
+
+
+def make_llmrg4(args: TinyArguments) -> tuple:
+    """The model, its image encoder and its decoder warmed up each by itself, and its processor."""
+    prompt = read_prompt(args.prompt_file)
+    rows = read_split(args.dataset, "train", columns_of(prompt, "frontal+lateral")).remove_columns("images")
+    texts = [text for row in rows for text in (fill_prompt(prompt, row), row["report"])]
+    model, processor = build_llmrg4(
+        texts,
+        image_size=args.image_size,
+        hidden_size=args.hidden_size,
+        text_layers=3,
+        vision_size=args.hidden_size,
+        vision_layers=3,
+        num_visual_tokens=16,
+        fusion="interleaved",
+        vocab_size=args.vocab_size,
+        seed=args.seed,
+    )
+    if args.chexbert:
+        model, processor = read_priors_with(args.chexbert, model, processor)
+    if args.warm_up:
+        rows = read_split(args.warm_up, "train", (*columns_of(prompt, "all"), "labels", "impression"))
+        warm_up_llmrg4(model, processor, rows, prompt, args.warm_up_steps)
+    return model, processor
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from pyarrow.compute import list_value_length
 from rich.progress import track
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
 from recipes.cli import InputError, check_model, parse, read_prompt, run
-from recipes.data.samples import to_samples
+from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
 
 
@@ -34,7 +35,10 @@ class GenerateArguments:
     views: str = field(default="each", metadata={"help": "each image a sample, frontal, or all at once."})
     batch_size: int = field(default=16)
     max_new_tokens: int = field(default=512)
+    min_new_tokens: int = field(default=0)
     num_beams: int = field(default=1)
+    repetition_penalty: float = field(default=1.0)
+    length_penalty: float = field(default=1.0, metadata={"help": "Of beam search; above 1 favours long reports."})
     temperature: float = field(default=0.0, metadata={"help": "0: greedy or beam search; above: sampling."})
     min_pixels: int | None = field(default=None)
     max_pixels: int | None = field(default=None)
@@ -45,18 +49,27 @@ class GenerateArguments:
 
 
 def shuffled_images(samples: Dataset, seed: int) -> Dataset:
-    """`samples` with the images exchanged between studies around one random cycle, so that no study keeps its own."""
+    """`samples` with the images exchanged between studies around random cycles, so that no study keeps its own.
+
+    A cycle joins the studies whose samples have as many images; one that is alone in that goes into the first cycle.
+    """
     studies: dict[str, list[int]] = {}
     for row, study in enumerate(samples["study_id"]):
         studies.setdefault(study, []).append(row)
     if len(studies) < 2:
         raise InputError("--shuffle_images needs at least two studies")
-    rows = list(studies.values())
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    partner = [0] * len(samples)
-    for study, other in zip(order, order[1:] + order[:1], strict=True):
-        for position, row in enumerate(rows[study]):  # frontal takes frontal where both have it
-            partner[row] = rows[other][position % len(rows[other])]
+    sizes = list_value_length(samples.with_format("arrow")[:]["images"]).to_pylist()
+    alike: dict[int, list[list[int]]] = {}
+    for rows in studies.values():
+        alike.setdefault(max(sizes[row] for row in rows), []).append(rows)
+    cycles = [each for each in alike.values() if len(each) > 1] or [[]]
+    cycles[0] += [rows for each in alike.values() if len(each) == 1 for rows in each]
+    generator, partner = torch.Generator().manual_seed(seed), [0] * len(samples)
+    for rows in cycles:
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        for study, other in zip(order, order[1:] + order[:1], strict=True):
+            for position, row in enumerate(rows[study]):  # frontal takes frontal where both have it
+                partner[row] = rows[other][position % len(rows[other])]
     images = samples.select_columns("images").select(partner)
     return concatenate_datasets([samples.remove_columns("images"), images], axis=1)
 
@@ -87,8 +100,9 @@ def main() -> None:
     set_seed(args.seed)
     if args.batch_size < 1 or args.max_new_tokens < 1:
         raise InputError("--batch_size and --max_new_tokens must be at least 1")
-    rows = read_split(args.dataset, args.split)
-    samples = to_samples(rows, read_prompt(args.prompt_file), args.views, keep=("study_id",))
+    prompt = read_prompt(args.prompt_file)
+    rows = read_split(args.dataset, args.split, columns_of(prompt, args.views))
+    samples = to_samples(rows, prompt, args.views, keep=("study_id",))
     if args.shuffle_images:
         samples = shuffled_images(samples, args.seed)
     samples = samples.select(range(min(args.limit or len(samples), len(samples))))
@@ -99,13 +113,17 @@ def main() -> None:
         return
 
     check_model(args.model)
+    adapter = Path(args.model) / "adapter_config.json"
+    if adapter.is_file() and json.loads(adapter.read_text())["modules_to_save"]:
+        raise InputError(f"{args.model} is an adapter that transformers reads in part: name the run's own folder")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
     pixels = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
     processor = AutoProcessor.from_pretrained(
         args.model, padding_side="left", **{name: value for name, value in pixels.items() if value}
     )
-    options = {"do_sample": args.temperature > 0, "num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
+    names = ("num_beams", "max_new_tokens", "min_new_tokens", "repetition_penalty", "length_penalty")
+    options = {"do_sample": args.temperature > 0, **{name: getattr(args, name) for name in names}}
     if args.temperature > 0:
         options |= {"temperature": args.temperature, "top_k": 0, "top_p": 1.0}
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)

@@ -16,11 +16,13 @@ MEASURES = {"MCCS": np.mean, "micro-F1 13": micro_f1}
 LABELS = "13 labels, uncertain as positive"
 
 
-def compare_systems(dataset: str, predictions: dict[int, dict[str, str]], labeler, margin: float = 0.2) -> dict:
+def compare_systems(
+    dataset: str, predictions: dict[int, dict[str, str]], labeler, margin: float = 0.2, own: str = GRPO
+) -> dict:
     """Scores generated test reports; all values are fractions of 1.
 
     `predictions`: seed -> system -> JSONL file of recipes/generate.py, one report per study. Returns `systems` (every
-    figure of recipes/evaluate.py per seed), `table` (means over the seeds) and `differences`: GRPO minus each other
+    figure of recipes/evaluate.py per seed), `table` (means over the seeds) and `differences`: `own` minus each other
     system in `MEASURES` with 95 % intervals of a paired bootstrap over studies, per seed and pooled, where a study's
     reports from all seeds are drawn together.
     """
@@ -46,9 +48,9 @@ def compare_systems(dataset: str, predictions: dict[int, dict[str, str]], labele
             found["micro-F1 13"].append(match_counts(*present))
 
     differences = []
-    for other in (name for name in scores if name != GRPO):
+    for other in (name for name in scores if name != own):
         for quantity, statistic in MEASURES.items():
-            first, second = (np.stack(scores[name][quantity], axis=-2) for name in (GRPO, other))
+            first, second = (np.stack(scores[name][quantity], axis=-2) for name in (own, other))
             parts = {str(seed): (first[..., [i], :], second[..., [i], :]) for i, seed in enumerate(predictions)}
             for which, pair in {**parts, "pooled": (first, second)}.items():
                 difference, low, high = paired_bootstrap(statistic, *pair)
@@ -85,7 +87,7 @@ def _mean_row(seeds: list[dict]) -> dict[str, float]:
 
 
 def pooled(figures: dict, other: str, measure: str) -> dict:
-    """The pooled entry of `differences` for GRPO minus `other`."""
+    """The pooled entry of `differences` for the own system minus `other`."""
     wanted = {"minus": other, "measure": measure, "seed": "pooled"}
     return next(entry for entry in figures["differences"] if wanted.items() <= entry.items())
 

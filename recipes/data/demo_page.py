@@ -140,6 +140,8 @@ def describe_study(row: dict, completions: dict[str, str], margin: float) -> dic
         )
     return {
         "study_id": row["study_id"],
+        "scenario": row["scenario"],
+        "prior_report": row["prior_report"],
         "images": [base64.b64encode(image["bytes"]).decode() for image in row["images"]],
         "reference": row["report"],
         "states": {
@@ -157,16 +159,20 @@ def write_page(
     rows: Dataset,
     predictions: dict[str, str],
     histories: dict[int, list[dict]],
+    template: str = "demo_page.html.jinja",
+    own: str = GRPO,
+    beside: str = SFT,
+    curves: dict[str, str] = CURVES,
 ) -> None:
     """Writes the self-contained page.
 
     `results`: what results.json holds (`data`, `seeds`, `stages` and the figures of `compare_systems`). `rows`: the
     test split with the labels of the same labeler. `predictions`: system -> JSONL file of the seed whose reports are
-    shown. `histories`: seed -> log of its GRPO run.
+    shown, those of the systems `beside` and `own`. `histories`: seed -> log of its run, of which `curves` are drawn.
     """
     encoded = rows.cast_column("images", List(Image(decode=False)))
     known = dict.fromkeys(encoded["study_id"])
-    texts = {name: read_predictions(predictions[name], known) for name in (SFT, GRPO)}
+    texts = {name: read_predictions(predictions[name], known) for name in (beside, own)}
     studies = []
     for i in choose_studies(encoded["labels"]):
         row = encoded[i]
@@ -175,9 +181,9 @@ def write_page(
     margins = {
         other: {measure: pooled(results, other, measure) for measure in MEASURES}
         for other in results["table"]
-        if other != GRPO
+        if other != own
     }
-    drawn = [draw_curve(histories, key, title) for key, title in CURVES.items()]
+    drawn = [draw_curve(histories, key, title) for key, title in curves.items()]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -185,8 +191,9 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("demo_page.html.jinja").render(
+    page = environment.get_template(template).render(
         **results,
+        own=own,
         checks=checks,
         margins=margins,
         curves=[curve for curve in drawn if curve],

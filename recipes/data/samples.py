@@ -1,11 +1,16 @@
 """From a row of the schema to what TRL's trainers read: `prompt`, `images` and, for SFT, `completion`."""
 
+import re
+
 from datasets import Dataset, Image, List
 
+from modeling.processing_llmrg4 import check_views, mark_prior
 from recipes.cli import InputError
 from rewards.labels import FINDINGS, CheXpertState
 
-VIEWS = ("each", "frontal", "all")
+VIEWS = ("each", "frontal", "all", "frontal+lateral")
+FIELD = re.compile(r"\{(prior_report|indication|history|sections|view)\}")  # what a prompt may have of each study
+FRONTAL = {"PA": "posteroanterior (PA)", "AP": "anteroposterior (AP)"}
 
 
 def write_reasoning(labels: list[int]) -> str:
@@ -26,18 +31,48 @@ def write_answer(labels: list[int], report: str) -> str:
     return f"<think>{write_reasoning(labels)}</think>\n<report>{report}</report>"
 
 
+def fill_prompt(prompt: str, study: dict) -> str:
+    """`prompt` with its fields filled from one row of the schema; a prompt without fields comes back as it is.
+
+    `{prior_report}`: marked for LLM-RG4's processor. `{indication}`, `{history}`: a line each. All three are empty
+    where the study has none. `{view}`: of the first image. `{sections}`: findings, impression, or both, as the study's
+    report holds them, so that with `{view}` there are nine instructions (RG-053).
+    """
+
+    def fill(field: re.Match) -> str:
+        name = field[1]
+        if name == "prior_report":
+            return mark_prior(study[name])
+        if name == "view":
+            return FRONTAL.get(study["views"][0], "frontal")
+        if name == "sections":
+            held = [each for each in ("findings", "impression") if study[each] and study[each] in study["report"]]
+            return " and ".join(held) or "findings"
+        return f"{name.capitalize()}: {study[name].strip()}\n" if study[name] else ""
+
+    return FIELD.sub(fill, prompt)
+
+
+def columns_of(prompt: str, views: str) -> tuple[str, ...]:
+    """The columns that `to_samples` needs for `prompt` and `views`."""
+    inputs = ("views", "indication", "history", "prior_report", "findings", "impression") * bool(FIELD.search(prompt))
+    return ("study_id", "report", "images", *(inputs or ("views",) * (views == "frontal+lateral")))
+
+
 def to_samples(
     rows: Dataset, prompt: str, views: str = "each", completion: str | None = None, keep: tuple[str, ...] = ()
 ) -> Dataset:
     """Samples with `prompt` (chat messages), `images` and the columns `keep`.
 
-    `views`: `each` makes every image a sample of its own with the study's report (MRG-R1 section IV-A), `frontal`
-    keeps a study's first image, `all` gives all of them at once. `completion`: `plain` adds the report as the
-    assistant's message, `reasoning` adds `write_answer` of it.
+    `prompt` may have the fields of `fill_prompt`. `views`: `each` makes every image a sample of its own with the
+    study's report (MRG-R1 section IV-A), `frontal` keeps a study's first image, `all` gives all of them at once,
+    `frontal+lateral` too, as LLM-RG4 takes them: raises InputError naming the study where they are not a frontal one
+    and at most one lateral after it. `completion`: `plain` adds the report as the assistant's message, `reasoning`
+    adds `write_answer` of it.
     """
     if views not in VIEWS:
         raise InputError(f"views must be one of {', '.join(VIEWS)}, not {views!r}")
-    message = [{"role": "user", "content": prompt.strip()}]
+    prompt, has_fields = prompt.strip(), FIELD.search(prompt) is not None
     encoded = rows.cast_column("images", List(Image(decode=False)))  # moved about without decoding
 
     def explode(batch: dict) -> dict:
@@ -45,17 +80,26 @@ def to_samples(
         for i, images in enumerate(batch["images"]):
             if not images:
                 raise InputError(f"study {batch['study_id'][i]} has no image")
+            text = prompt
+            try:
+                if views == "frontal+lateral":
+                    check_views(batch["views"][i])
+                    if len(images) != len(batch["views"][i]):
+                        raise ValueError(f"{len(images)} images have {len(batch['views'][i])} views")
+                if has_fields:
+                    text = fill_prompt(prompt, {name: values[i] for name, values in batch.items()})
+            except ValueError as error:
+                raise InputError(f"study {batch['study_id'][i]}: {error}") from error
+            message = [{"role": "user", "content": text}]
             report = batch["report"][i]
-            text = report
-            if completion == "reasoning":
-                text = write_answer(batch["labels"][i], report)
-            for chosen in {"each": [[image] for image in images], "frontal": [images[:1]], "all": [images]}[views]:
+            answer = write_answer(batch["labels"][i], report) if completion == "reasoning" else report
+            for chosen in {"each": [[image] for image in images], "frontal": [images[:1]]}.get(views, [images]):
                 out["prompt"].append(message)
                 out["images"].append(chosen)
                 for name in keep:
                     out[name].append(batch[name][i])
                 if completion:
-                    out["completion"].append([{"role": "assistant", "content": text}])
+                    out["completion"].append([{"role": "assistant", "content": answer}])
         return out
 
     samples = encoded.map(explode, batched=True, batch_size=256, remove_columns=encoded.column_names)

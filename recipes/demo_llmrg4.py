@@ -1,0 +1,148 @@
+"""The demo of LLM-RG4 on two CPU cores, from no data to a page: token weights, two stages, four input scenarios.
+
+    make demo-llmrg4                                      # python recipes/demo_llmrg4.py --seeds 0
+    make demo-llmrg4 SEEDS="0 1 2"
+
+Each stage is a command that is printed before it runs, so that it can be run by hand; outputs/demo-llmrg4/logs has its
+output. A stage that has finished is not run again unless its command, its config file or one of its inputs changed
+(`--fresh` starts over). The same two stages are trained with and without token weights (TLW), side by side. At the end
+outputs/demo-llmrg4 holds results.json and index.html.
+"""
+
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import disable_progress_bars
+from rich.console import Console
+from rich.table import Table
+
+from recipes.cli import InputError, parse, report, run
+from recipes.data.demo_figures import compare_systems
+from recipes.data.demo_page import read_history, write_page
+from recipes.data.demo_scenarios import PLAIN, SHUFFLED, TLW, compare_scenarios, make_checks
+from recipes.data.demo_stages import Stages
+from recipes.data.references import load_labeler, with_labels
+from recipes.data.schema import read_split
+
+PHANTOM = ["recipes/build_phantom.py", "--n_validation", "1"]
+DATA = [*PHANTOM, "--scenarios", "sn,sw,mn,mw", "--balanced", "--seed", "30", "--n_train", "3000", "--n_test", "1000"]
+BALANCED = [*PHANTOM, "--scenarios", "mn", "--balanced", "--seed", "31", "--n_train", "3000", "--n_test", "1"]
+LABELER = ["recipes/train_chexbert.py", "--texts", "20000", "--bar", "0.9"]
+TINY = ["recipes/build_tiny.py", "--system", "llmrg4", "--prompt_file", "prompts/llmrg4.txt"]
+TRAIN = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", "recipes/sft_llmrg4.py"]
+CONFIG = "recipes/configs/llmrg4/demo_stage{}.yaml"
+GENERATE = ["recipes/generate.py", "--prompt_file", "prompts/llmrg4.txt", "--views", "frontal+lateral"]
+GENERATE += ["--split", "test", "--batch_size", "64", "--max_new_tokens", "100"]
+CURVES = {"loss": "Loss, key tokens weighed", "mean_token_accuracy": "Token accuracy"}
+MINUTES = 12
+
+
+@dataclass
+class DemoArguments:
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Training seeds, one run each."})
+    out: str = field(default="outputs/demo-llmrg4", metadata={"help": "Folder for all, from the project root."})
+    fresh: bool = field(default=False, metadata={"help": "Run every stage again."})
+
+
+def main() -> None:
+    (args,) = parse(DemoArguments)
+    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+        raise InputError(f"--seeds takes different numbers from 0 on, not {args.seeds}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a running stage is ended too
+    disable_progress_bars()  # they would break the table of the stages
+    os.chdir(Path(__file__).parents[1])
+    if args.fresh and Path(args.out).is_dir():
+        shutil.rmtree(args.out)
+
+    ################
+    # Stages
+    ################
+    data, balanced, labeler, weighed = (f"{args.out}/{name}" for name in ("data", "balanced", "labeler", "weighed"))
+    predictions = {}
+    with Stages(args.out) as stages:
+        made = [("data", data, DATA), ("balanced data", balanced, BALANCED)]
+        stages.run(*((name, out, [*command, "--out", out]) for name, out, command in made))
+        stages.run(("labeler", labeler, [*LABELER, "--dataset", data, "--output_dir", labeler]))
+        weigh = [
+            "recipes/weigh_tokens.py",
+            "--dataset",
+            data,
+            "--model",
+            labeler,
+            "--out",
+            weighed,
+            "--splits",
+            "train",
+        ]
+        stages.run(("token weights", weighed, weigh))
+        for seed in args.seeds:
+            own = f"{args.out}/seed{seed}"
+            tiny = f"{own}/tiny"
+            build = [
+                *TINY,
+                "--chexbert",
+                labeler,
+                "--dataset",
+                data,
+                "--warm_up",
+                balanced,
+                "--seed",
+                str(seed),
+                "--out",
+                tiny,
+            ]
+            stages.run((f"seed {seed}: tiny model", tiny, build))
+            starts = {TLW: tiny, PLAIN: tiny}
+            for stage in (1, 2):
+                jobs = []
+                for system, weight in ((TLW, []), (PLAIN, ["--key_weight", "1"])):
+                    out = f"{own}/stage{stage}{'' if system == TLW else '_plain'}"
+                    command = [*TRAIN, "--config", CONFIG.format(stage), "--seed", str(seed), *weight]
+                    command += ["--model_name_or_path", starts[system], "--dataset", weighed, "--output_dir", out]
+                    jobs.append((f"seed {seed}: stage {stage}, {system}", out, command))
+                    starts[system] = out
+                stages.run(*jobs)
+            predictions[seed], jobs = {}, []
+            for system, model in {**starts, SHUFFLED: starts[TLW]}.items():
+                control = ["--shuffle_images"] if system == SHUFFLED else []
+                file = f"{model}_shuffled.jsonl" if control else f"{model}.jsonl"
+                command = [*GENERATE, *control, "--model", model, "--dataset", data, "--out", file]
+                jobs.append((f"seed {seed}: reports of {system}", file, command))
+                predictions[seed][system] = file
+            stages.run(*jobs[:2])
+            stages.run(*jobs[2:])
+
+    ################
+    # Figures
+    ################
+    started, judge = time.monotonic(), load_labeler("lexical")
+    figures = compare_systems(data, predictions, judge, own=TLW) | compare_scenarios(data, predictions, judge)
+    seconds = {**stages.seconds(), "figures": time.monotonic() - started}
+    per_seed = sum(value / (len(args.seeds) if stage.startswith("seed ") else 1) for stage, value in seconds.items())
+    checks = make_checks(figures, per_seed / 60, MINUTES, stages.peak_memory_gb())
+    results = {"data": "phantom", "seeds": args.seeds, "stages": seconds, **figures}
+    table = Table("system", "scenario", *next(iter(figures["scenarios"].values()))["sn"], title=f"seeds {args.seeds}")
+    for system, by_scenario in figures["scenarios"].items():
+        for scenario, row in by_scenario.items():
+            table.add_row(
+                system, scenario, *(str(value) if name == "studies" else f"{value:.3f}" for name, value in row.items())
+            )
+    Console(width=120).print(table)
+    report(args.out, results, checks)
+
+    ################
+    # Page
+    ################
+    rows = with_labels(read_split(data, "test"), data, judge)
+    logs = {seed: read_history(f"{args.out}/seed{seed}/stage2") for seed in args.seeds}
+    page = {"template": "demo_llmrg4.html.jinja", "own": TLW, "beside": PLAIN, "curves": CURVES}
+    write_page(f"{args.out}/index.html", results, checks, rows, predictions[args.seeds[0]], logs, **page)
+    print(f"{args.out}/index.html shows it all; {args.out}/results.json has the figures")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,119 @@
+"""LLM-RG4's supervised fine-tuning in two stages, key sentences weighing more (TLW).
+
+    accelerate launch recipes/sft_llmrg4.py --stage 1                                       # MIMIC-RG4, as the paper
+    accelerate launch recipes/sft_llmrg4.py --stage 2 --config recipes/configs/llmrg4/mimic_rg4_stage2.yaml
+
+Stage 1 trains the token fusion (ATF) alone, on frontal images without prior reports (sn). Stage 2 starts from its
+checkpoint, adds the fusion's modules for lateral images and prior reports, and trains ATF and LoRA on the decoder, on
+all four scenarios. `--key_weight 1` is the paper's ablation without TLW. Either stage ends in a folder that
+`AutoModelForImageTextToText.from_pretrained` and `AutoProcessor.from_pretrained` read: LoRA is merged.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+from datasets import concatenate_datasets
+from trl import ModelConfig, get_peft_config
+
+from recipes.cli import InputError, check_hardware, parse, read_prompt, resume_from, run, save_run
+from recipes.data.samples import columns_of, to_samples
+from recipes.data.schema import read_split
+from recipes.trainers.interrupt import SaveOnInterrupt
+from recipes.trainers.llmrg4 import (
+    SCENARIOS,
+    ScenarioSFTConfig,
+    ScenarioSFTTrainer,
+    check_key_spans,
+    count_tokens,
+    load_start,
+    report_long_priors,
+)
+
+VIEWS = "frontal+lateral"
+
+
+@dataclass
+class RecipeArguments:
+    stage: Literal[1, 2] = field(metadata={"help": "1: the fusion alone, on sn; 2: fusion and LoRA, on all."})
+    dataset: list[str] = field(metadata={"help": "Built data sets, folders or Hub ids; their train splits together."})
+    scenarios: list[str] = field(
+        default_factory=lambda: list(SCENARIOS), metadata={"help": "Rows of these are used (Table 5)."}
+    )
+    prompt_file: str = field(default="prompts/llmrg4.txt", metadata={"help": "A path, or a file beside the recipes."})
+    fusion: Literal["atf", "interleaved"] = field(default="atf", metadata={"help": "Of stage 2 (Table 4)."})
+    vision: str = field(default="microsoft/rad-dino", metadata={"help": "Stage 1 without a model: image encoder."})
+    text: str = field(default="microsoft/BiomedVLP-CXR-BERT-specialized", metadata={"help": "Its prior's encoder."})
+    decoder: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "Its decoder, of the Llama family."})
+    projector: Literal["linear", "mlp"] = field(default="linear", metadata={"help": "Its projections (A-37)."})
+    num_visual_tokens: int = field(default=128, metadata={"help": "Its N."})
+    max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
+
+
+def main() -> None:
+    args, training_args, model_args = parse(
+        RecipeArguments, ScenarioSFTConfig, ModelConfig, default_config="configs/llmrg4/mimic_rg4_stage1.yaml"
+    )
+    check_hardware(training_args, model_args)
+    resume = resume_from(training_args)
+    if args.stage == 1 and args.scenarios != ["sn"]:
+        raise InputError(f"stage 1 trains on sn alone, not on --scenarios {' '.join(args.scenarios)}")
+
+    ################
+    # Dataset
+    ################
+    prompt = read_prompt(args.prompt_file)
+    columns = (*columns_of(prompt, VIEWS), "scenario", "prior_report", "key_spans")
+    rows = concatenate_datasets([read_split(name, "train", columns) for name in args.dataset])
+    kept = [i for i, scenario in enumerate(rows["scenario"]) if scenario in args.scenarios]
+    if not kept:
+        raise InputError(f"no row of {', '.join(args.dataset)} has a scenario of {', '.join(args.scenarios)}")
+    rows = rows.select(kept[: args.max_samples])
+    if training_args.key_weight != 1:
+        check_key_spans(rows, args.dataset)
+    dataset = to_samples(rows, prompt, VIEWS, completion="plain", keep=("scenario", "key_spans"))
+
+    ################
+    # Model
+    ################
+    model, processor = load_start(args, model_args)
+    peft_config = get_peft_config(model_args) if args.stage == 2 else None
+    if args.stage == 1:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("model.token_fusion."))
+    elif peft_config:
+        peft_config.modules_to_save = ["token_fusion"]
+    if training_args.process_index == 0:
+        report_long_priors(rows, processor)
+        count_tokens(dataset, processor)
+
+    ################
+    # Training
+    ################
+    interrupt = SaveOnInterrupt()
+    trainer = ScenarioSFTTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=dataset,
+        processing_class=processor,
+        peft_config=peft_config,
+        callbacks=[interrupt],
+    )
+    save_run(training_args.output_dir, args, training_args, model_args)
+    trainer.train(resume_from_checkpoint=resume)
+    if interrupt.interrupted:
+        sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
+
+    ################
+    # Saving
+    ################
+    if peft_config:
+        trainer.model = trainer.model.merge_and_unload()  # transformers reads no adapter that has whole modules
+    trainer.save_model(training_args.output_dir)
+    trainer.save_state()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    run(main)

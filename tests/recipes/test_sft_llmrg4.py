@@ -1,0 +1,436 @@
+"""LLM-RG4's two stages: what each trains, what stage 2 starts from, prompts, the order of scenarios, errors."""
+
+import json
+import re
+import shutil
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.data_loader import BatchSamplerShard
+from safetensors.torch import load_file, save_file
+from torch.utils.data import BatchSampler
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from trl import ModelConfig
+
+from modeling.processing_llmrg4 import PRIOR_END, PRIOR_START
+from modeling.tiny import build_chexbert
+from modeling.tiny_llmrg4 import build_llmrg4
+from recipes import build_tiny, generate, sft_llmrg4
+from recipes.build_phantom import BuildArguments, build_row
+from recipes.cli import InputError, parse, read_prompt
+from recipes.data.samples import fill_prompt, to_samples
+from recipes.data.schema import read_split, write_dataset
+from recipes.trainers.llmrg4 import SCENARIOS, RoundRobinSampler, ScenarioSFTConfig, count_tokens, report_long_priors
+
+CONFIGS = Path(sft_llmrg4.__file__).parent / "configs/llmrg4"
+PROMPT = read_prompt("prompts/llmrg4.txt")
+FUSION = "model.token_fusion."
+
+
+def first_sentence(row: dict) -> dict:
+    return {**row, "key_spans": [[0, row["report"].index(".") + 1]]}
+
+
+def write(folder, rows: list[dict]) -> str:
+    write_dataset({"train": lambda: iter(rows), "test": lambda: iter(rows)}, folder, {"labeler": "lexical"})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    """Two studies of each scenario in turn, their first sentences key sentences."""
+    args = BuildArguments(size=64, seed=3)
+    return [first_sentence(build_row("train", i, SCENARIOS[i % 4], args)) for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, rows) -> str:
+    return write(tmp_path_factory.mktemp("data") / "rg4", rows)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, rows) -> str:
+    """The miniature that stage 1 starts from."""
+    folder = str(tmp_path_factory.mktemp("models") / "tiny")
+    texts = [text for row in rows for text in (row["report"], row["prior_report"] or "", fill_prompt(PROMPT, row))]
+    model, processor = build_llmrg4(texts, vocab_size=400, num_visual_tokens=4, fusion="interleaved", text_layers=1)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def train(call, dataset):
+    """Runs a stage; `changed` overrides arguments, and an argument that is None is left out."""
+
+    def train(stage: int, model: str | None, out, **changed) -> str:
+        given = {"config": CONFIGS / f"demo_stage{stage}.yaml", "model_name_or_path": model}
+        given |= {"dataset": dataset, "output_dir": out, "max_steps": 2, "per_device_train_batch_size": 2}
+        given |= {"learning_rate": 0.05, "disable_tqdm": "true", **changed}
+        words = [(f"--{name}", *(value if isinstance(value, list) else [value])) for name, value in given.items()
+                 if value is not None]  # fmt: skip
+        call(sft_llmrg4.main, *(word for each in words for word in each))
+        return str(out)
+
+    return train
+
+
+@pytest.fixture
+def stage1(tmp_path_factory, train, tiny) -> str:
+    folder = tmp_path_factory.getbasetemp() / "stage1"
+    return str(folder) if (folder / "config.json").is_file() else train(1, tiny, folder)
+
+
+def changed_weights(before: str, after: str) -> tuple[set[str], set[str]]:
+    """Names of the weights that differ, and of those that only `after` has."""
+    old, new = (load_file(f"{folder}/model.safetensors") for folder in (before, after))
+    assert set(old) <= set(new)
+    return {name for name in old if not torch.equal(old[name], new[name])}, set(new) - set(old)
+
+
+# What each stage trains
+
+
+def test_stage_1_trains_the_fusion_alone(tiny, stage1):
+    changed, new = changed_weights(tiny, stage1)
+    assert not new  # and all else is equal to the last bit
+    assert changed == {name for name in load_file(f"{stage1}/model.safetensors") if name.startswith(FUSION)}
+    assert AutoModelForImageTextToText.from_pretrained(stage1).config.fusion == "interleaved"
+    assert AutoProcessor.from_pretrained(stage1).fusion == "interleaved"
+
+
+def test_stage_2_trains_fusion_and_lora(train, stage1, tmp_path):
+    out = train(2, stage1, tmp_path / "stage2")
+    changed, new = changed_weights(stage1, out)
+    assert {name.split(".")[2] for name in new} == {
+        *("lateral_perceiver", "lateral_projection", "prior_perceiver", "prior_projection", "fusion")
+    }
+    rest = {name for name in changed if not name.startswith(FUSION)}
+    assert rest == {f"model.language_model.layers.0.self_attn.{name}_proj.weight" for name in ("q", "v")}
+    assert any(name.startswith(FUSION) for name in changed)
+    model, loaded = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert (model.config.fusion, AutoProcessor.from_pretrained(out).fusion) == ("atf", "atf")
+
+
+def test_both_new_inputs_are_learned_from(train, stage1, tmp_path):
+    first, last = (train(2, stage1, tmp_path / str(steps), max_steps=steps) for steps in (1, 2))
+    changed, _ = changed_weights(first, last)
+    for part in ("lateral_perceiver", "lateral_projection", "prior_perceiver", "prior_projection", "fusion"):
+        assert any(name.startswith(FUSION + part) for name in changed), part
+
+
+def test_a_resumed_run_ends_where_the_whole_one_does(train, stage1, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    whole = train(2, stage1, tmp_path / "whole", **options)
+    shutil.copytree(f"{whole}/checkpoint-2", tmp_path / "resumed/checkpoint-2")
+    resumed = train(2, stage1, tmp_path / "resumed", resume_from_checkpoint="latest", **options)
+    assert changed_weights(whole, resumed) == (set(), set())
+
+
+def test_interleaved_adds_nothing(train, stage1, tmp_path):
+    out = train(2, stage1, tmp_path / "out", fusion="interleaved", max_steps=1)
+    assert changed_weights(stage1, out)[1] == set()
+    assert AutoModelForImageTextToText.from_pretrained(out).config.fusion == "interleaved"
+
+
+def test_key_weight_changes_what_is_learned(train, tiny, tmp_path):
+    runs = [train(1, tiny, tmp_path / weight, key_weight=weight) for weight in ("1", "1.75")]
+    assert changed_weights(*runs)[0]
+
+
+def test_reports_of_all_scenarios_are_written(call, train, stage1, dataset, tmp_path):
+    model = train(2, stage1, tmp_path / "model", max_steps=1)
+    options = ["--views", "frontal+lateral", "--prompt_file", "prompts/llmrg4.txt", "--max_new_tokens", 3]
+    for number, extra in enumerate([[], ["--shuffle_images", "true", "--num_beams", 2, "--min_new_tokens", 2]]):
+        file = tmp_path / f"{number}.jsonl"
+        call(generate.main, "--model", model, "--dataset", dataset, "--out", file, *options, *extra)
+        assert len(file.read_text().splitlines()) == 8
+
+
+def test_an_adapter_checkpoint_is_not_generated_from(call, train, stage1, dataset, tmp_path):
+    """transformers would read its LoRA and leave out its fusion."""
+    out = train(2, stage1, tmp_path / "out", save_strategy="steps", save_steps=1, max_steps=1)
+    arguments = ["--model", f"{out}/checkpoint-1", "--dataset", dataset, "--out", tmp_path / "reports.jsonl"]
+    with pytest.raises(InputError, match="checkpoint-1 is an adapter that transformers reads in part"):
+        call(generate.main, *arguments)
+    assert not (tmp_path / "reports.jsonl").exists()
+
+
+def test_the_demos_model_is_a_start(call, train, dataset, rows, tmp_path):
+    chexbert, tokenizer = build_chexbert([row["report"] for row in rows], hidden_size=32, layers=2, heads=2)
+    for part in (chexbert, tokenizer):
+        part.save_pretrained(tmp_path / "chexbert")
+    call(build_tiny.main, "--system", "llmrg4", "--prompt_file", "prompts/llmrg4.txt", "--image_size", 56,
+         "--hidden_size", 64, "--vocab_size", 400, "--dataset", dataset, "--warm_up", dataset, "--warm_up_steps", 2,
+         "--chexbert", tmp_path / "chexbert", "--out", tmp_path / "tiny")  # fmt: skip
+    old = chexbert.bert.encoder.layer[0].state_dict()
+    new = AutoModelForImageTextToText.from_pretrained(tmp_path / "tiny").model.prior_encoder.encoder.layer
+    assert len(new) == 1 and all(torch.equal(old[name], value) for name, value in new[0].state_dict().items())
+    stage1 = train(1, str(tmp_path / "tiny"), tmp_path / "stage1", max_steps=1)
+    train(2, stage1, tmp_path / "stage2", max_steps=1)
+
+
+# Prompts
+
+
+@pytest.mark.parametrize("number", range(4), ids=SCENARIOS)
+def test_prompts_of_the_scenarios(rows, dataset, number):
+    scenario, row = SCENARIOS[number], rows[number]
+    sample = to_samples(read_split(dataset, "train", ()), PROMPT, "frontal+lateral", "plain")[number]
+    [message], text = sample["prompt"], sample["prompt"][0]["content"]
+    assert message["role"] == "user" and sample["completion"][0]["content"] == row["report"]
+    assert len(sample["images"]) == (1 if scenario[0] == "s" else 2)
+    marked = f"{PRIOR_START}{row['prior_report']}{PRIOR_END}\n"
+    assert text.startswith(marked) if scenario[1] == "w" else PRIOR_START not in text
+    for name in ("indication", "history"):
+        assert (f"{name.capitalize()}: {row[name]}\n" in text) if row[name] else (f"{name.capitalize()}:" not in text)
+    assert text.endswith("Write the findings of the report on this posteroanterior (PA) chest X-ray.")
+
+
+def test_nine_instructions():
+    study = {"prior_report": None, "indication": None, "history": None, "findings": "A.", "impression": "B."}
+    texts = {
+        fill_prompt(PROMPT, {**study, "views": [view], "report": report})
+        for view, report in product(["PA", "AP", ""], ["A.", "B.", "A. B."])
+    }
+    assert len(texts) == 9
+    assert "Write the findings and impression of the report on this frontal chest X-ray." in texts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("Say {this} and {view}.", "Say {this} and anteroposterior (AP)."),  # other braces are text
+        ("{indication}Go.", "Indication: {history}\nGo."),  # what is filled in is not filled again
+        ("Plain.", "Plain."),
+        ("{history}{prior_report}Go.", "Go."),  # neither is there
+    ],
+)
+def test_fields(prompt, text):
+    study = {"prior_report": " ", "indication": "{history}", "history": None, "views": ["AP"]}
+    assert fill_prompt(prompt, study) == text
+
+
+# Scenarios in turn
+
+
+def test_round_robin_by_hand():
+    scenarios = ["sn", "mn", "sw", "sn", "sn", "mn", "sw", "sn", "mn", "sn"]  # 5 sn, 2 sw, 3 mn, no mw
+    sampler = RoundRobinSampler(scenarios, SCENARIOS, block=2, seed=1)
+    drawn = list(sampler)
+    assert len(sampler) == len(drawn) == 18  # 3 blocks complete sn; 3 x 3 scenarios x 2 rows
+    assert [scenarios[i] for i in drawn] == ["sn", "sn", "sw", "sw", "mn", "mn"] * 3
+    by_name = {name: [i for i in drawn if scenarios[i] == name] for name in ("sn", "sw", "mn")}
+    assert set(by_name["sn"][:5]) == {0, 3, 4, 7, 9}  # each once before one comes again
+    assert all(set(by_name["sw"][k : k + 2]) == {2, 6} for k in (0, 2, 4))
+    assert all(set(by_name["mn"][k : k + 3]) == {1, 5, 8} for k in (0, 3))
+    again = RoundRobinSampler(scenarios, SCENARIOS, block=2, seed=1)
+    assert list(again) == drawn == list(sampler)  # in every process, and when the epoch is begun again
+    again.set_epoch(1)
+    assert sorted(map(scenarios.__getitem__, again)) == sorted(scenarios[i] for i in drawn)
+    assert list(again) != drawn
+
+
+@pytest.mark.parametrize(("size", "block"), [(1, 2), (2, 4)], ids=["batches of 1", "batches of 2"])
+def test_two_processes_have_one_scenario_at_a_time(size, block):
+    scenarios = ["sn"] * 5 + ["sw"] * 4 + ["mn"] * 3 + ["mw"] * 1
+    batches = BatchSampler(RoundRobinSampler(scenarios, SCENARIOS, block), size, drop_last=False)
+    first, second = (list(BatchSamplerShard(batches, 2, rank)) for rank in range(2))
+    steps = [{scenarios[i] for i in one + other} for one, other in zip(first, second, strict=True)]
+    assert steps == [{name} for name in SCENARIOS] * (len(steps) // 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [((["sn"], SCENARIOS, 0), "block must be at least 1"), ((["sn", "xx"], SCENARIOS, 1), "rows of 'xx'")],
+)
+def test_round_robin_refuses(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        RoundRobinSampler(*arguments)
+
+
+# Counts
+
+
+@pytest.mark.parametrize(("fusion", "two_views"), [("atf", 4), ("interleaved", 8)])
+def test_tokens_by_scenario(tiny, dataset, fusion, two_views):
+    samples = to_samples(read_split(dataset, "train", ()), PROMPT, "frontal+lateral", "plain", keep=("scenario",))
+    counts = count_tokens(samples, AutoProcessor.from_pretrained(tiny, fusion=fusion))
+    assert {name: row["visual"] for name, row in counts.items()} == {
+        "sn": 4, "sw": 4, "mn": two_views, "mw": two_views
+    }  # fmt: skip
+    assert all(row["samples"] == 2 for row in counts.values())
+
+
+def test_long_priors_are_counted(tiny, dataset, capsys):
+    rows = read_split(dataset, "train", ())
+    processor = AutoProcessor.from_pretrained(tiny)
+    assert report_long_priors(rows, processor) == 0 and capsys.readouterr().out == ""
+    processor.max_prior_tokens = 3
+    assert report_long_priors(rows, processor) == 4
+    first = rows["study_id"][1]
+    assert capsys.readouterr().out.startswith(f"4 of 4 prior reports have more than 3 tokens and are cut there, that "
+                                              f"of study {first} first")  # fmt: skip
+
+
+# Errors
+
+
+def without_model(config: Path, folder: Path) -> Path:
+    lines = [line for line in config.read_text().splitlines() if not line.startswith("model_name_or_path")]
+    (folder / "config.yaml").write_text("\n".join(lines))
+    return folder / "config.yaml"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"views": ["LATERAL"]}, r"study phantom-3-train-000000: a study with the views LATERAL has no frontal view"),
+        ({"views": ["PA", "LATERAL", "AP"]}, "study phantom-3-train-000000: .*at most one lateral after it"),
+        ({"views": ["PA", "LATERAL"]}, "study phantom-3-train-000000: 1 images have 2 views"),
+        ({"images": []}, "study phantom-3-train-000000 has no image"),
+        ({"prior_report": f"a {PRIOR_START} b"}, "study phantom-3-train-000000: the prior report"),
+        ({"key_spans": [[0, 9000]]}, r"row 0: key span \[0, 9000\] is not within its text of"),
+        ({"key_spans": None}, "no row of .* has key_spans: run recipes/weigh_tokens.py"),
+        ({"scenario": "mw"}, "no row of .* has a scenario of sn"),
+    ],
+)
+def test_bad_rows(train, tiny, rows, tmp_path, change, sentence):
+    folder = write(tmp_path / "data", [{**rows[0], **change}])
+    with pytest.raises(InputError, match=sentence):
+        train(1, tiny, tmp_path / "out", dataset=folder, prompt_file="prompts/llmrg4.txt")
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+def other_stage(stage1, folder):
+    values = json.loads((folder / "run_config.json").read_text())
+    values["RecipeArguments"]["stage"] = 2
+    (folder / "run_config.json").write_text(json.dumps(values))
+
+
+def without_note(stage1, folder):
+    (folder / "run_config.json").unlink()
+
+
+def without_weight(stage1, folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights[f"{FUSION}queries"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (other_stage, "is no checkpoint of stage 1"),
+        (without_note, "is no checkpoint of stage 1"),
+        (without_weight, "model.token_fusion.queries does not fit"),
+    ],
+)
+def test_stage_2_refuses_other_checkpoints(train, stage1, tmp_path, damage, sentence):
+    folder = tmp_path / "damaged"
+    shutil.copytree(stage1, folder)
+    damage(stage1, folder)
+    with pytest.raises(InputError, match=sentence) as error:
+        train(2, str(folder), tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "sentence"),
+    [
+        (2, "none", "stage 2 starts from a checkpoint of stage 1: train --stage 1"),
+        (2, "./absent", "stage 2 cannot start: "),
+        (1, "./absent", "stage 1 cannot start: "),
+        (2, "chexbert", "is a chexbert model, not an LLM-RG4"),
+    ],
+)
+def test_stage_without_its_start(train, tmp_path, stage, model, sentence):
+    if model == "chexbert":
+        from modeling import CheXbertConfig
+
+        CheXbertConfig(vocab_size=40).save_pretrained(tmp_path / "other")
+        model = str(tmp_path / "other")
+    config = CONFIGS / f"demo_stage{stage}.yaml"
+    if model == "none":
+        config, model = without_model(config, tmp_path), None
+    with pytest.raises(InputError, match=sentence):
+        train(stage, model, tmp_path / "out", config=config)
+
+
+def test_stage_1_takes_sn_alone(train, tiny, tmp_path):
+    with pytest.raises(InputError, match="stage 1 trains on sn alone, not on --scenarios sn mw"):
+        train(1, tiny, tmp_path / "out", scenarios=["sn", "mw"])
+
+
+def test_parts_that_cannot_be_loaded(train, tmp_path):
+    config = without_model(CONFIGS / "demo_stage1.yaml", tmp_path)
+    with pytest.raises(InputError, match=r"stage 1 cannot start: vision='\./absent' cannot be loaded"):
+        train(1, None, tmp_path / "out", config=config, vision="./absent")
+
+
+# The YAMLs
+
+VALUES = {  # the paper's Implementation Details (RG-049), else the authors' code (RG-051)
+    "key_weight": 1.75,
+    "optim": "adamw_torch",
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "cosine",
+    "num_train_epochs": 2,
+    "warmup_steps": 0.05,  # a tenth of one of the two epochs
+    "bf16": True,
+    "dtype": "bfloat16",
+    "hub_private_repo": True,  # DESIGN section 9
+}
+STAGES = {
+    1: {
+        "num_visual_tokens": 128,
+        "vision": "microsoft/rad-dino",
+        "text": "microsoft/BiomedVLP-CXR-BERT-specialized",
+        "decoder": "lmsys/vicuna-7b-v1.5",
+        "scenarios": ["sn"],
+        "per_device_train_batch_size": 24,
+    },
+    2: {
+        "use_peft": True,
+        "lora_r": 32,
+        "lora_alpha": 64,
+        "lora_dropout": 0.1,
+        "scenarios": list(SCENARIOS),
+        "scenario_sampling": "round_robin",
+        "per_device_train_batch_size": 16,
+        "fusion": "atf",
+    },
+}
+
+
+@pytest.mark.parametrize("variant", ["mimic_rg4", "mimic_rg4_findings"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_values_of_the_paper_and_its_code(variant, stage):
+    values = yaml.safe_load((CONFIGS / f"{variant}_stage{stage}.yaml").read_text())
+    assert VALUES | STAGES[stage] | {"stage": stage} == {
+        name: values[name] for name in (*VALUES, *STAGES[stage], "stage")
+    }
+    if stage == 2:  # it starts where stage 1 ends
+        before = yaml.safe_load((CONFIGS / f"{variant}_stage1.yaml").read_text())
+        assert values["model_name_or_path"] == before["output_dir"]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_files_are_read_and_ordered(file, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script", "--config", str(file), "--use_cpu", "true"])
+    args, training_args, _ = parse(sft_llmrg4.RecipeArguments, ScenarioSFTConfig, ModelConfig)
+    assert f"stage{args.stage}" in file.name and training_args.output_dir.endswith(f"stage{args.stage}")
+    read_prompt(args.prompt_file)
+    text = file.read_text()
+    order = ["Model", "LoRA", "Data", "Trainer"]
+    assert re.findall(r"^# (\w+)$", text, re.MULTILINE) == [
+        each for each in order if args.stage == 2 or each != "LoRA"
+    ]
+    keys = re.findall(r"^(\w+):", text, re.MULTILINE)
+    assert len(keys) == len(set(keys))
+    assert max(map(len, text.splitlines())) < 120
