@@ -1,4 +1,4 @@
-"""Builds a tiny Qwen2.5-VL or LLM-RG4 for a data set: tokenizer from its reports, random weights, then a warm-up.
+"""Builds a tiny Qwen2.5-VL, LLM-RG4 or LM-RRG for a data set: tokenizer, random weights, then a warm-up.
 
     python recipes/build_tiny.py --dataset outputs/data/phantom --warm_up outputs/data/balanced \\
         --out outputs/phantom/tiny
@@ -7,8 +7,8 @@
 
 Real systems start from a medical image encoder and a language model that knows the field. The warm-up stands for both:
 on another built data set (best a balanced phantom, where no finding is rare) the vision tower learns to tell the
-findings apart, and the language model to name and to describe them. recipes/sft_mrgr1.py comes next. LLM-RG4's fusion
-stays untrained, its decoder learns from text alone (recipes/data/demo_warm_up.py), recipes/sft_llmrg4.py comes next.
+findings apart, and the language model to name and to describe them. recipes/sft_mrgr1.py comes next, or
+recipes/sft_llmrg4.py for `--system llmrg4` and recipes/sft_lmrrg.py for `--system lmrrg`.
 """
 
 from dataclasses import dataclass, field
@@ -18,8 +18,10 @@ import torch
 
 from modeling.tiny import build_qwen2_5_vl, train_tokenizer, warm_up
 from modeling.tiny_llmrg4 import build_llmrg4
+from modeling.tiny_lmrrg import build_lmrrg
 from recipes.cli import InputError, parse, read_prompt, replacing, run
 from recipes.data.demo_warm_up import read_priors_with, warm_up_llmrg4
+from recipes.data.demo_warm_up_lmrrg import warm_up_lmrrg
 from recipes.data.samples import columns_of, fill_prompt, write_answer
 from recipes.data.schema import read_split
 from rewards.labels import FINDINGS
@@ -29,7 +31,7 @@ from rewards.labels import FINDINGS
 class TinyArguments:
     dataset: str = field(metadata={"help": "The built data set whose reports make the tokenizer."})
     out: str = field(metadata={"help": "Folder of the new model."})
-    system: Literal["qwen2_5_vl", "llmrg4"] = field(default="qwen2_5_vl")
+    system: Literal["qwen2_5_vl", "llmrg4", "lmrrg"] = field(default="qwen2_5_vl")
     chexbert: str | None = field(
         default=None,
         metadata={"help": "llmrg4: a tiny CheXbert that reads prior reports, for CXR-BERT; none: random."},
@@ -47,10 +49,8 @@ def main() -> None:
     (args,) = parse(TinyArguments)
     if args.image_size % 28 or args.hidden_size % 64 or args.vocab_size < 280:
         raise InputError("--image_size is a multiple of 28, --hidden_size a multiple of 64, --vocab_size at least 280")
-    if args.system == "llmrg4":
-        model, processor = make_llmrg4(args)
-    else:
-        model, processor = make_qwen2_5_vl(args)
+    make = {"qwen2_5_vl": make_qwen2_5_vl, "llmrg4": make_llmrg4, "lmrrg": make_lmrrg}[args.system]
+    model, processor = make(args)
     with replacing(args.out, marker="config.json") as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -75,7 +75,7 @@ def make_qwen2_5_vl(args: TinyArguments) -> tuple:
 
 
 def make_llmrg4(args: TinyArguments) -> tuple:
-    """The model, its image encoder and its decoder warmed up each by itself, and its processor."""
+    """The model, warmed up on frontal images with their reports, and its processor."""
     prompt = read_prompt(args.prompt_file)
     rows = read_split(args.dataset, "train", columns_of(prompt, "frontal+lateral")).remove_columns("images")
     texts = [text for row in rows for text in (fill_prompt(prompt, row), row["report"])]
@@ -96,6 +96,26 @@ def make_llmrg4(args: TinyArguments) -> tuple:
     if args.warm_up:
         rows = read_split(args.warm_up, "train", (*columns_of(prompt, "all"), "labels", "impression"))
         warm_up_llmrg4(model, processor, rows, prompt, args.warm_up_steps)
+    return model, processor
+
+
+def make_lmrrg(args: TinyArguments) -> tuple:
+    """The model, its image encoder and its decoder warmed up each by itself, and its processor."""
+    prompt = read_prompt(args.prompt_file)
+    model, processor = build_lmrrg(
+        [prompt, *read_split(args.dataset, "train", ("report",))["report"]],
+        image_size=args.image_size,
+        hidden_size=args.hidden_size,
+        text_layers=3,
+        vision_size=args.hidden_size,
+        vision_layers=3,
+        projection_dim=args.hidden_size // 4,
+        vocab_size=args.vocab_size,
+        seed=args.seed,
+    )
+    if args.warm_up:
+        rows = read_split(args.warm_up, "train", ("images", "labels", "report", "impression"))
+        warm_up_lmrrg(model, processor, rows, prompt, args.warm_up_steps)
     return model, processor
 
 

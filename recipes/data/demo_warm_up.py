@@ -1,6 +1,5 @@
 """What a tiny LLM-RG4 knows before its first stage, as the real one's parts do: to see, and to write reports."""
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,8 +10,10 @@ from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
 
 from modeling import CheXbertModel, LLMRG4Config, LLMRG4ForConditionalGeneration, LLMRG4Processor
 from recipes.cli import InputError
-from recipes.data.samples import fill_prompt
+from recipes.data.samples import fill_prompt, write_reasoning
 from rewards.labels import FINDINGS
+
+NAMING = "Name the findings."
 
 
 def read_priors_with(
@@ -46,12 +47,12 @@ def warm_up_llmrg4(
     steps: int,
     batch_size: int = 32,
 ) -> None:
-    """Trains the image encoder and the decoder of `model` in place, each by itself; the fusion stays untrained.
+    """Trains the image encoder, the frontal part of the fusion and the decoder of `model` in place.
 
-    `rows`: of a built data set, best a balanced phantom with both views. The encoder, for RAD-DINO, predicts from
-    single images of either view which findings are there, through two heads that are dropped. The decoder, for
-    Vicuna, writes the findings of a study from its impression, in every other study with `prompt` after it: no image,
-    so that seeing is left to the two stages.
+    `rows`: of a built data set, best a balanced phantom with both views. First the encoder, for RAD-DINO, and the
+    fusion predict from single images of either view which findings are there, through two heads that are dropped.
+    Then all three write from a frontal image the study's report as `prompt` asks or, for every other study, name its
+    findings: for twice as many steps of half the batch. What lateral images and prior reports need stays untrained.
     """
     with torch.no_grad():  # a perceiver learns in few steps where to look if places differ and attention is sharp
         nn.init.normal_(model.model.vision_encoder.embeddings.position_embeddings, std=0.5)
@@ -67,7 +68,7 @@ def warm_up_llmrg4(
     patches = (pixels.shape[-1] // encoder.config.patch_size) ** 2
     width = encoder.config.hidden_size
     by_place = nn.Linear(patches * width, len(FINDINGS))
-    reader = copy.deepcopy(model.model.token_fusion)  # so that what is seen can be read as the fusion will read it
+    reader = model.model.token_fusion.requires_grad_(True)
     by_reader = nn.Linear(reader.queries.shape[0] * model.config.text_config.hidden_size, len(FINDINGS))
 
     def see(chosen: torch.Tensor) -> torch.Tensor:
@@ -77,28 +78,35 @@ def warm_up_llmrg4(
 
     encoder.requires_grad_(True)
     trained = [*encoder.parameters(), *by_place.parameters(), *reader.parameters(), *by_reader.parameters()]
-    _train("image encoder", see, trained, len(images), steps, batch_size)
+    train_part("image encoder", see, trained, len(images), steps, batch_size)
 
     texts = []
     for number, row in enumerate(rows.remove_columns("images")):
-        asked = fill_prompt(prompt, {**row, "prior_report": None}) if number % 2 else ""
-        turns = [{"role": "user", "content": f"{row['impression']}{asked}"}]
-        turns += [{"role": "assistant", "content": row["report"]}]
+        asked, answer = fill_prompt(prompt, {**row, "prior_report": None}), row["report"]
+        if number % 2:
+            asked, answer = NAMING, write_reasoning(row["labels"])
+        turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
+        turns += [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         texts += processor.apply_chat_template([turns], tokenize=False)
-    encoded = processor(text=texts, padding=True, padding_side="right", return_tensors="pt")
+    encoded = processor(
+        images=[[study[0]] for study in rows["images"]], text=texts, padding=True, padding_side="right",
+        return_tensors="pt",
+    )  # fmt: skip
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
 
     def write(chosen: torch.Tensor) -> torch.Tensor:
         length = int(mask[chosen].sum(1).max())
         own = {"input_ids": ids[chosen, :length], "attention_mask": mask[chosen, :length]}
-        return model(**own, labels=own["input_ids"].masked_fill(own["attention_mask"] == 0, -100)).loss
+        own |= {name: encoded[name][chosen] for name in ("pixel_values", "view_mask")}
+        wrong = (own["attention_mask"] == 0) | (own["input_ids"] == processor.image_token_id)
+        return model(**own, labels=own["input_ids"].masked_fill(wrong, -100)).loss
 
-    decoder = [*model.model.language_model.parameters()]
-    _train("decoder", write, decoder, len(texts), steps, batch_size)
+    parts = [*encoder.parameters(), *reader.parameters(), *model.model.language_model.parameters()]
+    train_part("all together", write, parts, len(texts), 2 * steps, batch_size // 2)
     model.train(model.training)  # freezes the encoders again
 
 
-def _train(
+def train_part(
     name: str, loss_of: Callable, parameters: Sequence[nn.Parameter], rows: int, steps: int, batch_size: int
 ) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)

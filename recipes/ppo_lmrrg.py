@@ -1,0 +1,134 @@
+"""LM-RRG's second stage, CQRL: PPO on RadCliQ with a KL weight that follows the reward (section 2.3, Eqs. 3 to 5).
+
+    accelerate launch recipes/ppo_lmrrg.py                                              # from stage 1 on MIMIC-CXR
+    accelerate launch recipes/ppo_lmrrg.py --config recipes/configs/lmrrg/iu_cqrl.yaml
+    accelerate launch recipes/ppo_lmrrg.py --rewards bleu --theta 0.15                  # Table 3, reward: BLEU4
+    accelerate launch recipes/ppo_lmrrg.py --kl_controller fixed                        # Table 3, fixed lambda_KL of 1
+
+It starts from the folder that recipes/sft_lmrrg.py ends in. E is frozen, each image is encoded once per batch of
+completions, and the reference is a copy of G, or with LoRA (--use_peft) G without it. recipes/trainers/README.md has
+the equations. The folder at the end holds the whole model; `--resume_from_checkpoint latest` continues.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import ModelConfig, get_peft_config
+
+from recipes.cli import InputError, check_hardware, parse, read_prompt, resume_from, run, save_run
+from recipes.data.references import CHEXBERT, load_labeler, with_labels
+from recipes.data.samples import columns_of, to_samples
+from recipes.data.schema import read_split
+from recipes.trainers.interrupt import SaveOnInterrupt
+from recipes.trainers.lmrrg import LORA_OF_DECODER, check_trained, load_checkpoint, make_published_radcliq
+from recipes.trainers.ppo import PPOConfig, PPOTrainer
+from rewards import make_bleu_reward, make_ce_f1_reward, make_mccs_reward, make_radcliq_reward, make_rouge_reward
+from rewards.inputs import remembered
+
+
+@dataclass
+class RecipeArguments:
+    dataset: str = field(metadata={"help": "A built data set's folder, or its Hub id."})
+    prompt_file: str = field(default="prompts/lmrrg.txt", metadata={"help": "As in stage 1."})
+    views: Literal["frontal", "each"] = field(default="frontal", metadata={"help": "As in stage 1."})
+    max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
+    rewards: list[str] = field(
+        default_factory=lambda: ["radcliq"],
+        metadata={"help": "radcliq, radcliq_lite (no weights), bleu, rouge, mccs, ce_f1."},
+    )
+    radcliq_version: Literal["v0", "v1"] = field(default="v1", metadata={"help": "A-10."})
+    reward_transform: Literal["affine", "exp", "reciprocal"] = field(
+        default="affine", metadata={"help": "Of RadCliQ, which is better when lower, into [0, 1] (A-11)."}
+    )
+    radgraph: str = field(default="outputs/radgraph", metadata={"help": "See recipes/convert_radgraph.py."})
+    bertscore: str = field(default="distilroberta-base", metadata={"help": "RadCliQ's encoder."})
+    chexbert: str = field(default=CHEXBERT, metadata={"help": "See recipes/convert_chexbert.py."})
+    labeler: str = field(default="lexical", metadata={"help": "Of mccs and ce_f1: lexical, chexbert:MODEL."})
+    allow_scratch: bool = field(default=False, metadata={"help": "Start from a model that was never trained."})
+
+
+def main() -> None:
+    args, training_args, model_args = parse(
+        RecipeArguments, PPOConfig, ModelConfig, default_config="configs/lmrrg/mimic_cqrl.yaml"
+    )
+    check_hardware(training_args, model_args)
+    resume = resume_from(training_args)
+    if not args.allow_scratch:
+        check_trained(model_args.model_name_or_path)
+
+    ################
+    # Dataset
+    ################
+    prompt = read_prompt(args.prompt_file)
+    rows = read_split(args.dataset, "train", columns_of(prompt, args.views))
+    keep, labeler = ("study_id", "report"), None
+    if {"mccs", "ce_f1"} & set(args.rewards):
+        keep, labeler = (*keep, "labels"), load_labeler(args.labeler)
+        rows = with_labels(rows, args.dataset, labeler)
+    dataset = to_samples(rows, prompt, args.views, keep=keep)
+    if args.max_samples:
+        dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+
+    ################
+    # Rewards
+    ################
+    available = {
+        "radcliq": lambda: make_published_radcliq(args),
+        "radcliq_lite": lambda: make_radcliq_reward(version=args.radcliq_version, transform=args.reward_transform),
+        "bleu": make_bleu_reward,
+        "rouge": make_rouge_reward,
+        "mccs": lambda: make_mccs_reward(labeler=remembered(labeler)),
+        "ce_f1": lambda: make_ce_f1_reward(remembered(labeler)),
+    }
+    if unknown := [name for name in args.rewards if name not in available]:
+        raise InputError(f"there is no reward {unknown[0]!r}; choose among {', '.join(available)}")
+    if training_args.reward_weights and len(training_args.reward_weights) != len(args.rewards):
+        raise InputError(
+            f"reward_weights has {len(training_args.reward_weights)} values for {len(args.rewards)} rewards"
+        )
+    try:
+        reward_funcs = [available[name]() for name in args.rewards]
+    except (OSError, ValueError) as error:
+        raise InputError(f"reward {', '.join(args.rewards)}: {str(error).splitlines()[0]}") from error
+
+    ################
+    # Model
+    ################
+    model, processor = load_checkpoint(model_args.model_name_or_path, model_args, freeze_extractor=True)
+    peft_config = get_peft_config(model_args)
+    if peft_config:
+        peft_config.target_modules = peft_config.target_modules or LORA_OF_DECODER
+        peft_config.modules_to_save = ["visual_transfer"]
+
+    ################
+    # Training
+    ################
+    interrupt = SaveOnInterrupt()
+    trainer = PPOTrainer(
+        model=model,
+        reward_funcs=reward_funcs,
+        args=training_args,
+        train_dataset=dataset,
+        processing_class=processor,
+        peft_config=peft_config,
+        callbacks=[interrupt],
+    )
+    save_run(training_args.output_dir, args, training_args, model_args)
+    trainer.train(resume_from_checkpoint=resume)
+    if interrupt.interrupted:
+        sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
+
+    ################
+    # Saving
+    ################
+    if peft_config:
+        trainer.model = trainer.model.merge_and_unload()  # transformers reads no adapter that has whole modules
+    trainer.save_model(training_args.output_dir)
+    trainer.save_state()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    run(main)

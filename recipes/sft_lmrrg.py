@@ -1,0 +1,124 @@
+"""LM-RRG's first stage: report and diseases learned together (section 2.4), E trained with the rest.
+
+    accelerate launch recipes/sft_lmrrg.py                                              # MIMIC-CXR, as the paper
+    accelerate launch recipes/sft_lmrrg.py --config recipes/configs/lmrrg/iu.yaml       # IU X-Ray, the same values
+    accelerate launch recipes/sft_lmrrg.py --lambda_disease 0                           # Table 3, w/o L_disease
+
+Without --model_name_or_path the model is put together from BiomedCLIP and a decoder, and the rows of Table 3 that
+concern it are arguments: --use_global_feature, --use_region_features, --use_instruction false, --region_prompt name.
+With LoRA (--use_peft) the decoder is trained by adapters, E and VTrans as a whole; it is merged at the end. The folder
+then holds the whole model, which recipes/ppo_lmrrg.py, the second stage, and recipes/generate.py read.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import ModelConfig, SFTConfig, get_peft_config
+
+from recipes.cli import check_hardware, parse, read_prompt, resume_from, run, save_run
+from recipes.data.references import load_labeler, with_labels
+from recipes.data.samples import columns_of, to_samples
+from recipes.data.schema import read_split
+from recipes.trainers.disease_sft import DiseaseSFTTrainer
+from recipes.trainers.interrupt import SaveOnInterrupt
+from recipes.trainers.lmrrg import LORA_OF_DECODER, load_checkpoint, load_parts
+
+
+@dataclass
+class RecipeArguments:
+    dataset: str = field(metadata={"help": "A built data set's folder, or its Hub id."})
+    prompt_file: str = field(default="prompts/lmrrg.txt", metadata={"help": "A path, or a file beside the recipes."})
+    views: Literal["frontal", "each"] = field(
+        default="frontal", metadata={"help": "A study's frontal image, or each image a sample of its own."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
+    labeler: str = field(
+        default="lexical", metadata={"help": "What labels the diseases: lexical, chexbert, chexbert:MODEL."}
+    )
+    lambda_disease: float = field(default=1.0, metadata={"help": "Weight of L_disease; 0: no labels, no head."})
+
+
+@dataclass
+class ModelParts:
+    """Of a model that is put together; what is not given is as in the paper (modeling/configuration_lmrrg.py)."""
+
+    biomedclip: str = field(default="outputs/biomedclip", metadata={"help": "See recipes/convert_biomedclip.py."})
+    decoder: str = field(
+        default="Salesforce/blip2-opt-2.7b", metadata={"help": "A BLIP-2 or any causal language model."}
+    )
+    region_descriptions: str | None = field(default=None, metadata={"help": "A JSON file instead of our own 29."})
+    region_prompt: Literal["description", "name"] | None = field(default=None)
+    region_attn_mode: Literal["image_query", "text_query"] | None = field(default=None, metadata={"help": "A-01."})
+    region_pool: Literal["mean", "text_attn", "cls"] | None = field(default=None, metadata={"help": "A-01."})
+    region_text: Literal["pooled", "tokens"] | None = field(default=None, metadata={"help": "A-02."})
+    region_chunk_size: int | None = field(default=None, metadata={"help": "Regions at once: less memory, more time."})
+    use_global_feature: bool | None = field(default=None)
+    use_region_features: bool | None = field(default=None)
+    use_instruction: bool | None = field(default=None)
+
+
+def main() -> None:
+    args, parts, training_args, model_args = parse(
+        RecipeArguments, ModelParts, SFTConfig, ModelConfig, default_config="configs/lmrrg/mimic.yaml"
+    )
+    check_hardware(training_args, model_args)
+    resume = resume_from(training_args)
+
+    ################
+    # Dataset
+    ################
+    prompt = read_prompt(args.prompt_file)
+    rows = read_split(args.dataset, "train", columns_of(prompt, args.views))
+    if args.lambda_disease:
+        rows = with_labels(rows, args.dataset, load_labeler(args.labeler))
+        rows = rows.rename_column("labels", "disease_labels")
+    keep = ("disease_labels",) if args.lambda_disease else ()
+    dataset = to_samples(rows, prompt, args.views, completion="plain", keep=keep)
+    if args.max_samples:
+        dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+
+    ################
+    # Model
+    ################
+    whole = None if model_args.use_peft else resume  # Trainer would leave out the ViT, which is saved by other names
+    if name := whole or model_args.model_name_or_path:
+        changed = {"freeze_extractor": False, "lambda_disease": args.lambda_disease}
+        model, processor = load_checkpoint(name, model_args, parts=None if whole else parts, **changed)
+    else:
+        model, processor = load_parts(parts, args.lambda_disease, model_args)
+    peft_config = get_peft_config(model_args)
+    if peft_config:
+        peft_config.target_modules = peft_config.target_modules or LORA_OF_DECODER
+        peft_config.modules_to_save = ["visual_extractor", "visual_transfer"]
+
+    ################
+    # Training
+    ################
+    interrupt = SaveOnInterrupt()
+    trainer = DiseaseSFTTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=dataset,
+        processing_class=processor,
+        peft_config=peft_config,
+        callbacks=[interrupt],
+    )
+    save_run(training_args.output_dir, args, parts, training_args, model_args)
+    trainer.train(resume_from_checkpoint=resume)
+    if interrupt.interrupted:
+        sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
+
+    ################
+    # Saving
+    ################
+    if peft_config:
+        trainer.model = trainer.model.merge_and_unload()  # transformers reads no adapter that has whole modules
+    trainer.save_model(training_args.output_dir)
+    trainer.save_state()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    run(main)

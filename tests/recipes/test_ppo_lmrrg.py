@@ -1,0 +1,175 @@
+"""LM-RRG's second stage as a script: what it starts from, what it trains, what it saves, what it refuses."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from radgraph_models import save_tiny
+from safetensors.torch import load_file
+from transformers import AutoProcessor, RobertaConfig, RobertaModel
+
+from modeling.processing_lmrrg import IMAGE_TOKEN
+from modeling.tiny import build_chexbert, train_tokenizer
+from modeling.tiny_lmrrg import build_lmrrg
+from recipes import generate, ppo_lmrrg, sft_lmrrg
+from recipes.cli import InputError
+from recipes.data.schema import read_split
+from recipes.trainers.lmrrg import make_published_radcliq
+from recipes.trainers.ppo import STATE_FILE
+
+CONFIGS = Path(ppo_lmrrg.__file__).parent / "configs/lmrrg"
+EXTRACTOR, TRANSFER, DECODER = "model.visual_extractor.", "model.visual_transfer.", "model.language_model."
+
+
+def run_script(call, main, config: str, model, dataset, out, *words, **changed) -> str:
+    given = {"config": CONFIGS / config, "model_name_or_path": model, "dataset": dataset, "output_dir": out}
+    given |= {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01, "disable_tqdm": "true"}
+    named = [word for name, value in (given | changed).items() for word in (f"--{name}", value)]
+    call(main, *named, *words)
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory, phantom) -> str:
+    """A model that was never trained."""
+    folder = str(tmp_path_factory.mktemp("models") / "fresh")
+    reports = read_split(str(phantom), "train")["report"][:]
+    for part in build_lmrrg(reports, text_layers=1, vision_layers=1, vocab_size=400):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def stage1(tmp_path_factory, call, fresh, phantom) -> str:
+    folder = tmp_path_factory.getbasetemp() / "lmrrg_stage1"
+    if not (folder / "config.json").is_file():
+        run_script(call, sft_lmrrg.main, "demo.yaml", fresh, phantom, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def train(call, phantom):
+    """Runs stage 2 by demo_cqrl.yaml; `changed` overrides arguments."""
+
+    def train(model, out, *words, **changed) -> str:
+        given = {"max_completion_length": 6, "logging_steps": 1, "log_completions": "false", "warmup_steps": 0}
+        return run_script(call, ppo_lmrrg.main, "demo_cqrl.yaml", model, phantom, out, *words, **given | changed)
+
+    return train
+
+
+def changed_weights(before: str, after: str) -> set[str]:
+    old, new = (load_file(f"{folder}/model.safetensors") for folder in (before, after))
+    assert set(old) == set(new)  # nothing of the value head, and the disease head is kept
+    return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+@pytest.mark.parametrize("words", [(), ("--use_peft", "true", "--lora_r", "4")], ids=["whole", "LoRA"])
+def test_g_is_trained_and_e_is_not(words, train, stage1, call, phantom, tmp_path):
+    out = train(stage1, tmp_path / "out", *words)
+    changed = changed_weights(stage1, out)
+    assert not [name for name in changed if name.startswith(EXTRACTOR)]  # to the last bit, text features included
+    decoder = {name for name in changed if name.startswith(DECODER)}
+    if words:
+        assert decoder == {f"{DECODER}decoder.layers.0.self_attn.{name}_proj.weight" for name in ("q", "v")}
+    else:
+        assert any("fc1" in name for name in decoder)
+    assert any(name.startswith(TRANSFER) for name in changed)
+    rows = [row for row in json.loads(Path(out, "trainer_state.json").read_text())["log_history"] if "kl" in row]
+    assert len(rows) == 2 and "kl_lambda/mean" in rows[0] and "rewards/radcliq_lite/mean" in rows[0]
+    assert AutoProcessor.from_pretrained(out).image_token == IMAGE_TOKEN
+    file = tmp_path / "reports.jsonl"
+    call(generate.main, "--model", out, "--dataset", phantom, "--out", file, "--views", "frontal",
+         "--prompt_file", "prompts/lmrrg.txt", "--max_new_tokens", 3, "--shuffle_images", "true")  # fmt: skip
+    assert len(file.read_text().splitlines()) == 6
+
+
+def test_images_are_encoded_once_a_batch(train, stage1, tmp_path, monkeypatch):
+    """Two batches of two studies x two completions, two epochs each: E sees four images."""
+    seen, forward = [], torch.nn.Conv2d.forward
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
+    train(stage1, tmp_path / "out", max_steps=4, num_iterations=2)
+    assert seen == [2, 2]
+
+
+def test_a_resumed_run_ends_where_the_whole_one_does(train, stage1, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "num_iterations": 2}
+    whole = train(stage1, tmp_path / "whole", **options)
+    assert (Path(whole) / "checkpoint-2" / STATE_FILE).is_file()
+    shutil.copytree(f"{whole}/checkpoint-2", tmp_path / "resumed/checkpoint-2")
+    resumed = train(stage1, tmp_path / "resumed", resume_from_checkpoint="latest", **options)
+    assert changed_weights(whole, resumed) == set()
+
+
+@pytest.mark.parametrize(
+    ("changed", "reward"),
+    [
+        ({"rewards": "bleu", "theta": 0.15}, "bleu_reward"),  # Table 3, reward: BLEU4
+        ({"kl_controller": "fixed"}, "radcliq_lite"),  # Table 3, fixed lambda_KL
+        ({"rewards": "mccs"}, "mccs_reward"),  # labels come along
+        ({"kl_direction": "ref_policy"}, "radcliq_lite"),  # the order of Eq. 3
+    ],
+    ids=str,
+)
+def test_rows_and_rewards(changed, reward, train, stage1, tmp_path):
+    out = train(stage1, tmp_path / "out", **changed, max_steps=1)
+    row = json.loads(Path(out, "trainer_state.json").read_text())["log_history"][0]
+    assert f"rewards/{reward}/mean" in row
+    assert ("kl_lambda/min" in row) == (changed.get("kl_controller") != "fixed")
+
+
+def test_the_published_radcliq(phantom, tmp_path):
+    """With the architectures that it was fitted on, at random weights, it is RadCliQ by name, and 1 for a match."""
+    texts = read_split(str(phantom), "train")["report"][:]
+    for part in build_chexbert(texts, hidden_size=32, layers=1, heads=2):
+        part.save_pretrained(tmp_path / "chexbert")
+    tokenizer = train_tokenizer(texts, 400)
+    config = RobertaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=5, num_attention_heads=2,
+                           intermediate_size=32, max_position_embeddings=514, pad_token_id=1)  # fmt: skip
+    tokenizer.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>"})
+    model = RobertaModel(config)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "distilroberta-base")
+    args = ppo_lmrrg.RecipeArguments(
+        dataset="", radgraph=str(save_tiny(tmp_path / "radgraph", texts)), chexbert=str(tmp_path / "chexbert"),
+        bertscore=str(tmp_path / "distilroberta-base"),
+    )  # fmt: skip
+    reward = make_published_radcliq(args)
+    assert reward.__name__ == "radcliq"
+    same, other = reward(texts[:2], report=[texts[0], texts[2]])
+    assert 0 <= other < same <= 1
+
+
+def test_a_model_that_was_never_trained(train, fresh, tmp_path):
+    with pytest.raises(InputError, match=r"was never trained .* recipes/sft_lmrrg.py .* or pass --allow_scratch"):
+        train(fresh, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert changed_weights(fresh, train(fresh, tmp_path / "out", allow_scratch="true", max_steps=1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"model_name_or_path": "nowhere/at_all"}, "nowhere/at_all cannot be loaded"),
+        ({"theta": 0}, "theta must be above 0, not 0.0"),
+        ({"rewards": "radclick"}, "there is no reward 'radclick'; choose among radcliq, radcliq_lite, bleu"),
+        ({"rewards": "radcliq", "radgraph": "./none"}, "reward radcliq: "),  # no weights, and which
+        ({"reward_weights": "0.5 0.5"}, "reward_weights has 2 values for 1 rewards"),
+        ({"reward_range": "0.9 1.0"}, "which is not in reward_range [0.9, 1.0] (radcliq_lite"),
+        ({"resume_from_checkpoint": "latest"}, "there is no checkpoint in"),
+    ],
+    ids=str,
+)
+def test_starts_to_refuse(changed, sentence, train, stage1, tmp_path):
+    words = [word for name, value in changed.items() for word in (f"--{name}", *str(value).split())]
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        train(stage1, tmp_path / "out", *words)
+
+
+def test_another_systems_model(train, tiny, tmp_path):
+    with pytest.raises(InputError, match="is a qwen2_5_vl model, not an LM-RRG"):
+        train(str(tiny), tmp_path / "out", "--allow_scratch")
