@@ -19,6 +19,7 @@ import numpy as np
 from recipes.cli import InputError, parse, replacing, run
 from recipes.data.phantom import (
     NOTE,
+    STYLES,
     contact_sheet,
     earlier,
     make_study,
@@ -49,6 +50,7 @@ class BuildArguments:
     )
     abnormal: float = field(default=0.4, metadata={"help": "Share of studies with a finding, 0 to 1."})
     balanced: bool = field(default=False, metadata={"help": "All findings equally frequent, not as in Open-i."})
+    style: str | None = field(default=None, metadata={"help": f"Of all reports: {', '.join(STYLES)}; none: any."})
     contact_sheet: str | None = field(default=None, metadata={"help": "Also save a picture of all signs as this PNG."})
 
 
@@ -59,7 +61,7 @@ def build_row(split: str, index: int, scenario: str, args: BuildArguments) -> di
     prior = earlier(study, rng) if scenario[1] == "w" else None
     shown = ("frontal", "lateral") if scenario[0] == "m" else ("frontal",)
     indication, history = write_request(rng)
-    findings = write_report(study, rng, prior=prior, views=len(shown))
+    findings = write_report(study, rng, args.style, prior, len(shown))
     return {
         "study_id": f"phantom-{args.seed}-{split}-{index:06d}",
         "subject_id": f"phantom-{args.seed}-{split}-{index:06d}",
@@ -67,7 +69,7 @@ def build_row(split: str, index: int, scenario: str, args: BuildArguments) -> di
         "views": ["PA", "LATERAL"][: len(shown)],
         "indication": indication,
         "history": history,
-        "prior_report": write_report(prior, rng) if prior else None,
+        "prior_report": write_report(prior, rng, args.style) if prior else None,
         "findings": findings,
         "impression": write_impression(study, rng),
         "report": findings,
@@ -93,6 +95,8 @@ def main() -> None:
         raise InputError(f"--seed must not be negative, got {args.seed}")
     if not 0 <= args.abnormal <= 1:
         raise InputError(f"--abnormal is a share of studies from 0 to 1, got {args.abnormal}")
+    if args.style not in (None, *STYLES):
+        raise InputError(f"--style is one of {', '.join(STYLES)}, not {args.style!r}")
     if unknown := [scenario for scenario in scenarios if scenario not in SCENARIOS]:
         raise InputError(f"--scenarios takes a comma-separated list of {', '.join(SCENARIOS)}, got {unknown[0]!r}")
 

@@ -28,11 +28,13 @@ from recipes.data.demo_stages import Stages
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.schema import read_split
 
-PHANTOM = ["recipes/build_phantom.py", "--n_validation", "1"]
-DATA = [*PHANTOM, "--scenarios", "sn,sw,mn,mw", "--balanced", "--seed", "30", "--n_train", "3000", "--n_test", "1000"]
-BALANCED = [*PHANTOM, "--scenarios", "mn", "--balanced", "--seed", "31", "--n_train", "3000", "--n_test", "1"]
+PHANTOM = ["recipes/build_phantom.py", "--balanced", "--style", "prose", "--n_validation", "1"]
+DATA = [*PHANTOM, "--scenarios", "sn,sw,mn,mw", "--seed", "40", "--n_train", "5000", "--n_test", "1000"]
+BALANCED = [*PHANTOM, "--scenarios", "mn,mw", "--seed", "41", "--n_train", "4000", "--n_test", "1"]
 LABELER = ["recipes/train_chexbert.py", "--texts", "20000", "--bar", "0.9"]
 TINY = ["recipes/build_tiny.py", "--system", "llmrg4", "--prompt_file", "prompts/llmrg4.txt"]
+TINY += ["--warm_up_steps", "650"]
+WEIGH = ["recipes/weigh_tokens.py", "--splits", "train"]
 TRAIN = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", "recipes/sft_llmrg4.py"]
 CONFIG = "recipes/configs/llmrg4/demo_stage{}.yaml"
 GENERATE = ["recipes/generate.py", "--prompt_file", "prompts/llmrg4.txt", "--views", "frontal+lateral"]
@@ -67,35 +69,16 @@ def main() -> None:
         made = [("data", data, DATA), ("balanced data", balanced, BALANCED)]
         stages.run(*((name, out, [*command, "--out", out]) for name, out, command in made))
         stages.run(("labeler", labeler, [*LABELER, "--dataset", data, "--output_dir", labeler]))
-        weigh = [
-            "recipes/weigh_tokens.py",
-            "--dataset",
-            data,
-            "--model",
-            labeler,
-            "--out",
-            weighed,
-            "--splits",
-            "train",
-        ]
-        stages.run(("token weights", weighed, weigh))
+        jobs = [("token weights", weighed, [*WEIGH, "--dataset", data, "--model", labeler, "--out", weighed])]
+        for seed in args.seeds:
+            tiny = f"{args.out}/seed{seed}/tiny"
+            command = [*TINY, "--chexbert", labeler, "--dataset", data, "--warm_up", balanced, "--seed", str(seed)]
+            jobs.append((f"seed {seed}: tiny model", tiny, [*command, "--out", tiny]))
+        for first in range(0, len(jobs), 2):
+            stages.run(*jobs[first : first + 2])
         for seed in args.seeds:
             own = f"{args.out}/seed{seed}"
             tiny = f"{own}/tiny"
-            build = [
-                *TINY,
-                "--chexbert",
-                labeler,
-                "--dataset",
-                data,
-                "--warm_up",
-                balanced,
-                "--seed",
-                str(seed),
-                "--out",
-                tiny,
-            ]
-            stages.run((f"seed {seed}: tiny model", tiny, build))
             starts = {TLW: tiny, PLAIN: tiny}
             for stage in (1, 2):
                 jobs = []

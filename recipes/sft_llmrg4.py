@@ -42,6 +42,9 @@ class RecipeArguments:
     )
     prompt_file: str = field(default="prompts/llmrg4.txt", metadata={"help": "A path, or a file beside the recipes."})
     fusion: Literal["atf", "interleaved"] = field(default="atf", metadata={"help": "Of stage 2 (Table 4)."})
+    lateral_start: Literal["new", "frontal"] = field(
+        default="new", metadata={"help": "Of stage 2's p_l and its projection: new weights, or p_f's."}
+    )
     vision: str = field(default="microsoft/rad-dino", metadata={"help": "Stage 1 without a model: image encoder."})
     text: str = field(default="microsoft/BiomedVLP-CXR-BERT-specialized", metadata={"help": "Its prior's encoder."})
     decoder: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "Its decoder, of the Llama family."})

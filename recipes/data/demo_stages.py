@@ -42,12 +42,12 @@ class _Child:
     command: list[str]
     task: TaskID
     log: Path
+    seconds: float = 0.0  # its share of the wall time
 
     def start(self, threads: int) -> None:
         if Path(self.out).is_dir():
             shutil.rmtree(self.out)
         Path(self.out).unlink(missing_ok=True)
-        self.started = time.time()
         with self.log.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, *self.command],
@@ -127,9 +127,13 @@ class Stages:
                 shown = shlex.join(["python", *child.command])
                 self.progress.console.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
                 child.start(threads=max(1, (os.cpu_count() or 1) // len(children)))
-            running = list(children)
+            running, last = list(children), time.time()
             while running:
                 time.sleep(0.2)
+                now = time.time()
+                for child in running:
+                    child.seconds += (now - last) / len(running)
+                last = now
                 for child in list(running):
                     if count := read_count(child.written(4000)):
                         done, total = count
@@ -152,7 +156,7 @@ class Stages:
         self.finished[child.out] = {
             "name": child.name,
             "command": child.command,
-            "seconds": (time.time() - child.started) / together,
+            "seconds": child.seconds,
             "finished": time.time(),
             "peak_memory_gb": child.memory * together,
         }

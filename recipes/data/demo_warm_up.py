@@ -7,13 +7,13 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from modeling import CheXbertModel, LLMRG4Config, LLMRG4ForConditionalGeneration, LLMRG4Processor
+from modeling.processing_llmrg4 import IMAGE_TOKEN, PRIOR_END, PRIOR_START
 from recipes.cli import InputError
-from recipes.data.samples import fill_prompt, write_reasoning
+from recipes.data.samples import fill_prompt
 from rewards.labels import FINDINGS
-
-NAMING = "Name the findings."
 
 
 def read_priors_with(
@@ -51,8 +51,9 @@ def warm_up_llmrg4(
 
     `rows`: of a built data set, best a balanced phantom with both views. First the encoder, for RAD-DINO, and the
     fusion predict from single images of either view which findings are there, through two heads that are dropped.
-    Then all three write from a frontal image the study's report as `prompt` asks or, for every other study, name its
-    findings: for twice as many steps of half the batch. What lateral images and prior reports need stays untrained.
+    Then the encoder is frozen, and fusion and decoder write the report as `prompt` asks (`fusion: interleaved`): from
+    the frontal image, of every other pair of studies from both images, and from the prior report, where there is one,
+    as the decoder's own text. What ATF needs for lateral images and prior reports stays untrained.
     """
     with torch.no_grad():  # a perceiver learns in few steps where to look if places differ and attention is sharp
         nn.init.normal_(model.model.vision_encoder.embeddings.position_embeddings, std=0.5)
@@ -61,49 +62,76 @@ def warm_up_llmrg4(
             layer.attention.in_proj_weight[: -layer.attention.embed_dim] *= 2  # of queries and keys
     value = torch.tensor([0.0, 1.0, 0.0, 0.5])  # blank, positive, negative, uncertain
     states = value[torch.tensor(rows["labels"])][:, : len(FINDINGS)]
-    images = [(image, number) for number, study in enumerate(rows["images"]) for image in study]
-    pixels = processor.image_processor([image for image, _ in images], return_tensors="pt")["pixel_values"]
-    targets = states[[number for _, number in images]]
+    counts, batches = [], []
+    for batch in rows.select_columns("images").iter(64):
+        counts += [len(study) for study in batch["images"]]
+        images = [image for study in batch["images"] for image in study]
+        batches.append(processor.image_processor(images, return_tensors="pt")["pixel_values"])
+    pixels = torch.cat(batches)
+    targets = states.repeat_interleave(torch.tensor(counts), dim=0)
     encoder = model.model.vision_encoder
     patches = (pixels.shape[-1] // encoder.config.patch_size) ** 2
-    width = encoder.config.hidden_size
-    by_place = nn.Linear(patches * width, len(FINDINGS))
     reader = model.model.token_fusion.requires_grad_(True)
-    by_reader = nn.Linear(reader.queries.shape[0] * model.config.text_config.hidden_size, len(FINDINGS))
+    by_place = nn.Linear(patches * encoder.config.hidden_size, len(FINDINGS))
+    by_reader = nn.Linear(processor.num_visual_tokens * model.config.text_config.hidden_size, len(FINDINGS))
+
+    def encode(chosen: torch.Tensor | slice) -> torch.Tensor:
+        return encoder(pixels[chosen]).last_hidden_state[:, -patches:]
 
     def see(chosen: torch.Tensor) -> torch.Tensor:
-        seen = encoder(pixels[chosen]).last_hidden_state[:, -patches:]
+        seen = encode(chosen)
         logits = torch.stack([by_place(seen.flatten(1)), by_reader(reader(seen).flatten(1))])
         return nn.functional.binary_cross_entropy_with_logits(logits, targets[chosen].expand_as(logits))
 
     encoder.requires_grad_(True)
     trained = [*encoder.parameters(), *by_place.parameters(), *reader.parameters(), *by_reader.parameters()]
-    train_part("image encoder", see, trained, len(images), steps, batch_size)
+    train_part("image encoder", see, trained, len(pixels), steps, batch_size)
+    model.train(model.training)  # freezes the encoders again
+    with torch.no_grad():
+        features = torch.cat([encode(slice(i, i + 64)) for i in range(0, len(pixels), 64)])
 
-    texts = []
-    for number, row in enumerate(rows.remove_columns("images")):
-        asked, answer = fill_prompt(prompt, {**row, "prior_report": None}), row["report"]
-        if number % 2:
-            asked, answer = NAMING, write_reasoning(row["labels"])
-        turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
-        turns += [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        texts += processor.apply_chat_template([turns], tokenize=False)
-    encoded = processor(
-        images=[[study[0]] for study in rows["images"]], text=texts, padding=True, padding_side="right",
-        return_tensors="pt",
-    )  # fmt: skip
-    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    places, pairs, first = [], [], 0  # of the images that a study is described from, and what is asked and answered
+    for number, (row, count) in enumerate(zip(rows.remove_columns("images"), counts, strict=True)):
+        places.append(list(range(first, first + (count if number // 2 % 2 else 1))))
+        pairs.append((fill_prompt(prompt, row), row["report"]))
+        first += count
+    encoded, labels = encode_answers(processor, pairs, [len(own) for own in places])
 
     def write(chosen: torch.Tensor) -> torch.Tensor:
-        length = int(mask[chosen].sum(1).max())
-        own = {"input_ids": ids[chosen, :length], "attention_mask": mask[chosen, :length]}
-        own |= {name: encoded[name][chosen] for name in ("pixel_values", "view_mask")}
-        wrong = (own["attention_mask"] == 0) | (own["input_ids"] == processor.image_token_id)
-        return model(**own, labels=own["input_ids"].masked_fill(wrong, -100)).loss
+        length = int(encoded["attention_mask"][chosen].sum(1).max())
+        own = {key: value[chosen, :length] for key, value in encoded.items()}
+        images = [place for number in chosen.tolist() for place in places[number]]
+        seen = BaseModelOutputWithPooling(pooler_output=reader(features[images]))
+        return model(**own, labels=labels[chosen, :length], mm_encoder_outputs={"image": seen}).loss
 
-    parts = [*encoder.parameters(), *reader.parameters(), *model.model.language_model.parameters()]
-    train_part("all together", write, parts, len(texts), 2 * steps, batch_size // 2)
-    model.train(model.training)  # freezes the encoders again
+    parts = [*reader.parameters(), *model.model.language_model.parameters()]
+    train_part("fusion and decoder", write, parts, len(pairs), steps, batch_size // 2)
+
+
+def encode_answers(
+    processor: LLMRG4Processor, pairs: Sequence[tuple[str, str]], images: Sequence[int]
+) -> tuple[dict, torch.Tensor]:
+    """`input_ids` and `attention_mask` of questions about so many `images` with their answers, and labels."""
+
+    def write(parts: int, ask: bool) -> list[list[int]]:
+        turns = [
+            [
+                {"role": "user", "content": [{"type": "image"}] * number + [{"type": "text", "text": question}]},
+                {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+            ][:parts]
+            for (question, answer), number in zip(pairs, images, strict=True)
+        ]
+        texts = processor.apply_chat_template(turns, add_generation_prompt=ask, tokenize=False)
+        for old, new in ((IMAGE_TOKEN, IMAGE_TOKEN * processor.num_visual_tokens), (PRIOR_START, ""), (PRIOR_END, "")):
+            texts = [text.replace(old, new) for text in texts]
+        return processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    asked, whole = write(1, True), write(2, False)
+    encoded = processor.tokenizer.pad({"input_ids": whole}, padding_side="right", return_tensors="pt")
+    labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, -100)
+    for row, question in zip(labels, asked, strict=True):
+        row[: len(question)] = -100
+    return {key: encoded[key] for key in ("input_ids", "attention_mask")}, labels
 
 
 def train_part(

@@ -152,6 +152,13 @@ def test_stages_side_by_side_wait_for_each_other_and_fail_together(tmp_path):
     with demo_stages.Stages(tmp_path) as stages:
         stages.run(("a", a, ["-c", meet, a, b]), ("b", b, ["-c", meet, b, a]))  # one after the other would hang
     assert stages.seconds().keys() == {"a", "b"}
+    wait, started = "import sys, time; time.sleep(float(sys.argv[1])); open(sys.argv[2], 'w')", time.time()
+    with demo_stages.Stages(tmp_path) as stages:
+        jobs = [(name, str(tmp_path / name), ["-c", wait, name, str(tmp_path / name)]) for name in ("0.1", "1.5")]
+        stages.run(*jobs)
+    shares = stages.seconds()
+    assert shares["0.1"] < shares["1.5"]
+    assert sum(shares.values()) == pytest.approx(time.time() - started, abs=0.4)  # of the wall time, none twice
     note = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     fail = """if True:
         import os, sys, time

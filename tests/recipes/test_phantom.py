@@ -310,6 +310,7 @@ def test_build_follows_the_schema_and_repeats(monkeypatch, tmp_path, labeler):
         (["--out", "x", "--size", "0"], "--size"),
         (["--out", "x", "--seed", "-1"], "--seed"),
         (["--out", "x", "--abnormal", "1.5"], "--abnormal"),
+        (["--out", "x", "--style", "verse"], "--style is one of terse, prose, systematic, mimic, not 'verse'"),
         (["--out", "x", "--scenarios", "sn,xx"], "'xx'"),
         (["--out", "x", "--config", "missing.yaml"], "missing.yaml"),
         (["--out", "x", "--colour", "red"], "colour"),

@@ -117,6 +117,18 @@ def test_stage_2_trains_fusion_and_lora(train, stage1, tmp_path):
     assert (model.config.fusion, AutoProcessor.from_pretrained(out).fusion) == ("atf", "atf")
 
 
+def test_the_lateral_perceiver_may_start_as_the_frontal_one(train, stage1, tmp_path):
+    out = train(2, stage1, tmp_path / "out", lateral_start="frontal", learning_rate=0.0, max_steps=1)
+    new = load_file(f"{out}/model.safetensors")
+    for part in ("perceiver", "projection"):
+        names = [name for name in new if name.startswith(f"{FUSION}lateral_{part}.")]
+        assert names and all(torch.equal(new[name], new[name.replace("lateral", "frontal")]) for name in names)
+    weight = new[FUSION + "fusion.weight"]
+    size = len(weight)
+    assert weight[:, size : 2 * size].diagonal().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert torch.equal(weight[:, :size], torch.eye(size))  # alone, the frontal image counts as before
+
+
 def test_both_new_inputs_are_learned_from(train, stage1, tmp_path):
     first, last = (train(2, stage1, tmp_path / str(steps), max_steps=steps) for steps in (1, 2))
     changed, _ = changed_weights(first, last)
