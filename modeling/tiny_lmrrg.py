@@ -20,6 +20,7 @@ from .tiny import train_tokenizer
 def build_biomedclip(
     texts: Iterable[str],
     image_size: int = 64,
+    patch_size: int = 16,
     vision_size: int = 64,
     vision_layers: int = 2,
     text_size: int = 32,
@@ -29,13 +30,13 @@ def build_biomedclip(
 ) -> tuple[BiomedCLIPModel, BertTokenizer, CLIPImageProcessor]:
     """A random-weight BiomedCLIP, its uncased WordPiece tokenizer of the words in `texts`, and its image processor.
 
-    Images become `image_size` x `image_size` pixels, patches have 16. Raises ValueError where `image_size` is no
-    multiple of 16, or a width (`vision_size`, `text_size`, `projection_dim`) neither.
+    Images become `image_size` x `image_size` pixels, patches have `patch_size`. Raises ValueError where a width
+    (`vision_size`, `text_size`, `projection_dim`) is no multiple of 16, or `image_size` none of `patch_size`.
     """
-    sizes = {"image_size": image_size, "vision_size": vision_size, "text_size": text_size}
-    for name, size in {**sizes, "projection_dim": projection_dim}.items():
-        if size % 16:
-            raise ValueError(f"{name} ({size}) must be a multiple of 16")
+    sizes = {"vision_size": vision_size, "text_size": text_size, "projection_dim": projection_dim}
+    for name, size, unit in [("image_size", image_size, patch_size), *((*each, 16) for each in sizes.items())]:
+        if size % unit:
+            raise ValueError(f"{name} ({size}) must be a multiple of {unit}")
     set_seed(seed)
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     split = BertTokenizer(dict(zip(specials, range(5), strict=True))).backend_tokenizer
@@ -58,7 +59,9 @@ def build_biomedclip(
         }
 
     config = BiomedCLIPConfig(
-        vision_config=ViTConfig(image_size=image_size, layer_norm_eps=1e-6, **widths(vision_size, vision_layers)),
+        vision_config=ViTConfig(
+            image_size=image_size, patch_size=patch_size, layer_norm_eps=1e-6, **widths(vision_size, vision_layers)
+        ),
         text_config=BertConfig(
             vocab_size=len(tokenizer),
             hidden_dropout_prob=0.0,
@@ -84,6 +87,7 @@ def build_biomedclip(
 def build_lmrrg(
     texts: Iterable[str],
     image_size: int = 64,
+    patch_size: int = 16,
     hidden_size: int = 64,
     text_layers: int = 2,
     vision_size: int = 64,
@@ -97,8 +101,8 @@ def build_lmrrg(
     """A random-weight LM-RRG with an OPT decoder and its processor, whose tokenizer (`vocab_size` at most) is made
     from `texts`; `config` is LMRRGConfig's.
 
-    Its BiomedCLIP is `build_biomedclip`'s with the region texts' words. Raises ValueError where `image_size` or a
-    width (`hidden_size`, `vision_size`, `projection_dim`) is no multiple of 16.
+    Its BiomedCLIP is `build_biomedclip`'s with the region texts' words. Raises ValueError where a width
+    (`hidden_size`, `vision_size`, `projection_dim`) is no multiple of 16, or `image_size` none of `patch_size`.
     """
     if hidden_size % 16:
         raise ValueError(f"hidden_size ({hidden_size}) must be a multiple of 16")
@@ -106,7 +110,7 @@ def build_lmrrg(
     prompts = [region[config.get("region_prompt", "description")] for region in regions]
     words = [text for region in regions for text in (region["name"], region["description"])]
     clip, clip_tokenizer, image_processor = build_biomedclip(
-        words, image_size, vision_size, vision_layers, projection_dim=projection_dim, seed=seed
+        words, image_size, patch_size, vision_size, vision_layers, projection_dim=projection_dim, seed=seed
     )
     features, mask = encode_texts(clip, clip_tokenizer, prompts, config.get("region_text", "pooled"))
     tokenizer = train_tokenizer(texts, vocab_size - 1)

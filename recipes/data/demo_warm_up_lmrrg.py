@@ -37,7 +37,7 @@ def warm_up_lmrrg(
         return nn.functional.binary_cross_entropy_with_logits(logits, targets[chosen].expand_as(logits))
 
     trained = [*extractor.vision_model.parameters(), *extractor.visual_projection.parameters(), *heads.parameters()]
-    train_part("image encoder", see, trained, len(pixels), steps, batch_size)
+    train_part("image encoder", see, trained, len(pixels), 2 * steps, batch_size)
 
     texts = []
     for number, row in enumerate(rows.remove_columns("images")):

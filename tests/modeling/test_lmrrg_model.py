@@ -768,6 +768,10 @@ def test_tiny_is_seeded():
     )
     with pytest.raises(ValueError, match=r"image_size .60. must be a multiple of 16"):
         build_lmrrg(TEXTS, image_size=60)
+    coarse, _ = build_lmrrg(TEXTS, image_size=56, patch_size=28)
+    assert coarse.model.visual_extractor.vision_model.embeddings.position_embeddings.shape[1] == 1 + 2 * 2
+    with pytest.raises(ValueError, match=r"image_size .64. must be a multiple of 28"):
+        build_lmrrg(TEXTS, patch_size=28)
     with pytest.raises(ValueError, match=r"hidden_size .40. must be a multiple of 16"):
         build_lmrrg(TEXTS, hidden_size=40)
 

@@ -88,12 +88,20 @@ def test_figures(figures, rows):
     assert len(figures["gains"]) == len(PAIRS) * 2 * 3
 
 
+def unseeing(figures: dict) -> dict:
+    """The same, had other images given the same findings."""
+    differences = [each | {"low": -0.01} if each["minus"] == SHUFFLED else each for each in figures["differences"]]
+    return figures | {"differences": differences}
+
+
 def test_checks_and_page(figures, dataset, predictions, tmp_path):
     checks = demo_table3.make_checks(figures, minutes=16.0, minutes_bar=15, memory_gb=1.0)
     held = {check["name"]: check["holds"] for check in checks}
     assert held[f"{CQRL} minus {STAGE1}, {RADCLIQ}, high end of the 95 % interval"]
     assert held[f"{CQRL} minus {BLEU}, {RADCLIQ}, high end of the 95 % interval"]
     assert held[f"{CQRL} minus {SHUFFLED}, {RADCLIQ}, high end of the 95 % interval"]
+    assert held[f"{CQRL} minus {SHUFFLED}, micro-F1 13, low end of the 95 % interval"]
+    assert not demo_table3.make_checks(unseeing(figures), 1.0, 15, 1.0)[6]["holds"]
     assert not held[f"aim: {BLEU} minus {CQRL}, {BLEU4}, low end of the 95 % interval"]  # the reference has BLEU 1
     assert not held[f"aim: {CQRL} minus {FIXED}, {RADCLIQ}, high end of the 95 % interval"]  # they are the same
     assert not held["wall time of one seed without installation, minutes"]

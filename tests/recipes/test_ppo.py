@@ -48,6 +48,7 @@ PROMPTS = ["pull", "pull an arm", "an arm", "arm pull pull an"]  # of several le
     [
         ([0, 0, 1], [0, 0, 0], [1, 1, 1], 1.0, 1.0, [1, 1, 1]),  # the return, wherever the token is
         ([0, 0, 1], [0, 0, 0], [1, 1, 1], 0.5, 1.0, [0.25, 0.5, 1]),  # discounted once per token
+        ([0, 0, 1], [0, 0, 0], [1, 1, 1], 1.0, 0.95, [0.9025, 0.95, 1]),  # a new value head: first words look worse
         ([0, 0, 1], [0.5, 0.2, 0.6], [1, 1, 1], 1.0, 0.0, [-0.3, 0.4, 0.4]),  # one step: r + V' - V
         # deltas -.3, .4, .4; then .4, .4 + .5 x .4 = .6, -.3 + .5 x .6 = 0
         ([0, 0, 1], [0.5, 0.2, 0.6], [1, 1, 1], 1.0, 0.5, [0.0, 0.6, 0.4]),
