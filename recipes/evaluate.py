@@ -24,7 +24,7 @@ from typing import Literal
 
 from recipes.cli import parse, replacing, run
 from recipes.data.baselines import NEAREST, TEMPLATE
-from recipes.data.comparisons import compare, looking
+from recipes.data.comparisons import compare, looking, too_few_resamples
 from recipes.data.evaluation import case_rows, describe_run, gather, load_metrics, name_files, reference_figures
 from recipes.data.figures import PRESETS
 from recipes.data.model_card import check_card, write_card
@@ -106,6 +106,7 @@ def main() -> None:
         "differences": compare(systems, truth),
         "looking": looking(systems, len(truth.ids)),
     }
+    figures["notes"] += too_few_resamples(figures["differences"], args.resamples)
     figures["paper"] = compare_with_papers(figures, args.compare) if args.compare else []
 
     ################

@@ -68,6 +68,7 @@ rouge_reward = make_rouge_reward()
 
 ALPHA, BETA_METEOR, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75  # METEOR 1.5's for English, with the weights of its matchers:
 MATCHERS = (1.0, 0.6, 0.8, 0.6)  # the word itself, its stem, a synonym, a paraphrase
+METEOR_TOKENS = 2000  # of a text are aligned: the aligner's memory grows with their square, and 10,000 take over 2 GB
 
 
 def meteor_statistics(generated: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -75,16 +76,25 @@ def meteor_statistics(generated: Sequence[str], references: Sequence[str]) -> np
 
     Columns: tokens of the generated text and of the reference, function words of both; of each of the four matchers
     the content words matched in both texts and the function words in both; chunks; matched tokens of both texts.
-    Needs Java: raises RuntimeError where there is none; ValueError where the two differ in length or are empty.
+    A text's first 2,000 tokens are read. Needs Java: raises RuntimeError where there is none or it gives up;
+    ValueError where the two differ in length or are empty.
     """
     if shutil.which("java") is None:
         raise RuntimeError("METEOR needs Java and there is no `java` on the PATH: install a Java runtime (8 or newer)")
     if len(generated) != len(references) or not references:
         raise ValueError(f"METEOR needs pairs of reports, not {len(generated)} and {len(references)} texts")
     scorer = Meteor()
-    clean = [[tokenize(text).encode(errors="replace").decode() for text in texts] for texts in (generated, references)]
-    rows = [scorer._stat(text, [reference]) for text, reference in zip(*clean, strict=True)]
-    counts = np.array([row.split() for row in rows], dtype=np.float64)
+    clean = [
+        [" ".join(tokenize(text).encode(errors="replace").decode().split(" ")[:METEOR_TOKENS]) for text in texts]
+        for texts in (generated, references)
+    ]
+    rows = []
+    for text, reference in zip(*clean, strict=True):
+        row = scorer._stat(text, [reference]).split()
+        if len(row) != 23:
+            raise RuntimeError(f"METEOR's Java gave no answer for pair {len(rows)}: {' '.join(row) or 'it ended'}")
+        rows.append(row)
+    counts = np.array(rows, dtype=np.float64)
     whole = (counts[:, 20] == 1) & (counts[:, 21] == counts[:, 0]) & (counts[:, 22] == counts[:, 1])
     counts[whole, 20] = 0  # an exact match is not fragmented at all
     return counts

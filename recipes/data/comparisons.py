@@ -1,10 +1,10 @@
 """What differs between systems on the same studies, and by how much a system's score comes from looking.
 
 `differences`: of each model minus each baseline, each control of its own and each model named before it, in every
-headline figure: the difference of the corpus's figures with its 95 % interval and p-value by a bootstrap that draws
-the same studies for both, and the p-value of Wilcoxon's signed-rank test on the two reports of each study (a study's
-samples are averaged; of precision, recall and F1 the values of a single report, LLM-RG4 section "Metrics"). `p_holm`
-and `p_wilcoxon_holm` are adjusted over all differences of the file.
+headline figure and every one of the papers' protocols: the difference of the corpus's figures with its 95 % interval
+and p-value by a bootstrap that draws the same studies for both, and the p-value of Wilcoxon's signed-rank test on the
+two reports of each study (a study's samples are averaged; of precision, recall and F1 the values of a single report,
+LLM-RG4 section "Metrics"). `p_holm` and `p_wilcoxon_holm` are adjusted over all differences of the file.
 
 `looking`: a model beside its own reports for images exchanged between studies. The drop is what the right images are
 worth; its share of the score is what comes from looking, the rest from knowing how reports usually read.
@@ -14,10 +14,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recipes.data.figures import HEADLINE, describe
+from recipes.data.figures import HEADLINE, SHOWN, describe
 from recipes.data.references import Truth
 from recipes.data.scores import System, as_interval
 from rewards.corpus import add_up, bootstrap_p, holm, interval, ratio, wilcoxon_p
+
+ALPHA = 0.05  # LLM-RG4 names no level (RG-045)
 
 
 def _pairs(systems: Sequence[System]) -> list[tuple[System, System]]:
@@ -34,7 +36,7 @@ def compare(systems: dict[str, System], truth: Truth) -> list[dict]:
     rows = []
     per_study = {name: _per_study(system, truth) for name, system in systems.items()}
     for system, other in _pairs(list(systems.values())):
-        for figure in HEADLINE:
+        for figure in SHOWN:
             if figure in system.values and figure in other.values:
                 differences = system.values[figure] - other.values[figure]
                 low, high = interval(differences) if len(truth.ids) > 1 else (None, None)
@@ -57,9 +59,20 @@ def compare(systems: dict[str, System], truth: Truth) -> list[dict]:
     return rows
 
 
+def too_few_resamples(differences: list[dict], resamples: int) -> list[str]:
+    """A sentence where the bootstrap cannot show any difference to be beyond chance, however large, or nothing."""
+    needed = 2 * len(differences) / ALPHA
+    if not differences or resamples + 1 > needed:
+        return []
+    return [
+        f"{len(differences)} differences are tested: adjusted by Holm's method no p-value of {resamples} resamples "
+        f"can be below {ALPHA}; give --resamples {int(needed) + 1}, or read Wilcoxon's"
+    ]
+
+
 def _per_study(system: System, truth: Truth) -> dict[str, np.ndarray]:
-    """{headline figure: (rows of the truth,)}: the mean over a row's samples."""
-    reports = {name: values for part in system.parts for name, values in part.reports.items() if name in HEADLINE}
+    """{figure: (rows of the truth,)}: the mean over a row's samples."""
+    reports = {name: values for part in system.parts for name, values in part.reports.items() if name in SHOWN}
     numbers = np.bincount(system.rows, minlength=len(truth.ids))
     sums = add_up(np.stack(list(reports.values()), axis=1), system.rows)
     return dict(zip(reports, (sums / numbers[:, None]).T, strict=True))

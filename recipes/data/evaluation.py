@@ -9,7 +9,7 @@ from math import ceil
 from pathlib import Path
 from platform import python_version
 
-from datasets import concatenate_datasets
+from datasets import concatenate_datasets, disable_progress_bars
 
 from recipes.cli import InputError
 from recipes.data.baselines import NEAREST, NORMAL_REPORT, TEMPLATE, encoded_images, nearest_reports
@@ -19,6 +19,7 @@ from recipes.data.references import CHEXBERT, Truth, read_truth, read_truth_file
 from recipes.data.rg4 import load_judge
 from recipes.data.schema import read_dataset
 from recipes.data.scores import Metrics, System, lengths
+from rewards.completions import parse_completion
 from rewards.discbert import SCENARIOS, hall_flags
 from rewards.labels import CONDITIONS
 
@@ -87,6 +88,7 @@ def load_metrics(args, labeler: Callable) -> Metrics:
 
 def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict[str, dict], list[str]]:
     """References, each system's completions (see `scores.measure_systems`) with the baselines first, and notes."""
+    disable_progress_bars()  # they would break the tables
     if args.dataset and args.references:
         raise InputError("--dataset and --references both name references: give one")
     for what in files.values():
@@ -121,7 +123,8 @@ def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict
         baselines[NEAREST] = nearest
     notes += said
     for name, what in given.items():
-        notes += odd_texts(name, [text for texts in what["completions"].values() for text in texts])
+        texts = (text for texts in what["completions"].values() for text in texts)
+        notes += odd_texts(name, [parse_completion(text).report for text in texts])
     own = {name: {"completions": texts, "kind": "baseline"} for name, texts in baselines.items()}
     return truth, {**own, **given}, notes
 

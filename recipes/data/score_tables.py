@@ -1,20 +1,28 @@
 """The tables of recipes/evaluate.py: on screen, as Markdown and as LaTeX, each named by its protocol."""
 
+import re
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Screen
 
+from recipes.data.comparisons import ALPHA
 from recipes.data.error_taxonomy import KINDS
 from recipes.data.figures import HEADLINE, PRESETS
 
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
-ALPHA = 0.05  # LLM-RG4 names no level (RG-045)
 MARK = "‡"
 LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
          "‡": r"$^\ddagger$", "–": "--", "→": r"$\rightarrow$"}  # fmt: skip
+
+
+_INTERVAL = re.compile(r" \(-?[\d.]+–-?[\d.]+\)")
+ROOMY = 7  # columns of a screen's table that have room for intervals
+WIDE = 11  # columns of figures that fit side by side
 
 
 class Table(NamedTuple):
@@ -93,6 +101,8 @@ def make_tables(metrics: dict) -> Iterator[Table]:
         yield _systems_table(metrics, f"Scenario {scenario} ({own['studies']} studies)", names, [], scenario)
     if "hall" in metrics["references"]:
         yield _hall_table(metrics)
+    if any(system["consistency"] for system in metrics["systems"].values()):
+        yield _consistency_table(metrics)
     yield _errors_table(metrics)
     if metrics["looking"]:
         yield _looking_table(metrics)
@@ -128,6 +138,17 @@ def _hall_table(metrics: dict) -> Table:
     )
 
 
+def _consistency_table(metrics: dict) -> Table:
+    columns = ["system", "studies", "pairs of scenarios", "same 13 findings ↑", "F1 of the findings ↑"]
+    found = [(name, system["consistency"]) for name, system in metrics["systems"].items() if system["consistency"]]
+    first = found[0][1]
+    rows = [["references", first["references_agreement"], first["references_f1"]]]
+    rows += [[name, own["agreement"], own["f1"]] for name, own in found]
+    counts = [str(first["studies"]), str(first["pairs"])]
+    rows = [[name, *counts, *map(cell, cells)] for name, *cells in rows]
+    return Table("One study under several scenarios", columns, rows, ["Not 1 for references that may say more."])
+
+
 def _errors_table(metrics: dict) -> Table:
     rows = []
     for name, system in metrics["systems"].items():
@@ -135,9 +156,9 @@ def _errors_table(metrics: dict) -> Table:
         lengths = system["lengths"]
         rows.append(
             [name, *map(str, totals), str(lengths["empty"]), str(lengths["distinct"]), f"{lengths['mean_words']:.0f}",
-             f"{lengths['longest_words']} ({lengths['longest_study']})"]
+             f"{lengths['longest_words']} in {lengths['longest_study']}"]
         )  # fmt: skip
-    columns = ["system", *KINDS, "empty", "distinct", "words", "longest (study)"]
+    columns = ["system", *KINDS, "empty", "distinct", "words", "longest, words"]
     return Table("Errors of 13 findings, and lengths", columns, rows, [])
 
 
@@ -194,21 +215,45 @@ def _paper_table(metrics: dict) -> Table:
 
 
 def print_tables(metrics: dict) -> None:
-    """The tables that say most, on screen, each interval below its value, and the notes."""
-    console = Console()
+    """The tables that say most, on screen, and the notes: intervals where there is room; tables.md has them all."""
+    console = Console(width=140)
     for table in make_tables(metrics):
-        if table.title == "Differences":
-            continue  # long: in tables.md
-        screen = Screen(title=table.title, title_justify="left", caption_justify="left")
-        for i, column in enumerate(table.columns):
-            screen.add_column(column, justify="left" if i == 0 or table.title == "Beside the papers" else "right")
-        for row in table.rows:
-            screen.add_row(row[0], *(text.replace(" (", "\n(", 1) for text in row[1:]))
-        console.print(screen, markup=False)
-        for note in table.notes:
-            console.print(note, style="dim", markup=False)
+        roomy = len(table.columns) <= ROOMY
+        for part in _to_screen(table):
+            screen = Screen(title=part.title, title_justify="left")
+            for i, column in enumerate(part.columns):
+                screen.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+            for row in part.rows:
+                cells = (text if roomy else _INTERVAL.sub("", text) for text in row[1:])
+                screen.add_row(escape(row[0]), *map(escape, cells))
+            console.print(screen)
+        for note in part.notes:
+            console.print(note, style="dim", markup=False, highlight=False)
+        console.print()
     for note in metrics["notes"]:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _to_screen(table: Table) -> list[Table]:
+    """What the screen shows of a table: a wide one in parts, and of long ones what is not the same in every row."""
+    if table.title.startswith("Differences"):
+        found = sum(bool(row[5]) and float(row[5].removeprefix("< ")) < ALPHA for row in table.rows)
+        counted = f"{found} of {len(table.rows)} have p < {ALPHA} by the bootstrap, Holm-adjusted: see tables.md"
+        return [table._replace(columns=["differences of systems"], rows=[[counted]], notes=[])]
+    if table.title.startswith("Beside"):
+        reasons = dict.fromkeys(reason for row in table.rows for reason in row[-1].split("; ") if reason != "yes")
+        rows = [[*row[:-2], _INTERVAL.sub("", row[-2]), "yes" if row[-1] == "yes" else "no"] for row in table.rows]
+        return [table._replace(rows=rows, notes=[*table.notes, *(f"Not comparable: {reason}" for reason in reasons)])]
+    count = len(table.columns) - 1
+    size = ceil(count / ceil(count / WIDE))
+    return [
+        table._replace(
+            title=table.title if start == 0 else "",
+            columns=[table.columns[0], *table.columns[1 + start : 1 + start + size]],
+            rows=[[row[0], *row[1 + start : 1 + start + size]] for row in table.rows],
+        )
+        for start in range(0, count, size)
+    ]
 
 
 def write_markdown(metrics: dict) -> str:

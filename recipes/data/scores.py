@@ -19,10 +19,12 @@ It quotes no report: sentences are in errors.jsonl and on the page only.
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 
 import numpy as np
 
+from recipes.cli import InputError
 from recipes.data.error_taxonomy import KINDS, Evidence, confusion, count_errors, find_errors
 from recipes.data.figures import ORIGINAL, SHOWN
 from recipes.data.prediction_files import HTML, LONG
@@ -143,9 +145,7 @@ def measure_systems(
         kind = {key: what.get(key) for key in ("kind", "of", "file")}
         systems[name] = System(name, kind.pop("kind"), rows, completions, reports, states, errors, parts, **kind)
     if metrics.meteor and shutil.which("java"):
-        _add_meteor(list(systems.values()), truth.reports)
-        if originals:
-            _add_meteor(list(systems.values()), originals, ORIGINAL)
+        _add_meteor(list(systems.values()), {"": truth.reports, **({ORIGINAL: originals} if originals else {})})
     elif metrics.meteor:
         notes.append("METEOR was not computed: it needs Java and there is no `java` on the PATH")
     return systems, notes
@@ -209,20 +209,28 @@ def _composite_part(reports: list[str], references: list[str], metrics: Metrics)
     return means_part({**scores, parts["bertscore"].name: values["bertscore"]})
 
 
-def _add_meteor(systems: list[System], references: list[str], prefix: str = "") -> None:
+def _add_meteor(systems: list[System], references: dict[str, list[str]]) -> None:
+    """Adds METEOR against each of `references` (prefix of the figure's name -> texts). Java starts once for all."""
+    jobs = [(system, prefix) for system in systems for prefix in references]
     pairs = [
-        (text, references[row]) for system in systems for text, row in zip(system.reports, system.rows, strict=True)
+        (text, references[prefix][row])
+        for system, prefix in jobs
+        for text, row in zip(system.reports, system.rows, strict=True)
     ]
-    counts = meteor_statistics(*map(list, zip(*pairs, strict=True)))
-
-    def figures(sums: np.ndarray) -> dict[str, np.ndarray]:
-        return {f"{prefix}meteor": meteor_of_sums(sums)}
-
+    try:
+        counts = meteor_statistics(*map(list, zip(*pairs, strict=True)))
+    except RuntimeError as error:
+        raise InputError(f"{error}; give --meteor no to do without") from error
     start = 0
-    for system in systems:
+    for system, prefix in jobs:
         own = counts[start : start + len(system.rows)]
+        figures = partial(_meteor_figure, f"{prefix}meteor")
         system.parts.append(Part(own, figures, figures(own)))
         start += len(system.rows)
+
+
+def _meteor_figure(name: str, sums: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: meteor_of_sums(sums)}
 
 
 # --- summaries ------------------------------------------------------------------------------------------------------
