@@ -17,7 +17,7 @@ from rewards.labels import CONDITIONS, FINDINGS, CheXpertState
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = CheXpertState
 PRESENT = (POSITIVE, UNCERTAIN)
 NORMAL = "The heart is normal in size. The lungs are clear. There is no pleural effusion or pneumothorax."
-SYSTEMS = {"grpo": "model", "sft": "model", "fixed normal report": "baseline", "grpo.shuffled": "control"}
+SYSTEMS = {"fixed normal report": "baseline", "grpo": "model", "sft": "model", "grpo.shuffled": "control"}
 KINDS = ("polarity flip", "omission", "hallucination", "uncertainty mismatch", "side swapped", "severity changed")
 HEADLINE = {
     "ce/14/positive/micro/f1": ("micro-F1 14", "micro", "f1"),
@@ -70,8 +70,8 @@ def make_cases(count: int, scenarios: tuple[str, ...] = ("mn",), size: int = 128
                 said = write_report(make_study(drawn, rng), rng)
                 completions[name] = f"<think>Present: {FINDINGS[index % 13]}.</think>\n<report>{said}</report>"
             other = make_study(sample_states(rng), rng)
-            completions["fixed normal report"] = NORMAL
             completions["grpo.shuffled"] = f"<report>{write_report(other, rng)}</report>"
+            completions["fixed normal report"] = NORMAL
             reports = {name: parse_completion(text).report for name, text in completions.items()}
             found = dict(zip(reports, labeler(list(reports.values())).tolist(), strict=True))
             errors = {

@@ -31,6 +31,7 @@ LIMIT = 40_000_000  # bytes of the file
 SIDES = (512, 384, 288, 224, 160, 144, 128, 112, 96, 80, 64)  # pixels of a picture's longer side
 QUALITY = 72  # of a JPEG
 SHOWN = 20_000  # characters of one text; how many more there are is told
+CARDS, PANELS = 8, 6  # figures that are in sight; the others are folded away
 BLOCK = 100  # pictures that are read at once
 REST = 2_000_000  # bytes that are kept for what is neither a picture nor a case: the tables of figures
 KINDS = ("match", "near", "mismatch", "extra", "unsaid")  # of a mark; "missing" is what no mark can show
@@ -255,7 +256,9 @@ def write_report_page(file: str | Path, metrics: dict, cases: Iterable[dict], la
     with `label`, `kind`, and the sentences `generated` and `reference`, or None). `labeler`: n texts to states
     (n, 14), the one of `metrics`. A text of more than 20,000 characters is cut on the page and says so.
     """
-    systems = metrics["systems"]
+    order = ("model", "control", "baseline")
+    systems = dict(sorted(metrics["systems"].items(), key=lambda item: order.index(item[1]["kind"])))
+    metrics = {**metrics, "systems": systems}
     kinds = list(dict.fromkeys(kind for each in systems.values() for row in each["errors"].values() for kind in row))
     room = 0.8 * LIMIT / (max(metrics["studies"], 1) * 1.5 * 0.2 * 4 / 3)  # pixels: 1.5 pictures a study, 0.2 bytes
     side = next((side for side in SIDES if side**2 <= room), SIDES[-1])
@@ -297,6 +300,7 @@ def write_report_page(file: str | Path, metrics: dict, cases: Iterable[dict], la
         cases=len(collected.rows),
         errors=kinds,
         panels=interval_panels(metrics),
+        in_sight={"cards": CARDS, "panels": PANELS},
         best=best_systems(metrics),
         legend=LEGEND,
         supports={

@@ -23,6 +23,7 @@ from rewards.mccs import mccs
 
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = CheXpertState
 EDEMA, EFFUSION = CONDITIONS.index("Edema"), CONDITIONS.index("Pleural Effusion")
+ORDER = ["grpo", "sft", "grpo.shuffled", "fixed normal report"]  # models, controls, baselines
 NASTY = "</script><script>window.hacked = 1</script><!-- <img src=x onerror='window.hacked = 2'> & \u2028 edema"
 
 
@@ -63,7 +64,7 @@ def case(study: str, reference: str, reports: dict[str, str], **changed) -> dict
 
 
 def all_systems(text: str) -> dict[str, str]:
-    return dict.fromkeys(("grpo", "sft", "fixed normal report", "grpo.shuffled"), text)
+    return dict.fromkeys(ORDER, text)
 
 
 class Page(HTMLParser):
@@ -314,6 +315,7 @@ def test_it_loads_and_asks_for_nothing_else(reader, pages):
     asked = [url for url in asked if not url.startswith("data:")]
     assert asked == [pages[0].as_uri()]
     assert reader.text("#count") == "60 cases"
+    assert reader.texts(".card:first-child .system") == ORDER
     assert len(reader.texts(".card")) == 3 and len(reader.texts("#heat tbody.f1 tr")) == 14
 
 
@@ -335,7 +337,7 @@ def test_filter_by_error(reader, pages, kind):
 
     reader.choose("kind", KINDS.index(kind))
     assert reader.shown() == having(("grpo", "sft"))  # all models
-    reader.choose("system", 3)
+    reader.choose("system", ORDER.index("grpo.shuffled"))
     assert reader.shown() == having(("grpo.shuffled",))
     reader.choose("finding", CONDITIONS.index("Cardiomegaly"))
     assert reader.shown() == having(("grpo.shuffled",), "Cardiomegaly")
@@ -447,7 +449,7 @@ def test_one_study_under_its_scenarios(reader, pages):
     assert [name[1:-4].strip() for name in reader.texts("#body .reports h3")] == ["sn", "mw"]
     reports = [parse_completion(each["completions"]["grpo"]).report for each in pages[1][:2]]
     assert reader.texts("#body .reports .report > .text") == reports
-    reader.click("#chosen button:nth-child(3)")
+    reader.click("#chosen button:nth-child(4)")
     assert len(set(reader.texts("#body .reports .report > .text"))) == 1  # the fixed report
     reader.click("#views button:first-child")
     assert len(reader.texts("#body .reports .report")) == 4
@@ -506,8 +508,8 @@ def test_hostile_texts_stay_texts(browser, tmp_path):
     assert shown[0] == parse_completion(texts["grpo"]).report
     assert reader.text("#case-title") == NASTY
     assert shown[1] == long[:20_000] + " … 80,001 more characters are not shown here"
-    assert reader.texts("#body .reports .report:nth-child(4) mark") == ["Edema"]
-    assert "(an empty report)" in reader.text("#body .reports .report:nth-child(3)")
+    assert reader.texts("#body .reports .report:nth-child(3) mark") == ["Edema"]
+    assert "(an empty report)" in reader.text("#body .reports .report:nth-child(4)")
     assert reader.run("return window.hacked === undefined && !document.querySelector('#body script, img[src=x]')")
     assert reader.run("return document.querySelectorAll('main img[src=x], script:not([id])').length") == 1
     assert browser.get_log("browser") == []
