@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from recipes.cli import InputError
 from recipes.data.prediction_files import read_references, split_id
-from recipes.data.schema import read_build, read_split
+from recipes.data.schema import SPLITS, read_build, read_split
 from rewards.discbert import SCENARIOS
 from rewards.labelers import LexicalLabeler
 
@@ -82,7 +82,8 @@ def number_studies(ids: Sequence[str]) -> np.ndarray:
 def scenario_folders(dataset: str) -> dict[str, str]:
     """The data sets in a folder of recipes/build_mimic_rg4.py by "SCENARIO/", or {"": dataset} for any other."""
     folders = {f"{name}/": str(Path(dataset) / name) for name in SCENARIOS if (Path(dataset) / name).is_dir()}
-    return {"": dataset} if not folders or list(Path(dataset).glob("*.parquet")) else folders
+    plain = any((Path(dataset) / f"{split}.parquet").is_file() for split in SPLITS)  # a provenance.parquet is none
+    return {"": dataset} if plain or not folders else folders
 
 
 def read_truth(dataset: str, split: str, labeler: Callable) -> Truth:
