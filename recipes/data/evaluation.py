@@ -24,6 +24,7 @@ from rewards.discbert import SCENARIOS, hall_flags
 from rewards.labels import CONDITIONS
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "pycocoevalcap", "datasets", "torch", "transformers")
+REMEMBERED = 32768  # texts of all systems: 768 numbers each take 100 MB
 SHUFFLED = ".shuffled"  # behind a model's name: its control
 PLACEHOLDER = "{scenario}"
 
@@ -55,6 +56,8 @@ def name_files(predictions: Sequence[str], shuffled: Sequence[str], reserved: Se
 def load_metrics(args, labeler: Callable) -> Metrics:
     """The published models that `args` (EvaluateArguments) names, and stand-ins for the others."""
     metrics = Metrics(labeler, args.margin, hall_mode=args.hall_mode, meteor=args.meteor != "no")
+    if hasattr(labeler, "remembered"):
+        labeler.remembered.size = REMEMBERED  # each text goes through a CheXbert once, for labels and for RadCliQ
     try:
         if args.radgraph:
             from rewards.radgraph import RadGraphParser  # needs torch, as do the next two
