@@ -94,6 +94,7 @@ function markedReference(row, columns) {
 // ---- the list of cases
 const state = { order: cases.map((_, i) => i), at: 0, shown: cases.map((_, i) => i), open: -1, view: "systems" };
 const hidden = new Set();
+const named = (row) => (row.scenario ? row.group : row.id); // the scenario stands beside it
 const groups = new Map();
 cases.forEach((row, i) => groups.set(row.group, [...(groups.get(row.group) || []), i]));
 for (const [name, members] of groups) {
@@ -110,7 +111,7 @@ data.errors.forEach((name, i) => filters.kind.append(el("option", { value: i }, 
 systems.forEach((each, i) => filters.system.append(
   el("option", { value: i }, each.kind === "model" ? each.name : `${each.name} (${each.kind})`)));
 data.scenarios.forEach((name) => filters.scenario.append(el("option", { value: name }, name)));
-$("scenario-label").hidden = data.scenarios.length === 0;
+$("scenario-label").hidden = data.scenarios.length < 2;
 if (!data.errors.length) filters.kind.parentElement.hidden = true;
 
 const counted = () => (filters.system.value === "" ? (models.length ? models : systems.map((_, i) => i))
@@ -220,7 +221,7 @@ function line(position) {
   el("span", { class: "thumb" }, row.images.length
     ? el("img", { src: picture(row.images[0]), alt: "", width: 56, height: 56, decoding: "async" }) : null),
   el("span", { class: "what" },
-    el("span", { class: "id" }, row.id, row.scenario ? el("span", { class: "badge" }, row.scenario) : null),
+    el("span", { class: "id" }, named(row), row.scenario ? el("span", { class: "badge" }, row.scenario) : null),
     el("span", { class: "chips" }, chips(row.labels))),
   el("span", { class: "cells" }, row.reports.map((report, i) => {
     if (!report) return el("span", { class: "cell" }, "–");
@@ -348,7 +349,7 @@ function draw_case() {
   const row = cases[state.open];
   const members = groups.get(row.group);
   if (!members) state.view = "systems";
-  $("case-title").replaceChildren(row.id, ...(row.scenario && state.view === "systems"
+  $("case-title").replaceChildren(named(row), ...(row.scenario && state.view === "systems"
     ? [el("span", { class: "badge" }, row.scenario)] : []));
   $("case-place").textContent = `${state.at + 1} of ${state.shown.length.toLocaleString("en")}`;
   $("previous").disabled = state.at <= 0;
@@ -504,10 +505,10 @@ document.addEventListener("keydown", (event) => {
 document.documentElement.style.setProperty("--systems", systems.length);
 $("filters").reset();
 apply();
-const named = /^#case=([^&]+)(?:&(.+))?$/.exec(location.hash);
-if (named) {
-  const position = state.shown.findIndex((i) => encodeURIComponent(cases[i].id) === named[1]
-    && (!named[2] || cases[i].scenario === named[2]));
+const linked = /^#case=([^&]+)(?:&(.+))?$/.exec(location.hash);
+if (linked) {
+  const position = state.shown.findIndex((i) => encodeURIComponent(cases[i].id) === linked[1]
+    && (!linked[2] || cases[i].scenario === linked[2]));
   if (position >= 0) { select(position); open(position); }
 }
 document.documentElement.dataset.ready = Math.round(performance.now());

@@ -38,7 +38,7 @@ KINDS = ("match", "near", "mismatch", "extra", "unsaid")  # of a mark; "missing"
 LEGEND = {
     "match": "as in the reference",
     "near": "as in the reference, but certain in one and possible in the other",
-    "mismatch": "the reference says the opposite",
+    "mismatch": "denied in one, present or possible in the other",
     "extra": "present or possible here, not mentioned in the reference",
     "missing": "present or possible in the reference, not mentioned here",
     "unsaid": "denied here, not mentioned in the reference",
