@@ -61,12 +61,12 @@ def compare(systems: dict[str, System], truth: Truth) -> list[dict]:
 
 def too_few_resamples(differences: list[dict], resamples: int) -> list[str]:
     """A sentence where the bootstrap cannot show any difference to be beyond chance, however large, or nothing."""
-    needed = round(2 * len(differences) / ALPHA) - 1
+    needed = round(2 * len(differences) / ALPHA)
     if not differences or resamples >= needed:
         return []
     return [
         f"{len(differences)} differences are tested: adjusted by Holm's method no p-value of {resamples} resamples "
-        f"can be below {ALPHA}; give --resamples {needed + 1}, or read Wilcoxon's"
+        f"can be below {ALPHA}; give --resamples {needed}, or read Wilcoxon's"
     ]
 
 

@@ -1,6 +1,7 @@
 """Figures with published parts or stand-ins, by their names; presets; tables; what the command line loads."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,6 +110,36 @@ def test_every_figure_is_described():
     assert {describe(name)["better"] for name in ("hall", "radcliq-v1", "errors/omission")} == {"lower"}
 
 
+def expand(pattern: str) -> set[str]:
+    """The names that a pattern with {a,b} stands for."""
+    before, brace, rest = pattern.partition("{")
+    if not brace:
+        return {pattern}
+    choices, _, after = rest.partition("}")
+    return {before + choice + tail for choice in choices.split(",") for tail in expand(after)}
+
+
+def test_every_figure_is_documented():
+    """The table of recipes/scoring.md has all names, and no others."""
+    text = (Path(__file__).parents[2] / "recipes" / "scoring.md").read_text()
+    rows = text.split("| figure in metrics.json |")[1].split("\n\n")[0].split("\n")[2:]
+    documented = set().union(*(expand(row.split("`")[1]) for row in rows))
+    judge = lambda texts: np.zeros((len(texts), 4), int)  # noqa: E731
+    own = {"meteor", *(f"original/{name}" for name in ("meteor",))}
+    for metrics in (
+        Metrics(LexicalLabeler(), meteor=False, judge=judge, hall_mode="any"),
+        Metrics(
+            LexicalLabeler(), radgraph=Parser(), bertscore=part("bertscore", 0.4), semb=part("semb", 0.6), meteor=False
+        ),
+    ):
+        labeler = metrics.labeler
+        truth = Truth(list("abc"), REFERENCES, labeler(REFERENCES), [None] * 3, np.arange(3))
+        given = {"ours": {"completions": {study: ["Clear."] for study in "abc"}, "kind": "model"}}
+        systems, _ = measure_systems(truth, given, metrics, REFERENCES)
+        own |= set(summarise(systems, truth, 100, 0)["ours"]["figures"])
+    assert documented == own
+
+
 def test_lengths():
     found = lengths(["one two", "", "one two", "<b>x</b> " * 2000], list("abcd"))
     assert found == {
@@ -183,8 +214,8 @@ def test_markdown_and_latex(metrics):
     ("differences", "resamples", "said"),
     [
         (0, 100, False),
-        (10, 399, False),  # 10 * 2 / 400 = 0.05
-        (10, 398, True),
+        (10, 400, False),  # 10 * 2 / 401 is just below 0.05
+        (10, 399, True),
     ],
 )
 def test_too_few_resamples(differences, resamples, said):
