@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from recipes.cli import replacing
 from recipes.data.agreement import PRESENT, WORDS, mark_findings, missed_findings
 from recipes.data.demo_figures import GRPO, MEASURES, SFT, pooled
-from recipes.evaluate import read_predictions
+from recipes.data.prediction_files import read_predictions
 from rewards.completions import parse_completion
 from rewards.labelers import LexicalLabeler
 from rewards.labels import FINDINGS, CheXpertState

@@ -249,7 +249,7 @@ def best_systems(metrics: dict) -> dict[str, set[str]]:
 def write_report_page(file: str | Path, metrics: dict, cases: Iterable[dict], labeler: Callable) -> None:
     """Writes the self-contained page, at most 40 MB: pictures get smaller, the more cases there are.
 
-    `metrics`: what evaluate.py writes to metrics.json (recipes/data/README.md documents it). `cases`: one dict per
+    `metrics`: what evaluate.py writes to metrics.json (recipes/scoring.md explains it). `cases`: one dict per
     study and scenario with `study_id`, `group` (the same for one study under several scenarios), `scenario`, `images`
     (encoded bytes or PIL), `reference`, `prior_report`, `indication`, `labels` (14 CheXpert states of the reference),
     `completions` (system -> text), and, both optional, `states` (system -> 14 states) and `errors` (system -> dicts
