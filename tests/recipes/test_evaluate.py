@@ -384,6 +384,7 @@ def test_one_study_under_four_scenarios(tmp_path, call):
         write_dataset({"test": lambda rows=rows: iter(rows)}, tmp_path / "rg4" / scenario, {})
         lines = [{"study_id": name, "completion": text} for name, text in texts.items()]
         write_lines(tmp_path / f"ours_{scenario}.jsonl", lines)
+    (tmp_path / "rg4" / "provenance.parquet").write_bytes(b"")  # as build_mimic_rg4.py leaves one: no data set
     given = ["--dataset", tmp_path / "rg4", "--predictions", f"ours={tmp_path}/ours_{{scenario}}.jsonl"]
     call(main, *given, "--out", tmp_path / "out", *QUICK)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
