@@ -302,6 +302,7 @@ def write_report_page(file: str | Path, metrics: dict, cases: Iterable[dict], la
         panels=interval_panels(metrics),
         in_sight={"cards": CARDS, "panels": PANELS},
         best=best_systems(metrics),
+        compared=[name for name in systems if any(name in row["ours"] for row in metrics["paper"])],
         legend=LEGEND,
         supports={
             label: row[label]["support"]

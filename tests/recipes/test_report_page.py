@@ -219,6 +219,17 @@ def test_a_page_without_models_images_or_figures(tmp_path):
     ]
 
 
+def test_papers_rows_stand_beside_the_systems_that_have_them(tmp_path):
+    row = {"paper": "MRG-R1", "table": "Table I", "row": "MRG-R1", "data": "IU X-Ray", "setting": None, "column": "f1"}
+    row |= {"published": 0.5188, "source": "own", "figure": "ce/14/positive/micro/f1", "comparable": False}
+    row |= {"ours": {"sft": {"value": 0.25, "low": 0.2, "high": 0.3}}, "why_not": ["its data are <others>"]}
+    html = written(tmp_path, [case("s", "Edema.", all_systems("Edema."))], paper=[row])
+    table = html[html.index("Beside the papers") : html.index("All 3 figures")]
+    assert re.findall(r"<th>([^<]*)</th>", table)[-3:] == ["our figure", "sft", "comparable"]
+    assert "micro-F1 14</td>" in table and "0.519" in table and "0.250<small>0.200 to 0.300" in table
+    assert "no: its data are &lt;others&gt;" in table
+
+
 ################
 # In a browser
 ################
