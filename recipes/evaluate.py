@@ -25,7 +25,15 @@ from typing import Literal
 from recipes.cli import parse, replacing, run
 from recipes.data.baselines import NEAREST, TEMPLATE
 from recipes.data.comparisons import compare, looking, too_few_resamples
-from recipes.data.evaluation import case_rows, describe_run, gather, load_metrics, name_files, reference_figures
+from recipes.data.evaluation import (
+    case_rows,
+    check_out,
+    describe_run,
+    gather,
+    load_metrics,
+    name_files,
+    reference_figures,
+)
 from recipes.data.figures import PRESETS
 from recipes.data.model_card import check_card, write_card
 from recipes.data.paper_comparison import PAPERS, compare_with_papers
@@ -84,6 +92,7 @@ class EvaluateArguments:
 def main() -> None:
     (args,) = parse(EvaluateArguments)
     files = name_files(args.predictions, args.shuffled, reserved=(TEMPLATE, NEAREST))
+    check_out(args.out)
     if args.write_model_card:
         check_card(args.write_model_card)
     metrics = load_metrics(args, load_labeler(args.labeler))

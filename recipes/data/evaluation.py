@@ -53,6 +53,14 @@ def name_files(predictions: Sequence[str], shuffled: Sequence[str], reserved: Se
     return files
 
 
+def check_out(out: str) -> None:
+    """Raises InputError where `out` is a file, or a folder that is no earlier result, before anything is computed."""
+    if Path(out).is_file():
+        raise InputError(f"--out {out} is a file; name a folder for metrics.json, the tables and the page")
+    if Path(out).is_dir() and any(Path(out).iterdir()) and not (Path(out) / "metrics.json").is_file():
+        raise InputError(f"--out {out} exists and is no earlier result of this command; name another folder")
+
+
 def load_metrics(args, labeler: Callable) -> Metrics:
     """The published models that `args` (EvaluateArguments) names, and stand-ins for the others."""
     metrics = Metrics(labeler, args.margin, hall_mode=args.hall_mode, meteor=args.meteor != "no")
