@@ -103,26 +103,39 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
         raise InputError(f"{file or 'command line'}: {' '.join(str(error).split())}") from error
 
 
-def check_model(name: str) -> None:
+def read_adapter(model: str) -> dict | None:
+    """The settings of the LoRA adapter that `model`, a folder or a Hub id, is; None where it is none."""
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        file = find_adapter_config_file(model)
+    except OSError:  # neither a folder nor a name that the Hub could have
+        return None
+    return json.loads(Path(file).read_text()) if file else None
+
+
+def check_model(name: str, trust_remote_code: bool = False) -> None:
     """Raises InputError unless `name` is a vision-language model that transformers can load.
 
-    `name` is a folder or a Hub id, or the folder of a LoRA adapter, whose base model is then looked at.
+    `name` is a folder or a Hub id of a model, or of a LoRA adapter, whose base model is then looked at. What a model
+    with code of its own reads is not checked where `trust_remote_code` is set.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     import modeling  # noqa: F401  (registers our own systems)
 
-    adapter = Path(name) / "adapter_config.json"
-    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else name
+    adapter = read_adapter(name)
+    base = adapter["base_model_name_or_path"] if adapter else name
     try:
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         sentence = str(error).split("\n")[0]
         raise InputError(
             f"the model {name} cannot be loaded (no such folder, or the Hub is out of reach): {sentence}"
         ) from error
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    own = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
+    if not own and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise InputError(f"{name} is a {config.model_type} model, which reads no images; name a vision-language model")
 
 

@@ -1,15 +1,20 @@
-"""Scores reports against a built data set: clinical efficacy in every averaging, MCCS, format, LLM-RG4's hall.
+"""Scores reports by every paper's protocol, with intervals, baselines and tests, to tables and one page.
 
-    python recipes/evaluate.py --dataset outputs/data/phantom --split test --out outputs/phantom/scores.json \
-        --predictions sft=outputs/phantom/sft.jsonl grpo=outputs/phantom/grpo.jsonl
+    python recipes/evaluate.py --dataset outputs/data/phantom --split test --out outputs/phantom/scores \
+        --predictions sft=outputs/phantom/sft.jsonl grpo=outputs/phantom/grpo.jsonl \
+        --shuffled grpo=outputs/phantom/grpo_shuffled.jsonl --compare paper --write_model_card outputs/phantom/grpo
 
-    python recipes/evaluate.py --dataset outputs/data/rg4/sn --hall_judge discbert:outputs/discbert \
-        --predictions llmrg4=outputs/llmrg4/sn.jsonl --out outputs/llmrg4/sn_scores.json
+    python recipes/evaluate.py --dataset outputs/data/rg4 --hall_judge discbert:outputs/discbert --preset llmrg4 \
+        --predictions "llmrg4=outputs/llmrg4/{scenario}.jsonl" --original_references outputs/data/mimic_cxr \
+        --out outputs/llmrg4/scores
 
-A predictions file has one JSON line per sample with `study_id` and `completion`; recipes/generate.py writes it, and
-so may any other system. A baseline that says the same normal report of every study always stands beside them.
-With --hall_judge the share of reports that say what their input cannot show is told for each scenario; the figures of
-two judges are not comparable, so its name stands with them.
+    python recipes/evaluate.py --predictions medversa=rexrank.json --out outputs/scores            # with references
+    python recipes/evaluate.py --predictions r2gen=res.json --references gts.json --out outputs/scores
+
+`--out` is a folder: metrics.json (every figure, labeler, versions, protocol; no report text), tables.md, tables.tex,
+errors.jsonl (what each report gets wrong, with the sentences) and report.html. Two baselines stand beside every model:
+one fixed normal report, and the report of the training study whose image looks most alike. recipes/data/README.md
+explains every figure, recipes/data/prediction_files.py the kinds of files. Research use, not for clinical use.
 """
 
 import json
@@ -17,33 +22,54 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from recipes.cli import InputError, parse, replacing, run
-from recipes.data.references import load_labeler, with_labels
-from recipes.data.rg4 import load_judge
-from recipes.data.schema import read_split
-from recipes.data.score_tables import print_hall, print_table
-from rewards.clinical_efficacy import LABEL_SETS, clinical_efficacy
-from rewards.completions import parse_completion
-from rewards.discbert import MODES, hall_rates
-from rewards.mccs import mccs
-
-NORMAL_REPORT = (
-    "The heart is normal in size. The mediastinum is unremarkable. The lungs are clear. "
-    "There is no focal consolidation, pleural effusion or pneumothorax."
+from recipes.cli import parse, replacing, run
+from recipes.data.baselines import NEAREST, TEMPLATE
+from recipes.data.comparisons import compare, looking, too_few_resamples
+from recipes.data.evaluation import (
+    case_rows,
+    check_out,
+    describe_run,
+    gather,
+    load_metrics,
+    name_files,
+    reference_figures,
 )
-TEMPLATE = "fixed normal report"
+from recipes.data.figures import PRESETS
+from recipes.data.model_card import check_card, write_card
+from recipes.data.paper_comparison import PAPERS, compare_with_papers
+from recipes.data.references import load_labeler, read_originals
+from recipes.data.report_page import write_report_page
+from recipes.data.score_tables import print_tables, write_latex, write_markdown
+from recipes.data.scores import measure_systems, summarise
+from rewards.discbert import MODES
 
 
 @dataclass
 class EvaluateArguments:
-    dataset: str = field(metadata={"help": "The built data set's folder, or its Hub id, with the references."})
-    predictions: list[str] = field(metadata={"help": "NAME=FILE.jsonl, one or more."})
-    out: str = field(metadata={"help": "The JSON file for all figures."})
+    predictions: list[str] = field(metadata={"help": "NAME=FILE, one or more; {scenario} in FILE stands for four."})
+    out: str = field(metadata={"help": "The folder for all figures, replaced when it exists."})
+    dataset: str | None = field(
+        default=None, metadata={"help": "A built data set, its Hub id, or a folder of build_mimic_rg4.py's four."}
+    )
     split: str = field(default="test")
+    references: str | None = field(default=None, metadata={"help": "Instead of a data set: a file of references."})
+    original_references: str | None = field(
+        default=None, metadata={"help": "A file or data set: NLG figures against these too (LLM-RG4's Original NLG)."}
+    )
+    shuffled: list[str] = field(
+        default_factory=list, metadata={"help": "NAME=FILE: the model's reports for exchanged images, its control."}
+    )
+    only_common: bool = field(default=False, metadata={"help": "Score the studies that all files have, not all."})
+    preset: Literal["all", *PRESETS] = field(default="all", metadata={"help": "Whose protocol the tables show."})
     labeler: str = field(default="lexical", metadata={"help": "lexical, chexbert or chexbert:MODEL."})
-    margin: float = field(default=0.2, metadata={"help": "m of MCCS."})
+    radgraph: str | None = field(
+        default=None, metadata={"help": "A folder of convert_radgraph.py; else LexicalGraph."}
+    )
+    bertscore: str | None = field(default=None, metadata={"help": "An encoder, such as distilroberta-base."})
+    semb: str | None = field(
+        default=None, metadata={"help": "RadCliQ's CheXbert, if the labeler is none: a folder or Hub id."}
+    )
+    meteor: Literal["auto", "yes", "no"] = field(default="auto", metadata={"help": "auto: where there is Java."})
     hall_judge: str | None = field(
         default=None, metadata={"help": "Also tell hall. by rule, discbert:MODEL or rule+discbert:MODEL."}
     )
@@ -51,93 +77,65 @@ class EvaluateArguments:
         default="scenario",
         metadata={"help": "Count the categories that a report's scenario forbids, or any, as the published script."},
     )
-
-
-def read_predictions(file: str, known: dict[str, int]) -> dict[str, list[str]]:
-    """Completions by study id, in the file's order; every study of `known` must be there."""
-    if not Path(file).is_file():
-        raise InputError(f"there is no predictions file {file}")
-    completions: dict[str, list[str]] = {}
-    for number, line in enumerate(Path(file).read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-            study, completion = str(row["study_id"]), row["completion"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file}, line {number}: not a JSON object with study_id and completion") from error
-        if study not in known or not isinstance(completion, str):
-            raise InputError(f"{file}, line {number}: {study!r} is not in this split, or its completion is no text")
-        completions.setdefault(study, []).append(completion)
-    if missing := [study for study in known if study not in completions]:
-        raise InputError(f"{file} lacks {len(missing)} of {len(known)} studies of the split, {missing[0]!r} first")
-    return completions
-
-
-def score(generated: np.ndarray, reference: np.ndarray, margin: float) -> dict:
-    """MCCS and clinical efficacy of labels (n, 14) against reference labels (n, 14)."""
-    return {
-        "mccs": float(mccs(generated, reference, margin).mean()),
-        "clinical_efficacy": {
-            f"{size} labels, uncertain as {'positive' if positive else 'negative'}": clinical_efficacy(
-                generated, reference, size, positive
-            )
-            for size in LABEL_SETS
-            for positive in (True, False)
-        },
-    }
-
-
-def score_completions(completions: list[str], reference: np.ndarray, labeler, margin: float) -> dict:
-    """`score` of the report part of each completion, with the format's and the diversity's figures."""
-    parsed = [parse_completion(completion) for completion in completions]
-    reports = [each.report for each in parsed]
-    return {
-        **score(labeler(reports), reference, margin),
-        "format_rate": sum(each.format_score == 1 for each in parsed) / len(parsed),
-        "distinct_reports": len(set(reports)),
-        "empty_reports": reports.count(""),
-        "samples": len(parsed),
-    }
+    margin: float = field(default=0.2, metadata={"help": "m of MCCS."})
+    compare: Literal["paper", *PAPERS] | None = field(
+        default=None, metadata={"help": "paper: beside the papers' own rows; or one of them: beside all its rows."}
+    )
+    train_pool: int = field(default=5000, metadata={"help": "Training studies that the nearest one is sought among."})
+    resamples: int = field(default=10000, metadata={"help": "Of the bootstrap."})
+    seed: int = field(default=0)
+    write_model_card: str | None = field(
+        default=None, metadata={"help": "A model's folder: write README.md there, about the first of --predictions."}
+    )
 
 
 def main() -> None:
     (args,) = parse(EvaluateArguments)
-    named = dict(pair.split("=", 1) for pair in args.predictions if "=" in pair)
-    if len(named) < len(args.predictions) or TEMPLATE in named:
-        raise InputError("--predictions takes NAME=FILE.jsonl, each name once")
-    labeler = load_labeler(args.labeler)
-    judge = load_judge(args.hall_judge) if args.hall_judge else None
-    rows = read_split(args.dataset, args.split, ("report", "study_id", *(["scenario"] if judge else [])))
-    rows = with_labels(rows, args.dataset, labeler)
-    labels = dict(zip(rows["study_id"], np.asarray(rows["labels"]), strict=True))
+    files = name_files(args.predictions, args.shuffled, reserved=(TEMPLATE, NEAREST))
+    check_out(args.out)
+    if args.write_model_card:
+        check_card(args.write_model_card)
+    metrics = load_metrics(args, load_labeler(args.labeler))
 
-    systems, hall = {}, {}
-    if judge:
-        scenarios = dict(zip(rows["study_id"], rows["scenario"], strict=True))
-        try:
-            hall["references"] = hall_rates(rows["report"][:], rows["scenario"][:], args.hall_mode, judge)
-        except ValueError as error:
-            where = f"split {args.split} of {args.dataset}"
-            raise InputError(f"--hall_judge: {where}: {error}; --hall_mode any needs no scenario") from error
-    for name, file in {TEMPLATE: None, **named}.items():
-        if file is None:
-            completions = {study: [NORMAL_REPORT] for study in labels}
-        else:
-            completions = read_predictions(file, labels)
-        reference = np.stack([labels[study] for study, texts in completions.items() for _ in texts])
-        texts = [text for texts in completions.values() for text in texts]
-        systems[name] = score_completions(texts, reference, labeler, args.margin)
-        if judge:
-            reports = [parse_completion(text).report for text in texts]
-            own = [scenarios[study] for study, texts in completions.items() for _ in texts]
-            hall[name] = hall_rates(reports, own, args.hall_mode, judge)
-    figures = {"dataset": args.dataset, "split": args.split, "labeler": labeler.name, "margin": args.margin}
-    if judge:
-        figures["hall"] = {"judge": judge.name, "mode": args.hall_mode, "rates": hall}
-    with replacing(args.out) as file:
-        file.write_text(json.dumps({**figures, "systems": systems}, indent=2) + "\n")
-    print_table(systems, labeler.name)
-    if judge:
-        print_hall(judge.name, args.hall_mode, hall)
+    ################
+    # Data
+    ################
+    truth, given, notes = gather(args, files, metrics.labeler)
+    originals = read_originals(args.original_references, args.split, truth) if args.original_references else None
+    about_references = reference_figures(truth, metrics)
+
+    ################
+    # Figures
+    ################
+    systems, missing = measure_systems(truth, given, metrics, originals)
+    figures = {
+        **describe_run(args, metrics, truth, systems, notes + missing),
+        "systems": summarise(systems, truth, args.resamples, args.seed),
+        "references": about_references,
+        "differences": compare(systems, truth),
+        "looking": looking(systems, len(truth.ids)),
+    }
+    figures["notes"] += too_few_resamples(figures["differences"], args.resamples)
+    figures["paper"] = compare_with_papers(figures, args.compare) if args.compare else []
+
+    ################
+    # Tables, page and model card
+    ################
+    with replacing(args.out, marker="metrics.json") as folder:
+        folder.mkdir()
+        (folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
+        (folder / "tables.md").write_text(write_markdown(figures))
+        (folder / "tables.tex").write_text(write_latex(figures))
+        with (folder / "errors.jsonl").open("w") as file:
+            for system in systems.values():
+                for row, errors in zip(system.rows, system.errors, strict=True):
+                    for error in errors:
+                        file.write(json.dumps({"system": system.name, "study_id": truth.ids[row], **error}) + "\n")
+        write_report_page(folder / "report.html", figures, case_rows(truth, systems), metrics.labeler)
+    print_tables(figures)
+    if args.write_model_card:
+        print(f"{write_card(args.write_model_card, figures)} is the model's card")
+    print(f"{Path(args.out) / 'report.html'} shows it all; metrics.json beside it has the figures")
 
 
 if __name__ == "__main__":

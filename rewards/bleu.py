@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_refs, cook_test
 
 from rewards.inputs import check_untagged, score_texts
@@ -54,6 +55,30 @@ def bleu(
         counts["correct"] = [matches or smoothing for matches in counts["correct"]]
     by_order = scorer.compute_score(option="closest")[1]
     return [by_order[min(order, length) - 1][i] if length else 0.0 for i, length in enumerate(lengths)]
+
+
+def match_statistics(
+    generated: Sequence[str], references: Sequence[str], order: int = 4, tokens: Callable[[str], str] = tokenize
+) -> np.ndarray:
+    """What BLEU adds up over the pairs of a corpus: float64, shape (n, 2 + 2 `order`).
+
+    Columns: generated tokens, reference tokens, matched n-grams of each order, generated n-grams of each order.
+    """
+    rows = []
+    for text, reference in zip(generated, references, strict=True):
+        counts = cook_test(tokens(text), _reference_counts(reference, order, tokens), n=order)
+        rows.append([counts["testlen"], counts["reflen"][0], *counts["correct"], *counts["guess"]])
+    return np.array(rows, dtype=np.float64).reshape(len(rows), 2 + 2 * order)
+
+
+def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
+    """BLEU-1 to BLEU-k, shape (..., k), of sums (..., 2 + 2k) of `match_statistics`; equal to pycocoevalcap 1.2."""
+    order = sums.shape[-1] // 2 - 1
+    length, reference = sums[..., 0], sums[..., 1]
+    matched, guessed = sums[..., 2 : 2 + order], sums[..., 2 + order :]
+    precision = np.cumprod((matched + 1e-15) / (guessed + 1e-9), axis=-1) ** (1 / np.arange(1, order + 1))
+    shortness = (length + 1e-15) / (reference + 1e-9)
+    return precision * np.exp(np.minimum(1 - 1 / shortness, 0.0))[..., None]
 
 
 def make_bleu_reward(

@@ -63,16 +63,16 @@ class DiscBertJudge:
         return np.array([found[each] for each in ids], dtype=np.int8).reshape(len(texts), len(CATEGORIES))
 
 
-def hall_rates(
+def hall_flags(
     reports: Sequence[str],
     scenarios: Sequence[str | None],
     mode: str = "scenario",
     judge: Callable[[Sequence[str]], np.ndarray] | str = DISCBERT,
-) -> dict[str, float]:
-    """`hall_rate` of each scenario that there is, in the order of `SCENARIOS`, and of `all` reports.
+) -> np.ndarray:
+    """Whether each of n reports holds what its input cannot show: boolean, shape (n,).
 
-    The arguments are those of `hall_rate`; None for a report without a scenario, which the mode "any" alone can judge.
-    Each report is judged once.
+    The arguments are those of `hall_rate`; a scenario is None where it is not known, which the mode "any" alone can
+    judge. Each report is judged once.
     """
     if not reports or len(scenarios) != len(reports):
         raise ValueError(f"hall_rate got {len(reports)} reports and {len(scenarios)} scenarios")
@@ -82,9 +82,7 @@ def hall_rates(
         raise ValueError(f"scenario must be one of {', '.join(SCENARIOS)}, not {min(wrong, key=str)!r}")
     judge = DiscBertJudge(judge) if isinstance(judge, str) else judge
     counted = [[mode == "any" or category in FORBIDDEN[scenario] for category in CATEGORIES] for scenario in scenarios]
-    held = ((np.asarray(judge(reports)) > 0) & counted).any(1)
-    own = {name: held[[scenario == name for scenario in scenarios]] for name in SCENARIOS}
-    return {name: float(found.mean()) for name, found in {**own, "all": held}.items() if len(found)}
+    return ((np.asarray(judge(reports)) > 0) & counted).any(1)
 
 
 def hall_rate(
@@ -105,4 +103,4 @@ def hall_rate(
     Raises ValueError without reports, on another scenario or mode, and where the DiscBERT cannot be loaded.
     """
     scenarios = [scenario] * len(reports) if isinstance(scenario, str) else list(scenario)
-    return hall_rates(reports, scenarios, mode, judge)["all"]
+    return float(hall_flags(reports, scenarios, mode, judge).mean())

@@ -3,9 +3,11 @@
 import numpy as np
 
 from recipes.cli import InputError
+from recipes.data.baselines import NORMAL_REPORT, TEMPLATE
+from recipes.data.prediction_files import read_predictions
 from recipes.data.references import with_labels
 from recipes.data.schema import read_split
-from recipes.evaluate import NORMAL_REPORT, TEMPLATE, read_predictions, score_completions
+from recipes.data.scores import score_completions
 from rewards.completions import parse_completion
 from rewards.labels import FINDINGS, to_binary
 from rewards.mccs import mccs

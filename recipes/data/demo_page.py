@@ -10,24 +10,18 @@ import matplotlib
 import numpy as np
 from datasets import Dataset, Image, List
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from recipes.cli import replacing
+from recipes.data.agreement import PRESENT, WORDS, mark_findings, missed_findings
 from recipes.data.demo_figures import GRPO, MEASURES, SFT, pooled
-from recipes.evaluate import read_predictions
+from recipes.data.prediction_files import read_predictions
 from rewards.completions import parse_completion
 from rewards.labelers import LexicalLabeler
-from rewards.labels import CONDITIONS, FINDINGS, CheXpertState
+from rewards.labels import FINDINGS, CheXpertState
 from rewards.mccs import mccs
 
-PRESENT = (CheXpertState.POSITIVE, CheXpertState.UNCERTAIN)
-WORDS = {
-    CheXpertState.BLANK: "not mentioned",
-    CheXpertState.POSITIVE: "present",
-    CheXpertState.NEGATIVE: "absent",
-    CheXpertState.UNCERTAIN: "possible",
-}
 CURVES = {
     "reward": "Reward",
     "rewards/mccs_reward/mean": "MCCS",
@@ -46,46 +40,6 @@ def choose_studies(labels: np.ndarray, abnormal: int = 9, normal: int = 3) -> li
     return sorted(
         [*islice(np.flatnonzero(found).tolist(), abnormal), *islice(np.flatnonzero(~found).tolist(), normal)]
     )
-
-
-def agreement(state: int, reference: int) -> str:
-    """`agrees`, `contradicts` or `unsaid` (the reference does not mention it); uncertain counts as present."""
-    if reference == CheXpertState.BLANK:
-        return "unsaid"
-    return "agrees" if (state in PRESENT) == (reference in PRESENT) else "contradicts"
-
-
-def mark_findings(text: str, mentions: list[tuple[int, int, int, int]], reference: list[int]) -> Markup:
-    """`text` as escaped HTML with a `<mark>` around each mention, its class being `agreement` with `reference`.
-
-    `mentions`: (start, end, condition index, state) as `LexicalLabeler.mentions` gives them. Overlapping ones share a
-    mark, which contradicts where one of them does, else agrees where one does.
-    """
-    groups: list[list[tuple]] = []
-    for mention in sorted(mentions):
-        if groups and mention[0] < max(end for _, end, _, _ in groups[-1]):
-            groups[-1].append(mention)
-        else:
-            groups.append([mention])
-    pieces, position = [], 0
-    for group in groups:
-        start, end = group[0][0], max(mention[1] for mention in group)
-        kinds = {agreement(state, reference[condition]) for _, _, condition, state in group}
-        kind = next(each for each in ("contradicts", "agrees", "unsaid") if each in kinds)
-        note = "; ".join(
-            f"{CONDITIONS[condition]}: {WORDS[state]}, reference: {WORDS[reference[condition]]}"
-            for _, _, condition, state in group
-        )
-        pieces += [escape(text[position:start]), Markup('<mark class="{}" title="{}">').format(kind, note)]
-        pieces += [escape(text[start:end]), Markup("</mark>")]
-        position = end
-    return Markup("").join([*pieces, escape(text[position:])])
-
-
-def missed_findings(mentions: list[tuple[int, int, int, int]], reference: list[int]) -> list[str]:
-    """Findings that `reference` calls present or possible and no mention names."""
-    named = {condition for _, _, condition, _ in mentions}
-    return [name for i, name in enumerate(FINDINGS) if reference[i] in PRESENT and i not in named]
 
 
 def draw_curve(histories: dict[int, list[dict]], key: str, title: str) -> Markup | None:

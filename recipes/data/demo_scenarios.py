@@ -9,9 +9,10 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from recipes.build_phantom import SCENARIOS
 from recipes.data.demo_figures import LABELS, pooled
 from recipes.data.phantom import Study, make_study, sample_states
+from recipes.data.prediction_files import read_predictions
 from recipes.data.references import with_labels
 from recipes.data.schema import SPLITS, read_build, read_split
-from recipes.evaluate import read_predictions, score_completions
+from recipes.data.scores import score_completions
 from rewards.bleu import tokenize
 from rewards.labels import FINDINGS, to_binary
 from rewards.rouge import rouge_l

@@ -2,11 +2,12 @@
 
 import numpy as np
 
+from recipes.data.baselines import NORMAL_REPORT, TEMPLATE
 from recipes.data.demo_figures import pooled
 from recipes.data.demo_scenarios import corpus_bleu
+from recipes.data.prediction_files import read_predictions
 from recipes.data.references import with_labels
 from recipes.data.schema import read_split
-from recipes.evaluate import NORMAL_REPORT, TEMPLATE, read_predictions
 from rewards.bleu import bleu
 from rewards.clinical_efficacy import clinical_efficacy
 from rewards.radcliq import make_lexical_parts, radcliq_score

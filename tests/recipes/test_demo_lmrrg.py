@@ -8,11 +8,11 @@ import pytest
 
 from recipes.build_phantom import BuildArguments, build_row
 from recipes.data import demo_table3
+from recipes.data.baselines import NORMAL_REPORT, TEMPLATE
 from recipes.data.demo_figures import compare_systems
 from recipes.data.demo_page import write_page
 from recipes.data.demo_table3 import BLEU, BLEU4, CQRL, FIXED, PAIRS, RADCLIQ, SHUFFLED, STAGE1
 from recipes.data.schema import read_split, write_dataset
-from recipes.evaluate import NORMAL_REPORT, TEMPLATE
 from rewards.labelers import LexicalLabeler
 from rewards.radcliq import radcliq_lite_reward
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from recipes.cli import InputError
-from recipes.data import demo_figures, demo_page, demo_stages
+from recipes.data import agreement, demo_figures, demo_page, demo_stages
 from recipes.data.schema import read_dataset, write_dataset
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState
@@ -45,7 +45,7 @@ def states(**named: int) -> list[int]:
     ],
 )
 def test_agreement(state, reference, expected):
-    assert demo_page.agreement(state, reference) == expected
+    assert agreement.agreement(state, reference) == expected
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def test_agreement(state, reference, expected):
     ],
 )
 def test_mark_findings(text, mentions, classes, marked):
-    html = str(demo_page.mark_findings(text, mentions, states(edema=NEGATIVE, effusion=NEGATIVE)))
+    html = str(agreement.mark_findings(text, mentions, states(edema=NEGATIVE, effusion=NEGATIVE)))
     assert re.findall(r'<mark class="(\w+)"', html) == classes
     assert re.findall(r"<mark[^>]*>(.*?)</mark>", html) == marked
 
 
 def test_marked_text_is_the_text():
     text = 'Heart size normal. 3 < 5 & "no" edema; small effusion\'s <script>alert(1)</script>'
-    html = demo_page.mark_findings(text, LexicalLabeler().mentions(text), states())
+    html = agreement.mark_findings(text, LexicalLabeler().mentions(text), states())
     assert html.striptags() == text
     assert "<script>" not in html
 
@@ -82,7 +82,7 @@ def test_marked_text_is_the_text():
     ],
 )
 def test_missed_findings(mentions, reference, missed):
-    assert demo_page.missed_findings(mentions, reference) == missed
+    assert agreement.missed_findings(mentions, reference) == missed
 
 
 def test_studies_are_chosen_by_place():

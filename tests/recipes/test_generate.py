@@ -1,16 +1,44 @@
 """generate.py: the batch size changes nothing, an interrupted file is continued, a foreign one is left alone."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import types
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from transformers import BertConfig
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BertConfig,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2Config,
+    set_seed,
+)
 
 from recipes import generate
 from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import InputError
+from recipes.data.generation import finished_samples, shuffled_images
 from recipes.data.schema import write_dataset
-from recipes.generate import finished_samples, shuffled_images
+from rewards.completions import parse_completion
+
+ROOT = Path(__file__).resolve().parents[2]
+LORA = r".*language_model.*\.(q|v)_proj"
+
+
+def untimed(rows: list[dict]) -> list[dict]:
+    """`rows` without what no two runs share."""
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +87,247 @@ def test_an_interrupted_file_is_continued(write, tmp_path, kept):
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
     cut = lines[kept][:20] if kept < 6 else ""  # the line being written when the process ended
     (tmp_path / "out.jsonl").write_text("".join(lines[:kept]) + cut)
-    assert write() == whole
+    assert untimed(write()) == untimed(whole)
+
+
+def test_a_line_holds_what_was_asked_and_answered(write):
+    for place, row in enumerate(write(max_new_tokens=7, temperature=1.0)):
+        assert list(row)[:6] == ["study_id", "sample", "prompt", "completion", "think", "report"]
+        assert row["sample"] == place
+        assert row["prompt"] == "Report the findings of this chest X-ray."
+        assert (row["think"], row["report"]) == parse_completion(row["completion"])[1::-1]
+        assert 1 <= row["tokens"] <= 7 and row["seconds"] > 0
+        assert row["arguments"]["temperature"] == 1.0
+
+
+@pytest.mark.parametrize("changed", [{"temperature": 1.5, "top_p": 0.9}, {"num_beams": 3}])
+def test_decoding_goes_on_as_if_not_interrupted(write, tmp_path, changed):
+    """Beams and sampling: the second batch of two does not depend on whether the first was drawn in this run."""
+    whole = write("whole.jsonl", batch_size=2, **changed)
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "out.jsonl").write_text("".join(lines[:2]))
+    assert untimed(write(batch_size=2, **changed)) == untimed(whole)
+    if "temperature" in changed:
+        assert len({row["completion"] for row in whole}) > 1
+
+
+def test_the_parts_of_several_processes_are_taken_up(write, tmp_path):
+    whole = write("whole.jsonl", limit=5)
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "out.jsonl").write_text(lines[0])
+    (tmp_path / "out.jsonl.part0").write_text(lines[1] + lines[3])
+    (tmp_path / "out.jsonl.part1").write_text(lines[4] + lines[2][:30])  # cut off while it was written
+    assert untimed(write(limit=5)) == untimed(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "whole.jsonl"]
+    assert (tmp_path / "out.jsonl").read_text().splitlines()[4] == lines[4].strip()  # not written again
+
+
+def test_a_part_begun_otherwise_is_refused(write, tmp_path):
+    write(limit=1, seed=1)
+    (tmp_path / "out.jsonl").rename(tmp_path / "out.jsonl.part0")
+    with pytest.raises(InputError, match=r"out\.jsonl\.part0 was begun with another --seed"):
+        write()
+
+
+def test_two_processes_write_what_one_does(write, tiny, dataset, tmp_path):
+    one = write("one.jsonl", batch_size=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    given = {"model": tiny, "dataset": dataset, "out": "two.jsonl", "views": "all", "batch_size": 2}
+    given |= {"prompt_file": "prompts/mrgr1_tiny.txt", "max_new_tokens": 5}
+    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, ROOT / "recipes/generate.py", *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    two = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
+    assert untimed(two) == untimed(one)
+    assert not list(tmp_path.glob("*.part*"))
+    assert done.stdout.count("two.jsonl: 6 samples") == 1
+
+
+def test_a_checkpoints_own_decoding_does_not_count(write, tiny, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(tiny)
+    ends = {"eos_token_id": model.generation_config.eos_token_id, "pad_token_id": model.generation_config.pad_token_id}
+    model.generation_config = GenerationConfig(no_repeat_ngram_size=1, bad_words_ids=[[10]], min_length=3, **ends)
+    model.save_pretrained(tmp_path / "own")
+    AutoProcessor.from_pretrained(tiny).save_pretrained(tmp_path / "own")
+    plain, own = write("plain.jsonl", max_new_tokens=12), write("own.jsonl", model=tmp_path / "own", max_new_tokens=12)
+    assert [row["completion"] for row in plain] == [row["completion"] for row in own]
+
+
+def test_an_adapter_equals_the_model_it_is_merged_into(write, tiny, tmp_path):
+    set_seed(3)
+    base = AutoModelForImageTextToText.from_pretrained(tiny)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=LORA, init_lora_weights=False, lora_alpha=8))
+    model.save_pretrained(tmp_path / "adapter")  # without a processor: its base model has one
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    AutoProcessor.from_pretrained(tiny).save_pretrained(tmp_path / "merged")
+    plain, adapter, merged = (
+        [row["completion"] for row in write(f"{name}.jsonl", model=where, max_new_tokens=12)]
+        for name, where in (("a", tiny), ("b", tmp_path / "adapter"), ("c", tmp_path / "merged"))
+    )
+    assert adapter == merged != plain
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory, tiny):
+    """Another family, as the Hub's baselines are: a LLaVA of CLIP and Qwen2 whose tokenizer is the tiny model's."""
+    tokenizer = AutoProcessor.from_pretrained(tiny).tokenizer
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    tokenizer.pad_token = None  # as LLaMA's
+    set_seed(0)
+    text = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        projection_dim=32,
+    )
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>")
+    )
+    size = {"height": 28, "width": 28}
+    processor = LlavaProcessor(
+        CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=size),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template="{% for message in messages %}{% for part in message.content %}"
+        "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}",
+    )
+    out = tmp_path_factory.mktemp("models") / "llava"
+    LlavaForConditionalGeneration(config).save_pretrained(out)
+    processor.save_pretrained(out)
+    return out
+
+
+def test_a_model_of_another_family(write, llava):
+    together, alone = (write(f"{size}.jsonl", model=llava, batch_size=size) for size in (6, 1))
+    assert len(together) == 6
+    assert [row["completion"] for row in together] == [row["completion"] for row in alone]
+
+
+def test_a_processor_without_chat_template(write, llava, tmp_path):
+    processor = AutoProcessor.from_pretrained(llava)
+    template, processor.chat_template, processor.tokenizer.chat_template = processor.chat_template, None, None
+    AutoModelForImageTextToText.from_pretrained(llava).save_pretrained(tmp_path / "bare")
+    processor.save_pretrained(tmp_path / "bare")
+    with pytest.raises(InputError, match="has no chat template; name one with --chat_template"):
+        write(model=tmp_path / "bare")
+    with pytest.raises(InputError, match=r"there is no chat template absent\.jinja"):
+        write(model=tmp_path / "bare", chat_template="absent.jinja")
+    (tmp_path / "chat.jinja").write_text(template)
+    given, own = (
+        write("given.jsonl", model=tmp_path / "bare", chat_template=tmp_path / "chat.jinja"),
+        write(model=llava),
+    )
+    assert [row["completion"] for row in given] == [row["completion"] for row in own]
+
+
+################
+# vLLM
+################
+
+
+def test_vllm_that_is_absent_is_named(write, tmp_path):
+    with pytest.raises(InputError, match="needs the package vllm: pip install vllm"):
+        write(engine="vllm")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """Stands in for vLLM (0.33's signatures): answers with what it was asked, and keeps it."""
+    module, requests = types.ModuleType("vllm"), types.ModuleType("vllm.lora.request")
+
+    class LLM:
+        def __init__(self, model, *, dtype, seed, trust_remote_code, tensor_parallel_size, **options):
+            module.loaded = {"model": model, "dtype": dtype, **options}
+            module.asked = []
+
+        def generate(self, prompts, sampling_params, *, lora_request, use_tqdm):
+            module.asked += list(zip(prompts, sampling_params, [lora_request] * len(prompts), strict=True))
+            texts = [f"<report>{len(each['multi_modal_data']['image'])} images</report>" for each in prompts]
+            return [
+                types.SimpleNamespace(outputs=[types.SimpleNamespace(text=text, token_ids=[1, 2, 3])])
+                for text in texts
+            ]
+
+    module.LLM, module.SamplingParams = LLM, lambda **settings: settings
+    requests.LoRARequest = lambda *given: given
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setitem(sys.modules, "vllm.lora", types.ModuleType("vllm.lora"))
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", requests)
+    return module
+
+
+def test_vllm_is_asked_as_transformers_is(write, tiny, vllm):
+    rows = write(engine="vllm", temperature=0.7, top_p=0.9, min_pixels=3136)
+    assert [row["report"] for row in rows] == ["1 images", "2 images"] * 3
+    assert [row["tokens"] for row in rows] == [3] * 6
+    assert vllm.loaded == {
+        "model": str(tiny),
+        "dtype": "float32",
+        "limit_mm_per_prompt": {"image": 2},
+        "mm_processor_kwargs": {"min_pixels": 3136},
+    }
+    processor = AutoProcessor.from_pretrained(tiny)
+    image = "<|vision_start|><|image_pad|><|vision_end|>"  # one place for each image, as the chat template has it
+    for place, (prompt, settings, lora) in enumerate(vllm.asked):
+        views = 1 + place % 2
+        question = f"<|im_start|>user\n{image * views}{rows[0]['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+        assert prompt["prompt"] == question
+        assert [each.mode for each in prompt["multi_modal_data"]["image"]] == ["RGB"] * views
+        assert settings == {
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "max_tokens": 5,
+            "min_tokens": 0,
+            "repetition_penalty": 1.0,
+            "logit_bias": {processor.image_token_id: -100.0},
+            "seed": 42 + place,
+        }
+        assert lora is None
+
+
+def test_vllm_with_an_adapter(write, tiny, vllm, tmp_path):
+    base = AutoModelForImageTextToText.from_pretrained(tiny)
+    get_peft_model(base, LoraConfig(r=20, target_modules=LORA)).save_pretrained(tmp_path / "adapter")
+    write(engine="vllm", model=tmp_path / "adapter", limit=1)
+    assert vllm.loaded["model"] == str(tiny)
+    assert vllm.loaded["max_lora_rank"] == 32  # the least that vLLM offers for rank 20
+    assert [lora for _, _, lora in vllm.asked] == [("adapter", 1, str(tmp_path / "adapter"))]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [({"num_beams": 2}, "no beam search"), ({"length_penalty": 2.0}, "no beam search")],
+)
+def test_what_vllm_cannot_do_is_named(write, vllm, changed, sentence):
+    with pytest.raises(InputError, match=sentence):
+        write(engine="vllm", **changed)
 
 
 def test_limit_can_grow(write):

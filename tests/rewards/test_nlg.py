@@ -23,7 +23,15 @@ from rewards.cider import (
     make_cider_reward,
     save_document_frequencies,
 )
-from rewards.rouge import common_subsequence, corpus_meteor, make_rouge_reward, rouge_l, rouge_reward
+from rewards.rouge import (
+    common_subsequence,
+    corpus_meteor,
+    make_rouge_reward,
+    meteor_of_sums,
+    meteor_statistics,
+    rouge_l,
+    rouge_reward,
+)
 
 DATA = Path(os.environ.get("RRG_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 REFERENCE = "the heart is normal in size . no pleural effusion ."
@@ -165,21 +173,62 @@ def test_cider_by_hand():
     assert cider_d(["", "a", "e f"], ["a b"] * 3, table) == [0, 0, 0]
 
 
-def test_meteor_gets_tokens(monkeypatch):
-    """What the jar is sent; the jar itself takes 12 s to start (it was run by hand)."""
-    sent = []
+# What METEOR 1.5's jar answered for four pairs of our own, token counts first, and its scores of them (run by hand: it
+# takes 15 s to start). Made up reports: identical; other words in another order; one of two sentences; nothing.
+METEOR_PAIRS = [
+    ("The heart is normal in size. No pleural effusion.", "The heart is normal in size. No pleural effusion."),
+    (
+        "Small effusions on the left side, heart enlarged.",
+        "There is a small left pleural effusion. The heart is enlarged.",
+    ),
+    ("There is a pneumothorax.", "No pneumothorax is seen. The lungs are clear."),
+    ("", "Clear lungs."),
+]
+METEOR_ANSWERS = [
+    "11 11 6 6 5 5 6 6 0 0 0 0 0 0 0 0 0 0 0 0 1 11 11",
+    "10 13 4 7 4 4 2 2 0 0 0 0 0 0 0 0 0 0 0 0 5 6 6",
+    "5 10 4 6 1 1 2 2 0 0 0 0 0 0 0 0 0 0 0 0 3 3 3",
+    "0 3 0 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0",
+]
+METEOR_SCORES = [1.0, 0.24035775830460007, 0.12232415902140675, 0.0]
+METEOR_CORPUS = 0.2950438175733979
+
+
+@pytest.fixture
+def jar(monkeypatch):
+    """Stands in for the jar: what it is sent, and the answers that it gives."""
 
     class Jar:
-        def compute_score(self, references, generated):
-            sent.extend([references, generated])
-            return 0.5, [0.5] * len(generated)
+        sent, answers = [], list(METEOR_ANSWERS)
+
+        def _stat(self, text, references):
+            self.sent.append((text, references))
+            return self.answers[len(self.sent) - 1]
 
     monkeypatch.setattr("rewards.rouge.Meteor", Jar)
     monkeypatch.setattr("shutil.which", lambda name: name)
-    texts = ["The heart is  normal |||\nin size.", "no pneumothorax", "", "effusions\ud800"]
-    assert corpus_meteor(texts, [REFERENCE] * 4) == 0.5
-    lines = ["the heart is normal | | | in size .", "no pneumothorax", "", "effusions ?"]  # one line, no separator
-    assert sent == [coco([REFERENCE] * 4), coco(lines)]
+    return Jar
+
+
+def test_meteor_equals_the_jar(jar):
+    counts = meteor_statistics(*zip(*METEOR_PAIRS, strict=True))
+    assert meteor_of_sums(counts).tolist() == pytest.approx(METEOR_SCORES, abs=1e-12)
+    assert meteor_of_sums(counts.sum(0)) == pytest.approx(METEOR_CORPUS, abs=1e-12)
+    jar.sent.clear()
+    assert corpus_meteor(*zip(*METEOR_PAIRS, strict=True)) == pytest.approx(METEOR_CORPUS, abs=1e-12)
+
+
+def test_meteor_gets_tokens(jar):
+    texts = ["The heart is  normal |||\nin size.", "no pneumothorax", "left " * 5000, "effusions\ud800"]
+    corpus_meteor(texts, [REFERENCE] * 4)
+    lines = ["the heart is normal | | | in size .", "no pneumothorax", " ".join(["left"] * 2000), "effusions ?"]
+    assert jar.sent == [(line, [REFERENCE]) for line in lines]  # one line, no separator, not too long
+
+
+def test_meteor_whose_java_gives_up(jar):
+    jar.answers = [METEOR_ANSWERS[0], ""]
+    with pytest.raises(RuntimeError, match="no answer for pair 1: it ended"):
+        corpus_meteor([REFERENCE] * 2, [REFERENCE] * 2)
 
 
 def test_meteor_without_java(monkeypatch):

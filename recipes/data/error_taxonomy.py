@@ -1,0 +1,154 @@
+"""What a report gets wrong, label by label: MRG-R1's qualitative criteria (section V-B) counted.
+
+Of each finding's state in the reference and in the generated report:
+
+| kind | reference | generated |
+|---|---|---|
+| polarity flip | positive, or negative | the opposite |
+| omission | positive or uncertain | not mentioned |
+| hallucination | not mentioned | positive or uncertain |
+| uncertainty mismatch | uncertain, or positive or negative | positive or negative, or uncertain |
+
+A negative that only one of the two states is no error. Where both have the finding (positive or uncertain) and both
+say a side or a size at its mention, these are compared too: side swapped (left for right), severity changed.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from rewards.labelers import LexicalLabeler
+from rewards.labels import FINDINGS, CheXpertState
+
+BLANK, POSITIVE, NEGATIVE, UNCERTAIN = CheXpertState
+PRESENT = (POSITIVE, UNCERTAIN)
+FLIP, OMISSION, HALLUCINATION, DOUBT = "polarity flip", "omission", "hallucination", "uncertainty mismatch"
+SIDE, SEVERITY = "side swapped", "severity changed"
+KINDS = (FLIP, OMISSION, HALLUCINATION, DOUBT, SIDE, SEVERITY)
+STATE_KINDS = KINDS[:4]
+
+_SENTENCE = re.compile(r"[^.!?\n]*(?:\.(?=\d)[^.!?\n]*)*[.!?\n]*")  # "2.5 cm" is no end
+_CLAUSE = re.compile(r"[,;:]|\b(?:and|with|without|but|while|although)\b")
+_BOTH = re.compile(r"\b(?:left and right|right and left|both|bilateral(?:ly)?|bibasilar|bibasal|biapical)\b")
+_ONE_SIDE = re.compile(r"\b(left|right)(?:-sided|ward)?\b")
+SEVERITIES = {
+    1: "tiny trace minimal small mild mildly slight slightly subtle minor minimally",
+    2: "moderate moderately",
+    3: "large severe severely marked markedly massive extensive gross grossly",
+}
+_SEVERITY = {word: grade for grade, words in SEVERITIES.items() for word in words.split()}
+_WORD = re.compile(r"[a-z]+")
+
+
+def state_errors(generated: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Each finding's error as its index in `STATE_KINDS`, or -1: int, shape (n, 13), from states (n, 13 or 14)."""
+    own, truth = (np.asarray(states)[:, : len(FINDINGS)] for states in (generated, reference))
+    present = [np.isin(states, PRESENT) for states in (own, truth)]
+    cases = [
+        ((own == POSITIVE) & (truth == NEGATIVE)) | ((own == NEGATIVE) & (truth == POSITIVE)),
+        (own == BLANK) & present[1],
+        present[0] & (truth == BLANK),
+        (own != truth) & ((own == UNCERTAIN) | (truth == UNCERTAIN)) & (own != BLANK) & (truth != BLANK),
+    ]
+    return np.select(cases, range(len(cases)), default=-1)
+
+
+def confusion(generated: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Counts of states, shape (14, 4, 4): label, reference state, generated state, from states (n, 14)."""
+    counts = np.zeros((reference.shape[1], len(CheXpertState), len(CheXpertState)), dtype=int)
+    for label in range(reference.shape[1]):
+        np.add.at(counts[label], (reference[:, label], generated[:, label]), 1)
+    return counts
+
+
+class Evidence:
+    """Where reports speak of findings: sentences, sides and severities by the LexicalLabeler's mentions.
+
+    They locate; the states come from whichever labeler judges. A text is read once.
+    """
+
+    def __init__(self):
+        self.labeler, self.known = LexicalLabeler(), {}
+
+    def __call__(self, text: str) -> dict[int, list[tuple[int, str, str]]]:
+        """Of each condition (its index) its mentions: state, sentence, and the clause around it in lower case."""
+        if text not in self.known:
+            spans = [match.span() for match in _SENTENCE.finditer(text) if match[0].strip()]
+            found: dict[int, list[tuple[int, str, str]]] = {}
+            place = 0
+            for start, end, condition, state in self.labeler.mentions(text):
+                while place + 1 < len(spans) and spans[place][1] <= start:
+                    place += 1
+                first, last = spans[place][0], max(spans[place][1], end)
+                clause = _clause(text[first:last].lower(), start - first, end - first)
+                found.setdefault(condition, []).append((int(state), " ".join(text[first:last].split()), clause))
+            self.known[text] = found
+        return self.known[text]
+
+
+def _clause(sentence: str, start: int, end: int) -> str:
+    """The clause of `sentence` around the characters from `start` to `end`; "left and right" is one word in it."""
+    sentence = _BOTH.sub(lambda match: "b" * len(match[0]), sentence)  # of the same length, and without an "and"
+    cuts = [match.span() for match in _CLAUSE.finditer(sentence)]
+    first = max([after for _, after in cuts if after <= start], default=0)
+    last = min([before for before, _ in cuts if before >= end], default=len(sentence))
+    return sentence[first:last]
+
+
+def sides(clauses: Sequence[str]) -> set[str]:
+    """{"left"}, {"right"}, both, or none, as said in the clauses of a finding."""
+    found = {side for clause in clauses for side in _ONE_SIDE.findall(clause)}
+    return {"left", "right"} if any("bbbb" in clause for clause in clauses) else found
+
+
+def severities(clauses: Sequence[str]) -> set[int]:
+    """The grades said in the clauses of a finding: 1 small or mild, 2 moderate, 3 large or severe."""
+    return {_SEVERITY[word] for clause in clauses for word in _WORD.findall(clause) if word in _SEVERITY}
+
+
+def find_errors(
+    generated: np.ndarray, reference: np.ndarray, texts: Sequence[str], references: Sequence[str], evidence: Callable
+) -> Iterator[list[dict]]:
+    """Of each of n reports its errors: {label, kind, generated, reference}, the last two sentences or None.
+
+    `generated`, `reference`: states (n, 14) of `texts` and `references`. A side is swapped where one report has the
+    finding on one side only and the other report on the other side only; a severity has changed where both name one
+    grade, and not the same.
+    """
+    kinds = state_errors(generated, reference)
+    for row, (text, truth) in enumerate(zip(texts, references, strict=True)):
+        found = []
+        own, told = evidence(text), evidence(truth)
+        for label in np.flatnonzero(kinds[row] >= 0).tolist():
+            found.append((label, STATE_KINDS[kinds[row, label]]))
+        both = np.isin(generated[row, : len(FINDINGS)], PRESENT) & np.isin(reference[row, : len(FINDINGS)], PRESENT)
+        for label in np.flatnonzero(both).tolist():
+            clauses = [[c for s, _, c in each.get(label, ()) if s in PRESENT] for each in (own, told)]
+            if {*map(tuple, map(sorted, map(sides, clauses)))} == {("left",), ("right",)}:
+                found.append((label, SIDE))
+            grades = [severities(each) for each in clauses]
+            if all(len(each) == 1 for each in grades) and grades[0] != grades[1]:
+                found.append((label, SEVERITY))
+        yield [
+            {
+                "label": FINDINGS[label],
+                "kind": kind,
+                "generated": _sentence(own.get(label, ()), generated[row, label]),
+                "reference": _sentence(told.get(label, ()), reference[row, label]),
+            }
+            for label, kind in sorted(found)
+        ]
+
+
+def _sentence(mentions: Sequence[tuple[int, str, str]], state: int) -> str | None:
+    """The sentence that says the state, else one that speaks of the finding, else None."""
+    said = [sentence for own, sentence, _ in mentions if own == state] or [sentence for _, sentence, _ in mentions]
+    return said[0] if said else None
+
+
+def count_errors(errors: Sequence[list[dict]]) -> dict[str, dict[str, int]]:
+    """{finding: {kind: number}} with every finding and kind."""
+    counts = Counter((error["label"], error["kind"]) for each in errors for error in each)
+    return {label: {kind: counts[label, kind] for kind in KINDS} for label in FINDINGS}

@@ -1,0 +1,317 @@
+"""The plumbing of recipes/generate.py: what is left to write, one file from many processes, and two engines."""
+
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets
+from PIL import Image
+from pyarrow.compute import list_value_length
+from rich.progress import track
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, ProcessorMixin
+
+from recipes.cli import InputError, read_adapter, replacing
+from rewards.completions import parse_completion
+
+PATIENCE = timedelta(days=7)  # how long a process waits for the others: one may have far longer reports to write
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM (0.33) has room for
+OWN_MODELS = ("llmrg4", "lmrrg")  # which vLLM does not know
+VLLM_CHUNK = 32  # batches handed over at once: vLLM forms its own
+BEGINS = b'{"study_id": '
+
+
+def image_counts(samples: Dataset) -> list[int]:
+    """How many images each sample has; none is decoded for it."""
+    return list_value_length(samples.with_format("arrow")[:]["images"]).to_pylist()
+
+
+def most_images(samples: Dataset) -> int:
+    """How many images a sample has at most."""
+    return max(image_counts(samples))
+
+
+def shuffled_images(samples: Dataset, seed: int) -> Dataset:
+    """`samples` with the images exchanged between studies around random cycles, so that no study keeps its own.
+
+    A cycle joins the studies whose samples have as many images; one that is alone in that goes into the first cycle.
+    """
+    studies: dict[str, list[int]] = {}
+    for row, study in enumerate(samples["study_id"]):
+        studies.setdefault(study, []).append(row)
+    if len(studies) < 2:
+        raise InputError("--shuffle_images needs at least two studies")
+    sizes = image_counts(samples)
+    alike: dict[int, list[list[int]]] = {}
+    for rows in studies.values():
+        alike.setdefault(max(sizes[row] for row in rows), []).append(rows)
+    cycles = [each for each in alike.values() if len(each) > 1] or [[]]
+    cycles[0] += [rows for each in alike.values() if len(each) == 1 for rows in each]
+    generator, partner = torch.Generator().manual_seed(seed), [0] * len(samples)
+    for rows in cycles:
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        for study, other in zip(order, order[1:] + order[:1], strict=True):
+            for position, row in enumerate(rows[study]):  # frontal takes frontal where both have it
+                partner[row] = rows[other][position % len(rows[other])]
+    images = samples.select_columns("images").select(partner)
+    return concatenate_datasets([samples.remove_columns("images"), images], axis=1)
+
+
+################
+# What is done
+################
+
+
+def finished_samples(out: Path, arguments: dict) -> int:
+    """How many samples `out` already holds; a line cut off by an interruption is removed."""
+    if not out.is_file():
+        return 0
+    lines = out.read_bytes().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n")]
+    try:
+        if lines and lines[0][: len(BEGINS)] != BEGINS[: len(lines[0])]:
+            raise ValueError("a line of another kind")
+        used = json.loads(whole[0])["arguments"] if whole else arguments
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{out} exists and was not written by generate.py; name another --out") from error
+    if changed := [name for name in arguments if used.get(name) != arguments[name]]:
+        raise InputError(f"{out} was begun with another --{changed[0]} ({used.get(changed[0])}); name another --out")
+    if len(whole) < len(lines):
+        out.write_bytes(b"".join(whole))
+    return len(whole)
+
+
+class Shards:
+    """The samples that this process has to write, and the one file that they end in.
+
+    A process alone appends to `out`. Several (torchrun, accelerate launch) take the open samples in turn and write to
+    OUT.part0, OUT.part1, ... each; `merge` then joins them in the order of the samples. Whatever ends a run, the next
+    one, of any number of processes, begins with what is in `out` and in the parts. `arguments`: what all lines must
+    have been written with. `samples`: how many there are.
+    """
+
+    def __init__(self, out: str, arguments: dict, samples: int, state: PartialState):
+        self.out, self.arguments, self.state = Path(out), arguments, state
+        with state.main_process_first():
+            self.done = finished_samples(self.out, arguments)
+            known = {}
+            for part in self.parts():
+                if finished_samples(part, arguments):
+                    known |= {json.loads(line)["sample"]: part for line in part.read_bytes().splitlines()}
+        state.wait_for_everyone()  # nobody writes before all have read
+        left = [i for i in range(self.done, samples) if i not in known]
+        self.complete, self.own = not left, left[state.process_index :: state.num_processes]
+        alone = state.num_processes == 1 and not known
+        self.file = self.out if alone else self.out.with_name(f"{self.out.name}.part{state.process_index}")
+
+    def parts(self) -> list[Path]:
+        """The files of processes that a run left behind."""
+        return sorted(self.out.parent.glob(f"{self.out.name}.part[0-9]*"))
+
+    def batches(self, size: int) -> Iterator[list[int]]:
+        """The open samples of this process, `size` at a time; the first process shows how far it is."""
+        starts = range(0, len(self.own), size)
+        if self.state.is_main_process:
+            starts = track(starts, description=f"{self.out.name:30}")
+        for start in starts:
+            yield self.own[start : start + size]
+
+    def write(self, batch: dict, numbers: list[int], written: list[tuple[str, int]], seconds: float) -> None:
+        """Appends the lines of one batch. `written`: completion and number of tokens; `seconds`: the batch took."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.file, "a") as file:
+            for i, (number, (completion, tokens)) in enumerate(zip(numbers, written, strict=True)):
+                parsed = parse_completion(completion)
+                row = {
+                    "study_id": batch["study_id"][i],
+                    "sample": number,
+                    "prompt": batch["prompt"][i][0]["content"],
+                    "completion": completion,
+                    "think": parsed.think,
+                    "report": parsed.report,
+                    "tokens": tokens,
+                    "seconds": round(seconds / len(numbers), 4),
+                    "arguments": self.arguments,
+                }
+                file.write(json.dumps(row) + "\n")
+
+    def merge(self) -> None:
+        """Waits for all processes; the first one then puts the parts into `out`, as far as no sample is missing."""
+        self.state.wait_for_everyone()
+        if self.state.is_main_process and (parts := self.parts()):
+            done = finished_samples(self.out, self.arguments)
+            lines = {json.loads(line)["sample"]: line for part in parts for line in part.read_bytes().splitlines(True)}
+            with replacing(self.out) as temporary:
+                held = self.out.read_bytes() if self.out.is_file() else b""
+                while done in lines:
+                    held, done = held + lines[done], done + 1
+                temporary.write_bytes(held)
+            if max(lines, default=-1) < done:
+                for part in parts:
+                    part.unlink()
+        self.state.wait_for_everyone()
+
+
+################
+# Who writes
+################
+
+
+def load_processor(args) -> ProcessorMixin:
+    """The model's processor, padding on the left; an adapter without one of its own has its base model's."""
+    pixels = {name: getattr(args, name) for name in ("min_pixels", "max_pixels") if getattr(args, name)}
+    options = {"padding_side": "left", "trust_remote_code": args.trust_remote_code, **pixels}
+    adapter = read_adapter(args.model)
+    try:
+        processor = AutoProcessor.from_pretrained(args.model, **options)
+    except (OSError, ValueError):
+        if adapter is None:
+            raise
+        processor = AutoProcessor.from_pretrained(adapter["base_model_name_or_path"], **options)
+    if args.chat_template:
+        if not Path(args.chat_template).is_file():
+            raise InputError(f"there is no chat template {args.chat_template}")
+        processor.chat_template = Path(args.chat_template).read_text()
+    if not processor.chat_template:
+        raise InputError(f"the processor of {args.model} has no chat template; name one with --chat_template FILE")
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
+
+
+def chat_texts(processor: ProcessorMixin, images: Sequence[Sequence], prompts: Sequence[str]) -> list[str]:
+    """The text that a model reads for each prompt: a place for each of its images, then the prompt."""
+    messages = [
+        [{"role": "user", "content": [{"type": "image"}] * len(own) + [{"type": "text", "text": prompt}]}]
+        for own, prompt in zip(images, prompts, strict=True)
+    ]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+class TransformersEngine:
+    """Writes with transformers, on this process's device.
+
+    `args` are those of recipes/generate.py, `images` is the most that a sample has.
+    """
+
+    chunk = 1
+
+    def __init__(self, args, device: torch.device, images: int):
+        self.processor, self.device = load_processor(args), device
+        self.model = AutoModelForImageTextToText.from_pretrained(
+            args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code
+        )
+        self.model.to(device).eval()
+        # A checkpoint may bring decoding settings of its own: all models shall be asked in the same way.
+        own = self.model.generation_config.to_dict().items()
+        self.model.generation_config = GenerationConfig(**{k: v for k, v in own if k.endswith("token_id")})
+        names = ("num_beams", "max_new_tokens", "min_new_tokens", "repetition_penalty", "length_penalty")
+        self.options = {"do_sample": args.temperature > 0, **{name: getattr(args, name) for name in names}}
+        if args.temperature > 0:
+            self.options |= {"temperature": args.temperature, "top_k": 0, "top_p": args.top_p}
+        if (token := getattr(self.model.config, "image_token_id", None)) is not None:
+            self.options["suppress_tokens"] = [token]
+        ends = self.model.generation_config.eos_token_id
+        self.ends = torch.tensor(ends if isinstance(ends, list) else [] if ends is None else [ends], device=device)
+
+    @torch.no_grad()
+    def __call__(self, images: list[list[Image.Image]], prompts: list[str], seed: int) -> list[tuple[str, int]]:
+        """The completion of each prompt and how many tokens it has, the last one's end included."""
+        torch.manual_seed(seed)
+        texts = chat_texts(self.processor, images, prompts)
+        inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt").to(self.device)
+        tokens = self.model.generate(**inputs, **self.options)
+        if not self.model.config.is_encoder_decoder:
+            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        completions = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        before = torch.isin(tokens, self.ends).cumsum(1).roll(1, dims=1)  # ends before each token
+        before[:, 0] = 0
+        return list(zip(completions, (before == 0).sum(1).tolist(), strict=True))
+
+
+class VLLMEngine:
+    """Writes with vLLM, on as many GPUs as it is told to, greedily or by sampling; arguments as above."""
+
+    chunk = VLLM_CHUNK
+
+    def __init__(self, args, device: torch.device, images: int):
+        from vllm import LLM, SamplingParams
+
+        self.processor, adapter = load_processor(args), read_adapter(args.model)
+        pixels = {name: getattr(args, name) for name in ("min_pixels", "max_pixels") if getattr(args, name)}
+        options = {"mm_processor_kwargs": pixels} if pixels else {}
+        self.request = None
+        if adapter:
+            from vllm.lora.request import LoRARequest
+
+            self.request = LoRARequest("adapter", 1, args.model)
+            options |= {"enable_lora": True, "max_lora_rank": min(r for r in LORA_RANKS if r >= adapter["r"])}
+        self.llm = LLM(
+            model=adapter["base_model_name_or_path"] if adapter else args.model,
+            dtype=args.dtype,
+            seed=args.seed,
+            trust_remote_code=args.trust_remote_code,
+            tensor_parallel_size=args.tensor_parallel_size,
+            limit_mm_per_prompt={"image": images},
+            **options,
+        )
+        self.settings = {
+            "temperature": args.temperature,
+            "top_p": args.top_p,
+            "max_tokens": args.max_new_tokens,
+            "min_tokens": args.min_new_tokens,
+            "repetition_penalty": args.repetition_penalty,
+        }
+        token = getattr(self.processor, "image_token_id", None)
+        if token is not None:
+            self.settings["logit_bias"] = {token: -100.0}
+        self.sampling = SamplingParams
+
+    def __call__(self, images: list[list[Image.Image]], prompts: list[str], seed: int) -> list[tuple[str, int]]:
+        """As of `TransformersEngine`."""
+        texts = chat_texts(self.processor, images, prompts)
+        asked = [{"prompt": text, "multi_modal_data": {"image": own}} for text, own in zip(texts, images, strict=True)]
+        settings = [self.sampling(**self.settings, seed=seed + i) for i in range(len(asked))]
+        answers = self.llm.generate(asked, settings, lora_request=self.request, use_tqdm=False)
+        return [(each.outputs[0].text, len(each.outputs[0].token_ids)) for each in answers]
+
+
+ENGINES: dict[str, Callable] = {"transformers": TransformersEngine, "vllm": VLLMEngine}
+
+
+def check_engine(args, state: PartialState) -> None:
+    """Raises InputError where `args.engine` cannot do what `args` ask for, or is not installed."""
+    if args.engine == "transformers":
+        return
+    if "vllm" not in sys.modules and importlib.util.find_spec("vllm") is None:
+        raise InputError("--engine vllm needs the package vllm: pip install vllm, or use --engine transformers")
+    if args.num_beams > 1 or args.length_penalty != 1:
+        raise InputError("--engine vllm has no beam search: use --engine transformers, or --num_beams 1")
+    if state.num_processes > 1:
+        raise InputError("--engine vllm spreads over GPUs itself: start one process with --tensor_parallel_size N")
+    adapter = read_adapter(args.model)
+    kind = AutoConfig.from_pretrained(adapter["base_model_name_or_path"] if adapter else args.model).model_type
+    if kind in OWN_MODELS:
+        raise InputError(f"{args.model} is a {kind} model, which vLLM does not know: use --engine transformers")
+    if adapter and adapter["r"] > LORA_RANKS[-1]:
+        raise InputError(f"{args.model}: vLLM has no room for a LoRA of rank {adapter['r']}; merge it first")
+
+
+def write_reports(samples: Dataset, engine: Callable, shards: Shards, batch_size: int, seed: int) -> float:
+    """Has `engine` write every open sample of this process; returns the tokens a second."""
+    tokens, seconds = 0, 0.0
+    for numbers in shards.batches(batch_size * engine.chunk):
+        batch = samples[numbers]
+        images = [[image.convert("RGB") for image in own] for own in batch["images"]]
+        prompts = [message[0]["content"] for message in batch["prompt"]]
+        started = time.perf_counter()
+        written = engine(images, prompts, seed + numbers[0])
+        took = time.perf_counter() - started
+        shards.write(batch, numbers, written, took)
+        tokens, seconds = tokens + sum(count for _, count in written), seconds + took
+    return tokens / seconds if seconds else 0.0

@@ -1,0 +1,122 @@
+"""Errors by kind: the table of states, made-up pairs of reports, sides and severities."""
+
+import numpy as np
+import pytest
+
+from recipes.data.error_taxonomy import (
+    DOUBT,
+    FLIP,
+    HALLUCINATION,
+    KINDS,
+    OMISSION,
+    SEVERITY,
+    SIDE,
+    STATE_KINDS,
+    Evidence,
+    confusion,
+    count_errors,
+    find_errors,
+    state_errors,
+)
+from rewards.labelers import LexicalLabeler
+from rewards.labels import FINDINGS, CheXpertState
+
+BLANK, POSITIVE, NEGATIVE, UNCERTAIN = CheXpertState
+
+
+# Rows: the reference's state; columns: the generated one, blank, positive, negative, uncertain.
+@pytest.mark.parametrize(
+    ("reference", "kinds"),
+    [
+        (BLANK, [None, HALLUCINATION, None, HALLUCINATION]),  # a negative that the reference leaves out is no error
+        (POSITIVE, [OMISSION, None, FLIP, DOUBT]),
+        (NEGATIVE, [None, FLIP, None, DOUBT]),
+        (UNCERTAIN, [OMISSION, DOUBT, DOUBT, None]),
+    ],
+)
+def test_every_pair_of_states(reference, kinds):
+    generated = np.array([[int(state)] * 13 for state in CheXpertState])
+    found = state_errors(generated, np.full((4, 13), int(reference)))
+    assert [STATE_KINDS[i] if i >= 0 else None for i in found[:, 0]] == kinds
+    assert (found == found[:, :1]).all()  # alike for every finding
+
+
+def errors(generated: str, reference: str) -> dict[str, set[str]]:
+    labeler = LexicalLabeler()
+    (found,) = find_errors(labeler([generated]), labeler([reference]), [generated], [reference], Evidence())
+    kinds: dict[str, set[str]] = {}
+    for error in found:
+        kinds.setdefault(error["label"], set()).add(error["kind"])
+    return kinds
+
+
+EFFUSION = "Pleural Effusion"
+
+
+@pytest.mark.parametrize(
+    ("generated", "reference", "expected"),
+    [
+        ("No pleural effusion.", "There is a pleural effusion.", {EFFUSION: {FLIP}}),
+        ("The heart is enlarged.", "The heart is normal in size.", {"Cardiomegaly": {FLIP}}),
+        ("Lungs are clear.", "There is a pleural effusion.", {EFFUSION: {OMISSION}}),
+        ("There is a pneumothorax.", "The heart is normal.", {"Pneumothorax": {HALLUCINATION}}),
+        ("Possible pneumonia.", "There is pneumonia.", {"Pneumonia": {DOUBT}}),
+        ("No pneumothorax.", "Clear lungs.", {}),  # a negative more
+        ("Left pleural effusion.", "Right pleural effusion.", {EFFUSION: {SIDE}}),
+        ("Left pleural effusion.", "Bilateral pleural effusions.", {}),  # half of it: neither side is wrong
+        ("Left and right pleural effusions.", "Left pleural effusion.", {}),
+        ("Left pleural effusion.", "Pleural effusion.", {}),  # the reference does not say where
+        ("Small pleural effusion.", "Large pleural effusion.", {EFFUSION: {SEVERITY}}),
+        ("Mild cardiomegaly.", "Severe cardiomegaly.", {"Cardiomegaly": {SEVERITY}}),
+        ("Tiny pleural effusion.", "Small pleural effusion.", {}),  # words for one grade
+        (  # another finding's side and size, in the same sentence
+            "Small left pleural effusion and large right lung mass.",
+            "Large right lung mass with small left pleural effusion.",
+            {},
+        ),
+        (
+            "No left pleural effusion. Right pleural effusion.",
+            "Right pleural effusion.",
+            {},
+        ),  # what is absent has none
+        ("", "", {}),
+    ],
+)
+def test_pairs_of_reports(generated, reference, expected):
+    assert errors(generated, reference) == expected
+
+
+def test_sentences_of_an_error():
+    generated = "The lungs are clear. No pleural effusion. Heart is normal."
+    reference = "A 2.5 cm nodule is seen. There is a small left pleural effusion."
+    labeler = LexicalLabeler()
+    (found,) = find_errors(labeler([generated]), labeler([reference]), [generated], [reference], Evidence())
+    assert {
+        "label": EFFUSION,
+        "kind": FLIP,
+        "generated": "No pleural effusion.",
+        "reference": "There is a small left pleural effusion.",
+    } in found
+    omitted = next(error for error in found if error["label"] == "Lung Lesion")
+    assert (omitted["generated"], omitted["reference"]) == (None, "A 2.5 cm nodule is seen.")  # 2.5 ends nothing
+
+
+def test_a_labeler_that_sees_what_no_word_says():
+    """The states decide; where the lexicon finds no mention, there is no sentence."""
+    states = np.zeros((1, 14), int)
+    states[0, FINDINGS.index("Edema")] = POSITIVE
+    (found,) = find_errors(states, np.zeros((1, 14), int), ["Wet lungs."], ["Dry."], Evidence())
+    assert found == [{"label": "Edema", "kind": HALLUCINATION, "generated": None, "reference": None}]
+
+
+def test_counts():
+    found = [[{"label": "Edema", "kind": FLIP}] * 2, [], [{"label": "Edema", "kind": SIDE}]]
+    counts = count_errors(found)
+    assert list(counts) == list(FINDINGS)
+    assert counts["Edema"] == {FLIP: 2, OMISSION: 0, HALLUCINATION: 0, DOUBT: 0, SIDE: 1, SEVERITY: 0}
+    assert list(counts["Edema"]) == list(KINDS)
+
+
+def test_confusion():
+    generated, reference = np.array([[1], [1], [2], [0]]), np.array([[1], [3], [2], [1]])
+    assert confusion(generated, reference).tolist() == [[[0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]]]

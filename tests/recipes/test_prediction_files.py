@@ -1,0 +1,177 @@
+"""Predictions and references in every kind of file, and every fault named and counted."""
+
+import json
+
+import pytest
+
+from recipes.cli import InputError
+from recipes.data.prediction_files import odd_texts, read_predictions, read_references, split_id
+
+KNOWN = {"a": 0, "b": 1}
+REXRANK = {
+    "a": {"model_prediction": "Clear.", "section_findings": "Lungs are clear.", "section_impression": "", "age": 40},
+    "b": {"model_prediction": "", "section_findings": None, "section_impression": " ", "report": "Edema."},
+}
+
+OURS = [{"study_id": "a", "completion": "Clear."}, {"study_id": "b", "completion": ""}]
+
+
+def lines(*rows: object) -> str:
+    return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name: str, content: str | bytes):
+        file = tmp_path / name
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.jsonl", lines(*OURS)),
+        ("p.jsonl", lines({"id": "a", "prediction": "Clear.", "report": "x"}, "", {"id": "b", "prediction": ""})),
+        ("p.json", json.dumps([{"id": "a", "prediction": "Clear."}, {"id": "b", "prediction": ""}], indent=1)),
+        ("p.csv", "id,reference,prediction\na,Clear lungs.,Clear.\nb,Edema.,\n"),
+        ("p.csv", "\ufeffprediction,study_id\r\nClear.,a\r\n,b\r\n"),  # as Excel writes it
+        ("p.json", json.dumps(REXRANK)),
+        ("res.json", json.dumps({"a": ["Clear."], "b": [""]})),  # pycocoevalcap's and R2Gen's
+        ("res.json", json.dumps({"a": "Clear.", "b": ""})),
+        ("p.jsonl", lines(*OURS).encode("utf-16")),
+        ("p.jsonl", lines(*({**row, "scenario": "sn"} for row in OURS))),  # a data set of one scenario
+    ],
+)
+def test_kinds_of_files(write, name, content):
+    assert read_predictions(write(name, content), KNOWN) == {"a": ["Clear."], "b": [""]}
+
+
+def test_row_numbers_of_pandas_are_ids(write):
+    """DataFrame(list).to_csv, as R2Gen's test script writes its pair."""
+    file = write("res.csv", ',0\n0,"No effusion, no pneumothorax"\n1,Clear.\n')
+    assert read_predictions(file, ["0", "1"]) == {"0": ["No effusion, no pneumothorax"], "1": ["Clear."]}
+    assert read_references(file)[0] == {"0": "No effusion, no pneumothorax", "1": "Clear."}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "references"),
+    [
+        (
+            "p.csv",
+            "id,reference,prediction\na,Clear lungs.,Clear.\nb,Edema.,x\n",
+            {"a": "Clear lungs.", "b": "Edema."},
+        ),
+        ("p.json", json.dumps(REXRANK), {"a": "Lungs are clear.", "b": "Edema."}),  # without the empty impression
+        ("gts.json", json.dumps({"a": ["Clear."], "b": ["Edema."]}), {"a": "Clear.", "b": "Edema."}),
+        ("refs.jsonl", lines({"id": "a", "report": "Clear."}), {"a": "Clear."}),  # the report alone: the reference
+        ("p.jsonl", lines(*({"id": "a", "completion": x, "reference": "Clear."} for x in "xy")), {"a": "Clear."}),
+    ],
+)
+def test_references(write, name, content, references):
+    assert read_references(write(name, content)) == (references, [])
+
+
+def test_studies_without_a_reference_are_counted(write):
+    file = write("p.csv", "id,reference,prediction\na,Clear.,x\nb,,x\nc, ,x\n")
+    references, notes = read_references(file)
+    assert references == {"a": "Clear."}
+    assert notes == [f"2 studies of {file} have no reference and are left out, 'b' first"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (lines({"id": "a", "prediction": "x", "report": "y"}), "holds no references: name a data set"),  # generated?
+        (lines({"id": "a", "reference": "x"}, {"id": "a", "reference": "y"}), "line 2: another reference of 'a'"),
+        ("", "holds no references"),
+        (lines("[1]", {"reference": "x"}), r"entry 1: not a JSON object|line 1: not a JSON object.*1 more of 2"),
+    ],
+)
+def test_mistakes_in_references(write, content, said):
+    with pytest.raises(InputError, match=said):
+        read_references(write("r.jsonl", content))
+
+
+GOOD = {"id": "a", "prediction": "x"}
+CAPTION = {"image": "a", "caption": "x"}
+MIXED = b'{"id": "a", "prediction": "\xe9"}\n{"id": "b", "prediction": "\xc3\xa9"}\n{"\xff'  # Latin-1, UTF-8, neither
+FOREIGN = [{"id": name, "prediction": "x"} for name in ("a", "b", "y", "z")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.jsonl", lines(GOOD), "lacks 1 of 2 studies of the split, 'b' first"),
+        ("p.jsonl", lines(*FOREIGN), r"line 3: 'y' is not in this split \(and 1 more of 4\)"),
+        ("p.jsonl", lines(GOOD, GOOD, {**GOOD, "id": "b"}), "line 2: 'a' is there more than once$"),  # a duplicate
+        ("p.json", '{"a": "x", "b": "y", "a": "z"}', "1 ids more than once, 'a' first"),
+        (
+            "p.json",
+            json.dumps({"scores": [1, 2]}),
+            "entry 'scores': the text of 'scores' is no text",
+        ),  # another schema
+        (
+            "p.jsonl",
+            lines(CAPTION, CAPTION),
+            r"line 1: not a JSON object with .*fields: image, caption\) \(and 1 more",
+        ),
+        ("p.csv", "image,caption\na,x\n", "row 1: not a JSON object with .*fields: image, caption"),
+        ("p.jsonl", lines(GOOD, '{"id": "b", "predic'), "line 2: not a JSON object"),  # cut off
+        ("p.json", "3", "line 1: not a JSON object"),
+        ("p.json", json.dumps([GOOD, 3]), "entry 2: not a JSON object"),
+        ("p.jsonl", lines({"id": "a", "prediction": None}), "the prediction of 'a' is no text"),
+        ("p.jsonl", lines({"id": ["a"], "prediction": "x"}), "line 1: not a JSON object with study_id"),
+        ("p.jsonl", "", "lacks 2 of 2 studies"),
+        ("p.jsonl", MIXED, "not UTF-8 in 2 of 3 lines, line 1 first"),
+        ("p.jsonl", b"\xff\xfea", "begins as UTF-16 and is not"),
+    ],
+)
+def test_mistakes(write, name, content, said):
+    with pytest.raises(InputError, match=said):
+        read_predictions(write(name, content), KNOWN)
+
+
+def test_a_missing_file():
+    with pytest.raises(InputError, match=r"there is no predictions file absent\.jsonl"):
+        read_predictions("absent.jsonl", KNOWN)
+
+
+def test_several_completions_of_a_study_are_samples(write):
+    rows = [{"study_id": study, "completion": text} for study, text in (("a", "1"), ("b", "2"), ("a", "3"))]
+    file = write("p.jsonl", lines(*rows))
+    assert read_predictions(file, KNOWN) == {"a": ["1", "3"], "b": ["2"]}
+    with pytest.raises(InputError, match="line 3: 'a' is there more than once"):
+        read_predictions(file, KNOWN, several=False)
+
+
+def test_only_common(write):
+    file = write("p.jsonl", lines(*FOREIGN[1:]))
+    assert read_predictions(file, KNOWN, only_common=True) == {"b": ["x"]}
+
+
+def test_one_study_under_several_scenarios(write):
+    rows = [{"study_id": "1", "scenario": each, "completion": each} for each in ("sn", "mw")]
+    found = read_predictions(write("p.jsonl", lines(*rows)), ["sn/1", "mw/1"])
+    assert found == {"sn/1": ["sn"], "mw/1": ["mw"]}
+
+
+@pytest.mark.parametrize(
+    ("study", "parts"),
+    [("sn/1", ("sn", "1")), ("1", (None, "1")), ("p10/s2/x.dcm", (None, "p10/s2/x.dcm")), ("sn/", (None, "sn/"))],
+)
+def test_split_id(study, parts):
+    assert split_id(study) == parts
+
+
+def test_a_runaway_report_and_markup(write):
+    """100,000 characters are read from JSON and CSV; what is odd is counted, our own tags are not."""
+    long = "effusion " * 11200 + "<script>alert(1)</script>"
+    assert read_predictions(write("p.csv", f'id,prediction\na,"{long}"\nb,x\n'), KNOWN)["a"] == [long]
+    assert odd_texts("ours", [long, "", "<think>a < b</think><report>5 > 3</report>"]) == [
+        "ours: 1 of 3 reports are empty and score 0",
+        "ours: 1 of 3 reports are longer than 10,000 characters",
+        "ours: 1 of 3 reports are with HTML tags, which are shown as text",
+    ]
