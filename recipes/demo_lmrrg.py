@@ -103,6 +103,8 @@ def main() -> None:
     ################
     started, judge = time.monotonic(), load_labeler("lexical")
     figures = compare_systems(data, predictions, judge, own=CQRL) | compare_rewards(data, predictions, judge)
+    for row in figures["table"].values():
+        del row["format"]  # of <think> and <report>, which LM-RRG does not write
     seconds = {**stages.seconds(), "figures": time.monotonic() - started}
     per_seed = sum(value / (len(args.seeds) if stage.startswith("seed ") else 1) for stage, value in seconds.items())
     checks = make_checks(figures, per_seed / 60, MINUTES, stages.peak_memory_gb())
