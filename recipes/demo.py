@@ -23,7 +23,7 @@ from rich.table import Table
 from recipes.cli import InputError, parse, report, run
 from recipes.data.demo_figures import GRPO, SFT, SFT_MORE, SHUFFLED, compare_systems, make_checks
 from recipes.data.demo_page import read_history, write_page
-from recipes.data.demo_stages import Stages
+from recipes.data.demo_stages import Stages, score_stage
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.schema import read_split
 
@@ -84,8 +84,8 @@ def main() -> None:
     (args,) = parse(DemoArguments)
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
         raise InputError(f"--seeds takes different numbers from 0 on, not {args.seeds}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a running stage is ended too
     options, folder = OPTIONS[args.data], f"{args.out}/{args.data}"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a running stage is ended too
     disable_progress_bars()  # they would break the table of the stages
     os.chdir(Path(__file__).parents[1])
     if args.fresh and Path(folder).is_dir():
@@ -104,7 +104,6 @@ def main() -> None:
             tiny, sft, grpo, more = (f"{own}/{stage}" for stage in ("tiny", "sft", "grpo", "sft_more"))
             sft_script = [*LAUNCH, "recipes/sft_mrgr1.py", *options["sft"], "--seed", str(seed)]
             grpo_script = [*LAUNCH, "recipes/grpo_mrgr1.py", *options["grpo"], "--seed", str(seed)]
-
             build = ["recipes/build_tiny.py", "--dataset", data, "--warm_up", balanced, *options["tiny"]]
             stages.run((name + "tiny model", tiny, [*build, "--seed", str(seed), "--out", tiny]))
             starts = ["--model_name_or_path", tiny, "--dataset", data, "--output_dir", sft]
@@ -112,8 +111,8 @@ def main() -> None:
             starts = ["--model_name_or_path", sft, "--dataset", data, "--output_dir", grpo]
             stages.run((name + "GRPO", grpo, grpo_script + starts))
             starts = ["--model_name_or_path", sft, "--dataset", data, "--output_dir", more]
-            equal = ["--max_steps", str(steps_of_equal_time(grpo, sft))]
-            stages.run((name + "SFT, as long as GRPO", more, sft_script + starts + equal))
+            starts += ["--max_steps", str(steps_of_equal_time(grpo, sft))]
+            stages.run((name + "SFT, as long as GRPO", more, sft_script + starts))
 
             predictions[seed], jobs = {}, []
             for system, model in {SFT: sft, SFT_MORE: more, GRPO: grpo, SHUFFLED: grpo}.items():
@@ -124,6 +123,7 @@ def main() -> None:
                 predictions[seed][system] = file
             stages.run(*jobs[:2])
             stages.run(*jobs[2:])
+        stages.run(score_stage(folder, data, predictions[args.seeds[0]], GRPO, SHUFFLED))
 
     ################
     # Figures
@@ -143,7 +143,7 @@ def main() -> None:
     rows = with_labels(read_split(data, "test"), data, labeler)
     logs = {seed: read_history(f"{folder}/seed{seed}/grpo") for seed in args.seeds}
     write_page(f"{args.out}/index.html", results, checks, rows, predictions[args.seeds[0]], logs)
-    print(f"{args.out}/index.html shows it all; {args.out}/results.json has the figures")
+    print(f"{args.out}/index.html shows it all; {folder}/scores/report.html has every report")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from recipes.cli import InputError, parse, report, run
 from recipes.data.demo_figures import compare_systems
 from recipes.data.demo_page import read_history, write_page
 from recipes.data.demo_scenarios import PLAIN, SHUFFLED, TLW, compare_scenarios, make_checks
-from recipes.data.demo_stages import Stages
+from recipes.data.demo_stages import Stages, score_stage
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.schema import read_split
 
@@ -98,6 +98,7 @@ def main() -> None:
                 predictions[seed][system] = file
             stages.run(*jobs[:2])
             stages.run(*jobs[2:])
+        stages.run(score_stage(args.out, data, predictions[args.seeds[0]], TLW, SHUFFLED))
 
     ################
     # Figures
@@ -124,7 +125,7 @@ def main() -> None:
     logs = {seed: read_history(f"{args.out}/seed{seed}/stage2") for seed in args.seeds}
     page = {"template": "demo_llmrg4.html.jinja", "own": TLW, "beside": PLAIN, "curves": CURVES}
     write_page(f"{args.out}/index.html", results, checks, rows, predictions[args.seeds[0]], logs, **page)
-    print(f"{args.out}/index.html shows it all; {args.out}/results.json has the figures")
+    print(f"{args.out}/index.html shows it all; {args.out}/scores/report.html has every report")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from rich.table import Table
 from recipes.cli import InputError, parse, report, run
 from recipes.data.demo_figures import compare_systems
 from recipes.data.demo_page import read_history, write_page
-from recipes.data.demo_stages import Stages
+from recipes.data.demo_stages import Stages, score_stage
 from recipes.data.demo_table3 import BLEU, CQRL, FIXED, SHUFFLED, STAGE1, compare_rewards, make_checks
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.schema import read_split
@@ -97,6 +97,7 @@ def main() -> None:
                 predictions[seed][system] = file
             for pair in (jobs[:2], jobs[2:4], jobs[4:]):
                 stages.run(*pair)
+        stages.run(score_stage(args.out, data, predictions[args.seeds[0]], CQRL, SHUFFLED))
 
     ################
     # Figures
@@ -122,7 +123,7 @@ def main() -> None:
     logs = {seed: read_history(f"{args.out}/seed{seed}/cqrl") for seed in args.seeds}
     page = {"template": "demo_lmrrg.html.jinja", "own": CQRL, "beside": STAGE1, "curves": CURVES}
     write_page(f"{args.out}/index.html", results, checks, rows, predictions[args.seeds[0]], logs, **page)
-    print(f"{args.out}/index.html shows it all; {args.out}/results.json has the figures")
+    print(f"{args.out}/index.html shows it all; {args.out}/scores/report.html has every report")
 
 
 if __name__ == "__main__":

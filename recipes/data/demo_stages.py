@@ -77,6 +77,17 @@ class _Child:
             self.process.wait()
 
 
+def score_stage(folder: str, dataset: str, files: dict[str, str], own: str, shuffled: str) -> tuple:
+    """The job in which recipes/evaluate.py scores one seed's reports and writes `folder`/scores/report.html.
+
+    `files`: system -> JSONL; that of the name `shuffled` is the control of the system `own`.
+    """
+    named = [f"{name}={file}" for name, file in files.items() if name != shuffled]
+    command = ["recipes/evaluate.py", "--dataset", dataset, "--meteor", "no", "--predictions", *named]
+    command += ["--shuffled", f"{own}={files[shuffled]}", "--out", f"{folder}/scores"]
+    return "scores and report page", f"{folder}/scores", command
+
+
 class Stages:
     """A context manager with the terminal's progress display; `folder` gets stages.json and logs/."""
 
