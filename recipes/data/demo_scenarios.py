@@ -140,9 +140,7 @@ def make_checks(figures: dict, minutes: float, minutes_bar: float, memory_gb: fl
         low = pooled(figures, other, "micro-F1 13")["low"]
         name = f"{prefix}{TLW} minus {other}, micro-F1 13, low end of the 95 % interval"
         checks.append({"name": name, "value": low, "bar": "> 0", "holds": low > 0})
-    seen, unseen = (
-        over("lateral_only", "recall", scenarios) for scenarios in (("mn",), ("sn",))
-    )  # a prior report may tell
+    seen, unseen = (over("lateral_only", "recall", (scenario,)) for scenario in ("mn", "sn"))  # priors tell them too
     with_prior, without = (
         over("prior", "reports that compare", scenarios) for scenarios in (("sw", "mw"), ("sn", "mn"))
     )
