@@ -104,7 +104,7 @@ def test_stage_1_trains_the_fusion_alone(tiny, stage1):
 
 
 def test_stage_2_trains_fusion_and_lora(train, stage1, tmp_path):
-    out = train(2, stage1, tmp_path / "stage2")
+    out = train(2, stage1, tmp_path / "stage2", lora_target_modules=r".*language_model.*\.(q|v)_proj")
     changed, new = changed_weights(stage1, out)
     assert {name.split(".")[2] for name in new} == {
         *("lateral_perceiver", "lateral_projection", "prior_perceiver", "prior_projection", "fusion")
@@ -130,7 +130,9 @@ def test_the_lateral_perceiver_may_start_as_the_frontal_one(train, stage1, tmp_p
 
 
 def test_both_new_inputs_are_learned_from(train, stage1, tmp_path):
-    first, last = (train(2, stage1, tmp_path / str(steps), max_steps=steps) for steps in (1, 2))
+    # batches come in the order sn, sw, mn, mw: the last two bring lateral images, the last a prior report too
+    first, last = (train(2, stage1, tmp_path / str(steps), max_steps=steps, lr_scheduler_type="constant")
+                   for steps in (2, 4))  # fmt: skip
     changed, _ = changed_weights(first, last)
     for part in ("lateral_perceiver", "lateral_projection", "prior_perceiver", "prior_projection", "fusion"):
         assert any(name.startswith(FUSION + part) for name in changed), part
