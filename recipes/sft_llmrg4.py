@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from datasets import concatenate_datasets
+from transformers import set_seed
 from trl import ModelConfig, get_peft_config
 
 from recipes.cli import InputError, check_hardware, parse, read_prompt, resume_from, run, save_run
@@ -79,6 +80,7 @@ def main() -> None:
     ################
     # Model
     ################
+    set_seed(training_args.seed)  # of the fusion's new modules
     model, processor = load_start(args, model_args)
     peft_config = get_peft_config(model_args) if args.stage == 2 else None
     if args.stage == 1:
