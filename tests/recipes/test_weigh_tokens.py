@@ -418,7 +418,8 @@ def test_resumed_after_a_kill(call, chexberts, tmp_path):
     texts = [f"{text} Study {number}." for number in range(60) for text in REPORTS]
     data = build(tmp_path / "data", texts)
     command = [sys.executable, ROOT / "recipes/weigh_tokens.py", "--dataset", data, "--model", chexberts["taught"]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    threads = str(torch.get_num_threads())  # as the runs below, since another number sums in another order
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
     parts = tmp_path / ".out.parts"
     process = subprocess.Popen(
         list(map(str, [*command, "--out", tmp_path / "out"])), env=environment, stdout=subprocess.DEVNULL
