@@ -13,7 +13,7 @@
 
 `--out` is a folder: metrics.json (every figure, labeler, versions, protocol; no report text), tables.md, tables.tex,
 errors.jsonl (what each report gets wrong, with the sentences) and report.html. Two baselines stand beside every model:
-one fixed normal report, and the report of the training study whose image looks most alike. recipes/data/README.md
+one fixed normal report, and the report of the training study whose image looks most alike. recipes/scoring.md
 explains every figure, recipes/data/prediction_files.py the kinds of files. Research use, not for clinical use.
 """
 

@@ -72,6 +72,8 @@ def _load(name: str, args, model_args: ModelConfig) -> tuple[LLMRG4ForConditiona
     )
     new = [f"model.token_fusion.{part}." for part in NEW_IN_STAGE_2 if fusion == "atf"]
     wrong = [key for key in loaded["missing_keys"] if not any(key.startswith(part) for part in new)]
+    if wrong := wrong + [str(key) for key in (*loaded["unexpected_keys"], *loaded["mismatched_keys"])]:
+        raise InputError(f"the weights of {name} are not those of its config.json: {sorted(wrong)[0]} does not fit")
     if fusion == "atf" and args.lateral_start == "frontal":
         atf = model.model.token_fusion
         atf.lateral_perceiver.load_state_dict(atf.frontal_perceiver.state_dict())
@@ -80,8 +82,6 @@ def _load(name: str, args, model_args: ModelConfig) -> tuple[LLMRG4ForConditiona
         size = linear.out_features
         with torch.no_grad():
             linear.weight[:, size : 2 * size] += 0.5 * torch.eye(size)
-    if wrong := wrong + [str(key) for key in (*loaded["unexpected_keys"], *loaded["mismatched_keys"])]:
-        raise InputError(f"the weights of {name} are not those of its config.json: {sorted(wrong)[0]} does not fit")
     return model, LLMRG4Processor.from_pretrained(name, fusion=fusion)
 
 
