@@ -52,8 +52,8 @@ def warm_up_llmrg4(
     `rows`: of a built data set, best a balanced phantom with both views. First the encoder, for RAD-DINO, and the
     fusion predict from single images of either view which findings are there, through two heads that are dropped.
     Then the encoder is frozen, and fusion and decoder write the report as `prompt` asks (`fusion: interleaved`): from
-    the frontal image, of every other pair of studies from both images, and from the prior report, where there is one,
-    as the decoder's own text. What ATF needs for lateral images and prior reports stays untrained.
+    the frontal image, the lateral one or both, in turn by pairs of studies, and from the prior report, where there is
+    one, as the decoder's own text. What ATF needs for lateral images and prior reports stays untrained.
     """
     with torch.no_grad():  # a perceiver learns in few steps where to look if places differ and attention is sharp
         nn.init.normal_(model.model.vision_encoder.embeddings.position_embeddings, std=0.5)
@@ -92,7 +92,8 @@ def warm_up_llmrg4(
 
     places, pairs, first = [], [], 0  # of the images that a study is described from, and what is asked and answered
     for number, (row, count) in enumerate(zip(rows.remove_columns("images"), counts, strict=True)):
-        places.append(list(range(first, first + (count if number // 2 % 2 else 1))))
+        shown = [[0], [0, 1], [1], [0, 1]][number // 2 % 4]
+        places.append([first + view for view in shown if view < count] or [first])
         pairs.append((fill_prompt(prompt, row), row["report"]))
         first += count
     encoded, labels = encode_answers(processor, pairs, [len(own) for own in places])
