@@ -140,35 +140,49 @@ def check_model(name: str, trust_remote_code: bool = False) -> None:
 
 
 def check_hardware(training_args, model_args) -> None:
-    """Raises InputError where the config asks for what this machine lacks: a GPU, flash-attn or bitsandbytes."""
+    """Raises InputError where the config asks for what this machine lacks: a GPU, flash-attn, bitsandbytes, vllm."""
     import torch
     from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
+    from trl.import_utils import is_vllm_available
 
     flash = model_args.attn_implementation == "flash_attention_2"
     eight_bit = "bnb" in training_args.optim
-    if not torch.cuda.is_available() and (flash or eight_bit or not training_args.use_cpu):
-        raise InputError(NO_GPU)
+    vllm = getattr(training_args, "use_vllm", False)
+    if not torch.cuda.is_available() and (flash or eight_bit or vllm or not training_args.use_cpu):
+        asked = {
+            "attn_implementation flash_attention_2 (flash-attn)": flash,
+            f"optim {training_args.optim} (bitsandbytes)": eight_bit,
+            "use_vllm (vllm)": vllm,
+        }
+        raise InputError("; ".join([NO_GPU, *(f"{what} is for GPUs" for what, is_asked in asked.items() if is_asked)]))
     if flash and not is_flash_attn_2_available():
         raise InputError(
             "flash-attn is missing: pip install -r requirements-gpu.txt, or set attn_implementation: sdpa"
         )
     if eight_bit and not is_bitsandbytes_available():
         raise InputError("bitsandbytes is missing: pip install -r requirements.txt, or set optim: adamw_torch")
+    if vllm and not is_vllm_available():
+        raise InputError("vllm is missing: pip install -r requirements-gpu.txt, or set use_vllm: false")
 
 
 def resume_from(training_args) -> str | None:
-    """The checkpoint that `--resume_from_checkpoint DIR` or `--resume_from_checkpoint latest` names, or None."""
-    from transformers.trainer_utils import get_last_checkpoint
+    """The checkpoint that `--resume_from_checkpoint DIR` or `--resume_from_checkpoint latest` names, or None.
+
+    One that a kill left half-written is passed over by `latest`; InputError where it is named, or where no other is.
+    """
+    from recipes.trainers.checkpoints import all_checkpoints, find_damage
 
     named = training_args.resume_from_checkpoint
     if named != "latest":
-        if named and not (Path(named) / "trainer_state.json").is_file():
-            raise InputError(f"--resume_from_checkpoint: {named} is no checkpoint (it has no trainer_state.json)")
+        if named and (damage := find_damage(named)):
+            raise InputError(f"--resume_from_checkpoint: {named} is no checkpoint to go on from: it {damage}")
         return named
-    checkpoint = get_last_checkpoint(training_args.output_dir) if Path(training_args.output_dir).is_dir() else None
-    if checkpoint is None:
-        raise InputError(f"--resume_from_checkpoint latest: there is no checkpoint in {training_args.output_dir}")
-    return checkpoint
+    for checkpoint in all_checkpoints(training_args.output_dir):
+        damage = find_damage(checkpoint)
+        if damage is None:
+            return str(checkpoint)
+        print(f"{checkpoint} {damage}: it was not written to its end and is passed over", flush=True)
+    raise InputError(f"--resume_from_checkpoint latest: there is no checkpoint in {training_args.output_dir}")
 
 
 def save_run(folder: str | Path, *arguments) -> None:

@@ -19,6 +19,7 @@ from recipes.cli import InputError, check_hardware, check_model, parse, read_pro
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
+from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards import (
@@ -50,6 +51,9 @@ class RecipeArguments:
         default="lexical", metadata={"help": "What labels reports: lexical, chexbert, chexbert:MODEL."}
     )
     margin: float = field(default=0.2, metadata={"help": "m of MCCS (Eq. 6)."})
+    stop_on_collapse: int = field(
+        default=256, metadata={"help": "Stop once 95 % of this many completions are one report; 0: never."}
+    )
     allow_no_kl: bool = field(default=False, metadata={"help": "Allow beta 0: no KL term, unlike Eq. 1."})
 
 
@@ -68,10 +72,11 @@ def main() -> None:
     # Dataset
     ################
     labeler = load_labeler(args.labeler)
-    rows = with_labels(read_split(args.dataset, "train"), args.dataset, labeler)
-    dataset = to_samples(rows, read_prompt(args.prompt_file), args.views, keep=("study_id", "report", "labels"))
-    if args.max_samples:
-        dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+    data, keep = {}, ("study_id", "report", "labels")
+    for split in ("validation", "train") if training_args.eval_strategy != "no" else ("train",):
+        rows = with_labels(read_split(args.dataset, split), args.dataset, labeler)
+        samples = to_samples(rows, read_prompt(args.prompt_file), args.views, keep=keep)
+        data[split] = samples.select(range(min(args.max_samples or len(samples), len(samples))))
 
     ################
     # Model
@@ -119,13 +124,18 @@ def main() -> None:
         model=model_args.model_name_or_path,
         reward_funcs=reward_funcs,
         args=training_args,
-        train_dataset=dataset,
+        train_dataset=data["train"],
+        eval_dataset=data.get("validation"),
         processing_class=processor,
         peft_config=get_peft_config(model_args),
         callbacks=[interrupt],
     )
+    collapse = StopOnCollapse(trainer, args.stop_on_collapse)
+    trainer.add_callback(collapse)
     save_run(training_args.output_dir, args, training_args, model_args)
     trainer.train(resume_from_checkpoint=resume)
+    if collapse.sentence:
+        sys.exit(collapse.sentence)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
 

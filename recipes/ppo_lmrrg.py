@@ -20,6 +20,7 @@ from recipes.cli import InputError, check_hardware, parse, read_prompt, resume_f
 from recipes.data.references import CHEXBERT, load_labeler, with_labels
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
+from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.interrupt import SaveOnInterrupt
 from recipes.trainers.lmrrg import LORA_OF_DECODER, check_trained, load_checkpoint, make_published_radcliq
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
@@ -45,6 +46,9 @@ class RecipeArguments:
     bertscore: str = field(default="distilroberta-base", metadata={"help": "RadCliQ's encoder."})
     chexbert: str = field(default=CHEXBERT, metadata={"help": "See recipes/convert_chexbert.py."})
     labeler: str = field(default="lexical", metadata={"help": "Of mccs and ce_f1: lexical, chexbert:MODEL."})
+    stop_on_collapse: int = field(
+        default=256, metadata={"help": "Stop once 95 % of this many completions are one report; 0: never."}
+    )
     allow_scratch: bool = field(default=False, metadata={"help": "Start from a model that was never trained."})
 
 
@@ -61,14 +65,14 @@ def main() -> None:
     # Dataset
     ################
     prompt = read_prompt(args.prompt_file)
-    rows = read_split(args.dataset, "train", columns_of(prompt, args.views))
-    keep, labeler = ("study_id", "report"), None
+    data, keep, labeler = {}, ("study_id", "report"), None
     if {"mccs", "ce_f1"} & set(args.rewards):
         keep, labeler = (*keep, "labels"), load_labeler(args.labeler)
-        rows = with_labels(rows, args.dataset, labeler)
-    dataset = to_samples(rows, prompt, args.views, keep=keep)
-    if args.max_samples:
-        dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+    for split in ("validation", "train") if training_args.eval_strategy != "no" else ("train",):
+        rows = read_split(args.dataset, split, columns_of(prompt, args.views))
+        rows = with_labels(rows, args.dataset, labeler) if labeler else rows
+        samples = to_samples(rows, prompt, args.views, keep=keep)
+        data[split] = samples.select(range(min(args.max_samples or len(samples), len(samples))))
 
     ################
     # Rewards
@@ -109,13 +113,18 @@ def main() -> None:
         model=model,
         reward_funcs=reward_funcs,
         args=training_args,
-        train_dataset=dataset,
+        train_dataset=data["train"],
+        eval_dataset=data.get("validation"),
         processing_class=processor,
         peft_config=peft_config,
         callbacks=[interrupt],
     )
+    collapse = StopOnCollapse(trainer, args.stop_on_collapse)
+    trainer.add_callback(collapse)
     save_run(training_args.output_dir, args, training_args, model_args)
     trainer.train(resume_from_checkpoint=resume)
+    if collapse.sentence:
+        sys.exit(collapse.sentence)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
 

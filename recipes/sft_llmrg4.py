@@ -20,6 +20,7 @@ from trl import ModelConfig, get_peft_config
 from recipes.cli import InputError, check_hardware, parse, read_prompt, resume_from, run, save_run
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
+from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.interrupt import SaveOnInterrupt
 from recipes.trainers.llmrg4 import (
     SCENARIOS,
@@ -55,8 +56,12 @@ class RecipeArguments:
 
 
 def main() -> None:
-    args, training_args, model_args = parse(
-        RecipeArguments, ScenarioSFTConfig, ModelConfig, default_config="configs/llmrg4/mimic_rg4_stage1.yaml"
+    args, clinical, training_args, model_args = parse(
+        RecipeArguments,
+        ClinicalArguments,
+        ScenarioSFTConfig,
+        ModelConfig,
+        default_config="configs/llmrg4/mimic_rg4_stage1.yaml",
     )
     check_hardware(training_args, model_args)
     resume = resume_from(training_args)
@@ -66,16 +71,18 @@ def main() -> None:
     ################
     # Dataset
     ################
-    prompt = read_prompt(args.prompt_file)
+    prompt, data = read_prompt(args.prompt_file), {}
     columns = (*columns_of(prompt, VIEWS), "scenario", "prior_report", "key_spans")
-    rows = concatenate_datasets([read_split(name, "train", columns) for name in args.dataset])
-    kept = [i for i, scenario in enumerate(rows["scenario"]) if scenario in args.scenarios]
-    if not kept:
-        raise InputError(f"no row of {', '.join(args.dataset)} has a scenario of {', '.join(args.scenarios)}")
-    rows = rows.select(kept[: args.max_samples])
+    for split in ("validation", "train") if training_args.eval_strategy != "no" else ("train",):
+        rows = concatenate_datasets([read_split(name, split, columns) for name in args.dataset])
+        kept = [i for i, scenario in enumerate(rows["scenario"]) if scenario in args.scenarios]
+        if not kept:
+            raise InputError(f"no row of {', '.join(args.dataset)} has a scenario of {', '.join(args.scenarios)}")
+        data[split] = rows = rows.select(kept[: args.max_samples])
     if training_args.key_weight != 1:
         check_key_spans(rows, args.dataset)
-    dataset = to_samples(rows, prompt, VIEWS, completion="plain", keep=("scenario", "key_spans"))
+    keep = ("scenario", "key_spans")
+    samples = {name: to_samples(each, prompt, VIEWS, completion="plain", keep=keep) for name, each in data.items()}
 
     ################
     # Model
@@ -90,7 +97,7 @@ def main() -> None:
         peft_config.modules_to_save = ["token_fusion"]
     if training_args.process_index == 0:
         report_long_priors(rows, processor)
-        count_tokens(dataset, processor)
+        count_tokens(samples["train"], processor)
 
     ################
     # Training
@@ -99,12 +106,15 @@ def main() -> None:
     trainer = ScenarioSFTTrainer(
         model=model,
         args=training_args,
-        train_dataset=dataset,
+        train_dataset=samples["train"],
+        eval_dataset=samples.get("validation"),
         processing_class=processor,
         peft_config=peft_config,
         callbacks=[interrupt],
     )
-    save_run(training_args.output_dir, args, training_args, model_args)
+    if clinical.clinical_samples:
+        trainer.add_callback(ClinicalEvaluation(trainer, clinical, data.get("validation", rows), prompt, VIEWS))
+    save_run(training_args.output_dir, args, clinical, training_args, model_args)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")

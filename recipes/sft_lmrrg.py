@@ -20,6 +20,7 @@ from recipes.cli import check_hardware, parse, read_prompt, resume_from, run, sa
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
+from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.disease_sft import DiseaseSFTTrainer
 from recipes.trainers.interrupt import SaveOnInterrupt
 from recipes.trainers.lmrrg import LORA_OF_DECODER, load_checkpoint, load_parts
@@ -59,8 +60,13 @@ class ModelParts:
 
 
 def main() -> None:
-    args, parts, training_args, model_args = parse(
-        RecipeArguments, ModelParts, SFTConfig, ModelConfig, default_config="configs/lmrrg/mimic.yaml"
+    args, parts, clinical, training_args, model_args = parse(
+        RecipeArguments,
+        ModelParts,
+        ClinicalArguments,
+        SFTConfig,
+        ModelConfig,
+        default_config="configs/lmrrg/mimic.yaml",
     )
     check_hardware(training_args, model_args)
     resume = resume_from(training_args)
@@ -68,15 +74,16 @@ def main() -> None:
     ################
     # Dataset
     ################
-    prompt = read_prompt(args.prompt_file)
-    rows = read_split(args.dataset, "train", columns_of(prompt, args.views))
-    if args.lambda_disease:
-        rows = with_labels(rows, args.dataset, load_labeler(args.labeler))
-        rows = rows.rename_column("labels", "disease_labels")
-    keep = ("disease_labels",) if args.lambda_disease else ()
-    dataset = to_samples(rows, prompt, args.views, completion="plain", keep=keep)
+    prompt, data = read_prompt(args.prompt_file), {}
+    for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
+        rows = read_split(args.dataset, split, columns_of(prompt, args.views))
+        if args.lambda_disease:
+            rows = with_labels(rows, args.dataset, load_labeler(args.labeler))
+            rows = rows.rename_column("labels", "disease_labels")
+        keep = ("disease_labels",) if args.lambda_disease else ()
+        data[split] = to_samples(rows, prompt, args.views, completion="plain", keep=keep)
     if args.max_samples:
-        dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+        data["train"] = data["train"].select(range(min(args.max_samples, len(data["train"]))))
 
     ################
     # Model
@@ -99,12 +106,15 @@ def main() -> None:
     trainer = DiseaseSFTTrainer(
         model=model,
         args=training_args,
-        train_dataset=dataset,
+        train_dataset=data["train"],
+        eval_dataset=data.get("validation"),
         processing_class=processor,
         peft_config=peft_config,
         callbacks=[interrupt],
     )
-    save_run(training_args.output_dir, args, parts, training_args, model_args)
+    if clinical.clinical_samples:
+        trainer.add_callback(ClinicalEvaluation(trainer, clinical, rows, prompt, args.views))
+    save_run(training_args.output_dir, args, parts, clinical, training_args, model_args)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")

@@ -17,6 +17,7 @@ from recipes.cli import check_hardware, check_model, parse, read_prompt, resume_
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
+from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.interrupt import SaveOnInterrupt
 
 
@@ -40,8 +41,8 @@ class RecipeArguments:
 
 
 def main() -> None:
-    args, training_args, model_args = parse(
-        RecipeArguments, SFTConfig, ModelConfig, default_config="configs/mrgr1/sft_iu.yaml"
+    args, clinical, training_args, model_args = parse(
+        RecipeArguments, ClinicalArguments, SFTConfig, ModelConfig, default_config="configs/mrgr1/sft_iu.yaml"
     )
     check_hardware(training_args, model_args)
     resume = resume_from(training_args)
@@ -49,12 +50,14 @@ def main() -> None:
     ################
     # Dataset
     ################
-    rows = read_split(args.dataset, "train")
-    if args.target == "reasoning":
-        rows = with_labels(rows, args.dataset, load_labeler(args.labeler))
-    dataset = to_samples(rows, read_prompt(args.prompt_file), args.views, completion=args.target)
+    prompt, data = read_prompt(args.prompt_file), {}
+    for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
+        rows = read_split(args.dataset, split)
+        if args.target == "reasoning":
+            rows = with_labels(rows, args.dataset, load_labeler(args.labeler))
+        data[split] = to_samples(rows, prompt, args.views, completion=args.target)
     if args.max_samples:
-        dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+        data["train"] = data["train"].select(range(min(args.max_samples, len(data["train"]))))
 
     ################
     # Model
@@ -77,12 +80,15 @@ def main() -> None:
     trainer = SFTTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
-        train_dataset=dataset,
+        train_dataset=data["train"],
+        eval_dataset=data.get("validation"),
         processing_class=processor,
         peft_config=get_peft_config(model_args),
         callbacks=[interrupt],
     )
-    save_run(training_args.output_dir, args, training_args, model_args)
+    if clinical.clinical_samples:
+        trainer.add_callback(ClinicalEvaluation(trainer, clinical, rows, prompt, args.views))
+    save_run(training_args.output_dir, args, clinical, training_args, model_args)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")

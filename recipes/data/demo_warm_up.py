@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from modeling import CheXbertModel, LLMRG4Config, LLMRG4ForConditionalGeneration, LLMRG4Processor
 from modeling.processing_llmrg4 import IMAGE_TOKEN, PRIOR_END, PRIOR_START
 from recipes.cli import InputError
+from recipes.data.generation import image_counts
 from recipes.data.samples import fill_prompt
 from rewards.labels import FINDINGS
 
@@ -62,12 +63,14 @@ def warm_up_llmrg4(
             layer.attention.in_proj_weight[: -layer.attention.embed_dim] *= 2  # of queries and keys
     value = torch.tensor([0.0, 1.0, 0.0, 0.5])  # blank, positive, negative, uncertain
     states = value[torch.tensor(rows["labels"])][:, : len(FINDINGS)]
-    counts, batches = [], []
+    counts, pixels, filled = image_counts(rows), None, 0
     for batch in rows.select_columns("images").iter(64):
-        counts += [len(study) for study in batch["images"]]
         images = [image for study in batch["images"] for image in study]
-        batches.append(processor.image_processor(images, return_tensors="pt")["pixel_values"])
-    pixels = torch.cat(batches)
+        values = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        if pixels is None:
+            pixels = values.new_empty(sum(counts), *values.shape[1:])  # a list of batches would be held twice
+        pixels[filled : filled + len(values)] = values
+        filled += len(values)
     targets = states.repeat_interleave(torch.tensor(counts), dim=0)
     encoder = model.model.vision_encoder
     patches = (pixels.shape[-1] // encoder.config.patch_size) ** 2

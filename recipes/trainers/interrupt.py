@@ -9,13 +9,14 @@ from transformers import TrainerCallback
 class SaveOnInterrupt(TrainerCallback):
     """On SIGINT or SIGTERM saves a checkpoint after the current step and stops; `interrupted` tells the script.
 
-    Every process agrees on the step, so that no rank waits for another. A second signal interrupts at once.
+    Every process agrees on the step, so that no rank waits for another. A second Ctrl-C interrupts at once; a SIGTERM
+    never does, since torchrun answers a Ctrl-C, which its processes get too, by sending them one.
     """
 
     interrupted = False
 
     def _catch(self, signum, frame):
-        if self.interrupted:
+        if self.interrupted and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.interrupted = True
         print("\nstopping after this step; a checkpoint will be written (again to stop at once)", flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.numpy import save_file
 from transformers import BertConfig
 
 from recipes import cli
@@ -188,7 +189,11 @@ def test_check_model_refuses_a_folder_without_model(tmp_path, text):
     [
         (False, True, True, {}, "make demo"),  # no GPU at all
         (False, True, True, {"use_cpu": True, "attn_implementation": "flash_attention_2"}, "make demo"),
+        (False, True, True, {"use_cpu": True, "attn_implementation": "flash_attention_2"}, "flash-attn"),  # by name
         (False, True, True, {"use_cpu": True, "optim": "adamw_bnb_8bit"}, "make demo"),  # 8-bit states want a GPU
+        (False, True, True, {"use_cpu": True, "optim": "adamw_bnb_8bit"}, "adamw_bnb_8bit .bitsandbytes. is for GPUs"),
+        (False, True, True, {"use_cpu": True, "use_vllm": True}, "use_vllm .vllm. is for GPUs"),
+        (True, True, True, {"use_vllm": True}, "vllm is missing: pip install -r requirements-gpu.txt"),
         (True, False, True, {"attn_implementation": "flash_attention_2"}, "flash-attn"),
         (True, True, False, {"optim": "adamw_bnb_8bit"}, "bitsandbytes"),
         (True, False, False, {}, None),  # nothing missing that was asked for
@@ -199,6 +204,7 @@ def test_check_hardware(monkeypatch, cuda, flash, bitsandbytes, settings, senten
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: flash)
     monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: bitsandbytes)
+    monkeypatch.setattr("trl.import_utils.is_vllm_available", lambda: False)
     given = SimpleNamespace(**{"use_cpu": False, "optim": "adamw_torch", "attn_implementation": None} | settings)
     if sentence is None:
         check_hardware(given, given)
@@ -220,6 +226,7 @@ def test_resume_from(tmp_path, monkeypatch, named, expected):
     for step in (9, 10):
         Path(f"run/checkpoint-{step}").mkdir(parents=True)
         Path(f"run/checkpoint-{step}/trainer_state.json").write_text("{}")
+        save_file({}, f"run/checkpoint-{step}/model.safetensors")
     named = f"run/{named}" if named and named != "latest" else named
     found = resume_from(SimpleNamespace(output_dir="run", resume_from_checkpoint=named))
     assert (Path(found).name if found else None) == expected

@@ -5,7 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from peft import LoraConfig, get_peft_model
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl import ModelConfig, SFTConfig
 
 from recipes import grpo_mrgr1, sft_mrgr1
@@ -115,14 +119,62 @@ def test_models_trained_on_mimic_stay_private():
     [
         ("single_gpu.yaml", 1, "NO"),
         ("multi_gpu.yaml", 2, "MULTI_GPU"),  # MR-028: 2 x A100
+        ("multi_node.yaml", 16, "MULTI_GPU"),  # two machines of eight
         ("zero1.yaml", 2, "DEEPSPEED"),  # MR-035
+        ("zero2.yaml", 2, "DEEPSPEED"),
+        ("zero3.yaml", 2, "DEEPSPEED"),
+        ("fsdp2.yaml", 2, "FSDP"),
     ],
 )
 def test_accelerate_configs(name, processes, kind):
-    values = yaml.safe_load((ROOT / "accelerate_configs" / name).read_text())
+    file = ROOT / "accelerate_configs" / name
+    values = yaml.safe_load(file.read_text())
+    assert load_config_from_file(str(file)).num_processes == processes  # accelerate knows every key
     assert (values["num_processes"], values["distributed_type"], values["mixed_precision"]) == (
         processes,
         kind,
         "bf16",
     )
-    assert values.get("deepspeed_config", {}).get("zero_stage") == (1 if kind == "DEEPSPEED" else None)
+    stage = values.get("deepspeed_config", {}).get("zero_stage")
+    assert stage == (int(name[len("zero")]) if kind == "DEEPSPEED" else None)
+    assert values.get("fsdp_config", {}).get("fsdp_version") == (2 if kind == "FSDP" else None)
+
+
+def test_every_accelerate_config_says_when_and_what_was_verified():
+    files = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+    assert len(files) == 7
+    for file in files:
+        comments = " ".join(line for line in file.read_text().splitlines() if line.startswith("#"))
+        assert "Take it" in comments and "Verified:" in comments, file.name
+
+
+def test_computed_figures_of_the_cluster_page():
+    """The parameters on transformers' and PEFT's own classes; the page's sums from them."""
+    text = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+    text |= {"num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False}
+    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
+    with torch.device("meta"):  # no memory: shapes alone
+        model = Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+        )
+    size = lambda module: sum(parameter.numel() for parameter in module.parameters())  # noqa: E731
+    whole, tower, words = size(model), size(model.model.visual), model.get_input_embeddings().weight.numel()
+    values = load("mimic.yaml")
+    settings = {"r": values["lora_r"], "target_modules": values["lora_target_modules"][0]}
+    adapted = get_peft_model(model, LoraConfig(**settings))
+    lora = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    page = (ROOT / "recipes" / "cluster.md").read_text()
+    for number in (whole, tower, words, whole - tower - words, lora):
+        assert f"{number:,}" in page
+
+    def column(title: str) -> list[float]:
+        table = page.split(title)[1].split("\n\n")[0].splitlines()[2:]
+        return [float(row.split("|")[-2].split()[0]) for row in table]
+
+    tokens, flops = 4 * 1900, 2 * 312e12 * 0.4
+    bytes_of = [2 * whole, 4 * lora, 4 * lora, 2 * lora, 0, tokens * 2 * 28 * 512 * 2, tokens * 3584 * 28 * 2]
+    bytes_of += [tokens * (8 * 3584 + 3 * 18944) * 2, 4 * 512 * 152064 * 4]
+    assert column("| per GPU |") == [round(each / 1e9, 1) for each in (*bytes_of, sum(bytes_of))]
+    seconds = [8 * (whole - tower - words) * 1900 * 16 / flops, 3 * 2 * tower * 5120 * 16 / flops]
+    seconds += [512 * 2 * whole / 2039e9]
+    assert column("| per optimizer step") == [round(each, 1) for each in (*seconds, sum(seconds))]

@@ -2,6 +2,10 @@
 
 import ast
 import inspect
+import os
+import socket
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -10,6 +14,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from test_long_runs import make_trainer as make_trainer_of_words
+from test_long_runs import small_llama
 from transformers import AutoProcessor
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
@@ -277,6 +283,53 @@ def test_overridden_signatures_are_trls(method, parameters):
     assert list(inspect.signature(getattr(MRGR1Trainer, method)).parameters) == parameters
 
 
+def one_of_two(folder: str) -> None:
+    """Four steps of plain gradient descent on eight completions; their words depend on the prompt and the place."""
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    trainer = make_trainer_of_words(
+        "grpo", folder, per_device_train_batch_size=8 // processes, max_steps=4, save_strategy="no", optim="sgd",
+        learning_rate=0.5, shuffle_dataset=False, beta=0.04, max_grad_norm=0.0,
+    )  # fmt: skip
+
+    def says(prompts, trainer) -> dict:
+        ids = trainer.processing_class(list(prompts))["input_ids"]
+        texts = [[2 + (sum(own) + row % 2) % 6, 3, 1][: 2 + len(own) % 2] for row, own in enumerate(ids)]
+        return {"prompt_ids": ids, "completion_ids": texts, "logprobs": [[0.0] * len(each) for each in texts]}
+
+    trainer.rollout_func = says
+    trainer.train()
+    if trainer.is_world_process_zero():
+        names = (
+            "loss",
+            "reward",
+            "reward_std",
+            "rewards/says_clear/mean",
+            "kl",
+            "completions/mean_length",
+            "grad_norm",
+        )
+        rows = [[row[name] for name in names] for row in trainer.state.log_history if "reward" in row]
+        torch.save({"weights": trainer.model.state_dict(), "rows": rows}, Path(folder) / f"{processes}.pt")
+
+
+def test_two_processes_are_one(tmp_path):
+    """A batch of 4 on each of two processes is a batch of 8 on one: weights, rewards, KL, size of the gradients."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    subprocess.run([*launcher, __file__, str(tmp_path)], check=True, capture_output=True, timeout=300)
+    one_of_two(str(tmp_path))
+    one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
+    assert len(one["rows"]) == 4 and all(row[1] > 0 and row[2] > 0 for row in one["rows"])
+    np.testing.assert_allclose(two["rows"], one["rows"], atol=1e-5)
+    start = small_llama().state_dict()
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], value, atol=1e-6, rtol=1e-5)
+        assert not torch.equal(value, start[name]), name
+
+
 def test_every_override_calls_super_once():
     class_node = ast.parse(textwrap.dedent(inspect.getsource(MRGR1Trainer))).body[0]
     methods = [node for node in class_node.body if isinstance(node, ast.FunctionDef)]
@@ -291,3 +344,7 @@ def test_every_override_calls_super_once():
             and getattr(node.func.value.func, "id", "") == "super"
         ]
         assert [call.func.attr for call in calls] == [method.name]
+
+
+if __name__ == "__main__":
+    one_of_two(sys.argv[1])

@@ -19,6 +19,7 @@ from recipes import generate, grpo_mrgr1, sft_mrgr1
 from recipes.cli import run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_dataset
+from recipes.trainers.checkpoints import find_damage
 
 ROOT = Path(__file__).resolve().parents[2]
 GRPO = ROOT / "recipes/grpo_mrgr1.py"
@@ -63,7 +64,7 @@ def sft(tiny, phantom, tmp_path) -> dict:
     }
 
 
-def start(*command, folder: Path, threads: int = 1) -> subprocess.Popen:
+def start(*command, folder: Path, threads: int = 1, own_group: bool = False) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
@@ -72,6 +73,7 @@ def start(*command, folder: Path, threads: int = 1) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=own_group,
     )
 
 
@@ -151,6 +153,24 @@ def test_interrupted_training_continues(grpo, tmp_path, call):
     call(grpo_mrgr1.main, *words(grpo | {"max_steps": step + 1, "resume_from_checkpoint": "latest"}))
     assert (tmp_path / "run/model.safetensors").is_file()
     assert (tmp_path / f"run/completions/completions_{step + 1:05d}.parquet").is_file()  # goes on counting
+
+
+def test_ctrl_c_with_two_processes(grpo, tmp_path):
+    """All processes of a terminal get the signal; torchrun then sends its own another one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port)
+    process = start(*launcher, GRPO, *words(grpo | {"max_steps": 5000}), folder=tmp_path, own_group=True)
+    until = time.monotonic() + SECONDS
+    while not completions(tmp_path / "run") and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    code, errors = finish(process)
+    assert code != 0
+    assert "KeyboardInterrupt" not in errors
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert find_damage(checkpoint) is None
 
 
 def test_sft_then_generate(sft, tmp_path, call):

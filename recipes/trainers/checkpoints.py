@@ -1,0 +1,42 @@
+"""Which checkpoint a run can go on from: one that a kill left half-written is named, and never loaded."""
+
+import json
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")  # of a model or adapter, of FSDP, of DeepSpeed
+
+
+def find_damage(checkpoint: str | Path) -> str | None:
+    """What is wrong with a checkpoint folder of Trainer, or None where every file of it is whole.
+
+    No weight is read: a safetensors file says at its start how long it is, a file of torch.save has its list of
+    contents at its end. Trainer writes trainer_state.json after everything else.
+    """
+    checkpoint = Path(checkpoint)
+    state = checkpoint / "trainer_state.json"
+    try:
+        json.loads(state.read_text())
+    except OSError:
+        return "has no trainer_state.json"
+    except ValueError:
+        return "has half a trainer_state.json"
+    if not any(next(checkpoint.glob(pattern), None) for pattern in WEIGHTS):
+        return "has no weights"
+    for file in sorted(checkpoint.rglob("*")):
+        try:
+            if file.suffix == ".safetensors":
+                safe_open(file, "pt").__exit__(None, None, None)
+        except SafetensorError:
+            return f"has half a {file.name}"
+        if file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
+            return f"has half a {file.name}"
+    return None
+
+
+def all_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoint folders of a run, the latest one first."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)

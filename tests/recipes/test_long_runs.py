@@ -1,0 +1,339 @@
+"""Runs that are killed, collapse, or find a full disk: what is left is readable, and going on ends the same."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
+
+from recipes.cli import InputError, resume_from, run
+from recipes.trainers.checkpoints import all_checkpoints, find_damage
+from recipes.trainers.collapse import StopOnCollapse, commonest
+from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
+from recipes.trainers.ppo import PPOConfig, PPOTrainer
+from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
+
+WORDS = ["<pad>", "<eos>", "lungs", "clear", "heart", "large", "no", "effusion"]
+PROMPTS = ["lungs", "heart large", "no effusion", "heart"]
+KINDS = ("grpo", "ppo", "weighted_sft")
+KILLS = 10
+STEPS = 16
+
+
+def make_words() -> PreTrainedTokenizerFast:
+    whole = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<pad>"))
+    whole.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=whole, pad_token="<pad>", eos_token="<eos>")
+
+
+def small_llama(seed: int = 0) -> LlamaForCausalLM:
+    set_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **sizes, **special))
+
+
+def says_clear(completions, **kwargs):
+    """The share of a completion's words that are "clear"."""
+    return [each.split().count("clear") / max(1, len(each.split())) for each in completions]
+
+
+def make_trainer(kind: str, folder, reward=says_clear, **changes):
+    """A trainer of a language model of eight words that saves at each step."""
+    values = {
+        "output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": STEPS,
+        "per_device_train_batch_size": 8, "learning_rate": 0.01, "save_strategy": "steps", "save_steps": 1,
+        "logging_steps": 1, "disable_tqdm": True, "gradient_checkpointing": False, "seed": 3,
+    }  # fmt: skip
+    if kind == "weighted_sft":
+        texts = {"prompt": [f"{each} " for each in PROMPTS] * 8, "completion": ["no effusion", "heart large"] * 16}
+        data = Dataset.from_dict(texts | {"key_spans": [[[0, 2]], None] * 16})
+        args = WeightedSFTConfig(**values | {"max_length": None, "save_total_limit": 2} | changes)
+        return WeightedSFTTrainer(small_llama(), args, data, processing_class=make_words())
+    values |= {"max_completion_length": 4, "num_generations": 2, "save_total_limit": 2}
+    data = Dataset.from_dict({"prompt": PROMPTS * 8})
+    trainer_class, args = MRGR1Trainer, MRGR1Config
+    if kind == "ppo":
+        trainer_class, args = PPOTrainer, PPOConfig
+        values |= {"num_iterations": 2, "save_steps": 2}  # between two generations a run has to write anew
+    return trainer_class(small_llama(), reward, args(**values | changes), data, processing_class=make_words())
+
+
+################
+# Kill -9
+################
+
+
+class Counting(TrainerCallback):
+    """Tells the other end of a pipe of each step, before its checkpoint is written."""
+
+    def __init__(self, pipe: int):
+        self.pipe = pipe
+
+    def on_step_end(self, args, state, control, **kwargs):
+        os.write(self.pipe, b".")
+
+
+def child(kind: str, folder: Path, resume: str | None, kill: tuple[int, float] | None) -> float:
+    """Trains in a process of its own, killed so many steps and seconds after it began; returns the seconds a step."""
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        os.close(reader)
+        trainer = make_trainer(kind, folder)
+        trainer.add_callback(Counting(writer))
+        trainer.train(resume_from_checkpoint=resume)
+        trainer.save_state()
+        torch.save(trainer.model.state_dict(), folder / "end.pt")
+        os._exit(0)
+    os.close(writer)
+    os.read(reader, 1)
+    started = time.monotonic()
+    if kill is not None:
+        steps, seconds = kill
+        for _ in range(steps):
+            os.read(reader, 1)  # an end of file where the run is over
+        time.sleep(seconds)
+        os.kill(process, signal.SIGKILL)
+    status = os.waitpid(process, 0)[1]
+    assert kill is not None or status == 0
+    os.close(reader)
+    return (time.monotonic() - started) / (STEPS - 1)
+
+
+def last_whole(folder: Path) -> str | None:
+    """What `--resume_from_checkpoint latest` goes on from, or None where there is nothing yet."""
+    args = SimpleNamespace(output_dir=str(folder), resume_from_checkpoint="latest")
+    try:
+        return resume_from(args)
+    except InputError:
+        return None
+
+
+def run_with_kills(kind: str, folder: Path) -> None:
+    """One run as it is, and one that is killed ten times and goes on each time; kills.json tells where."""
+    whole, killed, generator, kills = folder / "whole", folder / "killed", random.Random(kind), []
+    seconds = child(kind, whole, None, None)
+    for _ in range(KILLS):
+        resume = last_whole(killed)
+        child(kind, killed, resume, (generator.randrange(3), generator.uniform(0, seconds)))
+        found = all_checkpoints(killed)
+        kills.append([resume and Path(resume).name, [path.name for path in found], [*map(find_damage, found)]])
+    child(kind, killed, last_whole(killed), None)
+    (folder / "kills.json").write_text(json.dumps(kills))
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    """A folder for each kind; a process of one thread makes them, since OpenMP's threads do not survive a fork."""
+    folder = tmp_path_factory.mktemp("kills")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, __file__, str(folder)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def history(run: Path) -> list[dict]:
+    """What a run logged, but for its times."""
+    rows = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    timed = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+    return [{name: value for name, value in row.items() if name not in timed} for row in rows if "loss" in row]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_kills_change_nothing(kind, killed):
+    whole, broken = (history(killed / kind / name) for name in ("whole", "killed"))
+    assert len(whole) == STEPS
+    assert broken == whole  # losses, rewards, lengths, to the last digit
+    assert ("rewards/says_clear/mean" in whole[0]) == (kind != "weighted_sft")
+    one, two = (torch.load(killed / kind / name / "end.pt", weights_only=True) for name in ("whole", "killed"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    kills = json.loads((killed / kind / "kills.json").read_text())
+    assert len(kills) == KILLS
+    begun = {resume for resume, _, _ in kills}
+    assert len(begun) > 2  # they were spread over the run
+
+
+################
+# What is whole
+################
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    make_trainer("weighted_sft", folder, max_steps=1).train()
+    return folder / "checkpoint-1"
+
+
+def cut(name: str):
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda folder: None, None),
+        (lambda folder: (folder / "trainer_state.json").unlink(), "has no trainer_state.json"),  # killed while saving
+        (cut("trainer_state.json"), "has half a trainer_state.json"),
+        (cut("model.safetensors"), "has half a model.safetensors"),  # its header says how long it is
+        (lambda folder: os.truncate(folder / "model.safetensors", 0), "has half a model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),  # half-deleted
+        (cut("optimizer.pt"), "has half a optimizer.pt"),
+        (cut("rng_state.pth"), "has half a rng_state.pth"),
+    ],
+)
+def test_damage_is_found(damage, sentence, checkpoint, tmp_path):
+    folder = tmp_path / "checkpoint-7"
+    shutil.copytree(checkpoint, folder)
+    damage(folder)
+    assert find_damage(folder) == sentence
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=str(folder))
+    if sentence:
+        with pytest.raises(InputError, match=f"checkpoint-7 is no checkpoint to go on from: it {sentence}"):
+            resume_from(args)
+    else:
+        assert resume_from(args) == str(folder)
+
+
+def test_the_latest_whole_checkpoint(checkpoint, tmp_path, capsys):
+    for number in (9, 10, 11):  # by number, not by name
+        shutil.copytree(checkpoint, tmp_path / f"checkpoint-{number}")
+    (tmp_path / "checkpoint-11/trainer_state.json").unlink()
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint="latest")
+    assert resume_from(args) == str(tmp_path / "checkpoint-10")
+    assert "checkpoint-11 has no trainer_state.json: it was not written to its end" in capsys.readouterr().out
+
+
+def test_save_total_limit_and_the_best_checkpoint(tmp_path):
+    """The best step's checkpoint stays whatever came after it; the model at the end is the best one's."""
+    rewards = iter([0.1, 0.9, 0.2, 0.3])
+
+    def grows_and_falls(completions, trainer_state, **kwargs):
+        grows_and_falls.value = next(rewards) if len(completions) == 4 else 0.0
+        return [grows_and_falls.value] * len(completions)
+
+    trainer = make_trainer(
+        "grpo", tmp_path, grows_and_falls, max_steps=4, save_total_limit=2, eval_strategy="steps", eval_steps=1,
+        per_device_eval_batch_size=4, load_best_model_at_end=True, greater_is_better=True,
+        metric_for_best_model="rewards/grows_and_falls/mean",
+    )  # fmt: skip
+    trainer.eval_dataset = trainer.train_dataset.select(range(2))  # two prompts, four completions
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    best = load_file(tmp_path / "checkpoint-2/model.safetensors")
+    assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items() if name in best)
+
+
+################
+# No room, no right
+################
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 600 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "weighted_sft"])
+def test_a_full_disk(kind, small_disk):
+    """One sentence, and the last checkpoint that was written is whole."""
+    with pytest.raises(SystemExit) as ended:
+        run(lambda: make_trainer(kind, small_disk, max_steps=400, save_total_limit=None).train())
+    assert re.fullmatch(
+        r"error: cannot write .*: No space left on device; .*checkpoint-\d+ is the last whole one", ended.value.code
+    )
+
+
+def test_the_last_good_checkpoint_survives_a_full_disk(small_disk):
+    with pytest.raises(SystemExit):
+        run(lambda: make_trainer("weighted_sft", small_disk, max_steps=400, save_total_limit=None).train())
+    resume = last_whole(small_disk)
+    assert resume is not None
+    for other in all_checkpoints(small_disk):
+        if str(other) != resume:
+            shutil.rmtree(other)
+    step = int(resume.rsplit("-", 1)[1])
+    trainer = make_trainer("weighted_sft", small_disk, max_steps=step + 1, save_strategy="no")
+    trainer.train(resume_from_checkpoint=resume)
+    assert trainer.state.global_step == step + 1
+
+
+################
+# Collapse
+################
+
+
+@pytest.mark.parametrize(
+    ("reports", "report", "share"),
+    [
+        (["Clear lungs.", " clear  LUNGS."], "clear lungs.", 1.0),  # case and spacing do not count
+        (["a", "b", "a", "c"], "a", 0.5),
+        ([""], "", 1.0),  # nothing at all is a report too
+    ],
+)
+def test_commonest(reports, report, share):
+    assert commonest(reports) == (report, share)
+
+
+@pytest.mark.parametrize(
+    ("kind", "same", "window", "step"),
+    [
+        ("grpo", 1.0, 24, 3),  # 8 completions a step
+        ("ppo", 1.0, 16, 3),  # the second step trains on the first one's completions
+        ("grpo", 0.75, 24, None),  # a common report is no collapse
+        ("grpo", 1.0, 0, None),  # switched off
+    ],
+)
+def test_a_policy_of_one_report_ends_the_run(kind, same, window, step, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    trainer = make_trainer(kind, tmp_path, max_steps=5, save_strategy="no")
+
+    def says(prompts, trainer) -> dict:
+        ids = trainer.processing_class(list(prompts))["input_ids"]
+        texts = [[2, 3, 1] if row < same * len(prompts) else [4, 2 + row % 6, 1] for row in range(len(prompts))]
+        return {"prompt_ids": ids, "completion_ids": texts, "logprobs": [[0.0] * 3] * len(texts)}
+
+    trainer.rollout_func = says
+    collapse = StopOnCollapse(trainer, window)
+    trainer.add_callback(collapse)
+    trainer.train()
+    assert trainer.state.global_step == (step or 5)
+    assert trainer.state.log_history[0]["reports/commonest_share"] == same
+    if step:
+        assert f"stopped at step {step}: 100% of the last {window} reports" in collapse.sentence
+        assert "'lungs clear'" in collapse.sentence
+    else:
+        assert collapse.sentence is None
+
+
+def main() -> None:
+    for kind in KINDS:
+        folder = Path(sys.argv[1]) / kind
+        folder.mkdir(parents=True)
+        run_with_kills(kind, folder)
+
+
+if __name__ == "__main__":
+    main()
