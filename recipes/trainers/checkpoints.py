@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from trl.trainer.utils import RepeatSampler
 
 WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")  # of a model or adapter, of FSDP, of DeepSpeed
 
@@ -40,3 +41,14 @@ def all_checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoint folders of a run, the latest one first."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+
+
+def shuffle_by_epoch(sampler: RepeatSampler) -> RepeatSampler:
+    """`sampler`, whose order in an epoch depends on the seed and the epoch alone; the first one is TRL's own.
+
+    TRL draws each epoch's order after the last one's, so that a run that goes on in its second epoch would see the
+    first one's order again.
+    """
+    if sampler.shuffle:
+        sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(sampler.seed + epoch)  # Trainer calls it
+    return sampler

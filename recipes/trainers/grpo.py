@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
+from recipes.trainers.checkpoints import shuffle_by_epoch
+
 
 @dataclass
 class MRGR1Config(GRPOConfig):
@@ -50,6 +52,9 @@ def paper_advantages(rewards: torch.Tensor, num_generations: int, std_epsilon: f
 
 class MRGR1Trainer(GRPOTrainer):
     """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's."""
+
+    def _get_train_sampler(self, dataset=None):
+        return shuffle_by_epoch(super()._get_train_sampler(dataset))
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

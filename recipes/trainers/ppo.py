@@ -23,6 +23,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id
 
 from recipes.cli import InputError
+from recipes.trainers.checkpoints import shuffle_by_epoch
 
 STATE_FILE = "ppo_state.safetensors"
 PASS_INPUTS = (
@@ -318,6 +319,9 @@ class PPOTrainer(GRPOTrainer):
                 values = self.value_head(seen.to(self.value_head.weight.dtype)).squeeze(-1).float()
             output["loss"] = output["loss"] + 0.0 * values.sum()  # DDP finds the parameters in use from the output
         self._chunks.append((values, hidden_states if self.args.kl_direction == "ref_policy" else None))
+
+    def _get_train_sampler(self, dataset=None):
+        return shuffle_by_epoch(super()._get_train_sampler(dataset))
 
     def create_optimizer(self, *args, **kwargs):
         """TRL's, with the value head in a group of its own."""
