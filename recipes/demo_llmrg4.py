@@ -29,8 +29,8 @@ from recipes.data.references import load_labeler, with_labels
 from recipes.data.schema import read_split
 
 PHANTOM = ["recipes/build_phantom.py", "--balanced", "--style", "prose", "--n_validation", "1"]
-DATA = [*PHANTOM, "--scenarios", "sn,sw,mn,mw", "--seed", "40", "--n_train", "5000", "--n_test", "1000"]
-BALANCED = [*PHANTOM, "--scenarios", "mn,mw", "--seed", "41", "--n_train", "4000", "--n_test", "1"]
+DATA = [*PHANTOM, "--scenarios", "sn,sw,mn,mw", "--seed", "42", "--n_train", "5000", "--n_test", "1000"]
+BALANCED = [*PHANTOM, "--scenarios", "mn,mw", "--seed", "43", "--n_train", "4000", "--n_test", "1"]
 LABELER = ["recipes/train_chexbert.py", "--texts", "20000", "--bar", "0.9"]
 TINY = ["recipes/build_tiny.py", "--system", "llmrg4", "--prompt_file", "prompts/llmrg4.txt"]
 TINY += ["--warm_up_steps", "650"]

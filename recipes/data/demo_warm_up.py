@@ -52,7 +52,8 @@ def warm_up_llmrg4(
 
     `rows`: of a built data set, best a balanced phantom with both views. First the encoder, for RAD-DINO, and the
     fusion predict from single images of either view which findings are there, through two heads that are dropped.
-    Then the encoder is frozen, and fusion and decoder write the report as `prompt` asks (`fusion: interleaved`): from
+    Then the encoder is frozen, and fusion and decoder write the report as `prompt` asks (`fusion: interleaved`), while
+    one head goes on, so that the fusion's tokens keep the findings which the decoder has not learned to tell yet: from
     the frontal image, the lateral one or both, in turn by pairs of studies, and from the prior report, where there is
     one, as the decoder's own text. What ATF needs for lateral images and prior reports stays untrained.
     """
@@ -76,14 +77,14 @@ def warm_up_llmrg4(
     patches = (pixels.shape[-1] // encoder.config.patch_size) ** 2
     reader = model.model.token_fusion.requires_grad_(True)
     by_place = nn.Linear(patches * encoder.config.hidden_size, len(FINDINGS))
-    by_reader = nn.Linear(processor.num_visual_tokens * model.config.text_config.hidden_size, len(FINDINGS))
+    by_reader = nn.Linear(model.config.text_config.hidden_size, len(FINDINGS))  # of the mean token: easy to attend to
 
     def encode(chosen: torch.Tensor | slice) -> torch.Tensor:
         return encoder(pixels[chosen]).last_hidden_state[:, -patches:]
 
     def see(chosen: torch.Tensor) -> torch.Tensor:
         seen = encode(chosen)
-        logits = torch.stack([by_place(seen.flatten(1)), by_reader(reader(seen).flatten(1))])
+        logits = torch.stack([by_place(seen.flatten(1)), by_reader(reader(seen).mean(1))])
         return nn.functional.binary_cross_entropy_with_logits(logits, targets[chosen].expand_as(logits))
 
     encoder.requires_grad_(True)
@@ -105,10 +106,12 @@ def warm_up_llmrg4(
         length = int(encoded["attention_mask"][chosen].sum(1).max())
         own = {key: value[chosen, :length] for key, value in encoded.items()}
         images = [place for number in chosen.tolist() for place in places[number]]
-        seen = BaseModelOutputWithPooling(pooler_output=reader(features[images]))
-        return model(**own, labels=labels[chosen, :length], mm_encoder_outputs={"image": seen}).loss
+        tokens = reader(features[images])
+        named = nn.functional.binary_cross_entropy_with_logits(by_reader(tokens.mean(1)), targets[images])
+        seen = BaseModelOutputWithPooling(pooler_output=tokens)
+        return model(**own, labels=labels[chosen, :length], mm_encoder_outputs={"image": seen}).loss + named
 
-    parts = [*reader.parameters(), *model.model.language_model.parameters()]
+    parts = [*reader.parameters(), *by_reader.parameters(), *model.model.language_model.parameters()]
     train_part("fusion and decoder", write, parts, len(pairs), steps, batch_size // 2)
 
 

@@ -17,9 +17,10 @@ from datasets import Dataset
 from transformers import BertConfig
 
 from recipes import generate, grpo_mrgr1, sft_mrgr1
+from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import run
 from recipes.data.samples import to_samples
-from recipes.data.schema import read_dataset
+from recipes.data.schema import read_dataset, write_dataset
 from recipes.trainers.checkpoints import find_damage
 from recipes.trainers.clinical_evaluation import ClinicalEvaluation
 
@@ -192,6 +193,11 @@ CLINICAL = {
 
 def test_the_best_checkpoint_is_the_best_by_its_findings(sft, tmp_path, call, monkeypatch):
     """Step 1 "writes" the references, step 2 nothing: all findings found, then none; step 1's checkpoint stays."""
+    ill = BuildArguments(size=64, abnormal=1.0)
+    splits = {
+        name: lambda name=name: (build_row(name, i, "sn", ill) for i in range(4)) for name in ("train", "validation")
+    }
+    write_dataset(splits, tmp_path / "ill", {"builder": "build_phantom", "labeler": "lexical"})
     written = iter([lambda batch: batch["report"], lambda batch: [""] * len(batch["report"])])
     step = {}
 
@@ -202,10 +208,11 @@ def test_the_best_checkpoint_is_the_best_by_its_findings(sft, tmp_path, call, mo
         return step[number](batch)
 
     monkeypatch.setattr(ClinicalEvaluation, "_write", write)
-    call(sft_mrgr1.main, *words(sft | CLINICAL))
+    call(sft_mrgr1.main, *words(sft | CLINICAL | {"dataset": tmp_path / "ill"}))
     state = json.loads((tmp_path / "run/trainer_state.json").read_text())
     found = [row["eval_clinical_f1"] for row in state["log_history"] if "eval_clinical_f1" in row]
     assert found == [1.0, 0.0]
+    assert [row["eval_mccs"] for row in state["log_history"] if "eval_mccs" in row] == [pytest.approx(1.0), 0.0]
     assert state["best_metric"] == 1.0
     assert Path(state["best_model_checkpoint"]).name == "checkpoint-1"
     assert "checkpoint-1" in {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
