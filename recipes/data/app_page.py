@@ -1,7 +1,7 @@
 """The page of recipes/app.py: one study on the left, what one or two models write about it on the right.
 
-Gradio serves it. An uploaded file is read and deleted at once; the X-rays of a study wait in memory until their page is
-closed. What was typed and what a model writes reaches the browser escaped.
+Gradio serves it. An uploaded file is read and deleted at once; the X-rays of a study wait in memory until their page
+is closed. What was typed and what a model writes reaches the browser escaped.
 """
 
 import base64
@@ -10,6 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else gradio tells its makers of every start
@@ -67,7 +68,7 @@ def show_picture(picture: Picture) -> Markup:
 def show_report(report: str, done: bool, cut: int | None = None) -> Markup:
     """The report as text; once `done`, with its findings marked. `cut`: at how many tokens it was cut off."""
     if not report:
-        return Markup('<p class="soft">{}</p>').format("(an empty report)" if done else "…")
+        return Markup('<div class="written soft">{}</div>').format("(an empty report)" if done else "…")
     pieces, place = [], 0
     for group in group_mentions(LexicalLabeler().mentions(report)) if done else ():
         states = [state for *_, state in group]
@@ -77,7 +78,7 @@ def show_report(report: str, done: bool, cut: int | None = None) -> Markup:
         place = end
     text = Markup("").join([*pieces, escape(report[place:])])
     note = Markup('<p class="warning">Cut off after {} tokens (--max_new_tokens).</p>').format(cut) if cut else ""
-    return Markup('<div class="report{}">{}</div>{}').format("" if done else " growing", text, note)
+    return Markup('<div class="written report{}">{}</div>{}').format("" if done else " growing", text, note)
 
 
 def show_findings(rows: list[tuple[str, str, list[str]]], other: list[tuple[str, str, list[str]]] | None) -> Markup:
@@ -89,7 +90,11 @@ def show_findings(rows: list[tuple[str, str, list[str]]], other: list[tuple[str,
         note = Markup('<br><span class="other">other model: {}</span>').format(told.get(name, "not mentioned"))
         lines.append(
             Markup('<tr class="{}"><th scope="row">{}</th><td class="state">{}{}</td><td>{}</td></tr>').format(
-                state, name, state, note if differs else "", Markup("<br>").join(escape(each) for each in sentences)
+                "absent" if name == "No Finding" else state,
+                name,
+                state,
+                note if differs else "",
+                Markup("<br>").join(escape(each) for each in sentences),
             )
         )
     silent = [name for name in FINDINGS if name not in {row[0] for row in rows}]
@@ -124,11 +129,11 @@ def answers(systems: Sequence[System], labeler: Callable, study: dict) -> Iterat
         for system in systems
     ]
     for system, own in zip(systems, told, strict=True):
-        cut = False
         for completion, cut in system.write(study):
             own["report"], own["think"] = read_completion(completion)
+            own["cut"] = system.max_new_tokens if cut else None
             yield told
-        own |= {"done": True, "cut": system.max_new_tokens if cut else None}
+        own["done"] = True
         own["findings"] = list_findings(own["report"], labeler, evidence)
         yield told
 
@@ -138,6 +143,8 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
     fields = set().union(*(system.fields for system in systems))
     reads_lateral = any(system.reads_lateral for system in systems)
     private = {"api_visibility": "private", "show_progress": "hidden"}
+
+    html = partial(gr.HTML, apply_default_css=False)  # gradio's own draws boxes around every cell
 
     def box(name: str, label: str, lines: int) -> gr.Textbox:
         read = name in fields
@@ -155,13 +162,13 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
     def drop(name: str, label: str) -> tuple:
         with gr.Column(min_width=150, elem_id=name):
             file = gr.File(label=label, height=150, elem_classes="drop")
-            shown = gr.HTML(visible=False)
+            shown = html(visible=False)
             remove = gr.Button("Remove", size="sm", visible=False, elem_classes="remove")
         return file, shown, remove, gr.State(None, time_to_live=KEPT)
 
     with gr.Blocks(title="RRG Recipes: try a model", analytics_enabled=False, delete_cache=(60, 300)) as page:
-        gr.HTML(f'<div class="notice" role="note">{NOTICE}</div>', elem_id="notice")
-        gr.HTML("<h1>Try a model</h1>")
+        html(f'<div class="notice" role="note">{NOTICE}</div>', elem_id="notice")
+        html("<h1>Try a model</h1>")
         with gr.Row():
             with gr.Column(scale=2, min_width=320, elem_id="study"):
                 with gr.Row():
@@ -169,7 +176,7 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
                     if reads_lateral:
                         lateral = drop("lateral", "Lateral X-ray, optional")
                     else:
-                        gr.HTML('<p class="soft">Lateral X-ray: not read, one image is looked at.</p>', min_width=150)
+                        html('<p class="soft">Lateral X-ray: not read, one image is looked at.</p>', min_width=150)
                 view = gr.Radio(list(VIEWS), value="not known", label="View", visible="view" in fields, elem_id="view")
                 sections = gr.Radio(SECTIONS, value="findings", label="Write", visible="sections" in fields)
                 indication = box("indication", "Indication", 2)
@@ -179,17 +186,17 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
                     start = gr.Button("Write the report", variant="primary", elem_id="start")
                     stop = gr.Button("Stop", min_width=60, elem_id="stop")
                     clear = gr.Button("Clear", min_width=60, elem_id="clear")
-                status = gr.HTML(elem_id="status")
+                status = html(elem_id="status")
             shown = []
             for number, system in enumerate(systems):
                 with gr.Column(scale=3, min_width=320, elem_id=f"model-{number}", elem_classes="model"):
-                    gr.HTML(describe(system))
-                    report = gr.HTML(elem_classes="written")
-                    findings = gr.HTML()
+                    html(describe(system))
+                    report = html("", elem_classes="result")
+                    findings = html()
                     with gr.Accordion("Reasoning", open=False, visible=False, elem_classes="think") as fold:
-                        think = gr.HTML()
+                        think = html()
                     with gr.Accordion("What it was asked", open=False, visible=False, elem_classes="asked") as ask:
-                        asked = gr.HTML()
+                        asked = html()
                 shown += [report, findings, fold, think, ask, asked]
 
         def say(sentence: str, kind: str = "error") -> str:
@@ -201,8 +208,8 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
             except InputError as error:
                 return gr.File(value=None), gr.skip(), gr.skip(), None, say(str(error)), gr.skip()
             known = picture.view if picture.view in VIEWS else gr.skip()
-            html = gr.HTML(show_picture(picture), visible=True)
-            return gr.File(value=None, visible=False), html, gr.Button(visible=True), picture, "", known
+            figure = gr.HTML(show_picture(picture), visible=True)
+            return gr.File(value=None, visible=False), figure, gr.Button(visible=True), picture, "", known
 
         def drop_again():
             return gr.File(value=None, visible=True), gr.HTML("", visible=False), gr.Button(visible=False), None

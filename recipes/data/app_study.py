@@ -1,4 +1,4 @@
-"""What a user of recipes/app.py gives: X-rays as uploaded files, which are checked by what they hold, and typed text."""
+"""What a user of recipes/app.py gives: uploaded X-rays, which are checked by what they hold, and typed text."""
 
 import io
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The models behind recipes/app.py: loaded as generate.py loads them, asked in the same words, read while they write."""
+"""The models behind recipes/app.py: loaded and asked as generate.py does, and read while they write."""
 
 import io
 import json
