@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from threading import Event
 from types import SimpleNamespace
+from typing import Literal
 
 import torch
 
@@ -46,7 +47,7 @@ class AppArguments:
     top_p: float = field(default=1.0, metadata={"help": "Of sampling."})
     min_pixels: int | None = field(default=None)
     max_pixels: int | None = field(default=None)
-    dtype: str = field(default="float32")
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32")
     chat_template: str | None = field(default=None, metadata={"help": "A Jinja file; none: the processor's own."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
     seed: int = field(default=42)

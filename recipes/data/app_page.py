@@ -202,9 +202,9 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
         def say(sentence: str, kind: str = "error") -> str:
             return Markup('<p class="{}" role="alert">{}</p>').format(kind, sentence) if sentence else ""
 
-        def take(payload: dict | None):
+        def take(frontal: bool, payload: dict | None):
             try:
-                picture = take_upload(payload or {}, folder, image_size)
+                picture = take_upload(payload or {}, folder, image_size, frontal)
             except InputError as error:
                 return gr.File(value=None), gr.skip(), gr.skip(), None, say(str(error)), gr.skip()
             known = picture.view if picture.view in VIEWS else gr.skip()
@@ -240,7 +240,13 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
         drops = [frontal, lateral] if reads_lateral else [frontal]
         for number, (file, preview, remove, picture) in enumerate(drops):
             seen = view if number == 0 else gr.State()
-            file.upload(take, file, [file, preview, remove, picture, status, seen], preprocess=False, **private)
+            file.upload(
+                partial(take, number == 0),
+                file,
+                [file, preview, remove, picture, status, seen],
+                preprocess=False,
+                **private,
+            )
             remove.click(drop_again, None, [file, preview, remove, picture], **private)
             clear.click(drop_again, None, [file, preview, remove, picture], **private)
         typed = [view, sections, indication, history, prior]

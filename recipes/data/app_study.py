@@ -34,18 +34,18 @@ class Picture:
     warnings: list[str] = field(default_factory=list)
 
 
-def read_picture(path: Path, name: str, image_size: int) -> Picture:
+def read_picture(path: Path, name: str, image_size: int, frontal: bool = True) -> Picture:
     """The X-ray in the file at `path`, which the user calls `name`, with no side longer than `image_size` pixels.
 
     PNG, JPEG and DICOM are told apart by their first bytes. Raises InputError, naming `name`, on any other file, on a
-    damaged one and on one of more than `MAX_PIXELS`, which is not decoded.
+    damaged one and on one of more than `MAX_PIXELS`, which is not decoded. `frontal`: whether it ought to be one.
     """
     with path.open("rb") as file:
         head = file.read(132)
     picture = Picture(name, b"", (0, 0))
     try:
         if head[128:] == b"DICM":
-            _read_header(path, picture)
+            _read_header(path, picture, frontal)
             image = load_dicom(path)
         elif head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
             with Image.open(path, formats=("PNG", "JPEG")) as unread:
@@ -67,7 +67,7 @@ def read_picture(path: Path, name: str, image_size: int) -> Picture:
     return picture
 
 
-def _read_header(path: Path, picture: Picture) -> None:
+def _read_header(path: Path, picture: Picture, frontal: bool) -> None:
     """Fills in what a DICOM file says of itself, and refuses one whose pixels need not be looked at."""
     name = picture.name
     try:
@@ -90,6 +90,8 @@ def _read_header(path: Path, picture: Picture) -> None:
     if part and part not in CHESTS:
         picture.warnings.append(f"{name} says that it shows {part}, not the chest.")
     picture.view = str(header.get("ViewPosition") or "").upper() or None
+    if frontal and picture.view in LATERALS:
+        picture.warnings.append(f"{name} says that it is a lateral view ({picture.view}), not a frontal one.")
 
 
 def _check_size(name: str, width: int, height: int, frames: int = 1) -> None:
@@ -99,7 +101,7 @@ def _check_size(name: str, width: int, height: int, frames: int = 1) -> None:
         )
 
 
-def take_upload(payload: dict, folder: Path, image_size: int) -> Picture:
+def take_upload(payload: dict, folder: Path, image_size: int, frontal: bool = True) -> Picture:
     """`read_picture` of an uploaded file, which is deleted whatever comes of it.
 
     `payload`: what the browser says, {path, orig_name}; a path that is not of an upload in `folder` raises InputError.
@@ -109,7 +111,7 @@ def take_upload(payload: dict, folder: Path, image_size: int) -> Picture:
         raise InputError("the file has not arrived whole; drop it again")
     name = Path(str(payload.get("orig_name") or path.name)).name[-80:]
     try:
-        return read_picture(path, name, image_size)
+        return read_picture(path, name, image_size, frontal)
     finally:
         path.unlink()
         if path.parent != folder.resolve() and not any(path.parent.iterdir()):

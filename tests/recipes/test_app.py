@@ -1,5 +1,7 @@
 """The app: it asks as generate.py does, reads only X-rays, keeps nothing, and works in a real browser."""
 
+import io
+import itertools
 import json
 import os
 import re
@@ -18,6 +20,7 @@ from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from make_mimic_tree import write_dicom
@@ -35,7 +38,6 @@ from recipes.data.app_study import MAX_CHARACTERS, Picture, make_study, read_pic
 from recipes.data.app_systems import list_findings, load_system, read_completion
 from recipes.data.error_taxonomy import Evidence
 from recipes.data.phantom import render, to_png
-from recipes.data.phantom import make_study as draw_patient
 from recipes.data.samples import fill_prompt
 from recipes.data.schema import write_dataset
 from rewards.labelers import LexicalLabeler
@@ -113,7 +115,7 @@ def test_a_study_typed_in_is_asked_as_generate_asks(request, call, tmp_path, row
         assert completion == expected["completion"]
         assert cut == (expected["tokens"] == 12)
         texts = [text for text, _ in growing]
-        assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+        assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
         assert texts[-1] == completion
     priors = [bool(row["prior_report"]) for row in rows]
     assert priors == [False, True, False, True]
@@ -220,8 +222,6 @@ def test_a_study_without_a_frontal_xray():
 
 
 def png(side: int = 40, mode: str = "L", kind: str = "PNG") -> bytes:
-    import io
-
     out = io.BytesIO()
     Image.effect_noise((side, side), 64).convert(mode).save(out, kind)
     return out.getvalue()
@@ -239,18 +239,14 @@ def dicom(folder: Path, pixels: np.ndarray | None = None, **tags) -> bytes:
 
 
 def deflated(folder: Path) -> bytes:
-    import pydicom
-
-    data = pydicom.dcmread(folder / "made.dcm") if dicom(folder) else None
+    data = pydicom.dcmread(io.BytesIO(dicom(folder)))
     data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     data.save_as(folder / "deflated.dcm", enforce_file_format=True)
     return (folder / "deflated.dcm").read_bytes()
 
 
 def without_pixels(folder: Path) -> bytes:
-    import pydicom
-
-    data = pydicom.dcmread(folder / "made.dcm") if dicom(folder) else None
+    data = pydicom.dcmread(io.BytesIO(dicom(folder)))
     del data.Rows, data.Columns, data.PixelData
     data.save_as(folder / "report.dcm", enforce_file_format=True)
     return (folder / "report.dcm").read_bytes()
@@ -288,8 +284,6 @@ def test_files_that_are_no_xrays(tmp_path, name, content, message):
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA"])
 def test_pictures_become_grey_pngs_of_the_builders_size(tmp_path, mode):
     picture = upload(tmp_path, png(600, mode), "misnamed.jpg")
-    import io
-
     with Image.open(io.BytesIO(picture.png)) as image:
         assert (image.format, image.mode, image.size, picture.size) == ("PNG", "L", (512, 512), (600, 600))
     assert not picture.warnings and picture.view is None
@@ -300,6 +294,7 @@ def test_pictures_become_grey_pngs_of_the_builders_size(tmp_path, mode):
     [
         ({"Modality": "DX", "BodyPartExamined": "CHEST", "ViewPosition": "AP"}, "AP", []),
         ({"Modality": "CR"}, None, []),
+        ({"Modality": "CR", "ViewPosition": "LL"}, "LL", ["x.dcm says that it is a lateral view (LL)"]),
         ({"Modality": "CT"}, None, ["x.dcm is of the modality CT, not an X-ray"]),
         ({}, None, ["x.dcm names no modality"]),
         ({"Modality": "CR", "BodyPartExamined": "HAND"}, None, ["x.dcm says that it shows HAND, not the chest."]),
@@ -442,7 +437,7 @@ def damaged(folder: Path, tiny: Path) -> Path:
         ({"--host": "not.an.address.invalid"}, ["not.an.address.invalid", "cannot be used"]),
         ({"--max_upload": "0"}, ["--max_upload"]),
         ({"--image_size": "9"}, ["--image_size"]),
-        ({"--dtype": "float12"}, ["cannot be loaded", "float12"]),
+        ({"--dtype": "float12"}, ["--dtype", "float12"]),
     ],
 )
 def test_mistakes_end_in_one_sentence(tiny, tmp_path, monkeypatch, changed, named):
@@ -595,7 +590,7 @@ def visitor(browser, site):
 def xray(tmp_path) -> Path:
     rng = np.random.default_rng(0)
     file = tmp_path / "phantom <b>.png"
-    file.write_bytes(to_png(render(draw_patient([0] * 14, rng), "frontal", rng, 112)))
+    file.write_bytes(to_png(render([0] * 14, "frontal", rng, 112)))
     return file
 
 
@@ -608,10 +603,7 @@ def test_a_report_in_the_browser(visitor, site, xray):
     visitor.driver.find_element("css selector", "#indication textarea").send_keys(NASTY)
     visitor.write()
 
-    assert visitor.text("#model-0 .report") == REPORT.replace("  ", " ")
-    table = [line.split("\t") for line in visitor.text("#model-0 .findings tbody").splitlines()]
-    found = {line[0]: line[1:] for line in table if len(line) == 3}
-    assert found["Pneumothorax"][0].startswith("absent")
+    assert visitor.text("#model-0 .report") == REPORT
     cells = visitor.run(
         "return [...document.querySelectorAll('#model-0 .findings tbody tr')].map((row) => "
         "[row.cells[0].innerText, row.cells[1].innerText.split('\\n')[0], row.cells[2].innerText.split('\\n')[0]])"
