@@ -67,8 +67,9 @@ def show_picture(picture: Picture) -> Markup:
 
 def show_report(report: str, done: bool, cut: int | None = None) -> Markup:
     """The report as text; once `done`, with its findings marked. `cut`: at how many tokens it was cut off."""
+    note = Markup('<p class="warning">Cut off after {} tokens (--max_new_tokens).</p>').format(cut) if cut else ""
     if not report:
-        return Markup('<div class="written soft">{}</div>').format("(an empty report)" if done else "…")
+        return Markup('<div class="written soft">{}</div>{}').format("(an empty report)" if done else "…", note)
     pieces, place = [], 0
     for group in group_mentions(LexicalLabeler().mentions(report)) if done else ():
         states = [state for *_, state in group]
@@ -77,7 +78,6 @@ def show_report(report: str, done: bool, cut: int | None = None) -> Markup:
         pieces += [escape(report[place:start]), Markup('<mark class="{}">{}</mark>').format(kind, report[start:end])]
         place = end
     text = Markup("").join([*pieces, escape(report[place:])])
-    note = Markup('<p class="warning">Cut off after {} tokens (--max_new_tokens).</p>').format(cut) if cut else ""
     return Markup('<div class="written report{}">{}</div>{}').format("" if done else " growing", text, note)
 
 
@@ -87,7 +87,7 @@ def show_findings(rows: list[tuple[str, str, list[str]]], other: list[tuple[str,
     lines = []
     for name, state, sentences in rows:
         differs = other is not None and told.get(name, "not mentioned") != state
-        note = Markup('<br><span class="other">other model: {}</span>').format(told.get(name, "not mentioned"))
+        note = Markup('<span class="other">other model: {}</span>').format(told.get(name, "not mentioned"))
         lines.append(
             Markup('<tr class="{}"><th scope="row">{}</th><td class="state">{}{}</td><td>{}</td></tr>').format(
                 "absent" if name == "No Finding" else state,
@@ -97,11 +97,13 @@ def show_findings(rows: list[tuple[str, str, list[str]]], other: list[tuple[str,
                 Markup("<br>").join(escape(each) for each in sentences),
             )
         )
+    if not rows:
+        return Markup('<p class="soft">The report mentions none of the 13 findings.</p>')
     silent = [name for name in FINDINGS if name not in {row[0] for row in rows}]
     return Markup(
         '<table class="findings"><thead><tr><th>Finding</th><th>State</th><th>The report says</th></tr></thead>'
         '<tbody>{}</tbody></table><p class="soft">Not mentioned: {}.</p>'
-    ).format(Markup("").join(lines), ", ".join(silent) or "none of the 13")
+    ).format(Markup("").join(lines), ", ".join(silent) or "none")
 
 
 def describe(system: System) -> Markup:
@@ -183,9 +185,11 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
                 history = box("history", "History", 2)
                 prior = box("prior_report", "Prior report", 4)
                 with gr.Row():
-                    start = gr.Button("Write the report", variant="primary", elem_id="start")
-                    stop = gr.Button("Stop", min_width=60, elem_id="stop")
-                    clear = gr.Button("Clear", min_width=60, elem_id="clear")
+                    start = gr.Button(
+                        "Write the report", variant="primary", size="md", scale=3, min_width=165, elem_id="start"
+                    )
+                    stop = gr.Button("Stop", size="md", scale=1, min_width=60, elem_id="stop")
+                    clear = gr.Button("Clear", size="md", scale=1, min_width=60, elem_id="clear")
                 status = html(elem_id="status")
             shown = []
             for number, system in enumerate(systems):
