@@ -27,6 +27,9 @@ from rewards.labelers import LexicalLabeler
 from rewards.labels import FINDINGS, CheXpertState
 
 NOTICE = "For research. Not for clinical use."
+INTRODUCTION = """<p class="soft">Drop a chest X-ray (PNG, JPEG or DICOM) and have the report written. A file is deleted
+once it is read; nothing is kept.</p>"""
+EMPTY = '<div class="written soft">The report is written here.</div>'
 VIEWS = {"not known": None, "PA": "PA", "AP": "AP"}
 KINDS = {
     CheXpertState.POSITIVE: "present",
@@ -150,7 +153,7 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
 
     def box(name: str, label: str, lines: int) -> gr.Textbox:
         read = name in fields
-        why = f"Not read: the prompt has no place for it ({{{name}}})."
+        why = f"not read: the prompt has no {{{name}}}"
         return gr.Textbox(
             label=label,
             lines=lines if read else 1,
@@ -168,17 +171,19 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
             remove = gr.Button("Remove", size="sm", visible=False, elem_classes="remove")
         return file, shown, remove, gr.State(None, time_to_live=KEPT)
 
-    with gr.Blocks(title="RRG Recipes: try a model", analytics_enabled=False, delete_cache=(60, 300)) as page:
+    with gr.Blocks(
+        title="RRG Recipes: try a model", analytics_enabled=False, delete_cache=(60, 300), fill_width=True
+    ) as page:
         html(f'<div class="notice" role="note">{NOTICE}</div>', elem_id="notice")
-        html("<h1>Try a model</h1>")
+        html("<h1>Try a model</h1>" + INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=320, elem_id="study"):
                 with gr.Row():
-                    frontal = drop("frontal", "Frontal X-ray (PNG, JPEG or DICOM)")
+                    frontal = drop("frontal", "Frontal X-ray")
                     if reads_lateral:
-                        lateral = drop("lateral", "Lateral X-ray, optional")
-                    else:
-                        html('<p class="soft">Lateral X-ray: not read, one image is looked at.</p>', min_width=150)
+                        lateral = drop("lateral", "Lateral X-ray")
+                if not reads_lateral:
+                    html('<p class="soft">A lateral X-ray is not read: one image is looked at.</p>')
                 view = gr.Radio(list(VIEWS), value="not known", label="View", visible="view" in fields, elem_id="view")
                 sections = gr.Radio(SECTIONS, value="findings", label="Write", visible="sections" in fields)
                 indication = box("indication", "Indication", 2)
@@ -195,7 +200,7 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
             for number, system in enumerate(systems):
                 with gr.Column(scale=3, min_width=320, elem_id=f"model-{number}", elem_classes="model"):
                     html(describe(system))
-                    report = html("", elem_classes="result")
+                    report = html(EMPTY, elem_classes="result")
                     findings = html()
                     with gr.Accordion("Reasoning", open=False, visible=False, elem_classes="think") as fold:
                         think = html()
@@ -258,7 +263,7 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
         stop.click(lambda: say("Stopped.", "soft"), None, status, cancels=[writing], **private)
 
         def forget() -> list:
-            blank = ["", "", gr.Accordion(visible=False), "", gr.Accordion(visible=False), ""] * len(systems)
+            blank = [EMPTY, "", gr.Accordion(visible=False), "", gr.Accordion(visible=False), ""] * len(systems)
             return ["not known", "findings", "", "", "", "", *blank]
 
         clear.click(forget, None, [*typed, status, *shown], cancels=[writing], **private)

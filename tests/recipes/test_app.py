@@ -631,7 +631,7 @@ def test_a_report_in_the_browser(visitor, site, xray):
     assert visitor.run("return localStorage.length + sessionStorage.length") == 0
 
     visitor.click("#clear")
-    visitor.wait("document.querySelector('#model-0 .result').innerText === ''")
+    visitor.wait("document.querySelector('#model-0 .result').innerText === 'The report is written here.'")
     assert not visitor.text("#frontal figcaption") and visitor.text("#notice") == NOTICE
 
 
