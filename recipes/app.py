@@ -1,7 +1,7 @@
 """A page on this computer: drop a chest X-ray and read what one model, or two side by side, write about it.
 
     python recipes/app.py --models outputs/phantom/grpo
-    python recipes/app.py --models outputs/demo/phantom/sft outputs/demo/phantom/grpo --port 7870
+    python recipes/app.py --models outputs/demo/phantom/seed0/sft outputs/demo/phantom/seed0/grpo
 
 Any model that recipes/generate.py can load, asked in the same words. The prompt and the views are those that the
 model's run_config.json names; a model from elsewhere needs them:
@@ -82,6 +82,8 @@ def main() -> None:
     page_of = lambda folder: build_page(systems, labeler, folder, args.image_size)  # noqa: E731
     with closing(serve(page_of, args.host, args.port, args.max_upload)) as server:
         print(f"{next(server)} is the page; Ctrl-C ends it. Research use, not for clinical use.", flush=True)
+        if args.host not in ("127.0.0.1", "localhost"):
+            print(f"Whoever reaches {args.host} can use the page: it asks for no password.", flush=True)
         try:
             Event().wait()
         finally:

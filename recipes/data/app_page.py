@@ -27,8 +27,8 @@ from rewards.labelers import LexicalLabeler
 from rewards.labels import FINDINGS, CheXpertState
 
 NOTICE = "For research. Not for clinical use."
-INTRODUCTION = """<p class="soft">Drop a chest X-ray (PNG, JPEG or DICOM) and have the report written. A file is deleted
-once it is read; nothing is kept.</p>"""
+INTRODUCTION = """<p class="soft">Drop a chest X-ray (PNG, JPEG or DICOM) and have the report written.
+A file is deleted once it is read; nothing is kept.</p>"""
 EMPTY = '<div class="written soft">The report is written here.</div>'
 VIEWS = {"not known": None, "PA": "PA", "AP": "AP"}
 KINDS = {

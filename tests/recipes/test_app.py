@@ -525,7 +525,7 @@ def parrot(tmp_path_factory, tiny) -> Path:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, parrot, llmrg4):
-    """A served page of two models: its address, the folder of uploads, and the hosts that this process reached for."""
+    """A served page of two models: address, folder of uploads, hosts that this process reached for, first model."""
     systems = [load(parrot, max_new_tokens=250), load(llmrg4, "prompts/llmrg4.txt", max_new_tokens=30)]
     reached, connect, folders = [], socket.socket.connect, []
 
@@ -539,9 +539,10 @@ def site(tmp_path_factory, parrot, llmrg4):
 
     patch = pytest.MonkeyPatch()
     patch.setattr(socket.socket, "connect", watch)
+    patch.setenv("GRADIO_TEMP_DIR", "")  # which serve sets
     patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tmp")))
     with closing(serve(page_of, "127.0.0.1", free_port(), 1)) as server:
-        yield next(server), folders[0], reached
+        yield next(server), folders[0], reached, systems[0]
     patch.undo()
     assert not folders[0].exists()
 
@@ -646,6 +647,40 @@ def test_mistakes_on_the_page(visitor, site, xray, tmp_path):
     visitor.wait("document.querySelector('#frontal .xray img')")
     assert visitor.text("#status") == ""
     assert not [path for path in site[1].rglob("*") if path.is_file()]
+
+
+def test_a_file_that_is_too_large(visitor, site, tmp_path):
+    (tmp_path / "large.png").write_bytes(png(1200))  # 1.4 MB of noise; the site takes 1 MB
+    visitor.drop("frontal", tmp_path / "large.png")
+    visitor.wait("document.body.innerText.includes('exceed')")
+    assert not visitor.text("#frontal figcaption")
+    assert not [path for path in site[1].rglob("*") if path.is_file()]
+    visitor.driver.get_log("browser")  # the refusal itself stands there
+
+
+def test_stop(visitor, site, xray, monkeypatch):
+    engine, ended = site[3].engine, []
+
+    def counting(*given, **watching):
+        ended.append(engine(*given, **watching)[0][1])
+        return [("<report>No edema.</report>", 5)]
+
+    counting.processor = engine.processor
+    visitor.drop("frontal", xray)
+    visitor.wait("document.querySelector('#frontal .xray img')")
+    with monkeypatch.context() as slow:
+        slow.setattr(site[3], "engine", counting)
+        slow.setitem(engine.options, "max_new_tokens", 4000)
+        slow.setitem(engine.options, "min_new_tokens", 4000)
+        visitor.click("#start")
+        visitor.wait("document.querySelector('#model-0 .growing')")
+        visitor.click("#stop")
+        visitor.wait("document.querySelector('#status').innerText === 'Stopped.'")
+        until = time.monotonic() + 30
+        while not ended and time.monotonic() < until:
+            time.sleep(0.05)
+    assert 0 < ended[0] < 4000  # the model has ended too, not the page alone
+    visitor.write()
 
 
 @pytest.mark.parametrize("name", ["nih/00000032_007.png", "misc/16747_3_1.jpg", "*.dcm"])
