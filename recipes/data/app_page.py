@@ -37,6 +37,7 @@ KINDS = {
     CheXpertState.NEGATIVE: "absent",
 }
 CSS = Path(__file__).with_suffix(".css")
+PACE = 0.1  # seconds
 KEPT = 3600  # seconds that a study without a request stays in memory
 
 
@@ -126,7 +127,8 @@ def describe(system: System) -> Markup:
 def answers(systems: Sequence[System], labeler: Callable, study: dict) -> Iterator[list[dict]]:
     """Of each model {report, think, asked, findings, done, cut} as they grow; models write one after the other.
 
-    `findings` are those of `list_findings`, None until the report is complete. Raises InputError.
+    `findings` are those of `list_findings`, None until the report is complete. Raises InputError. Tokens that come
+    within `PACE` are shown together: a browser that lags behind would not hear of a stop.
     """
     evidence = Evidence()
     told = [
@@ -134,10 +136,13 @@ def answers(systems: Sequence[System], labeler: Callable, study: dict) -> Iterat
         for system in systems
     ]
     for system, own in zip(systems, told, strict=True):
+        due = 0.0
         for completion, cut in system.write(study):
             own["report"], own["think"] = read_completion(completion)
             own["cut"] = system.max_new_tokens if cut else None
-            yield told
+            if time.monotonic() > due:
+                yield told
+                due = time.monotonic() + PACE
         own["done"] = True
         own["findings"] = list_findings(own["report"], labeler, evidence)
         yield told
