@@ -566,7 +566,7 @@ class Visitor:
     def wait(self, script: str) -> None:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        WebDriverWait(self.driver, 60, 0.05).until(lambda driver: self.run(f"return {script}"))
+        WebDriverWait(self.driver, 120, 0.05).until(lambda driver: self.run(f"return {script}"))
 
     def drop(self, name: str, file: Path) -> None:
         self.driver.find_element("css selector", f"#{name} input[type=file]").send_keys(str(file))
@@ -607,7 +607,7 @@ def test_a_report_in_the_browser(visitor, site, xray):
     assert visitor.text("#model-0 .report") == REPORT
     cells = visitor.run(
         "return [...document.querySelectorAll('#model-0 .findings tbody tr')].map((row) => "
-        "[row.cells[0].innerText, row.cells[1].innerText.split('\\n')[0], row.cells[2].innerText.split('\\n')[0]])"
+        "[row.cells[0].innerText, row.cells[1].firstChild.textContent, row.cells[2].innerText.split('\\n')[0]])"
     )
     assert ["Pleural Effusion", "present", "There is a left pleural effusion."] in cells
     assert ["Pneumothorax", "absent", "No pneumothorax."] in cells
