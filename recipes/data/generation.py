@@ -220,12 +220,17 @@ class TransformersEngine:
         self.ends = torch.tensor(ends if isinstance(ends, list) else [] if ends is None else [ends], device=device)
 
     @torch.no_grad()
-    def __call__(self, images: list[list[Image.Image]], prompts: list[str], seed: int) -> list[tuple[str, int]]:
-        """The completion of each prompt and how many tokens it has, the last one's end included."""
+    def __call__(
+        self, images: list[list[Image.Image]], prompts: list[str], seed: int, **watching
+    ) -> list[tuple[str, int]]:
+        """The completion of each prompt and how many tokens it has, the last one's end included.
+
+        `watching`: a streamer or stopping criteria for `generate`.
+        """
         torch.manual_seed(seed)
         texts = chat_texts(self.processor, images, prompts)
         inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt").to(self.device)
-        tokens = self.model.generate(**inputs, **self.options)
+        tokens = self.model.generate(**inputs, **self.options, **watching)
         if not self.model.config.is_encoder_decoder:
             tokens = tokens[:, inputs["input_ids"].shape[1] :]
         completions = self.processor.batch_decode(tokens, skip_special_tokens=True)

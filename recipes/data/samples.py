@@ -59,6 +59,27 @@ def columns_of(prompt: str, views: str) -> tuple[str, ...]:
     return ("study_id", "report", "images", *(inputs or ("views",) * (views == "frontal+lateral")))
 
 
+def samples_of(study: dict, prompt: str, views: str) -> list[tuple[str, list]]:
+    """What one row of the schema becomes, each a sample: the prompt's text and its images; `views` as of `to_samples`.
+
+    `study` needs `study_id`, `images` and what `columns_of` names. Raises InputError naming the study where it has no
+    image, or other views than asked for, or a text that `fill_prompt` cannot take.
+    """
+    images = study["images"]
+    if not images:
+        raise InputError(f"study {study['study_id']} has no image")
+    try:
+        if views == "frontal+lateral":
+            check_views(study["views"])
+            if len(images) != len(study["views"]):
+                raise ValueError(f"{len(images)} images have {len(study['views'])} views")
+        text = fill_prompt(prompt, study)
+    except ValueError as error:
+        raise InputError(f"study {study['study_id']}: {error}") from error
+    chosen = {"each": [[image] for image in images], "frontal": [images[:1]]}.get(views, [images])
+    return [(text, each) for each in chosen]
+
+
 def to_samples(
     rows: Dataset, prompt: str, views: str = "each", completion: str | None = None, keep: tuple[str, ...] = ()
 ) -> Dataset:
@@ -72,30 +93,16 @@ def to_samples(
     """
     if views not in VIEWS:
         raise InputError(f"views must be one of {', '.join(VIEWS)}, not {views!r}")
-    prompt, has_fields = prompt.strip(), FIELD.search(prompt) is not None
+    prompt = prompt.strip()
     encoded = rows.cast_column("images", List(Image(decode=False)))  # moved about without decoding
 
     def explode(batch: dict) -> dict:
         out = {name: [] for name in ("prompt", "images", *keep, *(("completion",) if completion else ()))}
-        for i, images in enumerate(batch["images"]):
-            if not images:
-                raise InputError(f"study {batch['study_id'][i]} has no image")
-            text = prompt
-            try:
-                if views == "frontal+lateral":
-                    check_views(batch["views"][i])
-                    if len(images) != len(batch["views"][i]):
-                        raise ValueError(f"{len(images)} images have {len(batch['views'][i])} views")
-                if has_fields:
-                    text = fill_prompt(prompt, {name: values[i] for name, values in batch.items()})
-            except ValueError as error:
-                raise InputError(f"study {batch['study_id'][i]}: {error}") from error
-            message = [{"role": "user", "content": text}]
-            report = batch["report"][i]
+        for i, report in enumerate(batch["report"]):
             answer = write_answer(batch["labels"][i], report) if completion == "reasoning" else report
-            for chosen in {"each": [[image] for image in images], "frontal": [images[:1]]}.get(views, [images]):
-                out["prompt"].append(message)
-                out["images"].append(chosen)
+            for text, images in samples_of({name: values[i] for name, values in batch.items()}, prompt, views):
+                out["prompt"].append([{"role": "user", "content": text}])
+                out["images"].append(images)
                 for name in keep:
                     out[name].append(batch[name][i])
                 if completion:

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -233,27 +232,6 @@ def test_papers_rows_stand_beside_the_systems_that_have_them(tmp_path):
 ################
 # In a browser
 ################
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A headless Chromium as Debian packages it, 1280 x 900; it never reaches for a network."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    options = ChromeOptions()
-    options.binary_location = chromium
-    switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
-    for switch in (*switches.split(), "disable-component-update", "disable-dev-shm-usage", "window-size=1280,900"):
-        options.add_argument(f"--{switch}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = Chrome(options=options, service=Service(driver))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,94 @@
+"""A page on this computer: drop a chest X-ray and read what one model, or two side by side, write about it.
+
+    python recipes/app.py --models outputs/phantom/grpo
+    python recipes/app.py --models outputs/demo/phantom/seed0/sft outputs/demo/phantom/seed0/grpo
+
+Any model that recipes/generate.py can load, asked in the same words. The prompt and the views are those that the
+model's run_config.json names; a model from elsewhere needs them:
+
+    python recipes/app.py --models Qwen/Qwen2.5-VL-3B-Instruct --prompt_files prompts/zero_shot.txt --views frontal
+
+Nothing leaves this computer and nothing is kept: an uploaded file is deleted once it is read. `--host 0.0.0.0` lets in
+whoever reaches this computer, without a password. Ctrl-C ends it. Research use, not for clinical use.
+"""
+
+from contextlib import closing
+from dataclasses import dataclass, field
+from threading import Event
+from types import SimpleNamespace
+from typing import Literal
+
+import torch
+
+from recipes.cli import InputError, parse, run
+from recipes.data.app_page import build_page, check_address, serve
+from recipes.data.app_systems import load_system
+from recipes.data.references import load_labeler
+
+
+@dataclass
+class AppArguments:
+    models: list[str] = field(metadata={"help": "One checkpoint or two: folders or Hub ids, adapters too."})
+    prompt_files: list[str] = field(
+        default_factory=list, metadata={"help": "One for each model; none: what it was trained with."}
+    )
+    views: list[str] = field(
+        default_factory=list, metadata={"help": "Likewise: frontal, each (the frontal one), all or frontal+lateral."}
+    )
+    labeler: str = field(default="lexical", metadata={"help": "lexical, chexbert or chexbert:MODEL."})
+    host: str = field(default="127.0.0.1", metadata={"help": "Who may ask: 127.0.0.1 is this computer alone."})
+    port: int = field(default=7860)
+    max_upload: int = field(default=32, metadata={"help": "MB that a file may have."})
+    image_size: int = field(default=512, metadata={"help": "Longest side in pixels, as of the data sets' builders."})
+    max_new_tokens: int = field(default=512)
+    min_new_tokens: int = field(default=0)
+    repetition_penalty: float = field(default=1.0)
+    temperature: float = field(default=0.0, metadata={"help": "0: greedy; above: sampling, the same each time."})
+    top_p: float = field(default=1.0, metadata={"help": "Of sampling."})
+    min_pixels: int | None = field(default=None)
+    max_pixels: int | None = field(default=None)
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32")
+    chat_template: str | None = field(default=None, metadata={"help": "A Jinja file; none: the processor's own."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
+    seed: int = field(default=42)
+
+
+def main() -> None:
+    (args,) = parse(AppArguments)
+    if len(args.models) > 2:
+        raise InputError(f"--models takes one checkpoint or two, not {len(args.models)}")
+    for name in ("prompt_files", "views"):
+        if len(getattr(args, name)) not in (0, len(args.models)):
+            raise InputError(f"--{name} needs one for each of --models ({len(args.models)})")
+    if min(args.max_upload, args.max_new_tokens) < 1 or not 64 <= args.image_size <= 4096:
+        raise InputError("--max_upload and --max_new_tokens must be at least 1, --image_size from 64 to 4096")
+    check_address(args.host, args.port)
+
+    ################
+    # Models
+    ################
+    labeler = load_labeler(args.labeler)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ending = Event()
+    systems = []
+    for number, model in enumerate(args.models):
+        own = {"model": model, "prompt_file": (*args.prompt_files, None, None)[number], "num_beams": 1}
+        own |= {"views": (*args.views, None, None)[number], "length_penalty": 1.0}
+        systems.append(load_system(SimpleNamespace(**vars(args) | own), device, ending))
+
+    ################
+    # Serving
+    ################
+    page_of = lambda folder: build_page(systems, labeler, folder, args.image_size)  # noqa: E731
+    with closing(serve(page_of, args.host, args.port, args.max_upload)) as server:
+        print(f"{next(server)} is the page; Ctrl-C ends it. Research use, not for clinical use.", flush=True)
+        if args.host not in ("127.0.0.1", "localhost"):
+            print(f"Whoever reaches {args.host} can use the page: it asks for no password.", flush=True)
+        try:
+            Event().wait()
+        finally:
+            ending.set()
+
+
+if __name__ == "__main__":
+    run(main)
