@@ -16,6 +16,7 @@ from transformers import AutoProcessor
 from trl import ModelConfig, get_peft_config
 
 from recipes.cli import InputError, check_hardware, check_model, parse, read_prompt, resume_from, run, save_run
+from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
@@ -51,6 +52,7 @@ class RecipeArguments:
     )
     margin: float = field(default=0.2, metadata={"help": "m of MCCS (Eq. 6)."})
     allow_no_kl: bool = field(default=False, metadata={"help": "Allow beta 0: no KL term, unlike Eq. 1."})
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
 def main() -> None:
@@ -72,6 +74,8 @@ def main() -> None:
     dataset = to_samples(rows, read_prompt(args.prompt_file), args.views, keep=("study_id", "report", "labels"))
     if args.max_samples:
         dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+    sources = sources_of(rows, model_args.model_name_or_path, resume)
+    repository = claim(training_args, sources, args.public_because)
 
     ################
     # Model
@@ -124,7 +128,7 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
         callbacks=[interrupt],
     )
-    save_run(training_args.output_dir, args, training_args, model_args)
+    save_run(training_args.output_dir, args, training_args, model_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
@@ -134,8 +138,8 @@ def main() -> None:
     ################
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if repository:
+        push_checkpoint(repository, training_args.output_dir)
 
 
 if __name__ == "__main__":

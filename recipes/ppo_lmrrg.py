@@ -17,6 +17,7 @@ from typing import Literal
 from trl import ModelConfig, get_peft_config
 
 from recipes.cli import InputError, check_hardware, parse, read_prompt, resume_from, run, save_run
+from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import CHEXBERT, load_labeler, with_labels
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
@@ -46,6 +47,7 @@ class RecipeArguments:
     chexbert: str = field(default=CHEXBERT, metadata={"help": "See recipes/convert_chexbert.py."})
     labeler: str = field(default="lexical", metadata={"help": "Of mccs and ce_f1: lexical, chexbert:MODEL."})
     allow_scratch: bool = field(default=False, metadata={"help": "Start from a model that was never trained."})
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
 def main() -> None:
@@ -69,6 +71,8 @@ def main() -> None:
     dataset = to_samples(rows, prompt, args.views, keep=keep)
     if args.max_samples:
         dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+    sources = sources_of(rows, model_args.model_name_or_path, resume)
+    repository = claim(training_args, sources, args.public_because)
 
     ################
     # Rewards
@@ -114,7 +118,7 @@ def main() -> None:
         peft_config=peft_config,
         callbacks=[interrupt],
     )
-    save_run(training_args.output_dir, args, training_args, model_args)
+    save_run(training_args.output_dir, args, training_args, model_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
@@ -126,8 +130,8 @@ def main() -> None:
         trainer.model = trainer.model.merge_and_unload()  # transformers reads no adapter that has whole modules
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if repository:
+        push_checkpoint(repository, training_args.output_dir)
 
 
 if __name__ == "__main__":

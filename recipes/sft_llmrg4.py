@@ -18,6 +18,7 @@ from transformers import set_seed
 from trl import ModelConfig, get_peft_config
 
 from recipes.cli import InputError, check_hardware, parse, read_prompt, resume_from, run, save_run
+from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.interrupt import SaveOnInterrupt
@@ -52,6 +53,7 @@ class RecipeArguments:
     projector: Literal["linear", "mlp"] = field(default="linear", metadata={"help": "Its projections (A-37)."})
     num_visual_tokens: int = field(default=128, metadata={"help": "Its N."})
     max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
 def main() -> None:
@@ -76,6 +78,11 @@ def main() -> None:
     if training_args.key_weight != 1:
         check_key_spans(rows, args.dataset)
     dataset = to_samples(rows, prompt, VIEWS, completion="plain", keep=("scenario", "key_spans"))
+    parts = (
+        [model_args.model_name_or_path] if model_args.model_name_or_path else [args.vision, args.text, args.decoder]
+    )
+    sources = sources_of(rows, *parts, resume)
+    repository = claim(training_args, sources, args.public_because)
 
     ################
     # Model
@@ -104,7 +111,7 @@ def main() -> None:
         peft_config=peft_config,
         callbacks=[interrupt],
     )
-    save_run(training_args.output_dir, args, training_args, model_args)
+    save_run(training_args.output_dir, args, training_args, model_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
@@ -116,8 +123,8 @@ def main() -> None:
         trainer.model = trainer.model.merge_and_unload()  # transformers reads no adapter that has whole modules
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if repository:
+        push_checkpoint(repository, training_args.output_dir)
 
 
 if __name__ == "__main__":

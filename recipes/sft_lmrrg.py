@@ -17,6 +17,7 @@ from typing import Literal
 from trl import ModelConfig, SFTConfig, get_peft_config
 
 from recipes.cli import check_hardware, parse, read_prompt, resume_from, run, save_run
+from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
@@ -37,6 +38,7 @@ class RecipeArguments:
         default="lexical", metadata={"help": "What labels the diseases: lexical, chexbert, chexbert:MODEL."}
     )
     lambda_disease: float = field(default=1.0, metadata={"help": "Weight of L_disease; 0: no labels, no head."})
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
 @dataclass
@@ -77,6 +79,9 @@ def main() -> None:
     dataset = to_samples(rows, prompt, args.views, completion="plain", keep=keep)
     if args.max_samples:
         dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+    starts = [model_args.model_name_or_path] if model_args.model_name_or_path else [parts.biomedclip, parts.decoder]
+    sources = sources_of(rows, *starts, resume)
+    repository = claim(training_args, sources, args.public_because)
 
     ################
     # Model
@@ -104,7 +109,7 @@ def main() -> None:
         peft_config=peft_config,
         callbacks=[interrupt],
     )
-    save_run(training_args.output_dir, args, parts, training_args, model_args)
+    save_run(training_args.output_dir, args, parts, training_args, model_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
@@ -116,8 +121,8 @@ def main() -> None:
         trainer.model = trainer.model.merge_and_unload()  # transformers reads no adapter that has whole modules
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if repository:
+        push_checkpoint(repository, training_args.output_dir)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from recipes.cli import check_hardware, check_model, parse, read_prompt, resume_from, run, save_run
+from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
@@ -37,6 +38,7 @@ class RecipeArguments:
     labeler: str = field(
         default="lexical", metadata={"help": "What names the findings in <think>: see grpo_mrgr1.py."}
     )
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
 def main() -> None:
@@ -55,6 +57,8 @@ def main() -> None:
     dataset = to_samples(rows, read_prompt(args.prompt_file), args.views, completion=args.target)
     if args.max_samples:
         dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+    sources = sources_of(rows, model_args.model_name_or_path, resume)
+    repository = claim(training_args, sources, args.public_because)
 
     ################
     # Model
@@ -82,7 +86,7 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
         callbacks=[interrupt],
     )
-    save_run(training_args.output_dir, args, training_args, model_args)
+    save_run(training_args.output_dir, args, training_args, model_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
@@ -92,8 +96,8 @@ def main() -> None:
     ################
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if repository:
+        push_checkpoint(repository, training_args.output_dir)
 
 
 if __name__ == "__main__":
