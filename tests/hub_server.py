@@ -135,11 +135,14 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None or (repository.private and not known):
             return self._error(401 if not known else 404, "Repository not found", "RepoNotFound")
         if rest[:1] == ["info"]:
-            return self._send(200, {"transfer": "basic", "objects": [self._lfs(one) for one in json.loads(body)["objects"]]})
+            return self._send(
+                200, {"transfer": "basic", "objects": [self._lfs(one) for one in json.loads(body)["objects"]]}
+            )
         if not rest or rest[0] == "revision":
             files = [{"rfilename": path} for path in sorted(repository.files)]
             return self._send(
-                200, {"id": name, "sha": repository.shas[-1], "private": repository.private, "siblings": files, "tags": []}
+                200,
+                {"id": name, "sha": repository.shas[-1], "private": repository.private, "siblings": files, "tags": []},
             )
         action, revision, inner = rest[0], rest[1], "/".join(rest[2:])
         if action == "preupload":
@@ -166,7 +169,11 @@ class _Handler(BaseHTTPRequestHandler):
             content = files[inner]
             first, _, last = (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")
             part = content[int(first) : int(last) + 1 if last else None]
-            headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Repo_Commit": sha, "Accept_Ranges": "bytes"}
+            headers = {
+                "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+                "X_Repo_Commit": sha,
+                "Accept_Ranges": "bytes",
+            }
             if "Range" in self.headers:
                 headers["Content_Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
             return self._send(206 if "Range" in self.headers else 200, part, **headers)

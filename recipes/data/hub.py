@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 
 from recipes.cli import InputError
 from recipes.data.model_card import card_for_push
+from recipes.data.openi import SOURCE as OPENI
 
 UNKNOWN = "unknown"  # the source of data that do not name theirs
 WHY_PUBLIC = "Makes a push public, and says why these data allow it; without it a push is private."
@@ -98,7 +99,7 @@ def check_allowed(name: str, kind: str, sources: Iterable[str], public: bool, be
     """Raises InputError where a push is to be `public` and its sources forbid it, or allow it `because` of nothing."""
     if not public:
         return
-    if kind == "dataset" and "openi" in sources:
+    if kind == "dataset" and OPENI in sources:
         raise InputError(
             f"{name}: Open-i's reports are under CC BY-NC-ND 4.0, and what is built from them is changed: it is never "
             "published; leave --public_because out for a private push"
@@ -193,17 +194,17 @@ def _check_visibility(repository: Repository) -> ModelInfo | DatasetInfo:
     """What the Hub says of the repository; InputError where everybody would see what must be private."""
     info = repository.api.repo_info(repository.name, repo_type=repository.kind)
     if not info.private and not repository.public:
-        closed = any(is_credentialed(source) or source == UNKNOWN for source in repository.sources)
-        why = f" and would hold what is made of {', '.join(repository.sources)}" if closed else ""
+        never = repository.kind == "dataset" and OPENI in repository.sources
         raise InputError(
-            f"{repository.name} is public{why}: make it private in its settings on the Hub, or say with "
-            '--public_because "..." why this push may be public'
+            f"{repository.name} is public, and would hold what is made of {', '.join(repository.sources)}: make it "
+            "private in its settings on the Hub"
+            + ("" if never else ', or say with --public_because "..." why this push may be public')
         )
     return info
 
 
 def push_files(repository: Repository, files: dict[str, Path], patterns: Iterable[str], message: str) -> str:
-    """Uploads `files`, local path by path in the repository, and shows them in one commit; returns its address.
+    """Uploads `files`, local path by path in the repository, and shows them in one commit; returns its URL.
 
     Files in the repository that fit `patterns` and are not among `files` go with the same commit: they are of an
     earlier push. Raises InputError where the Hub refuses, or somebody else committed meanwhile.
@@ -269,7 +270,7 @@ def claim(training_args, sources: Iterable[str], because: str | None) -> Reposit
 def push_checkpoint(repository: Repository, folder: str | Path) -> str:
     """Pushes the checkpoint in `folder` with its processor, its code, its run_config.json and its card.
 
-    The card is written first unless evaluate.py or somebody wrote one. Returns the commit's address. Raises InputError
+    The card is written first unless evaluate.py or somebody wrote one. Returns the commit's URL. Raises InputError
     as `push_files` does, and where the folder holds no weights.
     """
     files = files_of(folder, CHECKPOINT)

@@ -43,4 +43,10 @@ def test_a_push(hub, tmp_path):
     push(checkpoint(tmp_path / "x"))
     repository = hub.repositories["model", "me/x"]
     assert repository.private
-    assert set(repository.files) == {".gitattributes", "config.json", "a.safetensors", "b.safetensors", "c.safetensors"}
+    assert set(repository.files) == {
+        ".gitattributes",
+        "config.json",
+        "a.safetensors",
+        "b.safetensors",
+        "c.safetensors",
+    }
