@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 TOKEN = "hf_invented"
 OWNER = "me"
 CUT = "cut"  # the connection is closed in the middle of the request, without an answer
+LOST = "lost"  # the request is carried out, and the connection closed without an answer
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Repository:
 class Server:
     """`url` for HF_ENDPOINT; `repositories` by (kind, name); `asked`: "METHOD path" of each request.
 
-    `fault` maps the method, the path and the paths asked for before to a status, to CUT, or to None for a good answer.
+    `fault` maps the method, the path and the paths asked for before to a status, CUT, LOST, or None for a good answer.
     """
 
     def __init__(self) -> None:
@@ -98,6 +100,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self._body()
+        if fault == LOST:
+            with state.lock, io.BytesIO() as self.wfile:
+                self._answer(path, body)
+            self.wfile = io.BytesIO()
+            self.close_connection = True
+            return
         if fault:
             return self._error(fault, "scripted")
         with state.lock:
