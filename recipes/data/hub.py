@@ -13,9 +13,23 @@ from pathlib import Path
 
 from datasets import Dataset
 from httpx2 import HTTPError
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
-from transformers.utils import cached_file
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    DatasetInfo,
+    HfApi,
+    ModelInfo,
+    hf_hub_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from recipes.cli import InputError
 from recipes.data.model_card import card_for_push
@@ -79,10 +93,15 @@ def _sources_of_checkpoint(name: str) -> list[str]:
         file = next((place / "run_config.json" for place in places if (place / "run_config.json").is_file()), None)
         return read_sources(file) if file else [UNKNOWN]
     try:
-        file = cached_file(name, "run_config.json", _raise_exceptions_for_missing_entries=False)
-    except OSError:
-        return [UNKNOWN]  # out of reach: whether it tells anything is not known
-    return read_sources(Path(file)) if file else []
+        return read_sources(Path(hf_hub_download(name, "run_config.json")))
+    except RemoteEntryNotFoundError:
+        return []
+    except (
+        HTTPError,
+        OSError,
+        HFValidationError,
+    ):  # out of reach: what it would tell is not known, or was seen before
+        return [] if try_to_load_from_cache(name, "run_config.json") is _CACHED_NO_EXIST else [UNKNOWN]
 
 
 def read_sources(run_config: Path) -> list[str]:

@@ -50,8 +50,9 @@ WEIGHTS = ("a.safetensors", "b.safetensors", "c.safetensors")
 
 def checkpoint(folder: Path, text: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", *WEIGHTS):
-        (folder / name).write_text(f"{{}} {name} {text}")
+    (folder / "config.json").write_text(json.dumps({"text": text}))
+    for name in WEIGHTS:
+        (folder / name).write_text(f"{name} {text}")
     return folder
 
 
@@ -115,12 +116,19 @@ def on(method: str, place: str, reply):
 
 
 def third_upload(reply):
-    def fault(method, path, before):
-        puts = list(dict.fromkeys(line for line in before if line.startswith("PUT ")))
-        line = f"{method} {path}"
-        return reply if method == "PUT" and (puts.index(line) if line in puts else len(puts)) == 2 else None
+    """`reply` to the third file that goes up, and to each further try of it."""
 
-    return lambda server: fault
+    def make(server):
+        start = len(server.asked)
+
+        def fault(method, path, before):
+            puts = list(dict.fromkeys(line for line in before[start:] if line.startswith("PUT ")))
+            line = f"{method} {path}"
+            return reply if method == "PUT" and (puts.index(line) if line in puts else len(puts)) == 2 else None
+
+        return fault
+
+    return make
 
 
 def somebody_commits(server):
@@ -181,7 +189,9 @@ def test_an_answer_that_is_lost(hub, tmp_path):
     """The commit was made: all is visible at once, and the second run finds nothing to do."""
     checkpoint(tmp_path / "x")
     hub.fault = on("POST", "/commit/", LOST)(hub)
-    with pytest.raises(InputError, match="the connection to the Hub failed.*; nothing half-pushed is visible; the same"):
+    with pytest.raises(
+        InputError, match="the connection to the Hub failed.*; nothing half-pushed is visible; the same"
+    ):
         push(tmp_path / "x")
     hub.fault = lambda *asked: None
     push(tmp_path / "x")
@@ -253,7 +263,9 @@ def test_what_may_be_public(hub, tmp_path, kind, sources, because, said):
 @pytest.mark.parametrize("sources", [["mimic-cxr"], ["phantom"], ["unknown"]])
 def test_a_repository_that_is_public_already(hub, tmp_path, sources):
     hub.repositories["model", "me/x"] = Repository(private=False)
-    with pytest.raises(InputError, match=f"^me/x is public, and would hold what is made of {sources[0]}.*public_because"):
+    with pytest.raises(
+        InputError, match=f"^me/x is public, and would hold what is made of {sources[0]}.*public_because"
+    ):
         push(checkpoint(tmp_path / "x"), sources=sources)
     assert not hub.blobs and len(hub.repositories["model", "me/x"].versions) == 1
     push(tmp_path / "x", sources=sources, public=True, because="invented text")
@@ -305,11 +317,13 @@ def test_sources_follow_a_model_from_run_to_run(tmp_path):
 
 def test_sources_of_a_model_on_the_hub(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: False)
     push(run_config(checkpoint(tmp_path / "x").parent / "y", sources=["mimic-cxr"]), "me/mimic")
     push(tmp_path / "x", "me/base")
     assert sources_of(None, "me/mimic") == ["mimic-cxr"]
     assert sources_of(None, "me/base") == []  # a published model without a run_config.json
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert sources_of(None, "me/mimic", "me/base") == ["mimic-cxr"]  # both were seen
+    assert sources_of(None, "me/other") == ["unknown"]
 
 
 def training(tmp_path, **values) -> SimpleNamespace:
@@ -363,7 +377,9 @@ TRAINING = ("grpo_mrgr1", "sft_mrgr1", "sft_llmrg4", "sft_lmrrg", "ppo_lmrrg", "
 
 @pytest.mark.parametrize("script", TRAINING)
 def test_every_recipe_claims_before_the_trainer_and_notes_its_sources(script):
-    calls = [node for node in ast.walk(ast.parse((ROOT / f"recipes/{script}.py").read_text())) if type(node) is ast.Call]
+    calls = [
+        node for node in ast.walk(ast.parse((ROOT / f"recipes/{script}.py").read_text())) if type(node) is ast.Call
+    ]
     calls.sort(key=lambda call: call.lineno)
     names = [call.func.id if type(call.func) is ast.Name else getattr(call.func, "attr", "") for call in calls]
     trainer = next(i for i, name in enumerate(names) if name.endswith("Trainer"))
@@ -395,14 +411,13 @@ def test_a_lora_run_and_its_merged_weights(hub, tiny, phantom, tmp_path, call, m
         "save_steps": 1,
         "disable_tqdm": "true",
         "use_peft": "true",
-        "lora_target_modules": "q_proj",
         "learning_rate": 0.5,
         "push_to_hub": "true",
         "hub_model_id": "me/lora",
         "hub_token": TOKEN,
     }
     monkeypatch.setenv("HF_TOKEN", "hf_another")  # the argument wins
-    call(sft_mrgr1.main, *words(arguments))
+    call(sft_mrgr1.main, *words(arguments), "--lora_target_modules", "q_proj", "v_proj")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     repository = hub.repositories["model", "me/lora"]
     assert repository.private and len(repository.versions) == 2
@@ -465,3 +480,199 @@ def test_the_card_with_figures_stays(hub, tmp_path, call):
     (folder / "README.md").write_text("[More Information Needed]")  # PEFT's empty form
     call(push_checkpoint.main, "--model", folder, "--repo", "me/x")
     assert "not for clinical use" in hub.repositories["model", "me/x"].files["README.md"].decode()
+
+
+# --- data sets -------------------------------------------------------------------------------------------------------
+
+
+def row(study: str, scenario: str, source: str = "phantom", spans=None) -> dict:
+    labels = [0] * 14
+    texts = {"findings": f"Clear, {study}.", "report": f"Clear, {study}.", "key_spans": spans}
+    ids = {"study_id": study, "subject_id": study, "scenario": scenario, "images": [], "views": []}
+    return {**ids, **texts, "labels": labels, "source": source, "license": "CC0-1.0"}
+
+
+def scenarios(folder: Path, source: str = "phantom") -> Path:
+    """As recipes/build_mimic_rg4.py writes it, weighed in part: sn (2 and 1 rows), mw (1), judged reports."""
+    folder.mkdir()
+    build = {"labeler": "lexical", "judge": "rule", "dataset": "/home/somebody/mimic"}
+    sn = {
+        "train": lambda: iter([row("1", "sn", source, [[0, 5]]), row("2", "sn", source)]),
+        "test": lambda: iter([row("3", "sn", source, [])]),
+    }
+    write_dataset(sn, folder / "sn", build)
+    write_dataset({"train": lambda: iter([row("1", "mw", source, [[7, 8]])])}, folder / "mw", build)
+    (folder / "build.json").write_text(json.dumps(build))
+    (folder / "discarded.csv").write_text("study_id\n4\n")
+    history = json.dumps([[{"findings": "A! Unchanged.", "impression": ""}, ["prior_comparison"]]])
+    Dataset.from_list([{"scenario": "sn", "history": history}]).to_parquet(folder / "provenance.parquet")
+    return folder
+
+
+def test_a_data_set_of_scenarios(hub, tmp_path, call, run_without_project):
+    folder = scenarios(tmp_path / "rg4")
+    call(push_dataset.main, "--dataset", folder, "--repo", "me/rg4")
+    repository = hub.repositories["dataset", "me/rg4"]
+    assert repository.private and len(repository.versions) == 2
+    assert set(repository.files) - {".gitattributes"} == {
+        *("README.md", "sn/train.parquet", "sn/test.parquet", "mw/train.parquet"),
+        *("tlw/train.parquet", "tlw/test.parquet", "discbert/train.parquet"),
+    }  # no provenance, no discarded.csv, no build.json
+    assert repository.files["sn/train.parquet"] == (folder / "sn/train.parquet").read_bytes()
+    text = repository.files["README.md"].decode()
+    head = yaml.safe_load(text.split("---")[1])
+    assert [config["config_name"] for config in head["configs"]] == ["sn", "mw", "tlw", "discbert"]
+    assert head["license"] == "cc0-1.0"
+    for said in (
+        "not for clinical use",
+        "- source: `phantom`",
+        "- licence: CC0-1.0",
+        "not medical data",
+        "| sn | train | 2 |",
+        "| tlw | train | 2 |",  # study 1 in both scenarios; study 2 has no spans, which is not the same as none found
+        "| `labels` | list of int8 | sn, mw |",
+        "| `images` | list of image | sn, mw |",
+        "| `key_spans` | list of list of int32 | sn, mw, tlw |",
+        "- judge: `rule`",
+    ):
+        assert said in text
+    assert "somebody" not in text
+    run_without_project(
+        """
+from datasets import load_dataset
+sn = load_dataset("me/rg4", "sn")
+assert {split: len(rows) for split, rows in sn.items()} == {"train": 2, "test": 1}
+assert sn["train"]["report"][:] == ["Clear, 1.", "Clear, 2."] and sn["train"].features["images"].feature.decode
+tlw = load_dataset("me/rg4", "tlw", split="train")
+assert tlw["key_spans"][:] == [[[0, 5]], [[7, 8]]] and tlw["scenario"][:] == ["sn", "mw"]
+(judged,) = load_dataset("me/rg4", "discbert", split="train")
+assert judged == {"report": "a! unchanged.", "prior_comparison": 1, "prior_procedure": 0, "view": 0, "communication": 0}, judged
+""",
+        HF_ENDPOINT=hub.url,
+        HF_HUB_OFFLINE="0",
+        HF_TOKEN=TOKEN,
+        HF_HUB_DISABLE_XET="1",
+    )
+
+
+def test_a_plain_data_set(hub, phantom, call):
+    call(push_dataset.main, "--dataset", phantom, "--repo", "phantom", "--public_because", "synthetic")
+    repository = hub.repositories["dataset", "me/phantom"]
+    assert not repository.private
+    files = {"README.md", "train.parquet", "validation.parquet", "test.parquet"}
+    assert set(repository.files) - {".gitattributes"} == files
+    head = yaml.safe_load(repository.files["README.md"].decode().split("---")[1])
+    assert [config["config_name"] for config in head["configs"]] == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("source", "because", "said"),
+    [
+        ("mimic-rg4", None, "MIMIC-CXR is credentialed"),  # private: a notice
+        ("mimic-rg4", "invented text", None),
+        ("openi", None, "CC BY-NC-ND 4.0: keep the repository private"),  # private: a notice
+        ("openi", "I want to", InputError),
+        (None, None, None),
+    ],
+)
+def test_whose_data(hub, tmp_path, call, capsys, source, because, said):
+    folder = scenarios(tmp_path / "rg4", source)
+    arguments = ["--dataset", folder, "--repo", "me/x", *(["--public_because", because] if because else [])]
+    if said is InputError:
+        with pytest.raises(InputError, match="never published"):
+            call(push_dataset.main, *arguments)
+        assert not hub.asked
+        return
+    call(push_dataset.main, *arguments)
+    assert hub.repositories["dataset", "me/x"].private is not bool(because)
+    assert (said or "me/x") in capsys.readouterr().out
+
+
+def test_judgements_of_elsewhere_are_of_unknown_source(hub, tmp_path, phantom, call):
+    file = tmp_path / "judged.csv"
+    file.write_text(f"report,{','.join(CATEGORIES)}\nclear,0,0,0,0\n")
+    arguments = ("--dataset", phantom, "--repo", "me/x", "--judgements", file)
+    call(push_dataset.main, *arguments)
+    assert "discbert/train.parquet" in hub.repositories["dataset", "me/x"].files
+    hub.repositories["dataset", "me/x"].private = False
+    with pytest.raises(InputError, match="would hold what is made of phantom, unknown"):
+        call(push_dataset.main, *arguments)
+
+
+def test_a_damaged_or_absent_data_set(tmp_path):
+    with pytest.raises(InputError, match="holds no train.parquet and no folder of a scenario"):
+        find_configs(tmp_path, None, tmp_path)
+    (tmp_path / "train.parquet").write_text("x")
+    with pytest.raises(InputError, match=r"train\.parquet is damaged"):
+        find_configs(tmp_path, None, tmp_path)
+
+
+# --- downloads -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_models_of_the_hub_need_no_project(hub, tmp_path, run_without_project):
+    """Each model saved, pushed, downloaded by a process that cannot find the project, and run: equal logits."""
+    from radgraph_models import save_tiny
+    from transformers import set_seed
+
+    from modeling import RadGraphModel
+    from modeling.tiny import build_chexbert
+    from modeling.tiny_llmrg4 import build_llmrg4
+    from modeling.tiny_lmrrg import build_lmrrg
+    from recipes.data.judged import build_discbert
+
+    set_seed(0)
+    texts = ["The heart is normal in size. No effusion.", "Left pleural effusion. Mild edema. Describe."] * 3
+    save_tiny(tmp_path / "radgraph")
+    made = {
+        "llmrg4": build_llmrg4(texts, vocab_size=400, num_visual_tokens=8),
+        "lmrrg": build_lmrrg(texts, vocab_size=400),
+        "chexbert": build_chexbert(texts),
+        "discbert": build_discbert(texts),
+    }
+    expected = {}
+    for name, (model, processor) in made.items():
+        model.eval().save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+        if name in ("llmrg4", "lmrrg"):
+            image = [[torch.randint(0, 255, (70, 60, 3), dtype=torch.uint8).numpy()]]
+            inputs = processor(images=image, text=["<image>Describe."], return_tensors="pt")
+            expected[name] = {"image": image, "inputs": dict(inputs), "logits": model(**inputs).logits}
+        else:
+            ids = torch.tensor([[2, 5, 6, 7, 3]])
+            expected[name] = {"ids": ids, "logits": model(ids, attention_mask=torch.ones_like(ids)).logits}
+    radgraph = RadGraphModel.from_pretrained(tmp_path / "radgraph").eval()
+    inputs = (torch.tensor([[2, 5, 6, 3]]), torch.ones(1, 4, dtype=torch.long), torch.tensor([[-1, 0, 1, -1]]))
+    inputs += (torch.tensor([2]),)
+    expected["radgraph"] = {"inputs": inputs, "output": dict(radgraph(*inputs))}
+    torch.save(expected, tmp_path / "expected.pt")
+    for name in expected:
+        push(tmp_path / name, f"me/{name}")
+    run_without_project(
+        """
+from transformers import AutoModelForImageTextToText, AutoProcessor
+expected = torch.load("expected.pt", weights_only=False)
+torch.set_grad_enabled(False)
+for name in ("llmrg4", "lmrrg"):
+    known = expected[name]
+    model = AutoModelForImageTextToText.from_pretrained("me/" + name, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained("me/" + name, trust_remote_code=True)
+    inputs = processor(images=known["image"], text=["<image>Describe."], return_tensors="pt")
+    assert set(inputs) == set(known["inputs"]) and all(torch.equal(inputs[k], v) for k, v in known["inputs"].items())
+    assert torch.equal(model(**inputs).logits, known["logits"]), name
+for name in ("chexbert", "discbert"):
+    known = expected[name]
+    model = AutoModel.from_pretrained("me/" + name, trust_remote_code=True).eval()
+    mask = torch.ones_like(known["ids"])
+    found, logits = model(known["ids"], attention_mask=mask).logits, known["logits"]
+    assert torch.equal(found, logits) if torch.is_tensor(logits) else all(map(torch.equal, found, logits)), name
+known = expected["radgraph"]
+output = AutoModel.from_pretrained("me/radgraph", trust_remote_code=True).eval()(*known["inputs"])
+assert known["output"] and all(torch.equal(output[k], v) for k, v in known["output"].items() if torch.is_tensor(v))
+""",
+        HF_ENDPOINT=hub.url,
+        HF_HUB_OFFLINE="0",
+        HF_TOKEN=TOKEN,
+        HF_HUB_DISABLE_XET="1",
+    )
