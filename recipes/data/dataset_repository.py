@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow
 import yaml
-from datasets import Features, Value
+from datasets import Features, Image, List, Value
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyarrow import compute, parquet
 
@@ -184,8 +184,9 @@ def write_card(configs: Configs, sources: set[str], build: dict, repository: str
 
 
 def _name_type(feature) -> str:
-    inner = getattr(feature, "feature", None)
-    return f"list of {_name_type(inner)}" if inner is not None else getattr(feature, "dtype", None) or "image"
+    if isinstance(feature, Image):
+        return "image"
+    return f"list of {_name_type(feature.feature)}" if isinstance(feature, List) else str(feature.dtype)
 
 
 def push_dataset(dataset: str | Path, name: str, because: str | None = None, judgements: str | None = None) -> str:

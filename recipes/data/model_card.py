@@ -80,7 +80,7 @@ def describe_training(folder: Path) -> dict:
         "run": run,
         "script": saved.get("script"),
         "yaml": yaml.safe_dump(saved["changed"], sort_keys=False) if saved.get("changed") else None,
-        "sources": [(source, LICENSES.get(source, "see there")) for source in saved.get("sources", ())],
+        "sources": [(source, LICENSES.get(source, "licence not known")) for source in saved.get("sources", ())],
         "paper": CITATIONS.get(system),
         "base_model": base,
         "hub_base": base if base and base.count("/") == 1 and not Path(base).exists() else None,

@@ -38,6 +38,9 @@ def hub(monkeypatch):
     constants = huggingface_hub.constants
     with serve() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
@@ -190,7 +193,7 @@ def test_an_answer_that_is_lost(hub, tmp_path):
     checkpoint(tmp_path / "x")
     hub.fault = on("POST", "/commit/", LOST)(hub)
     with pytest.raises(
-        InputError, match="the connection to the Hub failed.*; nothing half-pushed is visible; the same"
+        InputError, match=r"the connection to the Hub failed.*; nothing half-pushed is visible; the same"
     ):
         push(tmp_path / "x")
     hub.fault = lambda *asked: None
@@ -226,7 +229,7 @@ def test_nobody_is_logged_in(hub, tmp_path, monkeypatch):
 
 def test_no_server(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match="^me/x: the connection to the Hub failed .*; nothing was pushed$"):
+    with pytest.raises(InputError, match=r"^me/x: the connection to the Hub failed .*; nothing was pushed$"):
         push(checkpoint(tmp_path / "x"))
 
 
@@ -282,7 +285,7 @@ def test_a_repository_that_became_public_while_the_model_was_trained(hub, tmp_pa
 
 def test_openi_in_a_public_repository_is_offered_no_way_out(hub):
     hub.repositories["dataset", "me/x"] = Repository(private=False)
-    with pytest.raises(InputError, match="make it private in its settings on the Hub$"):
+    with pytest.raises(InputError, match=r"make it private in its settings on the Hub$"):
         open_repository("me/x", "dataset", ["openi"])
 
 
@@ -408,6 +411,8 @@ def test_a_lora_run_and_its_merged_weights(hub, tiny, phantom, tmp_path, call, m
         "output_dir": out,
         "per_device_train_batch_size": 4,
         "max_steps": 1,
+        "warmup_steps": 0,
+        "save_strategy": "steps",
         "save_steps": 1,
         "disable_tqdm": "true",
         "use_peft": "true",
@@ -432,7 +437,7 @@ def test_a_lora_run_and_its_merged_weights(hub, tiny, phantom, tmp_path, call, m
     for said in (
         "Research use, not for clinical use",
         "phantom (CC0-1.0)",
-        "unknown (see there)",  # the tiny base model does not tell
+        "unknown (licence not known)",  # the tiny base model does not tell
         "max_steps: 1",  # the run's YAML
         "arXiv:2512.16145" if "sft_mrgr1" in card else "me/lora",
         "LoRA adapter",
@@ -452,7 +457,7 @@ def test_a_lora_run_and_its_merged_weights(hub, tiny, phantom, tmp_path, call, m
     torch.testing.assert_close(adapted, whole, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(adapted, base, atol=1e-2)  # one step of 0.5 shows
 
-    with pytest.raises(InputError, match="me/merged would be public.*not known"):
+    with pytest.raises(InputError, match=r"me/merged would be public.*not known"):
         open_repository("me/merged", "model", sources_of(None, f"{out}_merged"), True)
 
 
@@ -538,7 +543,8 @@ def test_a_data_set_of_scenarios(hub, tmp_path, call, run_without_project):
         assert said in text
     assert "somebody" not in text
     run_without_project(
-        """
+        f"CATEGORIES = {CATEGORIES}"
+        + """
 from datasets import load_dataset
 sn = load_dataset("me/rg4", "sn")
 assert {split: len(rows) for split, rows in sn.items()} == {"train": 2, "test": 1}
@@ -546,7 +552,7 @@ assert sn["train"]["report"][:] == ["Clear, 1.", "Clear, 2."] and sn["train"].fe
 tlw = load_dataset("me/rg4", "tlw", split="train")
 assert tlw["key_spans"][:] == [[[0, 5]], [[7, 8]]] and tlw["scenario"][:] == ["sn", "mw"]
 (judged,) = load_dataset("me/rg4", "discbert", split="train")
-assert judged == {"report": "a! unchanged.", "prior_comparison": 1, "prior_procedure": 0, "view": 0, "communication": 0}, judged
+assert judged["report"] == "A! Unchanged." and [judged[name] for name in CATEGORIES] == [1, 0, 0, 0]
 """,
         HF_ENDPOINT=hub.url,
         HF_HUB_OFFLINE="0",
@@ -600,7 +606,7 @@ def test_judgements_of_elsewhere_are_of_unknown_source(hub, tmp_path, phantom, c
 
 
 def test_a_damaged_or_absent_data_set(tmp_path):
-    with pytest.raises(InputError, match="holds no train.parquet and no folder of a scenario"):
+    with pytest.raises(InputError, match=r"holds no train\.parquet and no folder of a scenario"):
         find_configs(tmp_path, None, tmp_path)
     (tmp_path / "train.parquet").write_text("x")
     with pytest.raises(InputError, match=r"train\.parquet is damaged"):
@@ -624,7 +630,7 @@ def test_models_of_the_hub_need_no_project(hub, tmp_path, run_without_project):
 
     set_seed(0)
     texts = ["The heart is normal in size. No effusion.", "Left pleural effusion. Mild edema. Describe."] * 3
-    save_tiny(tmp_path / "radgraph")
+    save_tiny(tmp_path / "radgraph", texts)
     made = {
         "llmrg4": build_llmrg4(texts, vocab_size=400, num_visual_tokens=8),
         "lmrrg": build_lmrrg(texts, vocab_size=400),
