@@ -87,8 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def _error(self, status: int, message: str = "", code: str = "") -> None:
-        self._send(status, {"error": message}, X_Error_Message=message, X_Error_Code=code)
+    def _error(self, status: int, message: str = "", code: str = "", sha: str = "") -> None:
+        self._send(status, {"error": message}, X_Error_Message=message, X_Error_Code=code, X_Repo_Commit=sha)
 
     def _serve(self) -> None:
         state, path = self.server_state, unquote(urlsplit(self.path).path)
@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
             if "Range" in self.headers:
                 headers["Content_Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
             return self._send(206 if "Range" in self.headers else 200, part, **headers)
-        self._error(404, "Entry not found", "EntryNotFound")
+        self._error(404, "Entry not found", "EntryNotFound", sha)
 
     def _lfs(self, one: dict) -> dict:
         answer = {"oid": one["oid"], "size": one["size"]}

@@ -37,12 +37,9 @@ from recipes.data.openi import SOURCE as OPENI
 
 UNKNOWN = "unknown"  # the source of data that do not name theirs
 WHY_PUBLIC = "Makes a push public, and says why these data allow it; without it a push is private."
-CHECKPOINT = (  # no training_args.bin, optimizer.pt or other pickle, no logs, which hold reports
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*config.json",
-    "*.py",
+_TOKENIZER = (
     "tokenizer.json",
+    "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -50,10 +47,13 @@ CHECKPOINT = (  # no training_args.bin, optimizer.pt or other pickle, no logs, w
     "merges.txt",
     "*.model",
     "chat_template.jinja",
-    "trainer_state.json",
-    "results.json",
-    "metrics.json",
-    "README.md",
+)
+CHECKPOINT = (  # no training_args.bin, optimizer.pt or other pickle, no logs, which hold reports
+    *("*.safetensors", "*.safetensors.index.json", "*config.json", "*.py"),
+    *_TOKENIZER,
+    *(f"*_tokenizer/{name}" for name in _TOKENIZER),  # of a processor with two, as LLM-RG4's
+    "additional_chat_templates/*.jinja",
+    *("trainer_state.json", "results.json", "metrics.json", "README.md"),
 )
 
 

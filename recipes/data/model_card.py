@@ -12,8 +12,13 @@ from recipes.data.error_taxonomy import KINDS
 from recipes.data.score_tables import cell, number
 from rewards.labels import FINDINGS
 
-OURS, PUSHED, TRAINERS = "generated-by-evaluate", "generated-by-push", "generated_from_trainer"
-REPLACED = (OURS, PUSHED, TRAINERS, "[More Information Needed]")  # cards that may be; the last is PEFT's
+OURS, PUSHED = "generated-by-evaluate", "generated-by-push"
+TRAINERS = (
+    "generated_from_trainer",
+    "It has been trained using [TRL]",
+    "[More Information Needed]",
+)  # the last: PEFT's
+REPLACED = (OURS, PUSHED, *TRAINERS)  # cards that may be
 ARGUMENTS = ("model_name_or_path", "dataset", "dataset_name", "max_steps", "num_train_epochs", "learning_rate", "seed")
 
 LICENSES = {"openi": openi.LICENSE, "mimic-cxr": mimic.LICENSE, "mimic-rg4": mimic.LICENSE, "phantom": "CC0-1.0"}

@@ -79,6 +79,7 @@ def test_a_push_is_private_one_commit_and_no_pickle(hub, tmp_path):
         "completions.parquet",  # GRPO's log, reports
         ".env",
         "checkpoint-5/model.safetensors",
+        "checkpoint-5/tokenizer.json",
         "checkpoint-5/optimizer.pt",
         "runs/events.out.tfevents",
     ):
@@ -439,7 +440,7 @@ def test_a_lora_run_and_its_merged_weights(hub, tiny, phantom, tmp_path, call, m
         "phantom (CC0-1.0)",
         "unknown (licence not known)",  # the tiny base model does not tell
         "max_steps: 1",  # the run's YAML
-        "arXiv:2512.16145" if "sft_mrgr1" in card else "me/lora",
+        'from_pretrained("me/lora")',
         "LoRA adapter",
     ):
         assert said in card
@@ -654,7 +655,11 @@ def test_models_of_the_hub_need_no_project(hub, tmp_path, run_without_project):
     expected["radgraph"] = {"inputs": inputs, "output": dict(radgraph(*inputs))}
     torch.save(expected, tmp_path / "expected.pt")
     for name in expected:
+        saved = {
+            path.relative_to(tmp_path / name).as_posix() for path in (tmp_path / name).rglob("*") if path.is_file()
+        }
         push(tmp_path / name, f"me/{name}")
+        assert saved == set(hub.repositories["model", f"me/{name}"].files) - {".gitattributes"}  # nothing was left out
     run_without_project(
         """
 from transformers import AutoModelForImageTextToText, AutoProcessor
