@@ -194,8 +194,9 @@ def save_run(folder: str | Path, *arguments, sources: list[str] | None = None) -
         kept = settings[type(each).__name__]
         for field in fields(each):
             default = field.default if field.default_factory is MISSING else field.default_factory()
-            if field.name in kept and str(kept[field.name]) != str(default):
-                changed[field.name] = kept[field.name]
+            value = kept.get(field.name, default)
+            if str(value) != str(default) and not isinstance(value, dict):  # dicts: what the libraries fill in
+                changed[field.name] = value
     noted = {"script": Path(sys.argv[0]).name, "commit": commit, "packages": packages, "sources": sources or []}
     Path(folder).mkdir(parents=True, exist_ok=True)
     with replacing(Path(folder) / "run_config.json") as file:

@@ -90,6 +90,7 @@ def describe_training(folder: Path) -> dict:
         "base_model": base,
         "hub_base": base if base and base.count("/") == 1 and not Path(base).exists() else None,
         "adapter": bool(adapter),
+        "results": (folder / "results.json").is_file(),
         "own_code": bool(config.get("auto_map")),
         "auto_class": "AutoModelForImageTextToText"
         if "ForConditionalGeneration" in "".join(config.get("architectures") or ["ForConditionalGeneration"])
