@@ -31,6 +31,7 @@ from typing import Literal
 
 from recipes.cli import InputError, parse, replacing, run
 from recipes.data import mimic
+from recipes.data.dataset_repository import push_dataset
 from recipes.data.mimic_sections import CLEANINGS
 from recipes.data.references import load_labeler
 from recipes.data.schema import read_build
@@ -134,7 +135,7 @@ def main() -> None:
     shutil.rmtree(parts)
     print(f"{out}: {rows}; {len(skipped)} entries in {out / 'skipped.csv'}, counted in build.json")
     if arguments.push_to_hub:
-        mimic.push(out, arguments.push_to_hub, arguments.public_because)
+        push_dataset(out, arguments.push_to_hub, arguments.public_because)
 
 
 if __name__ == "__main__":

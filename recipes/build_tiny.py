@@ -19,9 +19,10 @@ import torch
 from modeling.tiny import build_qwen2_5_vl, train_tokenizer, warm_up
 from modeling.tiny_llmrg4 import build_llmrg4
 from modeling.tiny_lmrrg import build_lmrrg
-from recipes.cli import InputError, parse, read_prompt, replacing, run
+from recipes.cli import InputError, parse, read_prompt, replacing, run, save_run
 from recipes.data.demo_warm_up import read_priors_with, warm_up_llmrg4
 from recipes.data.demo_warm_up_lmrrg import warm_up_lmrrg
+from recipes.data.hub import sources_of
 from recipes.data.samples import columns_of, fill_prompt, write_answer
 from recipes.data.schema import read_split
 from rewards.labels import FINDINGS
@@ -54,6 +55,12 @@ def main() -> None:
     with replacing(args.out, marker="config.json") as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        made_of = {
+            source
+            for name in filter(None, (args.dataset, args.warm_up))
+            for source in sources_of(read_split(name, "train"))
+        }
+        save_run(folder, args, sources=sorted({*made_of, *sources_of(None, args.chexbert)}))
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
 
 

@@ -198,20 +198,36 @@ def resume_from(training_args) -> str | None:
     raise InputError(f"--resume_from_checkpoint latest: there is no checkpoint in {training_args.output_dir}")
 
 
-def save_run(folder: str | Path, *arguments) -> None:
-    """Writes `run_config.json` beside a checkpoint: every argument, the package versions and the git commit."""
+def save_run(folder: str | Path, *arguments, sources: list[str] | None = None) -> None:
+    """Writes `run_config.json` beside a checkpoint: every argument, the package versions and the git commit.
+
+    `changed` are the arguments that differ from their defaults, as a `--config` file would have them. `sources` are
+    those of the data that the checkpoint is made of (recipes/data/hub.py: `sources_of`). Tokens are left out.
+    """
     import subprocess
-    from dataclasses import asdict
+    from dataclasses import MISSING, asdict, fields
     from importlib.metadata import version
 
     commit = subprocess.run(
         ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets", "accelerate")}
-    settings = {type(each).__name__: asdict(each) for each in arguments}
+    settings = {
+        type(each).__name__: {name: value for name, value in asdict(each).items() if not name.endswith("_token")}
+        for each in arguments
+    }
+    changed = {}
+    for each in arguments:
+        kept = settings[type(each).__name__]
+        for field in fields(each):
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            value = kept.get(field.name, default)
+            if str(value) != str(default) and not isinstance(value, dict):  # dicts: what the libraries fill in
+                changed[field.name] = value
+    noted = {"script": Path(sys.argv[0]).name, "commit": commit, "packages": packages, "sources": sources or []}
     Path(folder).mkdir(parents=True, exist_ok=True)
     with replacing(Path(folder) / "run_config.json") as file:
-        file.write_text(json.dumps({"commit": commit, "packages": packages, **settings}, indent=2, default=str) + "\n")
+        file.write_text(json.dumps({**noted, **settings, "changed": changed}, indent=2, default=str) + "\n")
 
 
 def read_prompt(file: str) -> str:

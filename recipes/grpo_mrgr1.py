@@ -16,6 +16,7 @@ from transformers import AutoProcessor
 from trl import ModelConfig, get_peft_config
 
 from recipes.cli import InputError, check_hardware, check_model, parse, read_prompt, resume_from, run, save_run
+from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
@@ -55,6 +56,7 @@ class RecipeArguments:
         default=256, metadata={"help": "Stop once 95 % of this many completions are one report; 0: never."}
     )
     allow_no_kl: bool = field(default=False, metadata={"help": "Allow beta 0: no KL term, unlike Eq. 1."})
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
 def main() -> None:
@@ -77,6 +79,8 @@ def main() -> None:
         rows = with_labels(read_split(args.dataset, split), args.dataset, labeler)
         samples = to_samples(rows, read_prompt(args.prompt_file), args.views, keep=keep)
         data[split] = samples.select(range(min(args.max_samples or len(samples), len(samples))))
+    sources = sources_of(rows, model_args.model_name_or_path, resume)
+    repository = claim(training_args, sources, args.public_because)
 
     ################
     # Model
@@ -132,7 +136,7 @@ def main() -> None:
     )
     collapse = StopOnCollapse(trainer, args.stop_on_collapse)
     trainer.add_callback(collapse)
-    save_run(training_args.output_dir, args, training_args, model_args)
+    save_run(training_args.output_dir, args, training_args, model_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if collapse.sentence:
         sys.exit(collapse.sentence)
@@ -144,8 +148,8 @@ def main() -> None:
     ################
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if repository:
+        push_checkpoint(repository, training_args.output_dir)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Literal
 from trl import ModelConfig, get_peft_config
 
 from recipes.cli import InputError, check_hardware, parse, read_prompt, resume_from, run, save_run
+from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import CHEXBERT, load_labeler, with_labels
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
@@ -50,6 +51,7 @@ class RecipeArguments:
         default=256, metadata={"help": "Stop once 95 % of this many completions are one report; 0: never."}
     )
     allow_scratch: bool = field(default=False, metadata={"help": "Start from a model that was never trained."})
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
 def main() -> None:
@@ -73,6 +75,8 @@ def main() -> None:
         rows = with_labels(rows, args.dataset, labeler) if labeler else rows
         samples = to_samples(rows, prompt, args.views, keep=keep)
         data[split] = samples.select(range(min(args.max_samples or len(samples), len(samples))))
+    sources = sources_of(rows, model_args.model_name_or_path, resume)
+    repository = claim(training_args, sources, args.public_because)
 
     ################
     # Rewards
@@ -121,7 +125,7 @@ def main() -> None:
     )
     collapse = StopOnCollapse(trainer, args.stop_on_collapse)
     trainer.add_callback(collapse)
-    save_run(training_args.output_dir, args, training_args, model_args)
+    save_run(training_args.output_dir, args, training_args, model_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if collapse.sentence:
         sys.exit(collapse.sentence)
@@ -135,8 +139,8 @@ def main() -> None:
         trainer.model = trainer.model.merge_and_unload()  # transformers reads no adapter that has whole modules
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if repository:
+        push_checkpoint(repository, training_args.output_dir)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from transformers import set_seed
 from trl import ModelConfig, get_peft_config
 
 from recipes.cli import InputError, check_hardware, parse, read_prompt, resume_from, run, save_run
+from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
@@ -53,6 +54,7 @@ class RecipeArguments:
     projector: Literal["linear", "mlp"] = field(default="linear", metadata={"help": "Its projections (A-37)."})
     num_visual_tokens: int = field(default=128, metadata={"help": "Its N."})
     max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
 def main() -> None:
@@ -83,6 +85,11 @@ def main() -> None:
         check_key_spans(rows, args.dataset)
     keep = ("scenario", "key_spans")
     samples = {name: to_samples(each, prompt, VIEWS, completion="plain", keep=keep) for name, each in data.items()}
+    parts = (
+        [model_args.model_name_or_path] if model_args.model_name_or_path else [args.vision, args.text, args.decoder]
+    )
+    sources = sources_of(rows, *parts, resume)
+    repository = claim(training_args, sources, args.public_because)
 
     ################
     # Model
@@ -114,7 +121,7 @@ def main() -> None:
     )
     if clinical.clinical_samples:
         trainer.add_callback(ClinicalEvaluation(trainer, clinical, data.get("validation", rows), prompt, VIEWS))
-    save_run(training_args.output_dir, args, clinical, training_args, model_args)
+    save_run(training_args.output_dir, args, clinical, training_args, model_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
@@ -126,8 +133,8 @@ def main() -> None:
         trainer.model = trainer.model.merge_and_unload()  # transformers reads no adapter that has whole modules
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if repository:
+        push_checkpoint(repository, training_args.output_dir)
 
 
 if __name__ == "__main__":

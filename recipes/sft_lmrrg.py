@@ -17,6 +17,7 @@ from typing import Literal
 from trl import ModelConfig, SFTConfig, get_peft_config
 
 from recipes.cli import check_hardware, parse, read_prompt, resume_from, run, save_run
+from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
@@ -38,6 +39,7 @@ class RecipeArguments:
         default="lexical", metadata={"help": "What labels the diseases: lexical, chexbert, chexbert:MODEL."}
     )
     lambda_disease: float = field(default=1.0, metadata={"help": "Weight of L_disease; 0: no labels, no head."})
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
 @dataclass
@@ -74,16 +76,19 @@ def main() -> None:
     ################
     # Dataset
     ################
-    prompt, data = read_prompt(args.prompt_file), {}
+    prompt, rows, data = read_prompt(args.prompt_file), {}, {}
     for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
-        rows = read_split(args.dataset, split, columns_of(prompt, args.views))
+        rows[split] = read_split(args.dataset, split, columns_of(prompt, args.views))
         if args.lambda_disease:
-            rows = with_labels(rows, args.dataset, load_labeler(args.labeler))
-            rows = rows.rename_column("labels", "disease_labels")
+            rows[split] = with_labels(rows[split], args.dataset, load_labeler(args.labeler))
+            rows[split] = rows[split].rename_column("labels", "disease_labels")
         keep = ("disease_labels",) if args.lambda_disease else ()
-        data[split] = to_samples(rows, prompt, args.views, completion="plain", keep=keep)
+        data[split] = to_samples(rows[split], prompt, args.views, completion="plain", keep=keep)
     if args.max_samples:
         data["train"] = data["train"].select(range(min(args.max_samples, len(data["train"]))))
+    starts = [model_args.model_name_or_path] if model_args.model_name_or_path else [parts.biomedclip, parts.decoder]
+    sources = sources_of(rows["train"], *starts, resume)
+    repository = claim(training_args, sources, args.public_because)
 
     ################
     # Model
@@ -113,8 +118,8 @@ def main() -> None:
         callbacks=[interrupt],
     )
     if clinical.clinical_samples:
-        trainer.add_callback(ClinicalEvaluation(trainer, clinical, rows, prompt, args.views))
-    save_run(training_args.output_dir, args, parts, clinical, training_args, model_args)
+        trainer.add_callback(ClinicalEvaluation(trainer, clinical, rows.get("validation"), prompt, args.views))
+    save_run(training_args.output_dir, args, parts, clinical, training_args, model_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
@@ -126,8 +131,8 @@ def main() -> None:
         trainer.model = trainer.model.merge_and_unload()  # transformers reads no adapter that has whole modules
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if repository:
+        push_checkpoint(repository, training_args.output_dir)
 
 
 if __name__ == "__main__":

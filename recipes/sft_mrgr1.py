@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from recipes.cli import check_hardware, check_model, parse, read_prompt, resume_from, run, save_run
+from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
@@ -38,6 +39,7 @@ class RecipeArguments:
     labeler: str = field(
         default="lexical", metadata={"help": "What names the findings in <think>: see grpo_mrgr1.py."}
     )
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
 def main() -> None:
@@ -50,14 +52,16 @@ def main() -> None:
     ################
     # Dataset
     ################
-    prompt, data = read_prompt(args.prompt_file), {}
+    prompt, rows, data = read_prompt(args.prompt_file), {}, {}
     for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
-        rows = read_split(args.dataset, split)
+        rows[split] = read_split(args.dataset, split)
         if args.target == "reasoning":
-            rows = with_labels(rows, args.dataset, load_labeler(args.labeler))
-        data[split] = to_samples(rows, prompt, args.views, completion=args.target)
+            rows[split] = with_labels(rows[split], args.dataset, load_labeler(args.labeler))
+        data[split] = to_samples(rows[split], prompt, args.views, completion=args.target)
     if args.max_samples:
         data["train"] = data["train"].select(range(min(args.max_samples, len(data["train"]))))
+    sources = sources_of(rows["train"], model_args.model_name_or_path, resume)
+    repository = claim(training_args, sources, args.public_because)
 
     ################
     # Model
@@ -87,8 +91,8 @@ def main() -> None:
         callbacks=[interrupt],
     )
     if clinical.clinical_samples:
-        trainer.add_callback(ClinicalEvaluation(trainer, clinical, rows, prompt, args.views))
-    save_run(training_args.output_dir, args, clinical, training_args, model_args)
+        trainer.add_callback(ClinicalEvaluation(trainer, clinical, rows.get("validation"), prompt, args.views))
+    save_run(training_args.output_dir, args, clinical, training_args, model_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
@@ -98,8 +102,8 @@ def main() -> None:
     ################
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if repository:
+        push_checkpoint(repository, training_args.output_dir)
 
 
 if __name__ == "__main__":

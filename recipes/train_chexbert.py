@@ -21,8 +21,9 @@ from transformers import AutoTokenizer, TrainingArguments
 from modeling import CheXbertModel
 from modeling.tiny import build_chexbert
 from recipes.cli import InputError, parse, report, resume_from, run, save_run
+from recipes.data.hub import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.labelled import find_evidence, mix, read_csv
-from recipes.data.openi import read_studies, text_columns
+from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
 from recipes.trainers.evidence import EvidenceCollator, EvidenceTrainer
 from recipes.trainers.interrupt import SaveOnInterrupt
@@ -40,6 +41,7 @@ class RecipeArguments:
     held_out: float = field(default=0.2, metadata={"help": "Share of the distinct reports that measures."})
     texts: int = field(default=80_000, metadata={"help": "Without --csv: texts to train on, reports and mixtures."})
     bar: float = field(default=0.95, metadata={"help": "Wanted micro-F1 of the 13 findings on held-out reports."})
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
 def main() -> None:
@@ -51,15 +53,18 @@ def main() -> None:
     ################
     teacher = LexicalLabeler()
     if args.csv:
-        labelled = read_csv(args.csv, args.text_column)
+        labelled, sources = read_csv(args.csv, args.text_column), [UNKNOWN]
     else:
         if args.dataset:
-            reports = read_split(args.dataset, "train", ("report",))["report"]
+            rows = read_split(args.dataset, "train", ("report",))
+            reports, sources = rows["report"], sources_of(rows)
         else:
             sections = [text_columns(study, "findings+impression", "plain") for study in read_studies()[0]]
-            reports = [each["report"] for each in sections if each["report"]]
+            reports, sources = [each["report"] for each in sections if each["report"]], [SOURCE]
         reports = list(dict.fromkeys(clean_text(text) for text in reports))
         labelled = dict(zip(reports, teacher(reports).tolist(), strict=True))
+    sources = sorted({*sources, *sources_of(None, args.model, resume)})
+    repository = claim(training_args, sources, args.public_because)
     rng = random.Random(training_args.seed)
     reports = rng.sample(list(labelled), len(labelled))
     size = round(args.held_out * len(reports))
@@ -99,7 +104,7 @@ def main() -> None:
         processing_class=tokenizer,
         callbacks=[interrupt],
     )
-    save_run(training_args.output_dir, args, training_args)
+    save_run(training_args.output_dir, args, training_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
@@ -115,6 +120,8 @@ def main() -> None:
         value = figures["micro"]["f1"]
         check = {"name": "micro-F1, 13 findings", "value": value, "bar": args.bar, "holds": value >= args.bar}
         report(training_args.output_dir, {"reports": len(held_out), "held_out": figures}, [check])
+    if repository:
+        push_checkpoint(repository, training_args.output_dir)
 
 
 if __name__ == "__main__":

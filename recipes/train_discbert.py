@@ -23,9 +23,10 @@ from transformers import BertTokenizer, DataCollatorWithPadding, Trainer, Traini
 
 from modeling.modeling_discbert import DiscBertModel
 from recipes.cli import InputError, parse, report, resume_from, run, save_run
+from recipes.data.hub import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.judged import build_discbert, measure, mix, print_scores, read_judgements, score_heads, write_sheet
 from recipes.data.judges import RuleJudge
-from recipes.data.openi import read_studies, text_columns
+from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards.chexbert import clean_text, encode
@@ -44,6 +45,7 @@ class RecipeArguments:
     eval_only: bool = field(default=False, metadata={"help": "Measure --model on --eval_file, train nothing."})
     export_annotation_sheet: int = field(default=0, metadata={"help": "Write a sheet of so many reports, and end."})
     bar: float = field(default=0.95, metadata={"help": "Wanted mean F1 of the four heads on held-out reports."})
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
 def main() -> None:
@@ -60,13 +62,14 @@ def main() -> None:
     ################
     teacher, rng = RuleJudge(), random.Random(training_args.seed)
     if args.judgements:
-        judged = read_judgements(args.judgements)
+        judged, sources = read_judgements(args.judgements), [UNKNOWN]
     else:
         if args.dataset:
-            reports = read_split(args.dataset, "train", ("report",))["report"]
+            rows = read_split(args.dataset, "train", ("report",))
+            reports, sources = rows["report"], sources_of(rows)
         else:
             sections = [text_columns(study, "findings+impression", "plain") for study in read_studies()[0]]
-            reports = [each["report"] for each in sections if each["report"]]
+            reports, sources = [each["report"] for each in sections if each["report"]], [SOURCE]
         reports = list(dict.fromkeys(clean_text(text) for text in reports))
         judged = dict(zip(reports, teacher(reports).tolist(), strict=True))
     for text in by_hand:
@@ -80,6 +83,8 @@ def main() -> None:
         file = f"{out}/annotation_sheet.csv"
         written = write_sheet(held_out, args.export_annotation_sheet, teacher, file, rng)
         return print(f"{file}: {written} reports, to be labelled with 0 and 1 in each of the four columns")
+    sources = sorted({*sources, *sources_of(None, args.model, resume)})
+    repository = claim(training_args, sources, args.public_because)
     texts = reports if args.judgements else mix(reports, args.texts, teacher, rng)
     labels = [judged[text] for text in texts] if args.judgements else teacher(texts).tolist()
 
@@ -114,7 +119,7 @@ def main() -> None:
         processing_class=tokenizer,
         callbacks=[interrupt],
     )
-    save_run(out, args, training_args)
+    save_run(out, args, training_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
@@ -132,6 +137,8 @@ def main() -> None:
         value = figures["held_out"]["mean"]["f1"]
         check = {"name": "mean F1 of four heads", "value": value, "bar": args.bar, "holds": value >= args.bar}
         report(out, {"reports": len(held_out), "teacher": args.judgements or teacher.name, **figures}, [check])
+    if repository:
+        push_checkpoint(repository, out)
 
 
 if __name__ == "__main__":

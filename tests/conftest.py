@@ -97,10 +97,14 @@ from transformers import AutoModel
 
 @pytest.fixture
 def run_without_project(tmp_path):
-    """Runs a script in a process in `tmp_path` that has `AutoModel` and `torch` and cannot find the project."""
+    """Runs a script in a process in `tmp_path` that has `AutoModel` and `torch` and cannot find the project.
 
-    def run(script: str) -> None:
-        environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    Offline, unless an `environment` says otherwise.
+    """
+
+    def run(script: str, **environment: str) -> None:
+        defaults = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+        environment = defaults | environment
         command = [sys.executable, "-I", "-c", FOREIGN + script]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -604,28 +604,3 @@ def join_shards(files: list[Path], out: Path) -> tuple[int, list[dict]]:
             for group in range(shard.num_row_groups):
                 writer.write_table(shard.read_row_group(group))
     return rows, notes
-
-
-# --- the Hub -----------------------------------------------------------------------------------------------------
-
-
-def push(folder: Path, repository: str, public_because: str | None) -> None:
-    """Uploads a built folder to the Hub, private; public only where `public_because` says why that is allowed.
-
-    Raises InputError where the repository is public already and no reason is given.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    api = HfApi()
-    try:
-        api.create_repo(repository, repo_type="dataset", private=not public_because, exist_ok=True)
-        if not public_because and not api.dataset_info(repository).private:
-            raise InputError(
-                f"--push_to_hub: {repository} is public, and MIMIC-CXR's licence forbids to share what is made of it: "
-                "make it private, or say with --public_because why this data set may be public"
-            )
-        api.upload_folder(folder_path=folder, repo_id=repository, repo_type="dataset", ignore_patterns=[".cache/*"])
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(f"--push_to_hub {repository}: {error}; the data set itself is finished") from error
-    print(f"{repository}: {'public: ' + public_because if public_because else 'private'}")

@@ -70,7 +70,11 @@ def read_build(path: str | Path) -> dict:
 
 
 def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images")) -> DatasetDict:
-    """Loads a built folder (or a Hub id) and checks that it has `columns`; raises InputError with the fix."""
+    """Loads a built folder, or a Hub id, and checks that it has `columns`; raises InputError with the fix.
+
+    `NAME/x:sn` is the config sn of the Hub's NAME/x.
+    """
+    name, _, config = path.partition(":")
     if Path(path).is_dir():
         files = {split: str(Path(path) / f"{split}.parquet") for split in SPLITS}
         files = {split: file for split, file in files.items() if Path(file).is_file()}
@@ -83,11 +87,11 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images")) -> 
             dataset = load_dataset("parquet", data_files=files, cache_dir=str(Path(path) / ".cache"))
         except (ArrowInvalid, DatasetGenerationError) as error:
             raise InputError(f"{path}: train.parquet or another split is damaged; build the data set again") from error
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
+    elif path.startswith((".", "/", "~")) or name.count("/") != 1:
         raise InputError(f"there is no data set at {path}; {HOW_TO_BUILD}")
     else:
         try:
-            dataset = load_dataset(path)
+            dataset = load_dataset(name, config or None)
         except (OSError, ValueError) as error:  # no such folder and not on the Hub, or the Hub is out of reach
             raise InputError(f"{path} is no local folder and could not be loaded from the Hub: {error}") from error
     for split, rows in dataset.items():

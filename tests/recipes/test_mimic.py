@@ -16,7 +16,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from huggingface_hub.utils import filter_repo_objects
 from make_mimic_tree import make_tree, write_dicom
 from PIL import Image
 
@@ -652,43 +651,11 @@ def test_a_full_disk_keeps_the_earlier_build(tmp_path, build, monkeypatch):
     assert digests(tmp_path / "out") == before and not list((tmp_path / ".out.parts").iterdir())
 
 
-# --- the Hub -----------------------------------------------------------------------------------------------------
-
-
-class Hub:
-    """Stands for HfApi and remembers what was asked of it."""
-
-    private, calls = True, []
-
-    def create_repo(self, repository, **arguments):
-        self.calls.append(("create", repository, arguments["private"]))
-
-    def dataset_info(self, repository):
-        return SimpleNamespace(private=self.private)
-
-    def upload_folder(self, folder_path, repo_id, repo_type, ignore_patterns):
-        files = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
-        self.calls.append(("upload", repo_id, list(filter_repo_objects(files, ignore_patterns=ignore_patterns))))
-
-
-@pytest.mark.parametrize(
-    ("there", "reason", "calls"),
-    [
-        ("private", None, [("create", "me/mimic", True), ("upload", "me/mimic", ["train.parquet"])]),
-        ("public", None, None),  # an earlier, public repository of that name
-        ("public", "invented text", [("create", "me/mimic", False), ("upload", "me/mimic", ["train.parquet"])]),
-    ],
-)
-def test_pushes_are_private_unless_a_reason_is_given(tmp_path, monkeypatch, there, reason, calls):
-    (tmp_path / "train.parquet").touch()
-    (tmp_path / ".cache" / "parquet").mkdir(parents=True)
-    (tmp_path / ".cache" / "parquet" / "x.arrow").touch()  # what reading the data set left there
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    monkeypatch.setattr(Hub, "calls", [])
-    monkeypatch.setattr(Hub, "private", there == "private")
-    if calls is None:
-        with pytest.raises(InputError, match=r"me/mimic is public.*--public_because"):
-            mimic.push(tmp_path, "me/mimic", reason)
-    else:
-        mimic.push(tmp_path, "me/mimic", reason)
-        assert Hub.calls == calls
+@pytest.mark.parametrize("reason", [None, "invented text"])
+def test_a_build_that_is_pushed(tmp_path, build, monkeypatch, reason):
+    """tests/recipes/test_hub.py has what `push_dataset` does."""
+    calls = []
+    monkeypatch.setattr(build_mimic_cxr, "push_dataset", lambda *given: calls.append(given))
+    arguments = ["--push_to_hub", "me/mimic", *(["--public_because", reason] if reason else [])]
+    built = build(write_tree(tmp_path / "mimic"), *arguments)
+    assert calls == [(built.out, "me/mimic", reason)]

@@ -1,0 +1,690 @@
+"""Pushes to a Hub on this machine (tests/hub_server.py) with the real client: who may see what, faults, downloads."""
+
+import ast
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from hub_server import CUT, LOST, TOKEN, Repository, serve
+
+from recipes import push_checkpoint, push_dataset, sft_mrgr1
+from recipes.cli import InputError, save_run
+from recipes.data.dataset_repository import find_configs
+from recipes.data.hub import (
+    CHECKPOINT,
+    check_allowed,
+    claim,
+    files_of,
+    open_repository,
+    push_files,
+    read_sources,
+    sources_of,
+)
+from recipes.data.schema import write_dataset
+from rewards.discbert import CATEGORIES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The server, with the client of this process logged in, online and without waiting between its retries."""
+    constants = huggingface_hub.constants
+    with serve() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+WEIGHTS = ("a.safetensors", "b.safetensors", "c.safetensors")
+
+
+def checkpoint(folder: Path, text: str = "") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"text": text}))
+    for name in WEIGHTS:
+        (folder / name).write_text(f"{name} {text}")
+    return folder
+
+
+def push(folder: Path, name: str = "me/x", sources=("phantom",), public=False, because=None) -> str:
+    repository = open_repository(name, "model", sources, public, because)
+    return push_files(repository, files_of(folder, CHECKPOINT), CHECKPOINT, "test")
+
+
+# --- what goes up ----------------------------------------------------------------------------------------------------
+
+
+def test_a_push_is_private_one_commit_and_no_pickle(hub, tmp_path):
+    folder = checkpoint(tmp_path / "x")
+    for name in (
+        "training_args.bin",  # transformers' own push uploads it, a pickle
+        "pytorch_model.bin",  # weights as a pickle
+        "optimizer.pt",
+        "rng_state.pth",
+        "labels.pkl",
+        "predictions.json",  # reports
+        "completions.parquet",  # GRPO's log, reports
+        ".env",
+        "checkpoint-5/model.safetensors",
+        "checkpoint-5/tokenizer.json",
+        "checkpoint-5/optimizer.pt",
+        "runs/events.out.tfevents",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    push(folder)
+    repository = hub.repositories["model", "me/x"]
+    assert repository.private and len(repository.versions) == 2
+    assert set(repository.files) == {".gitattributes", "config.json", *WEIGHTS}
+
+
+def test_what_an_earlier_push_left_goes(hub, tmp_path):
+    folder = checkpoint(tmp_path / "x")
+    push(folder)
+    repository = hub.repositories["model", "me/x"]
+    repository.commit(repository.files | {"figure.png": b"mine", "notes/config.json": b"mine"})
+    (folder / "c.safetensors").unlink()
+    push(folder)
+    assert set(repository.files) == {
+        *(".gitattributes", "config.json", "a.safetensors", "b.safetensors"),
+        *("figure.png", "notes/config.json"),  # not of a checkpoint's files: the owner's
+    }
+
+
+def test_a_push_of_the_same_files_is_no_commit(hub, tmp_path):
+    folder = checkpoint(tmp_path / "x")
+    push(folder)
+    push(folder)
+    assert len(hub.repositories["model", "me/x"].versions) == 2
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def on(method: str, place: str, reply):
+    """`reply` to each request of this method whose path holds `place`, as a function of the server."""
+    return lambda server: lambda asked, path, before: reply if asked == method and place in path else None
+
+
+def third_upload(reply):
+    """`reply` to the third file that goes up, and to each further try of it."""
+
+    def make(server):
+        start = len(server.asked)
+
+        def fault(method, path, before):
+            puts = list(dict.fromkeys(line for line in before[start:] if line.startswith("PUT ")))
+            line = f"{method} {path}"
+            return reply if method == "PUT" and (puts.index(line) if line in puts else len(puts)) == 2 else None
+
+        return fault
+
+    return make
+
+
+def somebody_commits(server):
+    def fault(method, path, before):
+        if "/preupload/" in path:
+            repository = server.repositories["model", "me/x"]
+            repository.commit(repository.files | {"theirs.txt": b""})
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda server: lambda *asked: 401, "does not know you: log in with `hf auth login`"),  # a token that expired
+        (on("POST", "/commit/", 401), "does not know you"),  # ... while the files went up
+        (on("POST", "/commit/", 403), "may not write there: take one with write access to me"),  # a read token
+        (on("POST", "/preupload/", 403), "may not write there"),
+        (on("POST", "/commit/", 409), "a conflict .*another push is under way"),
+        (on("POST", "/commit/", 500), "status 500"),
+        (third_upload(500), "status 500"),  # two of three files are up; the client tries six times
+        (third_upload(CUT), "the connection to the Hub failed"),
+        (on("PUT", "/lfs/", 403), "may not write there"),  # an address that ran out
+        (on("POST", "/objects/batch", CUT), "the connection to the Hub failed"),
+        (on("POST", "/commit/", CUT), "the connection to the Hub failed"),
+        (on("GET", "/api/models/me/x", CUT), "the connection to the Hub failed"),
+        (somebody_commits, "somebody changed the repository while this push was under way"),  # status 412
+    ],
+)
+def test_faults(hub, tmp_path, fault, said):
+    push(checkpoint(tmp_path / "x", "old"))
+    repository = hub.repositories["model", "me/x"]
+    before = dict(repository.files)
+    checkpoint(tmp_path / "x", "new")
+    hub.fault = fault(hub)
+    with pytest.raises(InputError, match=f"^me/x: .*{said}") as raised:
+        push(tmp_path / "x")
+    assert "\n" not in str(raised.value) and TOKEN not in str(raised.value)
+    assert {path: text for path, text in repository.files.items() if path != "theirs.txt"} == before
+    assert repository.private
+    hub.fault = lambda *asked: None
+    push(tmp_path / "x")
+    assert all(repository.files[name].endswith(b"new") for name in WEIGHTS)
+
+
+def test_files_that_are_up_are_not_sent_again(hub, tmp_path):
+    checkpoint(tmp_path / "x")
+    hub.fault = on("POST", "/commit/", 500)(hub)
+    with pytest.raises(InputError):
+        push(tmp_path / "x")
+    hub.fault = lambda *asked: None
+    sent = sum(line.startswith("PUT ") for line in hub.asked)
+    push(tmp_path / "x")
+    assert sent == sum(line.startswith("PUT ") for line in hub.asked) == 3
+
+
+def test_an_answer_that_is_lost(hub, tmp_path):
+    """The commit was made: all is visible at once, and the second run finds nothing to do."""
+    checkpoint(tmp_path / "x")
+    hub.fault = on("POST", "/commit/", LOST)(hub)
+    with pytest.raises(
+        InputError, match=r"the connection to the Hub failed.*; nothing half-pushed is visible; the same"
+    ):
+        push(tmp_path / "x")
+    hub.fault = lambda *asked: None
+    push(tmp_path / "x")
+    repository = hub.repositories["model", "me/x"]
+    assert len(repository.versions) == 2 and set(repository.files) >= set(WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("other/x", "may not write there: take one with write access to other"),  # somebody else's
+        ("a b", "that is no name of a repository"),
+        ("me/x/y", "that is no name of a repository"),
+        ("", "that is no name of a repository"),
+    ],
+)
+def test_names(hub, tmp_path, name, said):
+    with pytest.raises(InputError, match=said) as raised:
+        push(checkpoint(tmp_path / "x"), name)
+    assert "\n" not in str(raised.value) and not hub.repositories
+
+
+def test_nobody_is_logged_in(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    with pytest.raises(InputError, match="does not know you"):
+        push(checkpoint(tmp_path / "x"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set: unset it to push; nothing was pushed"):
+        push(tmp_path / "x")
+    assert not hub.repositories
+
+
+def test_no_server(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"^me/x: the connection to the Hub failed .*; nothing was pushed$"):
+        push(checkpoint(tmp_path / "x"))
+
+
+# --- the guard -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "sources", "because", "said"),
+    [
+        ("model", ["phantom"], None, None),  # synthetic
+        ("model", ["openi"], None, None),  # a model is no copy of the text
+        ("model", ["mimic-cxr", "phantom"], None, "mimic-cxr: push it private"),
+        ("model", ["mimic-rg4"], None, "mimic-rg4: push it private"),
+        ("model", ["mimic-cxr"], "invented text", None),
+        ("model", ["unknown"], None, "is not known"),
+        ("dataset", ["phantom"], None, None),
+        ("dataset", ["mimic-cxr"], None, "mimic-cxr: push it private"),
+        ("dataset", ["mimic-cxr"], "invented text", None),
+        ("dataset", ["openi"], None, "CC BY-NC-ND"),
+        ("dataset", ["openi", "phantom"], "I want to", "never published"),  # no reason is enough
+    ],
+)
+def test_what_may_be_public(hub, tmp_path, kind, sources, because, said):
+    check_allowed("me/x", kind, sources, False, because)  # private may always be
+    if said is None:
+        open_repository("me/x", kind, sources, True, because)
+        assert not hub.repositories[kind, "me/x"].private
+    else:
+        with pytest.raises(InputError, match=f"^me/x.*{said}"):
+            open_repository("me/x", kind, sources, True, because)
+        assert not hub.asked  # refused before anything leaves the machine
+
+
+@pytest.mark.parametrize("sources", [["mimic-cxr"], ["phantom"], ["unknown"]])
+def test_a_repository_that_is_public_already(hub, tmp_path, sources):
+    hub.repositories["model", "me/x"] = Repository(private=False)
+    with pytest.raises(
+        InputError, match=f"^me/x is public, and would hold what is made of {sources[0]}.*public_because"
+    ):
+        push(checkpoint(tmp_path / "x"), sources=sources)
+    assert not hub.blobs and len(hub.repositories["model", "me/x"].versions) == 1
+    push(tmp_path / "x", sources=sources, public=True, because="invented text")
+    assert len(hub.repositories["model", "me/x"].versions) == 2
+
+
+def test_a_repository_that_became_public_while_the_model_was_trained(hub, tmp_path):
+    repository = open_repository("me/x", "model", ["mimic-cxr"])
+    hub.repositories["model", "me/x"].private = False
+    with pytest.raises(InputError, match="me/x is public"):
+        push_files(repository, files_of(checkpoint(tmp_path / "x"), CHECKPOINT), CHECKPOINT, "test")
+    assert not hub.blobs
+
+
+def test_openi_in_a_public_repository_is_offered_no_way_out(hub):
+    hub.repositories["dataset", "me/x"] = Repository(private=False)
+    with pytest.raises(InputError, match=r"make it private in its settings on the Hub$"):
+        open_repository("me/x", "dataset", ["openi"])
+
+
+def run_config(folder: Path, **values) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "run_config.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_sources_follow_a_model_from_run_to_run(tmp_path):
+    rows = Dataset.from_dict({"source": ["phantom", "phantom"]})
+    mimic = run_config(tmp_path / "mimic", sources=["mimic-cxr"])
+    (mimic / "checkpoint-5").mkdir()
+    old = run_config(tmp_path / "old", commit="abc")  # of before sources were noted
+    (tmp_path / "bare").mkdir()
+    cases = [
+        ((rows, None), ["phantom"]),
+        ((rows, str(mimic)), ["mimic-cxr", "phantom"]),
+        ((rows, str(mimic / "checkpoint-5")), ["mimic-cxr", "phantom"]),  # its run_config.json lies above it
+        ((rows, str(old)), ["phantom", "unknown"]),
+        ((rows, str(tmp_path / "bare")), ["phantom", "unknown"]),  # weights of a folder that tells nothing
+        ((Dataset.from_dict({"source": ["openi", None]}),), ["openi", "unknown"]),
+        ((Dataset.from_dict({"report": ["x"]}),), ["unknown"]),  # somebody else's data set
+        ((None, None), []),
+        ((None, "me/not-in-the-cache"), ["unknown"]),  # offline: nobody can tell
+    ]
+    for arguments, found in cases:
+        assert sources_of(*arguments) == found
+    save_run(tmp_path / "child", sources=sources_of(rows, str(mimic)))
+    assert sources_of(rows, str(tmp_path / "child")) == ["mimic-cxr", "phantom"]  # and so its descendants
+
+
+def test_sources_of_a_model_on_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    push(run_config(checkpoint(tmp_path / "x").parent / "y", sources=["mimic-cxr"]), "me/mimic")
+    push(tmp_path / "x", "me/base")
+    assert sources_of(None, "me/mimic") == ["mimic-cxr"]
+    assert sources_of(None, "me/base") == []  # a published model without a run_config.json
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert sources_of(None, "me/mimic", "me/base") == ["mimic-cxr"]  # both were seen
+    assert sources_of(None, "me/other") == ["unknown"]
+
+
+def training(tmp_path, **values) -> SimpleNamespace:
+    defaults = {"push_to_hub": True, "hub_strategy": "every_save", "hub_model_id": None, "hub_private_repo": None}
+    more = {"output_dir": str(tmp_path / "run"), "process_index": 0, "hub_token": None}
+    return SimpleNamespace(**(defaults | more | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "sources", "because", "private"),
+    [
+        ({}, ["phantom"], None, True),  # transformers' None would leave it to the organisation
+        ({"hub_private_repo": True}, ["mimic-cxr"], None, True),
+        ({"hub_private_repo": False}, ["phantom"], None, False),
+        ({"hub_private_repo": False}, ["mimic-cxr"], "invented", False),
+        ({"hub_private_repo": True}, ["mimic-cxr"], "invented", False),  # the YAML says true, the command line why not
+    ],
+)
+def test_claims(hub, tmp_path, values, sources, because, private):
+    args = training(tmp_path, **values)
+    repository = claim(args, sources, because)
+    assert repository.name == "me/run" and hub.repositories["model", "me/run"].private is private
+    assert args.push_to_hub is False  # or Trainer would push its pickles by itself
+
+
+def test_claims_that_are_refused_or_none(hub, tmp_path):
+    with pytest.raises(InputError, match="run would be public"):
+        claim(training(tmp_path, hub_private_repo=False), ["mimic-cxr"], None)
+    with pytest.raises(InputError, match="would be public"):
+        claim(training(tmp_path, hub_private_repo=False, process_index=1), ["mimic-cxr"], None)  # on every process
+    with pytest.raises(InputError, match="--public_because is about a push: add --push_to_hub"):
+        claim(training(tmp_path, push_to_hub=False), ["phantom"], "why not")
+    assert claim(training(tmp_path, push_to_hub=False), ["mimic-cxr"], None) is None
+    assert claim(training(tmp_path, process_index=1), ["mimic-cxr"], None) is None  # one process asks the Hub
+    assert not hub.asked
+
+
+def test_run_config_keeps_no_token_and_tells_what_was_changed(tmp_path):
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(str(tmp_path / "run"), hub_token=TOKEN, learning_rate=0.5, use_cpu=True)
+    save_run(tmp_path, arguments, sources=["phantom"])
+    text = (tmp_path / "run_config.json").read_text()
+    assert TOKEN not in text and read_sources(tmp_path / "run_config.json") == ["phantom"]
+    changed = json.loads(text)["changed"]
+    assert changed["learning_rate"] == 0.5 and "weight_decay" not in changed and "hub_token" not in changed
+
+
+TRAINING = ("grpo_mrgr1", "sft_mrgr1", "sft_llmrg4", "sft_lmrrg", "ppo_lmrrg", "train_chexbert", "train_discbert")
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_every_recipe_claims_before_the_trainer_and_notes_its_sources(script):
+    calls = [
+        node for node in ast.walk(ast.parse((ROOT / f"recipes/{script}.py").read_text())) if type(node) is ast.Call
+    ]
+    calls.sort(key=lambda call: call.lineno)
+    names = [call.func.id if type(call.func) is ast.Name else getattr(call.func, "attr", "") for call in calls]
+    trainer = next(i for i, name in enumerate(names) if name.endswith("Trainer"))
+    assert names.index("claim") < trainer < names.index("push_checkpoint")
+    assert "push_to_hub" not in names  # the trainer's own
+    noted = calls[names.index("save_run")].keywords
+    assert [(word.arg, word.value.id) for word in noted] == [("sources", "sources")]
+
+
+# --- the recipes -----------------------------------------------------------------------------------------------------
+
+
+def words(arguments: dict) -> list[str]:
+    return [str(word) for name, value in arguments.items() for word in (f"--{name}", value)]
+
+
+def test_a_lora_run_and_its_merged_weights(hub, tiny, phantom, tmp_path, call, monkeypatch):
+    from transformers import AutoModelForImageTextToText
+
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
+    out = tmp_path / "run"
+    arguments = {
+        "config": ROOT / "recipes/configs/mrgr1/sft_phantom.yaml",
+        "model_name_or_path": tiny,
+        "dataset": phantom,
+        "output_dir": out,
+        "per_device_train_batch_size": 4,
+        "max_steps": 1,
+        "warmup_steps": 0,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "disable_tqdm": "true",
+        "use_peft": "true",
+        "learning_rate": 0.5,
+        "push_to_hub": "true",
+        "hub_model_id": "me/lora",
+        "hub_token": TOKEN,
+    }
+    monkeypatch.setenv("HF_TOKEN", "hf_another")  # the argument wins
+    call(sft_mrgr1.main, *words(arguments), "--lora_target_modules", "q_proj", "v_proj")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    repository = hub.repositories["model", "me/lora"]
+    assert repository.private and len(repository.versions) == 2
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "run_config.json"} <= set(
+        repository.files
+    )
+    assert {"processor_config.json", "preprocessor_config.json"} & set(repository.files)
+    assert not [path for path in repository.files if re.search(r"\.(bin|pt|pth|pkl)$|checkpoint-", path)]
+    assert (out / "training_args.bin").is_file()  # it is there, and stays there
+    assert TOKEN.encode() not in b"".join(repository.files.values())
+    card = repository.files["README.md"].decode()
+    for said in (
+        "Research use, not for clinical use",
+        "phantom (CC0-1.0)",
+        "unknown (licence not known)",  # the tiny base model does not tell
+        "max_steps: 1",  # the run's YAML
+        'from_pretrained("me/lora")',
+        "LoRA adapter",
+    ):
+        assert said in card
+
+    call(push_checkpoint.main, "--model", out, "--repo", "me/merged", "--merge")
+    merged = hub.repositories["model", "me/merged"]
+    assert merged.private and "model.safetensors" in merged.files and "adapter_config.json" not in merged.files
+    assert "LoRA adapter" not in merged.files["README.md"].decode()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        adapted, whole, base = (
+            AutoModelForImageTextToText.from_pretrained(folder)(input_ids=ids).logits
+            for folder in (out, f"{out}_merged", tiny)
+        )
+    torch.testing.assert_close(adapted, whole, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(adapted, base, atol=1e-2)  # one step of 0.5 shows
+
+    with pytest.raises(InputError, match=r"me/merged would be public.*not known"):
+        open_repository("me/merged", "model", sources_of(None, f"{out}_merged"), True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"model": "absent"}, "there is no such folder"),
+        ({"model": "bare", "merge": "true"}, "bare is no LoRA adapter"),
+        ({"model": "bare"}, "bare holds no checkpoint"),
+    ],
+)
+def test_push_checkpoint_says_what_is_wrong(hub, tmp_path, call, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(InputError, match=said):
+        call(push_checkpoint.main, *words(arguments | {"repo": "me/x"}))
+
+
+def test_the_card_with_figures_stays(hub, tmp_path, call):
+    folder = checkpoint(tmp_path / "x")
+    for text in ("tags: [generated-by-evaluate]\nmicro-F1 0.7", "a card of my own"):
+        (folder / "README.md").write_text(text)
+        call(push_checkpoint.main, "--model", folder, "--repo", "me/x")
+        assert hub.repositories["model", "me/x"].files["README.md"].decode() == text
+    (folder / "README.md").write_text("[More Information Needed]")  # PEFT's empty form
+    call(push_checkpoint.main, "--model", folder, "--repo", "me/x")
+    assert "not for clinical use" in hub.repositories["model", "me/x"].files["README.md"].decode()
+
+
+# --- data sets -------------------------------------------------------------------------------------------------------
+
+
+def row(study: str, scenario: str, source: str = "phantom", spans=None) -> dict:
+    labels = [0] * 14
+    texts = {"findings": f"Clear, {study}.", "report": f"Clear, {study}.", "key_spans": spans}
+    ids = {"study_id": study, "subject_id": study, "scenario": scenario, "images": [], "views": []}
+    return {**ids, **texts, "labels": labels, "source": source, "license": "CC0-1.0"}
+
+
+def scenarios(folder: Path, source: str = "phantom") -> Path:
+    """As recipes/build_mimic_rg4.py writes it, weighed in part: sn (2 and 1 rows), mw (1), judged reports."""
+    folder.mkdir()
+    build = {"labeler": "lexical", "judge": "rule", "dataset": "/home/somebody/mimic"}
+    sn = {
+        "train": lambda: iter([row("1", "sn", source, [[0, 5]]), row("2", "sn", source)]),
+        "test": lambda: iter([row("3", "sn", source, [])]),
+    }
+    write_dataset(sn, folder / "sn", build)
+    write_dataset({"train": lambda: iter([row("1", "mw", source, [[7, 8]])])}, folder / "mw", build)
+    (folder / "build.json").write_text(json.dumps(build))
+    (folder / "discarded.csv").write_text("study_id\n4\n")
+    history = json.dumps([[{"findings": "A! Unchanged.", "impression": ""}, ["prior_comparison"]]])
+    Dataset.from_list([{"scenario": "sn", "history": history}]).to_parquet(folder / "provenance.parquet")
+    return folder
+
+
+def test_a_data_set_of_scenarios(hub, tmp_path, call, run_without_project):
+    folder = scenarios(tmp_path / "rg4")
+    call(push_dataset.main, "--dataset", folder, "--repo", "me/rg4")
+    repository = hub.repositories["dataset", "me/rg4"]
+    assert repository.private and len(repository.versions) == 2
+    assert set(repository.files) - {".gitattributes"} == {
+        *("README.md", "sn/train.parquet", "sn/test.parquet", "mw/train.parquet"),
+        *("tlw/train.parquet", "tlw/test.parquet", "discbert/train.parquet"),
+    }  # no provenance, no discarded.csv, no build.json
+    assert repository.files["sn/train.parquet"] == (folder / "sn/train.parquet").read_bytes()
+    text = repository.files["README.md"].decode()
+    head = yaml.safe_load(text.split("---")[1])
+    assert [config["config_name"] for config in head["configs"]] == ["sn", "mw", "tlw", "discbert"]
+    assert head["license"] == "cc0-1.0"
+    for said in (
+        "not for clinical use",
+        "- source: `phantom`",
+        "- licence: CC0-1.0",
+        "not medical data",
+        "| sn | train | 2 |",
+        "| tlw | train | 2 |",  # study 1 in both scenarios; study 2 has no spans, which is not the same as none found
+        "| `labels` | list of int8 | sn, mw |",
+        "| `images` | list of image | sn, mw |",
+        "| `key_spans` | list of list of int32 | sn, mw, tlw |",
+        "- judge: `rule`",
+    ):
+        assert said in text
+    assert "somebody" not in text
+    run_without_project(
+        f"CATEGORIES = {CATEGORIES}"
+        + """
+from datasets import load_dataset
+sn = load_dataset("me/rg4", "sn")
+assert {split: len(rows) for split, rows in sn.items()} == {"train": 2, "test": 1}
+assert sn["train"]["report"][:] == ["Clear, 1.", "Clear, 2."] and sn["train"].features["images"].feature.decode
+tlw = load_dataset("me/rg4", "tlw", split="train")
+assert tlw["key_spans"][:] == [[[0, 5]], [[7, 8]]] and tlw["scenario"][:] == ["sn", "mw"]
+(judged,) = load_dataset("me/rg4", "discbert", split="train")
+assert judged["report"] == "A! Unchanged." and [judged[name] for name in CATEGORIES] == [1, 0, 0, 0]
+""",
+        HF_ENDPOINT=hub.url,
+        HF_HUB_OFFLINE="0",
+        HF_TOKEN=TOKEN,
+        HF_HUB_DISABLE_XET="1",
+    )
+
+
+def test_a_plain_data_set(hub, phantom, call):
+    call(push_dataset.main, "--dataset", phantom, "--repo", "phantom", "--public_because", "synthetic")
+    repository = hub.repositories["dataset", "me/phantom"]
+    assert not repository.private
+    files = {"README.md", "train.parquet", "validation.parquet", "test.parquet"}
+    assert set(repository.files) - {".gitattributes"} == files
+    head = yaml.safe_load(repository.files["README.md"].decode().split("---")[1])
+    assert [config["config_name"] for config in head["configs"]] == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("source", "because", "said"),
+    [
+        ("mimic-rg4", None, "MIMIC-CXR is credentialed"),  # private: a notice
+        ("mimic-rg4", "invented text", None),
+        ("openi", None, "CC BY-NC-ND 4.0: keep the repository private"),  # private: a notice
+        ("openi", "I want to", InputError),
+        (None, None, None),
+    ],
+)
+def test_whose_data(hub, tmp_path, call, capsys, source, because, said):
+    folder = scenarios(tmp_path / "rg4", source)
+    arguments = ["--dataset", folder, "--repo", "me/x", *(["--public_because", because] if because else [])]
+    if said is InputError:
+        with pytest.raises(InputError, match="never published"):
+            call(push_dataset.main, *arguments)
+        assert not hub.asked
+        return
+    call(push_dataset.main, *arguments)
+    assert hub.repositories["dataset", "me/x"].private is not bool(because)
+    assert (said or "me/x") in capsys.readouterr().out
+
+
+def test_judgements_of_elsewhere_are_of_unknown_source(hub, tmp_path, phantom, call):
+    file = tmp_path / "judged.csv"
+    file.write_text(f"report,{','.join(CATEGORIES)}\nclear,0,0,0,0\n")
+    arguments = ("--dataset", phantom, "--repo", "me/x", "--judgements", file)
+    call(push_dataset.main, *arguments)
+    assert "discbert/train.parquet" in hub.repositories["dataset", "me/x"].files
+    hub.repositories["dataset", "me/x"].private = False
+    with pytest.raises(InputError, match="would hold what is made of phantom, unknown"):
+        call(push_dataset.main, *arguments)
+
+
+def test_a_damaged_or_absent_data_set(tmp_path):
+    with pytest.raises(InputError, match=r"holds no train\.parquet and no folder of a scenario"):
+        find_configs(tmp_path, None, tmp_path)
+    (tmp_path / "train.parquet").write_text("x")
+    with pytest.raises(InputError, match=r"train\.parquet is damaged"):
+        find_configs(tmp_path, None, tmp_path)
+
+
+# --- downloads -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_models_of_the_hub_need_no_project(hub, tmp_path, run_without_project):
+    """Each model saved, pushed, downloaded by a process that cannot find the project, and run: equal logits."""
+    from radgraph_models import save_tiny
+    from transformers import set_seed
+
+    from modeling import RadGraphModel
+    from modeling.tiny import build_chexbert
+    from modeling.tiny_llmrg4 import build_llmrg4
+    from modeling.tiny_lmrrg import build_lmrrg
+    from recipes.data.judged import build_discbert
+
+    set_seed(0)
+    texts = ["The heart is normal in size. No effusion.", "Left pleural effusion. Mild edema. Describe."] * 3
+    save_tiny(tmp_path / "radgraph", texts)
+    made = {
+        "llmrg4": build_llmrg4(texts, vocab_size=400, num_visual_tokens=8),
+        "lmrrg": build_lmrrg(texts, vocab_size=400),
+        "chexbert": build_chexbert(texts),
+        "discbert": build_discbert(texts),
+    }
+    ids = torch.tensor([[2, 5, 6, 7, 3]])
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    words = {"word_ids": torch.tensor([[-1, 0, 1, 1, -1]]), "word_counts": torch.tensor([2])}
+    made["radgraph"] = (RadGraphModel.from_pretrained(tmp_path / "radgraph"), None)
+    expected = {}
+    for name, (model, processor) in made.items():
+        model.eval().save_pretrained(tmp_path / name)
+        expected[name] = {"inputs": text | (words if name == "radgraph" else {}), "state": model.state_dict()}
+        if processor:
+            processor.save_pretrained(tmp_path / name)
+        if name in ("llmrg4", "lmrrg"):
+            image = [[torch.randint(0, 255, (70, 60, 3), dtype=torch.uint8).numpy()]]
+            inputs = processor(images=image, text=["<image>Describe."], return_tensors="pt")
+            expected[name] |= {"image": image, "inputs": dict(inputs)}
+        output = model(**expected[name]["inputs"])
+        names = output if name == "radgraph" else ["logits"]
+        expected[name]["output"] = {key: output[key] for key in names if torch.is_tensor(output[key])}
+    torch.save(expected, tmp_path / "expected.pt")
+    for name in expected:
+        saved = {
+            path.relative_to(tmp_path / name).as_posix() for path in (tmp_path / name).rglob("*") if path.is_file()
+        }
+        push(tmp_path / name, f"me/{name}")
+        assert saved == set(hub.repositories["model", f"me/{name}"].files) - {".gitattributes"}  # nothing was left out
+    run_without_project(
+        f"torch.set_num_threads({torch.get_num_threads()})  # or sums differ in their last digit"
+        + """
+from transformers import AutoModelForImageTextToText, AutoProcessor
+expected = torch.load("expected.pt", weights_only=False)
+torch.set_grad_enabled(False)
+for name, known in expected.items():
+    auto = AutoModelForImageTextToText if "image" in known else AutoModel
+    model = auto.from_pretrained("me/" + name, trust_remote_code=True).eval()
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in known["state"].items())
+    inputs = known["inputs"]
+    if "image" in known:
+        processor = AutoProcessor.from_pretrained("me/" + name, trust_remote_code=True)
+        inputs = processor(images=known["image"], text=["<image>Describe."], return_tensors="pt")
+        assert set(inputs) == set(known["inputs"])
+        assert all(torch.equal(inputs[key], value) for key, value in known["inputs"].items())
+    found = model(**inputs)
+    assert known["output"]
+    for key, value in known["output"].items():
+        torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-6)  # memory's alignment decides on more
+""",
+        HF_ENDPOINT=hub.url,
+        HF_HUB_OFFLINE="0",
+        HF_TOKEN=TOKEN,
+        HF_HUB_DISABLE_XET="1",
+    )
