@@ -178,6 +178,21 @@ def check_hardware(training_args, model_args) -> None:
         raise InputError("vllm is missing: pip install -r requirements-gpu.txt, or set use_vllm: false")
 
 
+def choose_rewards(names: list[str], available: dict[str, Callable], weights: list[float] | None) -> list[Callable]:
+    """The rewards `names`, each made by what `available` has for it; `weights` are those of the run, if any.
+
+    Raises InputError on an unknown name, another number of weights, or a reward that cannot be made.
+    """
+    if unknown := [name for name in names if name not in available]:
+        raise InputError(f"there is no reward {unknown[0]!r}; choose among {', '.join(available)}")
+    if weights and len(weights) != len(names):
+        raise InputError(f"reward_weights has {len(weights)} values for {len(names)} rewards")
+    try:
+        return [available[name]() for name in names]
+    except (OSError, ValueError) as error:
+        raise InputError(f"reward {', '.join(names)}: {str(error).splitlines()[0]}") from error
+
+
 def resume_from(training_args) -> str | None:
     """The checkpoint that `--resume_from_checkpoint DIR` or `--resume_from_checkpoint latest` names, or None.
 

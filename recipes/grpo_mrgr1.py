@@ -15,11 +15,22 @@ from dataclasses import dataclass, field
 from transformers import AutoProcessor
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import InputError, check_hardware, check_model, parse, read_prompt, resume_from, run, save_run
+from recipes.cli import (
+    InputError,
+    check_hardware,
+    check_model,
+    choose_rewards,
+    parse,
+    read_prompt,
+    resume_from,
+    run,
+    save_run,
+)
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
+from recipes.trainers.checkpoints import save_final
 from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.interrupt import SaveOnInterrupt
@@ -109,16 +120,7 @@ def main() -> None:
         "rouge": make_rouge_reward,
         "cider": lambda: make_cider_reward(rows["report"]),  # document frequencies of the training references
     }
-    if unknown := [name for name in args.rewards if name not in available]:
-        raise InputError(f"there is no reward {unknown[0]!r}; choose among {', '.join(available)}")
-    if training_args.reward_weights and len(training_args.reward_weights) != len(args.rewards):
-        raise InputError(
-            f"reward_weights has {len(training_args.reward_weights)} values for {len(args.rewards)} rewards"
-        )
-    try:
-        reward_funcs = [available[name]() for name in args.rewards]
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    reward_funcs = choose_rewards(args.rewards, available, training_args.reward_weights)
 
     ################
     # Training
@@ -146,8 +148,7 @@ def main() -> None:
     ################
     # Saving
     ################
-    trainer.save_model(training_args.output_dir)
-    trainer.save_state()
+    save_final(trainer, training_args.output_dir)
     if repository:
         push_checkpoint(repository, training_args.output_dir)
 

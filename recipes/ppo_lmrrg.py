@@ -16,11 +16,12 @@ from typing import Literal
 
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import InputError, check_hardware, parse, read_prompt, resume_from, run, save_run
+from recipes.cli import check_hardware, choose_rewards, parse, read_prompt, resume_from, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import CHEXBERT, load_labeler, with_labels
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
+from recipes.trainers.checkpoints import save_final
 from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.interrupt import SaveOnInterrupt
 from recipes.trainers.lmrrg import LORA_OF_DECODER, check_trained, load_checkpoint, make_published_radcliq
@@ -89,16 +90,7 @@ def main() -> None:
         "mccs": lambda: make_mccs_reward(labeler=remembered(labeler)),
         "ce_f1": lambda: make_ce_f1_reward(remembered(labeler)),
     }
-    if unknown := [name for name in args.rewards if name not in available]:
-        raise InputError(f"there is no reward {unknown[0]!r}; choose among {', '.join(available)}")
-    if training_args.reward_weights and len(training_args.reward_weights) != len(args.rewards):
-        raise InputError(
-            f"reward_weights has {len(training_args.reward_weights)} values for {len(args.rewards)} rewards"
-        )
-    try:
-        reward_funcs = [available[name]() for name in args.rewards]
-    except (OSError, ValueError) as error:
-        raise InputError(f"reward {', '.join(args.rewards)}: {str(error).splitlines()[0]}") from error
+    reward_funcs = choose_rewards(args.rewards, available, training_args.reward_weights)
 
     ################
     # Model
@@ -137,8 +129,7 @@ def main() -> None:
     ################
     if peft_config:
         trainer.model = trainer.model.merge_and_unload()  # transformers reads no adapter that has whole modules
-    trainer.save_model(training_args.output_dir)
-    trainer.save_state()
+    save_final(trainer, training_args.output_dir)
     if repository:
         push_checkpoint(repository, training_args.output_dir)
 

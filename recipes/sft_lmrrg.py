@@ -21,6 +21,7 @@ from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
+from recipes.trainers.checkpoints import save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.disease_sft import DiseaseSFTTrainer
 from recipes.trainers.interrupt import SaveOnInterrupt
@@ -129,8 +130,7 @@ def main() -> None:
     ################
     if peft_config:
         trainer.model = trainer.model.merge_and_unload()  # transformers reads no adapter that has whole modules
-    trainer.save_model(training_args.output_dir)
-    trainer.save_state()
+    save_final(trainer, training_args.output_dir)
     if repository:
         push_checkpoint(repository, training_args.output_dir)
 

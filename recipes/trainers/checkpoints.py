@@ -1,10 +1,13 @@
 """Which checkpoint a run can go on from: one that a kill left half-written is named, and never loaded."""
 
 import json
+import os
+import shutil
 import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers import Trainer
 from trl.trainer.utils import RepeatSampler
 
 WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")  # of a model or adapter, of FSDP, of DeepSpeed
@@ -41,6 +44,22 @@ def all_checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoint folders of a run, the latest one first."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+
+
+def save_final(trainer: Trainer, folder: str | Path) -> None:
+    """Saves the trained model to `folder`, which other files may be in, and Trainer's state beside it.
+
+    All is written elsewhere first and then renamed file by file: a kill leaves each file old or new, never half.
+    """
+    staging = Path(folder) / ".model.tmp"
+    trainer.save_model(str(staging))
+    if trainer.is_world_process_zero():
+        for file in sorted(path for path in staging.rglob("*") if path.is_file()):
+            target = Path(folder) / file.relative_to(staging)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+        shutil.rmtree(staging)
+    trainer.save_state()
 
 
 def shuffle_by_epoch(sampler: RepeatSampler) -> RepeatSampler:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
 
 from recipes.cli import InputError, resume_from, run
-from recipes.trainers.checkpoints import all_checkpoints, find_damage
+from recipes.trainers.checkpoints import all_checkpoints, find_damage, save_final
 from recipes.trainers.collapse import StopOnCollapse, commonest
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
@@ -228,6 +228,29 @@ def test_the_latest_whole_checkpoint(checkpoint, tmp_path, capsys):
     args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint="latest")
     assert resume_from(args) == str(tmp_path / "checkpoint-10")
     assert "checkpoint-11 has no trainer_state.json: it was not written to its end" in capsys.readouterr().out
+
+
+def test_a_kill_while_the_final_model_is_saved(tmp_path, monkeypatch):
+    """What an earlier run left in the folder stays as it was."""
+    trainer = make_trainer("weighted_sft", tmp_path, max_steps=1, save_strategy="no")
+    save_final(trainer, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "trainer_state.json"} <= set(before)
+
+    def die(output_dir):
+        Path(output_dir).mkdir()
+        (Path(output_dir) / "config.json").write_text("{half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "save_model", die)
+    with pytest.raises(KeyboardInterrupt):
+        save_final(trainer, tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    monkeypatch.undo()
+    trainer.model.lm_head.weight.data += 1
+    save_final(trainer, tmp_path)  # the next run ends as if nothing had been
+    assert not (tmp_path / ".model.tmp").exists()
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["lm_head.weight"], trainer.model.lm_head.weight)
 
 
 def test_save_total_limit_and_the_best_checkpoint(tmp_path):
