@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from transformers import AutoProcessor
 from trl import ModelConfig, get_peft_config
 
+import rewards
 from recipes.cli import (
     InputError,
     check_hardware,
@@ -34,14 +35,6 @@ from recipes.trainers.checkpoints import save_final
 from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.interrupt import SaveOnInterrupt
-from rewards import (
-    make_bleu_reward,
-    make_ce_f1_reward,
-    make_cider_reward,
-    make_format_reward,
-    make_mccs_reward,
-    make_rouge_reward,
-)
 from rewards.inputs import remembered
 
 
@@ -112,13 +105,15 @@ def main() -> None:
     ################
     labeler = remembered(labeler)  # for both rewards at once
     available = {
-        "mccs": lambda: make_mccs_reward(margin=args.margin, labeler=labeler),
-        "ce_f1": lambda: make_ce_f1_reward(labeler),
-        "positive_f1": lambda: make_ce_f1_reward(labeler, label_set="13", empty_match=0.0, name="positive_f1_reward"),
-        "format": make_format_reward,
-        "bleu": make_bleu_reward,
-        "rouge": make_rouge_reward,
-        "cider": lambda: make_cider_reward(rows["report"]),  # document frequencies of the training references
+        "mccs": lambda: rewards.make_mccs_reward(margin=args.margin, labeler=labeler),
+        "ce_f1": lambda: rewards.make_ce_f1_reward(labeler),
+        "positive_f1": lambda: rewards.make_ce_f1_reward(
+            labeler, label_set="13", empty_match=0.0, name="positive_f1_reward"
+        ),
+        "format": rewards.make_format_reward,
+        "bleu": rewards.make_bleu_reward,
+        "rouge": rewards.make_rouge_reward,
+        "cider": lambda: rewards.make_cider_reward(rows["report"]),  # document frequencies of the training references
     }
     reward_funcs = choose_rewards(args.rewards, available, training_args.reward_weights)
 
