@@ -18,6 +18,7 @@ from accelerate.utils import is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id
@@ -222,17 +223,17 @@ class PPOTrainer(GRPOTrainer):
                 raise InputError(f"the model {model} cannot be loaded: {str(error).splitlines()[0]}") from error
         else:
             config, adapted = model.config, adapted or is_peft_model(model)
-        sharded = args.distributed_state.distributed_type in ("DEEPSPEED", "FSDP")
+        sharded = args.distributed_state.distributed_type == "FSDP" or is_deepspeed_zero3_enabled()
         exact = args.beta > 0 and args.kl_direction == "ref_policy"
         text_config = config.get_text_config()
         for wrong, what in (
             (config.is_encoder_decoder, f"PPO needs a decoder-only model, and {config.model_type} has an encoder"),
             (
                 args.beta > 0 and sharded and not adapted and not get_config_model_id(config),
-                "under DeepSpeed or FSDP the reference is loaded from where the policy was, and this model was made "
+                "under ZeRO-3 or FSDP the reference is loaded from where the policy was, and this model was made "
                 "in memory: save it and give its folder, or train LoRA",
             ),
-            (exact and sharded, "kl_direction ref_policy needs the whole output layer: no DeepSpeed and no FSDP"),
+            (exact and sharded, "kl_direction ref_policy needs the whole output layer: no ZeRO-3 and no FSDP"),
             (
                 exact and any(getattr(text_config, name, None) not in (None, 1.0) for name in LOGIT_CHANGES),
                 f"{config.model_type} changes its logits after the output layer: kl_direction policy_ref",
@@ -326,6 +327,10 @@ class PPOTrainer(GRPOTrainer):
     def create_optimizer(self, *args, **kwargs):
         """TRL's, with the value head in a group of its own."""
         optimizer = super().create_optimizer(*args, **kwargs)
+        if not hasattr(optimizer, "param_groups"):
+            raise InputError(
+                "PPO has a value head with a learning rate of its own: no optimizer in DeepSpeed's config"
+            )
         if self.value_head is not None:
             head = list(self.value_head.parameters())
             for group in optimizer.param_groups:

@@ -752,9 +752,13 @@ def test_a_model_of_another_trainer(words, tmp_path):
         make_trainer(tmp_path, words, trainer.model)
 
 
-def test_a_missing_reference(words, tmp_path, monkeypatch):
+@pytest.mark.parametrize("split_by", ["FSDP", "ZeRO-3"])
+def test_a_missing_reference(split_by, words, tmp_path, monkeypatch):
     args = settings(tmp_path)
-    monkeypatch.setattr(args.distributed_state, "distributed_type", "FSDP")
+    if split_by == "FSDP":
+        monkeypatch.setattr(args.distributed_state, "distributed_type", "FSDP")
+    else:
+        monkeypatch.setattr("recipes.trainers.ppo.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(InputError, match="this model was made in memory: save it"):
         PPOTrainer(small_llama(), arm_reward, args, Dataset.from_dict({"prompt": PROMPTS}), processing_class=words)
 
@@ -769,6 +773,7 @@ def test_a_missing_reference(words, tmp_path, monkeypatch):
         ("_generate_and_score_completions", "self inputs"),
         ("_compute_loss", "self model inputs"),
         ("_generate", "self prompts"),
+        ("_get_train_sampler", "self dataset"),
         ("_load_optimizer_and_scheduler", "self checkpoint"),
         ("_save_optimizer_and_scheduler", "self output_dir"),
     ],
