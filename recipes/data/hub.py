@@ -266,6 +266,9 @@ def claim(training_args, sources: Iterable[str], because: str | None) -> Reposit
     leaves the visibility to the Hub. Private unless `--hub_private_repo false` or a reason is given. Raises
     InputError as `open_repository` does, so that a long run does not fail at its last step.
     """
+    public = bool(because) or training_args.hub_private_repo is False
+    if training_args.hub_private_repo is None:
+        training_args.hub_private_repo = True  # a tracker's Space takes it too, and completions are logged there
     if not training_args.push_to_hub:
         if because:
             raise InputError("--public_because is about a push: add --push_to_hub, or leave it out")
@@ -274,8 +277,9 @@ def claim(training_args, sources: Iterable[str], because: str | None) -> Reposit
     if training_args.hub_strategy in ("checkpoint", "all_checkpoints"):
         raise InputError(f"--hub_strategy {training_args.hub_strategy.value} would push pickles; leave it out: the "
                          "checkpoint is pushed once, at the end")  # fmt: skip
+    if training_args.hub_revision:
+        raise InputError("--hub_revision: a run is pushed to the main branch; leave it out")
     name = training_args.hub_model_id or Path(training_args.output_dir).resolve().name
-    public = bool(because) or training_args.hub_private_repo is False
     check_allowed(name, "model", sources, public, because)
     if training_args.process_index:
         return None

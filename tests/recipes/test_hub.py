@@ -12,6 +12,7 @@ import torch
 import yaml
 from datasets import Dataset
 from hub_server import CUT, LOST, TOKEN, Repository, serve
+from transformers.trainer_utils import HubStrategy
 
 from recipes import push_checkpoint, push_dataset, sft_mrgr1
 from recipes.cli import InputError, save_run
@@ -331,8 +332,13 @@ def test_sources_of_a_model_on_the_hub(hub, tmp_path, monkeypatch):
 
 
 def training(tmp_path, **values) -> SimpleNamespace:
-    defaults = {"push_to_hub": True, "hub_strategy": "every_save", "hub_model_id": None, "hub_private_repo": None}
-    more = {"output_dir": str(tmp_path / "run"), "process_index": 0, "hub_token": None}
+    defaults = {
+        "push_to_hub": True,
+        "hub_strategy": HubStrategy.EVERY_SAVE,
+        "hub_model_id": None,
+        "hub_private_repo": None,
+    }
+    more = {"output_dir": str(tmp_path / "run"), "process_index": 0, "hub_token": None, "hub_revision": None}
     return SimpleNamespace(**(defaults | more | values))
 
 
@@ -360,7 +366,13 @@ def test_claims_that_are_refused_or_none(hub, tmp_path):
         claim(training(tmp_path, hub_private_repo=False, process_index=1), ["mimic-cxr"], None)  # on every process
     with pytest.raises(InputError, match="--public_because is about a push: add --push_to_hub"):
         claim(training(tmp_path, push_to_hub=False), ["phantom"], "why not")
-    assert claim(training(tmp_path, push_to_hub=False), ["mimic-cxr"], None) is None
+    with pytest.raises(InputError, match="--hub_revision"):
+        claim(training(tmp_path, hub_revision="draft"), ["phantom"], None)
+    with pytest.raises(InputError, match="--hub_strategy all_checkpoints would push pickles"):
+        claim(training(tmp_path, hub_strategy=HubStrategy.ALL_CHECKPOINTS), ["phantom"], None)
+    unpushed = training(tmp_path, push_to_hub=False)
+    assert claim(unpushed, ["mimic-cxr"], None) is None
+    assert unpushed.hub_private_repo is True  # of a tracker's Space
     assert claim(training(tmp_path, process_index=1), ["mimic-cxr"], None) is None  # one process asks the Hub
     assert not hub.asked
 
