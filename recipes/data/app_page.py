@@ -10,8 +10,10 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else gradio tells its makers of every start
 
@@ -216,9 +218,9 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
         def say(sentence: str, kind: str = "error") -> str:
             return Markup('<p class="{}" role="alert">{}</p>').format(kind, sentence) if sentence else ""
 
-        def take(frontal: bool, payload: dict | None):
+        def take(is_frontal: bool, payload: dict | None):
             try:
-                picture = take_upload(payload or {}, folder, image_size, frontal)
+                picture = take_upload(payload or {}, folder, image_size, is_frontal)
             except InputError as error:
                 return gr.File(value=None), gr.skip(), gr.skip(), None, say(str(error)), gr.skip()
             known = picture.view if picture.view in VIEWS else gr.skip()
@@ -228,18 +230,30 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
         def drop_again():
             return gr.File(value=None, visible=True), gr.HTML("", visible=False), gr.Button(visible=False), None
 
-        def write(*given) -> Iterator[list]:
+        stops: dict[str, Event] = {}  # of the visitors whose reports are being written
+
+        def write(request: gr.Request, *given) -> Iterator[list]:
             pictures, (view, *rest) = given[: 1 + reads_lateral], given[1 + reads_lateral :]
-            frontal_picture, lateral_picture = (*pictures, None)[:2]
+            unchanged = [gr.skip()] * len(shown)
+            stopped = stops[request.session_hash] = Event()
             began = time.monotonic()
             try:
-                study = make_study(frontal_picture, lateral_picture, VIEWS[view], *rest)
-                for told in answers(systems, labeler, study):
-                    yield [say("Writing …", "soft"), *draw(told)]
+                study = make_study(*(*pictures, None)[:2], VIEWS[view], *rest)
+                with closing(answers(systems, labeler, study)) as telling:
+                    for told in telling:
+                        if stopped.is_set():
+                            yield [say("Stopped.", "soft"), *unchanged]
+                            return
+                        yield [say("Writing …", "soft"), *draw(told)]
             except InputError as error:
-                yield [say(str(error)), *[gr.skip()] * len(shown)]
-                return
-            yield [say(f"Done in {time.monotonic() - began:.1f} s.", "soft"), *draw(told)]
+                yield [say(str(error)), *unchanged]
+            else:
+                yield [say(f"Done in {time.monotonic() - began:.1f} s.", "soft"), *unchanged]
+
+        def end(request: gr.Request) -> None:
+            # Not gradio's own cancelling: what it had under way would come after the page has said that it stopped.
+            if request.session_hash in stops:
+                stops[request.session_hash].set()
 
         def draw(told: list[dict]) -> Iterator:
             for own, other in zip(told, told[::-1] if len(told) == 2 else [None], strict=True):
@@ -264,14 +278,14 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
             remove.click(drop_again, None, [file, preview, remove, picture], **private)
             clear.click(drop_again, None, [file, preview, remove, picture], **private)
         typed = [view, sections, indication, history, prior]
-        writing = start.click(write, [*(each[3] for each in drops), *typed], [status, *shown], **private)
-        stop.click(lambda: say("Stopped.", "soft"), None, status, cancels=[writing], **private)
+        start.click(write, [*(each[3] for each in drops), *typed], [status, *shown], **private)
+        stop.click(end, None, None, **private)
 
         def forget() -> list:
             blank = [EMPTY, "", gr.Accordion(visible=False), "", gr.Accordion(visible=False), ""] * len(systems)
             return ["not known", "findings", "", "", "", "", *blank]
 
-        clear.click(forget, None, [*typed, status, *shown], cancels=[writing], **private)
+        clear.click(end, None, None, **private).then(forget, None, [*typed, status, *shown], **private)
     return page
 
 
