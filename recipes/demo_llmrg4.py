@@ -69,8 +69,7 @@ def main() -> None:
         made = [("data", data, DATA), ("balanced data", balanced, BALANCED)]
         stages.run(*((name, out, [*command, "--out", out]) for name, out, command in made))
         stages.run(("labeler", labeler, [*LABELER, "--dataset", data, "--output_dir", labeler]))
-        stages.run(("token weights", weighed, [*WEIGH, "--dataset", data, "--model", labeler, "--out", weighed]))
-        jobs = []
+        jobs = [("token weights", weighed, [*WEIGH, "--dataset", data, "--model", labeler, "--out", weighed])]
         for seed in args.seeds:
             tiny = f"{args.out}/seed{seed}/tiny"
             command = [*TINY, "--chexbert", labeler, "--dataset", data, "--warm_up", balanced, "--seed", str(seed)]
