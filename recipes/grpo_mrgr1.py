@@ -28,6 +28,7 @@ from rewards import (
     make_cider_reward,
     make_format_reward,
     make_mccs_reward,
+    make_radcliq_reward,
     make_rouge_reward,
 )
 from rewards.inputs import remembered
@@ -45,7 +46,7 @@ class RecipeArguments:
     max_pixels: int | None = field(default=None, metadata={"help": "Images are scaled down to this many pixels."})
     rewards: list[str] = field(
         default_factory=lambda: ["mccs", "format"],
-        metadata={"help": "mccs, ce_f1, positive_f1, format, bleu, rouge, cider."},
+        metadata={"help": "mccs, ce_f1, positive_f1, format, bleu, rouge, cider, radcliq_lite."},
     )
     labeler: str = field(
         default="lexical", metadata={"help": "What labels reports: lexical, chexbert, chexbert:MODEL."}
@@ -104,6 +105,7 @@ def main() -> None:
         "bleu": make_bleu_reward,
         "rouge": make_rouge_reward,
         "cider": lambda: make_cider_reward(rows["report"]),  # document frequencies of the training references
+        "radcliq_lite": make_radcliq_reward,
     }
     if unknown := [name for name in args.rewards if name not in available]:
         raise InputError(f"there is no reward {unknown[0]!r}; choose among {', '.join(available)}")
