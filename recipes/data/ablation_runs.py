@@ -114,9 +114,13 @@ def _plan_lmrrg(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]], 
             changed = row_file("lmrrg", row) if row in ("full", "bleu", "fixed_lambda") else None
             command = _train("ppo_lmrrg", "lmrrg/demo_cqrl", changed, seed, start, data, models[row])
             command += ["--max_steps", str(PPO_STEPS), "--stop_on_collapse", "0"]
-            command += ["--theta", "0.4"] if row == "bleu" else []  # reports of templates have more BLEU-4 than real ones
+            command += (
+                ["--theta", "0.4"] if row == "bleu" else []
+            )  # reports of templates have more BLEU-4 than real ones
             stage2.append((name + row, models[row], command))
-    options = dict.fromkeys(rows, ["--prompt_file", "prompts/lmrrg.txt", "--views", "frontal", "--max_new_tokens", "100"])
+    options = dict.fromkeys(
+        rows, ["--prompt_file", "prompts/lmrrg.txt", "--views", "frontal", "--max_new_tokens", "100"]
+    )
     built = [(f"{name}tiny model", tiny, [*build, "--warm_up", f"{out}/balanced", "--out", tiny])]
     return [built, others, stage1, stage2, _reports(name, own, data, models, options, rows)], models
 
@@ -131,7 +135,9 @@ def _plan_llmrg4(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]],
     stage1, stage2, options = {}, [], {}
     for row in rows:
         start = f"stage1{'_without' * row.endswith('without_tlw')}_tlw"
-        command = _train("sft_llmrg4", "llmrg4/demo_stage1", row_file("llmrg4", start), seed, tiny, weighed, f"{own}/{start}")
+        command = _train(
+            "sft_llmrg4", "llmrg4/demo_stage1", row_file("llmrg4", start), seed, tiny, weighed, f"{own}/{start}"
+        )
         stage1[start] = (name + start, f"{own}/{start}", command)
         if not row.startswith("stage1"):
             steps = ["--max_steps", str(MIXED_STEPS // 4 if row.startswith("single_") else MIXED_STEPS)]

@@ -12,13 +12,18 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from modeling import LLMRG4Processor
+from recipes.cli import read_prompt
 from recipes.data.ablation_runs import report_file
 from recipes.data.baselines import NORMAL_REPORT, TEMPLATE
 from recipes.data.figures import describe
 from recipes.data.paper_comparison import read_results
 from recipes.data.prediction_files import read_predictions
 from recipes.data.references import Truth
+from recipes.data.samples import columns_of, to_samples
+from recipes.data.schema import read_split
 from recipes.data.scores import Metrics, System, as_interval, measure_systems, summarise
+from recipes.trainers.llmrg4 import count_tokens
 from rewards.corpus import efficacy_name
 
 RESAMPLES = 2000
@@ -170,7 +175,9 @@ def measure(system: str, out: str, seeds: list[int], rows: list[str], truth: Tru
     for group in GROUPS[system]:
         chosen = [i for i, name in enumerate(truth.scenarios) if group.scenario in (None, name)]
         part = truth.select({truth.ids[i] for i in chosen})
-        systems = _measure_systems(part, {row: texts[row] for row in texts if row.split(",")[0] in group.rows}, labeler)
+        systems = _measure_systems(
+            part, {row: texts[row] for row in texts if row.split(",")[0] in group.rows}, labeler
+        )
         measured.append(systems)
         found = [row for row in group.rows if row in systems]
         groups.append(
@@ -200,7 +207,7 @@ def _measure_systems(truth: Truth, texts: dict[str, dict[str, list[str]]], label
 
 
 def _row(group: Group, row: str, systems: dict[str, System], studies: int, system: str) -> dict[str, dict]:
-    figures = {}
+    figures: dict[str, dict] = {}
     for figure, column in group.columns.items():
         own, control = (systems[row + part].values[figure] for part in ("", SHUFFLED))
         entry = {**as_interval(own, studies), "shuffled": float(control[0])}
@@ -208,18 +215,13 @@ def _row(group: Group, row: str, systems: dict[str, System], studies: int, syste
         entry["paper"] = list(paper.values())
         if row != group.full and group.full in systems:
             full = _paper(system, group, group.rows[group.full], column)
-            entry |= _against_full(own - systems[group.full].values[figure], studies, "difference")
-            shuffled = control - systems[group.full + SHUFFLED].values[figure]
-            entry |= _against_full(shuffled, studies, "difference_shuffled")
+            gains = own - systems[group.full].values[figure], control - systems[group.full + SHUFFLED].values[figure]
+            entry["difference"], entry["difference_shuffled"] = (as_interval(each, studies) for each in gains)
             entry["paper_difference"] = [round(paper[data] - full[data], 6) for data in paper]
             entry["verdict"] = verdict(entry["difference"], entry["paper_difference"])
             entry["style"] = is_style(entry["difference"], entry["difference_shuffled"])
         figures[figure] = entry
     return figures
-
-
-def _against_full(values: np.ndarray, studies: int, name: str) -> dict:
-    return {name: as_interval(values, studies)}
 
 
 def _paper(system: str, group: Group, row: str, column: str | None) -> dict[str, float]:
@@ -304,3 +306,39 @@ def reward_spread(out: str, seeds: list[int], rows: list[str], steps: int = 5, g
                 "values": len(np.unique(rewards.round(6))),
             }
     return found
+
+
+def count_inputs(data: str, out: str, seeds: list[int], rows: list[str]) -> dict[str, dict]:
+    """LLM-RG4's input tokens by fusion, of mw, which has all inputs: `visual, largest` and `prompt, largest`."""
+    wanted = [row for row in ("stage2_atf_tlw", "stage2_interleaved_tlw") if row in rows]
+    prompt = read_prompt("prompts/llmrg4.txt")
+    columns = (*columns_of(prompt, "frontal+lateral"), "scenario", "prior_report")
+    studies = read_split(data, "test", columns)
+    studies = studies.select([i for i, scenario in enumerate(studies["scenario"]) if scenario == "mw"])
+    samples = to_samples(studies, prompt, "frontal+lateral", keep=("scenario",))
+    found = {}
+    for row in wanted:
+        counts = count_tokens(samples, LLMRG4Processor.from_pretrained(f"{out}/seed{seeds[0]}/{row}"), len(samples))
+        found[row] = {name: counts["mw"][name] for name in ("visual, largest", "prompt, largest")}
+    return found
+
+
+def token_check(tokens: dict[str, dict]) -> list[dict]:
+    """The check that ATF's longest input has at most half the tokens; nothing where only one fusion was run."""
+    if len(tokens) < 2:
+        return []
+    share = tokens["stage2_atf_tlw"]["prompt, largest"] / tokens["stage2_interleaved_tlw"]["prompt, largest"]
+    return [
+        {
+            "name": "longest input of ATF, share of interleaved's tokens (the paper: 204 of 502)",
+            "value": share,
+            "bar": "<= 0.5",
+            "holds": share <= 0.5,
+        }
+    ]
+
+
+def time_checks(system: str, minutes: float) -> list[dict]:
+    """The check on one seed's wall time."""
+    name = f"{system}: wall time of one seed without installation, minutes"
+    return [{"name": name, "value": minutes, "bar": "<= 20", "holds": minutes <= 20}]
