@@ -21,14 +21,13 @@ import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from datasets import disable_progress_bars
 
 from recipes.cli import InputError, parse, replacing, report, run
 from recipes.data.ablation_page import sample_reports, update_results, write_markdown, write_page
 from recipes.data.ablation_runs import ROWS, choose_rows, plan, shared_jobs
-from recipes.data.ablations import count_inputs, format_check, measure, reward_spread, time_checks, token_check
+from recipes.data.ablations import count_inputs, format_check, measure, reward_spread, time_check, token_check
 from recipes.data.demo_stages import Stages
 from recipes.data.references import load_labeler, read_truth, with_labels
 from recipes.data.schema import read_split
@@ -36,9 +35,7 @@ from recipes.data.schema import read_split
 
 @dataclass
 class AblationArguments:
-    system: list[Literal["mrgr1", "llmrg4", "lmrrg"]] = field(
-        default_factory=lambda: list(ROWS), metadata={"help": "Whose rows."}
-    )
+    system: list[str] = field(default_factory=lambda: list(ROWS), metadata={"help": "Whose rows: " + ", ".join(ROWS)})
     row: list[str] = field(default_factory=list, metadata={"help": "Of one system these rows alone; none: all."})
     seeds: list[int] = field(
         default_factory=lambda: [0], metadata={"help": "Training seeds, one run of each row each."}
@@ -89,7 +86,7 @@ def main() -> None:
         seconds = {**stages.seconds(), "figures": time.monotonic() - started}
         shares = (value / (len(args.seeds) if stage.startswith("seed ") else 1) for stage, value in seconds.items())
         minutes = sum(shares) / 60
-        others += time_checks(system, minutes)
+        others += time_check(minutes)
         results = {"system": system, "seeds": args.seeds, "labeler": labeler.name, "minutes": minutes, **figures}
         results |= {"other_checks": others, "spread": spread, "tokens": tokens, "stages": seconds}
 
@@ -107,7 +104,7 @@ def main() -> None:
     found = {system: Path(f"{args.out}/{system}.json") for system in ROWS}
     found = {system: json.loads(file.read_text()) for system, file in found.items() if file.is_file()}
     checks = [
-        {**check, "name": f"{system}: {check['name'].removeprefix(f'{system}: ')}"}
+        {**check, "name": f"{system}: {check['name']}"}
         for system, results in found.items()
         for check in [*results["claims"], *results["other_checks"]]
     ]

@@ -87,8 +87,12 @@ def _plan_mrgr1(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]], 
             script, base, more = "sft_mrgr1", "sft_demo", []
         command = _train(script, f"mrgr1/{base}", row_file("mrgr1", row), seed, start, data, models[row])
         jobs.append((name + row, models[row], [*command, *TINY_PROMPT, "--max_steps", str(GRPO_STEPS), *more]))
-    options = dict.fromkeys(models, [*TINY_PROMPT, "--views", "frontal", "--max_new_tokens", "160"])
-    return [[(f"{name}base", start, build)], jobs, _reports(name, own, data, models, options, rows)], models
+    options = [*TINY_PROMPT, "--views", "frontal", "--max_new_tokens", "160"]
+    return [
+        [(f"{name}base", start, build)],
+        jobs,
+        _reports(name, own, data, models, dict.fromkeys(rows, options)),
+    ], models
 
 
 def _plan_lmrrg(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]], dict[str, str]]:
@@ -114,15 +118,12 @@ def _plan_lmrrg(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]], 
             changed = row_file("lmrrg", row) if row in ("full", "bleu", "fixed_lambda") else None
             command = _train("ppo_lmrrg", "lmrrg/demo_cqrl", changed, seed, start, data, models[row])
             command += ["--max_steps", str(PPO_STEPS), "--stop_on_collapse", "0"]
-            command += (
-                ["--theta", "0.4"] if row == "bleu" else []
-            )  # reports of templates have more BLEU-4 than real ones
+            if row == "bleu":  # reports of templates have more BLEU-4 than real ones
+                command += ["--theta", "0.4"]
             stage2.append((name + row, models[row], command))
-    options = dict.fromkeys(
-        rows, ["--prompt_file", "prompts/lmrrg.txt", "--views", "frontal", "--max_new_tokens", "100"]
-    )
+    options = ["--prompt_file", "prompts/lmrrg.txt", "--views", "frontal", "--max_new_tokens", "100"]
     built = [(f"{name}tiny model", tiny, [*build, "--warm_up", f"{out}/balanced", "--out", tiny])]
-    return [built, others, stage1, stage2, _reports(name, own, data, models, options, rows)], models
+    return [built, others, stage1, stage2, _reports(name, own, data, models, dict.fromkeys(rows, options))], models
 
 
 def _plan_llmrg4(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]], dict[str, str]]:
@@ -146,7 +147,7 @@ def _plan_llmrg4(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]],
             stage2.append((name + row, models[row], command + steps))
         prompt = f"prompts/llmrg4{'_stage1' * row.startswith('stage1')}.txt"
         options[row] = ["--prompt_file", prompt, "--views", "frontal+lateral", "--max_new_tokens", "100"]
-    reports = _reports(name, own, data, models, options, rows)
+    reports = _reports(name, own, data, models, options)
     return [[(f"{name}tiny model", tiny, build)], [*stage1.values()], stage2, reports], models
 
 
@@ -161,14 +162,12 @@ def report_file(own: str, row: str, shuffled: bool) -> str:
     return f"{own}/{row}{'_shuffled' * shuffled}.jsonl"
 
 
-def _reports(
-    name: str, own: str, data: str, models: dict[str, str], options: dict[str, list[str]], rows: list[str]
-) -> list[Job]:
+def _reports(name: str, own: str, data: str, models: dict[str, str], options: dict[str, list[str]]) -> list[Job]:
     """The reports of each row, and its control: those of the images of other studies."""
     jobs = []
-    for row in rows:
+    for row, asked in options.items():
         for shuffled in (False, True):
             file, control = report_file(own, row, shuffled), ["--shuffle_images", "true"] * shuffled
-            command = [*GENERATE, *options[row], *control, "--model", models[row], "--dataset", data, "--out", file]
+            command = [*GENERATE, *asked, *control, "--model", models[row], "--dataset", data, "--out", file]
             jobs.append((f"{name}reports of {row}{', shuffled images' * shuffled}", file, command))
     return jobs

@@ -1,10 +1,11 @@
 """Figures of the ablation rows: ours with intervals, the papers', and whether the directions agree.
 
-`measure` returns, per system, `groups`: title, `full` (the row that the others are compared with), `studies`, `columns`
-and `rows`: row -> figure -> `value`, `low`, `high` (95 %, bootstrap over studies, a study's reports of all seeds drawn
-together), `shuffled` (the value with other studies' images), `paper` (its printed values as fractions, one per data
-set), `difference` to the full row and `difference_shuffled` ({value, low, high}), `paper_difference`, `verdict`, and
-`style`: whether half the difference or more is there with other studies' images too. `claims`: what the papers say.
+`measure` returns `groups` and `claims`, what the paper says. A group has `title`, `table`, `full` (the row that the
+others are compared with), `studies`, `columns`, `names` and `rows`: row -> figure -> `value`, `low`, `high` (95 %,
+bootstrap over studies, a study's reports of all seeds drawn together), `shuffled` (the value with the images of other
+studies), `paper` (its printed values as fractions, one per data set), `difference` to the full row and
+`difference_shuffled` ({value, low, high}), `paper_difference`, `verdict`, and `style`: whether at least half of the
+difference is there with the images of other studies too.
 """
 
 from typing import NamedTuple
@@ -258,8 +259,8 @@ def _check(claim: Claim, systems: dict[str, System]) -> dict | None:
     if not {claim.better, claim.worse} <= set(systems):
         return None
     sign = -1 if describe(claim.figure)["better"] == "lower" else 1
-    gains = [sign * (systems[claim.better + part].values[claim.figure] - systems[claim.worse + part].values[claim.figure])
-             for part in ("", SHUFFLED)]  # fmt: skip
+    pairs = [(systems[claim.better + part], systems[claim.worse + part]) for part in ("", SHUFFLED)]
+    gains = [sign * (better.values[claim.figure] - worse.values[claim.figure]) for better, worse in pairs]
     gain, shuffled = (as_interval(each, systems[claim.better].rows.max() + 1) for each in gains)
     low, high = gain["low"], gain["high"]
     if claim.level:
@@ -296,7 +297,11 @@ def reward_spread(out: str, seeds: list[int], rows: list[str], steps: int = 5, g
     found = {}
     for row, column in (("ce_f1", "ce_f1_reward"), ("mccs", "mccs_reward"), ("mccs_margin_0", "mccs_reward")):
         if row in rows:
-            files = [f"{out}/seed{seed}/{row}/completions/completions_{n:05d}.parquet" for seed in seeds for n in range(1, steps + 1)]  # fmt: skip
+            files = [
+                f"{out}/seed{seed}/{row}/completions/completions_{step:05d}.parquet"
+                for seed in seeds
+                for step in range(1, steps + 1)
+            ]
             rewards = np.concatenate([pd.read_parquet(file, columns=[column])[column].to_numpy() for file in files])
             groups = rewards.reshape(-1, group)
             found[row] = {
@@ -338,7 +343,7 @@ def token_check(tokens: dict[str, dict]) -> list[dict]:
     ]
 
 
-def time_checks(system: str, minutes: float) -> list[dict]:
+def time_check(minutes: float) -> list[dict]:
     """The check on one seed's wall time."""
-    name = f"{system}: wall time of one seed without installation, minutes"
+    name = "wall time of one seed without installation, minutes"
     return [{"name": name, "value": minutes, "bar": "<= 20", "holds": minutes <= 20}]
