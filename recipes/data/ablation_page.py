@@ -33,9 +33,9 @@ def write_markdown(file: str | Path, results: dict) -> str:
     """Writes the tables of a system's `results` to `file` and returns them."""
     seeds = ", ".join(map(str, results["seeds"]))
     lines = [
-        f"Seeds {seeds}; {results['minutes']:.1f} minutes a seed. In a cell: our value (95 % interval); the paper's, on "
-        f"{DATA[results['system']]}; ours with the images of other studies (sh.); whether the difference to the row "
-        "in bold has the paper's sign. Style: half of that difference or more is there with other studies' images too.",
+        f"Seeds {seeds}; {results['minutes']:.1f} minutes a seed. A cell: our value (95 % interval), the paper's on "
+        f"{DATA[results['system']]}, ours with the images of other studies (sh.), and whether the difference to the "
+        "row in bold has the paper's sign. Style: half of it or more is there with other studies' images too.",
         "",
         "| claim | better minus worse | here |",
         "|---|---|---|",
