@@ -1,6 +1,7 @@
 """What every script shares at its edges: one clear sentence for a user's mistake, nothing half-written."""
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -10,10 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from safetensors import SafetensorError
+
 NO_GPU = (
     "this config needs a GPU and there is none: run `make demo` for the same recipe on a CPU, "
     "or give --config recipes/configs/mrgr1/phantom.yaml"
 )
+
+WRITE_FAILED = (
+    "No space left on device",
+    "PytorchStreamWriter",
+    "iostream error",
+    "inline_container",
+)  # in torch's words
 
 
 class InputError(ValueError):
@@ -30,6 +40,10 @@ def run(main: Callable[[], None]) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         sys.exit(f"error: cannot write {error.filename or 'the output'}: {error.strerror}; nothing was replaced")
+    except (SafetensorError, RuntimeError) as error:
+        if not any(words in str(error) for words in WRITE_FAILED):
+            raise
+        sys.exit("error: cannot write a checkpoint: no space left on the disk, it seems; those before it are whole")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -163,7 +177,6 @@ def check_hardware(training_args, model_args) -> None:
     """Raises InputError where the config asks for what this machine lacks: a GPU, flash-attn, bitsandbytes, vllm."""
     import torch
     from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
-    from trl.import_utils import is_vllm_available
 
     flash = model_args.attn_implementation == "flash_attention_2"
     eight_bit = "bnb" in training_args.optim
@@ -181,7 +194,7 @@ def check_hardware(training_args, model_args) -> None:
         )
     if eight_bit and not is_bitsandbytes_available():
         raise InputError("bitsandbytes is missing: pip install -r requirements.txt, or set optim: adamw_torch")
-    if vllm and not is_vllm_available():
+    if vllm and importlib.util.find_spec("vllm") is None:
         raise InputError("vllm is missing: pip install -r requirements-gpu.txt, or set use_vllm: false")
 
 

@@ -69,7 +69,8 @@ def main() -> None:
         made = [("data", data, DATA), ("balanced data", balanced, BALANCED)]
         stages.run(*((name, out, [*command, "--out", out]) for name, out, command in made))
         stages.run(("labeler", labeler, [*LABELER, "--dataset", data, "--output_dir", labeler]))
-        jobs = [("token weights", weighed, [*WEIGH, "--dataset", data, "--model", labeler, "--out", weighed])]
+        stages.run(("token weights", weighed, [*WEIGH, "--dataset", data, "--model", labeler, "--out", weighed]))
+        jobs = []
         for seed in args.seeds:
             tiny = f"{args.out}/seed{seed}/tiny"
             command = [*TINY, "--chexbert", labeler, "--dataset", data, "--warm_up", balanced, "--seed", str(seed)]

@@ -246,7 +246,7 @@ def test_check_hardware(monkeypatch, cuda, flash, bitsandbytes, settings, senten
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: flash)
     monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: bitsandbytes)
-    monkeypatch.setattr("trl.import_utils.is_vllm_available", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     given = SimpleNamespace(**{"use_cpu": False, "optim": "adamw_torch", "attn_implementation": None} | settings)
     if sentence is None:
         check_hardware(given, given)

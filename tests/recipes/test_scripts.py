@@ -1,5 +1,6 @@
 """The scripts end to end on the tiny model: started as a user starts them, stopped, continued, and misused."""
 
+import json
 import os
 import runpy
 import signal
@@ -20,6 +21,7 @@ from recipes.cli import run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_dataset
 from recipes.trainers.checkpoints import find_damage
+from recipes.trainers.clinical_evaluation import ClinicalEvaluation
 
 ROOT = Path(__file__).resolve().parents[2]
 GRPO = ROOT / "recipes/grpo_mrgr1.py"
@@ -181,6 +183,53 @@ def test_sft_then_generate(sft, tmp_path, call):
     assert len(out.read_text().splitlines()) == 2
 
 
+CLINICAL = {
+    "max_steps": 2, "clinical_samples": 3, "clinical_max_new_tokens": 4, "eval_strategy": "steps", "eval_steps": 1,
+    "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "load_best_model_at_end": "true",
+    "metric_for_best_model": "clinical_f1", "greater_is_better": "true",
+}  # fmt: skip
+
+
+def test_the_best_checkpoint_is_the_best_by_its_findings(sft, tmp_path, call, monkeypatch):
+    """Step 1 "writes" the references, step 2 nothing: all findings found, then none; step 1's checkpoint stays."""
+    written = iter([lambda batch: batch["report"], lambda batch: [""] * len(batch["report"])])
+    step = {}
+
+    def write(evaluation, batch):
+        number = evaluation.trainer.state.global_step
+        step.setdefault(number, None)
+        step[number] = step[number] or next(written)
+        return step[number](batch)
+
+    monkeypatch.setattr(ClinicalEvaluation, "_write", write)
+    call(sft_mrgr1.main, *words(sft | CLINICAL))
+    state = json.loads((tmp_path / "run/trainer_state.json").read_text())
+    found = [row["eval_clinical_f1"] for row in state["log_history"] if "eval_clinical_f1" in row]
+    assert found == [1.0, 0.0]
+    assert state["best_metric"] == 1.0
+    assert Path(state["best_model_checkpoint"]).name == "checkpoint-1"
+    assert "checkpoint-1" in {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
+
+
+def test_clinical_evaluation_writes_as_generate_does(sft, tmp_path, call, monkeypatch):
+    written, own = [], ClinicalEvaluation._write
+
+    def write(evaluation, batch):
+        texts = own(evaluation, batch)
+        written.extend(texts)
+        return texts
+
+    monkeypatch.setattr(ClinicalEvaluation, "_write", write)
+    changed = {"max_steps": 1, "load_best_model_at_end": "false", "views": "frontal"}
+    call(sft_mrgr1.main, *words(sft | CLINICAL | changed))
+    out = tmp_path / "out.jsonl"
+    arguments = {"model": sft["output_dir"], "dataset": sft["dataset"], "out": out, "max_new_tokens": 4, "limit": 3}
+    arguments |= {"split": "validation", "views": "frontal", "prompt_file": "prompts/mrgr1_plain.txt"}
+    call(generate.main, *words(arguments))
+    assert [json.loads(line)["completion"] for line in out.read_text().splitlines()] == written
+    assert any(text.strip() for text in written)
+
+
 @pytest.mark.parametrize("target", ["plain", "reasoning"])
 def test_sft_targets(sft, call, target):
     call(sft_mrgr1.main, *words(sft | {"target": target, "views": "each", "max_samples": 4, "max_steps": 1}))
@@ -272,6 +321,7 @@ def unknown_key(folder: Path) -> Path:
         (sft_mrgr1, {"dataset": without_report}, ["bare", "report"]),
         (sft_mrgr1, {"dataset": without_train}, ["test_only", "train"]),
         (sft_mrgr1, {"target": "both"}, ["target", "both"]),
+        (sft_mrgr1, {"clinical_samples": 3}, ["--clinical_samples", "eval_strategy"]),  # it would never be called
         (sft_mrgr1, {"labeler": "chexbert"}, ["chexbert"]),
     ],
 )
