@@ -251,7 +251,7 @@ def verdict(difference: dict[str, float], paper: list[float]) -> str:
 def is_style(difference: dict[str, float], shuffled: dict[str, float]) -> bool:
     """Whether a difference that is not by chance is at least half as large with the images of other studies."""
     sure = difference["low"] * difference["high"] > 0 and shuffled["low"] * shuffled["high"] > 0
-    return sure and shuffled["value"] * np.sign(difference["value"]) >= abs(difference["value"]) / 2
+    return sure and bool(shuffled["value"] * np.sign(difference["value"]) >= abs(difference["value"]) / 2)
 
 
 def _check(claim: Claim, systems: dict[str, System]) -> dict | None:
