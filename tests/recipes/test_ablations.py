@@ -326,6 +326,61 @@ def test_tables_and_page(results, out, tmp_path):
         assert len(re.findall(f"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
 
 
+class Done:
+    """Stands for `Stages` when all stages are done."""
+
+    def __init__(self, folder: str):
+        self.names: list[str] = []
+
+    def __enter__(self) -> "Done":
+        return self
+
+    def __exit__(self, *error) -> None: ...
+
+    def run(self, *jobs) -> None:
+        assert 1 <= len(jobs) <= 2  # two cores
+        self.names += [name for name, _, _ in jobs]
+
+    def seconds(self) -> dict[str, float]:
+        return {name: 60.0 for name in self.names}
+
+
+def test_the_script_from_reports_to_pages(call, out, monkeypatch, capsys):
+    monkeypatch.setattr(ablations, "Stages", Done)
+    monkeypatch.chdir(ROOT)  # where the script goes itself
+    call(ablations.main, "--system", "mrgr1", "--row", "base", "--seeds", 0, 1, "--out", out.parent)
+    results = json.loads((out.parent / "mrgr1.json").read_text())
+    # two data sets; of each seed the base, one trained row, and two files of reports of each: shared by two seeds
+    assert sum(results["stages"].values()) - results["stages"]["figures"] == 60 * (2 + 2 * (2 + 4))
+    assert results["minutes"] == pytest.approx(2 + 6 + results["stages"]["figures"] / 60)
+    summary = json.loads((out.parent / "results.json").read_text())
+    assert summary["seeds"] == {"mrgr1": [0, 1]}
+    assert {"name", "value", "bar", "holds"} <= set(summary["checks"][0])
+    assert (out.parent / "mrgr1.md").is_file() and (out.parent / "mrgr1.html").is_file()
+    assert "SYSTEM.html shows it all, for mrgr1" in capsys.readouterr().out
+
+
+def test_tokens_of_both_fusions(tmp_path):
+    """Two images of 4 tokens each are 4 in all by ATF and 8 interleaved, where the prior report is text beside."""
+    from modeling.tiny_llmrg4 import build_llmrg4
+
+    args = BuildArguments(size=64)
+    rows = [build_row("test", i, ("sn", "mw")[i % 2], args) for i in range(4)]
+    write_dataset({"test": lambda: iter(rows)}, tmp_path / "data", {"labeler": "lexical"})
+    chosen = {"stage2_atf_tlw": "atf", "stage2_interleaved_tlw": "interleaved"}
+    for row, fusion in chosen.items():
+        texts = [row["report"] for row in rows]
+        _, processor = build_llmrg4(texts, vocab_size=400, num_visual_tokens=4, fusion=fusion, text_layers=1)
+        processor.save_pretrained(tmp_path / "seed0" / row)
+    counts = figures_of.count_inputs(str(tmp_path / "data"), str(tmp_path), [0], [*chosen])
+    atf, interleaved = counts.values()
+    assert (atf["visual, largest"], interleaved["visual, largest"]) == (4, 8)
+    assert interleaved["prompt, largest"] > atf["prompt, largest"] + 4
+    (check,) = figures_of.token_check(counts)
+    assert check["value"] == atf["prompt, largest"] / interleaved["prompt, largest"]
+    assert figures_of.token_check({"stage2_atf_tlw": atf}) == []  # one fusion alone was run
+
+
 def test_update_results(tmp_path):
     file = tmp_path / "RESULTS.md"
     file.write_text("a\n<!-- mrgr1 table -->\nold\n<!-- /mrgr1 table -->\nb\n")
