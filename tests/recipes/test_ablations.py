@@ -342,7 +342,7 @@ class Done:
         self.names += [name for name, _, _ in jobs]
 
     def seconds(self) -> dict[str, float]:
-        return {name: 60.0 for name in self.names}
+        return dict.fromkeys(self.names, 60.0)
 
 
 def test_the_script_from_reports_to_pages(call, out, monkeypatch, capsys):
