@@ -376,8 +376,9 @@ def test_tokens_of_both_fusions(tmp_path):
     atf, interleaved = counts.values()
     assert (atf["visual, largest"], interleaved["visual, largest"]) == (4, 8)
     assert interleaved["prompt, largest"] > atf["prompt, largest"] + 4
-    (check,) = figures_of.token_check(counts)
-    assert check["value"] == atf["prompt, largest"] / interleaved["prompt, largest"]
+    both = {"stage2_atf_tlw": (128, 204), "stage2_interleaved_tlw": (256, 502)}  # Table 4's N
+    named = {row: dict(zip(("visual, largest", "prompt, largest"), own, strict=True)) for row, own in both.items()}
+    assert [each["value"] for each in figures_of.token_check(named)] == [204 / 502, 128 / (502 - 76)]
     assert figures_of.token_check({"stage2_atf_tlw": atf}) == []  # one fusion alone was run
 
 
