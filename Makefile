@@ -25,6 +25,9 @@ demo-llmrg4: setup ## LLM-RG4's two stages on two CPU cores, to outputs/demo-llm
 demo-lmrrg: setup ## LM-RRG's stage 1 and PPO on RadCliQ on two CPU cores, to outputs/demo-lmrrg/index.html (SEEDS="0 1 2")
 	$(BIN)/python recipes/demo_lmrrg.py --seeds $(SEEDS)
 
+ablations: setup ## every ablation row of the papers on the phantom (SYSTEM=mrgr1|llmrg4|lmrrg, ROW="mccs ce_f1", SEEDS="0 1 2")
+	$(BIN)/python recipes/ablations.py --seeds $(SEEDS) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(ROW),--row $(ROW))
+
 test: setup ## the whole test suite: no network, no GPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
@@ -36,4 +39,4 @@ bench: setup ## all benches, or one: make bench NAME=labeler
 	@set -e; for bench in $(if $(NAME),tests/bench/$(NAME).py,$(wildcard tests/bench/*.py)); do \
 		echo "== $$bench"; HF_HUB_OFFLINE=1 $(BIN)/python $$bench; done
 
-.PHONY: help setup demo demo-llmrg4 demo-lmrrg test style bench
+.PHONY: help setup demo demo-llmrg4 demo-lmrrg ablations test style bench

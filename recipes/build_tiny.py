@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from trl import ModelConfig
 
 from modeling.tiny import build_qwen2_5_vl, train_tokenizer, warm_up
 from modeling.tiny_llmrg4 import build_llmrg4
@@ -25,6 +26,7 @@ from recipes.data.demo_warm_up_lmrrg import warm_up_lmrrg
 from recipes.data.hub import sources_of
 from recipes.data.samples import columns_of, fill_prompt, write_answer
 from recipes.data.schema import read_split
+from recipes.trainers.lmrrg import load_checkpoint
 from rewards.labels import FINDINGS
 
 
@@ -43,6 +45,17 @@ class TinyArguments:
     image_size: int = field(default=112, metadata={"help": "Pixels, a multiple of 28."})
     hidden_size: int = field(default=128, metadata={"help": "Width of the language model, a multiple of 64."})
     vocab_size: int = field(default=768, metadata={"help": "Entries of the tokenizer, at least 280."})
+    tagged: float = field(
+        default=1.0, metadata={"help": "qwen2_5_vl: share of the warm-up's answers in <think>/<report>, 0 to 1."}
+    )
+    parts_of: str | None = field(
+        default=None,
+        metadata={"help": "lmrrg: the folder of another one, whose image encoder and decoder are taken warmed up."},
+    )
+    use_global_feature: bool = field(default=True, metadata={"help": "lmrrg; so the next three (its Table 3)."})
+    use_region_features: bool = field(default=True)
+    use_instruction: bool = field(default=True)
+    region_prompt: Literal["description", "name"] = field(default="description")
     seed: int = field(default=0)
 
 
@@ -50,6 +63,8 @@ def main() -> None:
     (args,) = parse(TinyArguments)
     if args.image_size % 28 or args.hidden_size % 64 or args.vocab_size < 280:
         raise InputError("--image_size is a multiple of 28, --hidden_size a multiple of 64, --vocab_size at least 280")
+    if not 0 <= args.tagged <= 1:
+        raise InputError(f"--tagged is a share from 0 to 1, not {args.tagged}")
     make = {"qwen2_5_vl": make_qwen2_5_vl, "llmrg4": make_llmrg4, "lmrrg": make_lmrrg}[args.system]
     model, processor = make(args)
     with replacing(args.out, marker="config.json") as folder:
@@ -76,7 +91,11 @@ def make_qwen2_5_vl(args: TinyArguments) -> tuple:
         value = torch.tensor([0.0, 1.0, 0.0, 0.5])  # blank, positive, negative, uncertain
         targets = value[torch.tensor([row["labels"] for row in rows])][:, : len(FINDINGS)]
         images = [row["images"][0] for row in rows]
-        answers = [write_answer(row["labels"], row["report"]) + "<|im_end|>" for row in rows]
+        tagged = torch.rand(len(rows), generator=torch.Generator().manual_seed(args.seed)) < args.tagged
+        answers = [
+            (write_answer(row["labels"], row["report"]) if tags else row["report"]) + "<|im_end|>"
+            for row, tags in zip(rows, tagged.tolist(), strict=True)
+        ]
         warm_up(model, processor, images, targets, read_prompt(args.prompt_file), answers, args.warm_up_steps)
     return model, processor
 
@@ -120,8 +139,16 @@ def make_lmrrg(args: TinyArguments) -> tuple:
         projection_dim=args.hidden_size // 4,
         vocab_size=args.vocab_size,
         seed=args.seed,
+        use_global_feature=args.use_global_feature,
+        use_region_features=args.use_region_features,
+        use_instruction=args.use_instruction,
+        region_prompt=args.region_prompt,
     )
-    if args.warm_up:
+    if args.parts_of:
+        other, _ = load_checkpoint(args.parts_of, ModelConfig(dtype="float32"))
+        for name in ("visual_extractor.vision_model", "visual_extractor.visual_projection", "language_model"):
+            model.model.get_submodule(name).load_state_dict(other.model.get_submodule(name).state_dict())
+    elif args.warm_up:
         rows = read_split(args.warm_up, "train", ("images", "labels", "report", "impression"))
         warm_up_lmrrg(model, processor, rows, prompt, args.warm_up_steps)
     return model, processor

@@ -89,8 +89,9 @@ def report(out: str | Path, figures: dict, checks: list[dict]) -> None:
 def parse(*types: type, default_config: str | None = None) -> tuple:
     """Parses dataclass arguments with TRL's parser; `--config FILE.yaml` gives defaults, the command line wins.
 
-    Without `--config`, `default_config` (a file beside the recipes) is read. An unreadable file, an unknown key or a
-    bad value raises InputError naming the file.
+    `--config` may stand more than once: a later file wins over an earlier one, and may hold nothing but comments.
+    Without it, `default_config` (a file beside the recipes) is read. An unreadable file, an unknown key or a bad value
+    raises InputError naming the file.
     """
     import yaml
     from trl import TrlParser
@@ -98,23 +99,42 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
     arguments = [part for word in sys.argv[1:] for part in (word.split("=", 1) if word[:9] == "--config=" else [word])]
     if "--config" not in arguments and default_config and not {"-h", "--help"} & set(arguments):
         arguments = ["--config", str(Path(__file__).parent / default_config), *arguments]
-    file = arguments[arguments.index("--config") + 1] if "--config" in arguments[:-1] else None
-    if (file or arguments[-1:] == ["--config"]) and not Path(file or "").is_file():
-        raise InputError(f"there is no config file {file or 'named after --config'}")
+    files, rest = [], []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config":
+            files.append(next(words, None))
+        else:
+            rest.append(word)
+    for file in files:
+        if not Path(file or "").is_file():
+            raise InputError(f"there is no config file {file or 'named after --config'}")
+    blamed = " + ".join(files) or "command line"
 
     def refuse(message: str) -> NoReturn:
-        raise InputError(f"{file or 'command line'}: {message}; --help lists the arguments")
+        raise InputError(f"{blamed}: {message}; --help lists the arguments")
 
     parser = TrlParser(types)
     parser.error = refuse  # argparse's own prints the usage of two hundred arguments first
     try:
-        return parser.parse_args_and_config(arguments)
+        for file in files:
+            blamed = file
+            values = yaml.safe_load(Path(file).read_text())
+            if values is None and file != files[0]:
+                continue
+            if not isinstance(values, dict):
+                raise InputError(f"{file} must contain a YAML mapping of arguments to values")
+            os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
+            if unknown := parser.set_defaults_with_config(**values):
+                refuse(f"there is no argument {unknown[0]}")
+        blamed = " + ".join(files) or "command line"
+        return parser.parse_args_and_config(rest)
     except InputError:
         raise
     except (ValueError, TypeError, yaml.YAMLError) as error:
         if "bf16/gpu" in str(error):  # transformers' own check comes before ours
             raise InputError(NO_GPU) from error
-        raise InputError(f"{file or 'command line'}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{blamed}: {' '.join(str(error).split())}") from error
 
 
 def read_adapter(model: str) -> dict | None:

@@ -50,7 +50,7 @@ class RecipeArguments:
     max_pixels: int | None = field(default=None, metadata={"help": "Images are scaled down to this many pixels."})
     rewards: list[str] = field(
         default_factory=lambda: ["mccs", "format"],
-        metadata={"help": "mccs, ce_f1, positive_f1, format, bleu, rouge, cider."},
+        metadata={"help": "mccs, ce_f1, positive_f1, format, bleu, rouge, cider, radcliq_lite."},
     )
     labeler: str = field(
         default="lexical", metadata={"help": "What labels reports: lexical, chexbert, chexbert:MODEL."}
@@ -114,6 +114,7 @@ def main() -> None:
         "bleu": rewards.make_bleu_reward,
         "rouge": rewards.make_rouge_reward,
         "cider": lambda: rewards.make_cider_reward(rows["report"]),  # document frequencies of the training references
+        "radcliq_lite": rewards.make_radcliq_reward,
     }
     reward_funcs = choose_rewards(args.rewards, available, training_args.reward_weights)
 

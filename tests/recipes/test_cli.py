@@ -149,6 +149,48 @@ def test_parse_without_the_file(monkeypatch, arguments):
         parse(Arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config", "base.yaml", "--config", "row.yaml"], (3, "row")),  # the later file wins, the rest is kept
+        (["--config", "row.yaml", "--config=base.yaml"], (3, "base")),  # the other way round, the other spelling
+        (["--size", "5", "--config", "base.yaml", "--config", "row.yaml"], (5, "row")),  # the command line over both
+        (["--config", "base.yaml", "--config", "row.yaml", "--name", "own"], (3, "own")),  # wherever it stands
+        (["--config", "base.yaml", "--config", "comment.yaml"], (3, "base")),  # a row that changes nothing
+    ],
+)
+def test_parse_several_files(monkeypatch, tmp_path, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text("size: 3\nname: base\n")
+    Path("row.yaml").write_text("name: row\n")
+    Path("comment.yaml").write_text("# the base as it stands\n")
+    monkeypatch.setattr(sys, "argv", ["script", *arguments])
+    (parsed,) = parse(Arguments)
+    assert (parsed.size, parsed.name) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "words", "absent"),
+    [
+        ("siez: 3", ["row.yaml", "siez"], "base.yaml"),  # the file with the unknown key, not the other one
+        ("- siez", ["row.yaml", "mapping"], "base.yaml"),  # a list
+        ("size: [", ["row.yaml"], "base.yaml"),  # no YAML
+        (None, ["no config file row.yaml"], "base.yaml"),  # absent
+        ("size: four", ["base.yaml + row.yaml", "four"], "siez"),  # a bad value: either may hold it
+    ],
+)
+def test_parse_names_the_file_of_several(monkeypatch, tmp_path, row, words, absent):
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text("size: 3\n")
+    if row is not None:
+        Path("row.yaml").write_text(row)
+    monkeypatch.setattr(sys, "argv", ["script", "--config", "base.yaml", "--config", "row.yaml"])
+    with pytest.raises(InputError) as caught:
+        parse(Arguments)
+    assert all(word in str(caught.value) for word in words)
+    assert absent not in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_parse_falls_back_on_the_default_config(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script"])
     monkeypatch.setattr(cli, "__file__", str(Path(__file__)))  # a folder without that file

@@ -1,0 +1,436 @@
+"""The ablation rows: each changes what the papers' tables say and no more; their figures on reports that are known."""
+
+import importlib
+import json
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from recipes import ablations, build_tiny, grpo_mrgr1, ppo_lmrrg, sft_llmrg4, sft_lmrrg, sft_mrgr1
+from recipes.build_phantom import BuildArguments, build_row
+from recipes.cli import InputError, parse
+from recipes.data import ablations as figures_of
+from recipes.data.ablation_page import sample_reports, update_results, write_markdown, write_page
+from recipes.data.ablation_runs import ROWS, choose_rows, plan, report_file, row_file, shared_jobs
+from recipes.data.ablations import AGREE, DISAGREE, GROUPS, MICRO, NOTHING, OPEN, is_style, measure, verdict
+from recipes.data.baselines import NORMAL_REPORT, TEMPLATE
+from recipes.data.paper_comparison import read_results
+from recipes.data.references import read_truth
+from recipes.data.schema import read_split, write_dataset
+from rewards.labelers import LexicalLabeler
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "recipes/configs"
+REWARDS, PLAIN = {"rewards", "reward_weights"}, {"prompt_file", "rewards", "reward_weights"}
+IU_MIMIC = ("iu", "mimic")
+CHANGES = [  # REQUIREMENTS section 7: row, its script, its bases, the arguments that differ from them
+    ("mrgr1/sft", sft_mrgr1, ("sft_iu", "sft_mimic"), set()),  # what sft_iu.yaml is already
+    ("mrgr1/sft", sft_mrgr1, ("sft_demo",), {"prompt_file", "target"}),
+    ("mrgr1/nlg", grpo_mrgr1, (*IU_MIMIC, "demo"), PLAIN),
+    ("mrgr1/ce_f1", grpo_mrgr1, (*IU_MIMIC, "demo"), PLAIN),
+    ("mrgr1/reasoning", grpo_mrgr1, (*IU_MIMIC, "demo"), REWARDS),
+    ("mrgr1/ce_f1_reasoning", grpo_mrgr1, IU_MIMIC, {"rewards"}),  # weighed 0.75 and 0.25 as MCCS and format
+    ("mrgr1/mccs", grpo_mrgr1, (*IU_MIMIC, "demo"), PLAIN),
+    ("mrgr1/mccs_reasoning", grpo_mrgr1, IU_MIMIC, set()),  # the whole system
+    ("mrgr1/mccs_reasoning", grpo_mrgr1, ("demo",), REWARDS),  # without the demo's third reward
+    ("mrgr1/mccs_margin_0", grpo_mrgr1, (*IU_MIMIC, "demo"), {*PLAIN, "margin"}),
+    ("mrgr1/radcliq_lite", grpo_mrgr1, (*IU_MIMIC, "demo"), PLAIN),
+    ("lmrrg/full", ppo_lmrrg, ("iu_cqrl", "mimic_cqrl", "demo_cqrl"), set()),
+    ("lmrrg/without_global", sft_lmrrg, (*IU_MIMIC, "demo"), {"use_global_feature"}),
+    ("lmrrg/without_region", sft_lmrrg, (*IU_MIMIC, "demo"), {"use_region_features"}),
+    ("lmrrg/names", sft_lmrrg, (*IU_MIMIC, "demo"), {"region_prompt"}),
+    ("lmrrg/without_instruction", sft_lmrrg, (*IU_MIMIC, "demo"), {"use_instruction"}),
+    ("lmrrg/without_disease", sft_lmrrg, (*IU_MIMIC, "demo"), {"lambda_disease"}),
+    ("lmrrg/without_cqrl", sft_lmrrg, (*IU_MIMIC, "demo"), set()),  # stage 1 alone
+    ("lmrrg/bleu", ppo_lmrrg, ("iu_cqrl", "mimic_cqrl", "demo_cqrl"), {"rewards", "theta"}),
+    ("lmrrg/fixed_lambda", ppo_lmrrg, ("iu_cqrl", "mimic_cqrl", "demo_cqrl"), {"kl_controller"}),
+    ("llmrg4/stage1_tlw", sft_llmrg4, ("mimic_rg4_stage1", "demo_stage1"), set()),
+    ("llmrg4/stage1_without_tlw", sft_llmrg4, ("mimic_rg4_stage1", "demo_stage1"), {"key_weight"}),
+    ("llmrg4/stage2_interleaved_without_tlw", sft_llmrg4, ("mimic_rg4_stage2", "demo_stage2"),
+     {"key_weight", "fusion"}),
+    ("llmrg4/stage2_interleaved_tlw", sft_llmrg4, ("mimic_rg4_stage2", "demo_stage2"), {"fusion"}),
+    ("llmrg4/stage2_atf_without_tlw", sft_llmrg4, ("mimic_rg4_stage2", "demo_stage2"), {"key_weight"}),
+    ("llmrg4/stage2_atf_tlw", sft_llmrg4, ("mimic_rg4_stage2", "demo_stage2"), set()),
+    *((f"llmrg4/single_{name}", sft_llmrg4, ("mimic_rg4_stage2", "demo_stage2"), {"scenarios"})
+      for name in ("sn", "sw", "mn", "mw")),
+]  # fmt: skip
+LABELER = LexicalLabeler()
+
+
+class Parsed(Exception):
+    """Raised in place of what a script does after its arguments are read."""
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """All arguments of a script's command line, by name, as its own `parse` call understands them."""
+
+    def read(script, words: list[str]) -> dict:
+        found = {}
+
+        def stop(*types, **options):
+            for each in parse(*types, **options):
+                found.update({field.name: getattr(each, field.name) for field in fields(each)})
+            raise Parsed
+
+        monkeypatch.setattr(script, "parse", stop)
+        monkeypatch.setattr(sys, "argv", ["script", *words])
+        monkeypatch.chdir(ROOT)
+        with pytest.raises(Parsed):
+            script.main()
+        return found
+
+    return read
+
+
+@pytest.mark.parametrize(("row", "script", "bases", "changed"), CHANGES, ids=lambda value: str(value)[:40])
+def test_a_row_changes_its_keys_alone(read, row, script, bases, changed):
+    system, name = row.split("/")
+    for base in bases:
+        words = ["--config", f"{CONFIGS}/{system}/{base}.yaml"]
+        end = ["--use_cpu", "true", "--bf16", "false"]
+        before = read(script, [*words, *end])
+        after = read(script, [*words, "--config", row_file(system, name), *end])
+        assert {key for key in before if before[key] != after[key]} == changed, base
+
+
+@pytest.mark.parametrize(
+    ("row", "key", "value"),
+    [
+        ("mrgr1/nlg", "rewards", ["bleu", "rouge", "cider"]),  # A-24
+        ("mrgr1/ce_f1_reasoning", "reward_weights", [0.75, 0.25]),
+        ("mrgr1/mccs_reasoning", "reward_weights", [0.75, 0.25]),  # MR-036
+        ("mrgr1/reasoning", "rewards", ["format"]),
+        ("lmrrg/names", "region_prompt", "name"),  # LM-048
+        ("lmrrg/without_disease", "lambda_disease", 0),  # LM-050
+        ("lmrrg/bleu", "rewards", ["bleu"]),  # LM-052
+        ("lmrrg/fixed_lambda", "kl_controller", "fixed"),  # LM-053
+        ("llmrg4/stage1_without_tlw", "key_weight", 1),  # RG-080
+        ("llmrg4/stage2_interleaved_tlw", "fusion", "interleaved"),  # RG-083
+        ("llmrg4/single_mn", "scenarios", ["mn"]),  # RG-090
+    ],
+)
+def test_values_of_the_rows(row, key, value):
+    assert yaml.safe_load((ROOT / row_file(*row.split("/"))).read_text())[key] == value
+
+
+def test_every_row_of_the_tables_has_its_file():
+    """And the other way round: no file that no table and no page has."""
+    tables = {"mrgr1": ["Table II"], "lmrrg": ["Table 3"], "llmrg4": ["Table 4", "Table 5"]}
+    for system, names in tables.items():
+        published = {
+            (each["table"], each["row"], each["setting"] if each["table"] == "Table 5" else None)
+            for each in read_results()["rows"]
+            if each["paper"] == system and each["table"] in names
+        }
+        ours = {
+            (group.table, name, group.scenario if group.table == "Table 5" else None)
+            for group in GROUPS[system]
+            for name in group.rows.values()
+            if name
+        }
+        assert ours == published
+        assert {row for group in GROUPS[system] for row in group.rows} == set(ROWS[system])
+        assert {file.stem for file in (CONFIGS / system / "ablations").iterdir()} == set(ROWS[system])
+    assert len(published) == 6 + 8  # the last: Tables 4 and 5
+
+
+@pytest.mark.parametrize("system", ROWS)
+def test_every_command_of_the_plan_parses_and_has_its_inputs(read, system):
+    made = set()
+    levels = shared_jobs(system, "out") + plan(system, "out", 3, choose_rows(system, []))[0]
+    outs = {out for jobs in levels for _, out, _ in jobs}
+    for jobs in levels:
+        for _, out, command in jobs:
+            words = command[command.index(next(word for word in command if word.startswith("recipes/"))) :]
+            script = importlib.import_module(words[0].removesuffix(".py").replace("/", "."))
+            values = read(script, words[1:])
+            assert out in (values.get("out"), values.get("output_dir"))
+            assert (set(command) & outs) - {out} <= made  # all that it reads was made at an earlier level
+            assert "seed3" not in out or values["seed"] == 3 or "generate" in words[0]
+        made |= {out for _, out, _ in jobs}
+    names = [name for jobs in levels for name, _, _ in jobs]
+    assert len(set(names)) == len(names) and made == outs
+
+
+@pytest.mark.parametrize(
+    ("system", "rows", "models"),
+    [
+        ("mrgr1", ["mccs"], {"mccs_reasoning", "base", "mccs"}),  # the base is where the others start
+        ("lmrrg", ["without_cqrl"], {"full", "full_stage1"}),  # its stage 1 is the whole system's
+        ("lmrrg", ["names"], {"full", "names"}),
+        ("llmrg4", ["stage1_tlw"], {"stage2_atf_tlw", "stage1_tlw"}),
+    ],
+)
+def test_a_plan_of_some_rows(system, rows, models):
+    levels, found = plan(system, "out", 0, choose_rows(system, rows))
+    assert {Path(folder).name for folder in found.values()} == models
+    made = {out for jobs in levels for _, out, _ in jobs}
+    assert set(found.values()) <= made  # nothing is scored that was not trained
+
+
+def test_a_row_that_is_not_there():
+    with pytest.raises(InputError, match="mrgr1 has no row 'mcs'; choose among mccs_reasoning"):
+        choose_rows("mrgr1", ["mccs", "mcs"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--system", "mrg"], "no system 'mrg'"),
+        (["--row", "mccs"], "give --system too"),  # of which of three systems
+        (["--system", "mrgr1", "--seeds", "0", "0"], "different numbers"),
+        (["--system", "mrgr1", "--row", "mcs"], "no row 'mcs'"),
+    ],
+)
+def test_mistakes(call, tmp_path, arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        call(ablations.main, *arguments, "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def interval(low: float, value: float, high: float) -> dict:
+    return {"low": low, "value": value, "high": high}
+
+
+@pytest.mark.parametrize(
+    ("difference", "paper", "expected"),
+    [
+        (interval(0.01, 0.02, 0.03), [0.1], AGREE),
+        (interval(-0.03, -0.02, -0.01), [0.1], DISAGREE),
+        (interval(-0.03, -0.02, -0.01), [-0.1, -0.2], AGREE),  # both of its data sets
+        (interval(-0.01, 0.02, 0.03), [0.1], OPEN),  # 0 lies within
+        (interval(0.01, 0.02, 0.03), [0.1, -0.1], NOTHING),  # its data sets differ
+        (interval(0.01, 0.02, 0.03), [0.0], NOTHING),  # level
+        (interval(0.01, 0.02, 0.03), [], NOTHING),  # a row or a figure of ours
+    ],
+)
+def test_verdict(difference, paper, expected):
+    assert verdict(difference, paper) == expected
+
+
+@pytest.mark.parametrize(
+    ("difference", "shuffled", "expected"),
+    [
+        (interval(0.1, 0.2, 0.3), interval(0.05, 0.1, 0.15), True),  # just half
+        (interval(0.1, 0.2, 0.3), interval(0.04, 0.09, 0.15), False),  # less
+        (interval(-0.3, -0.2, -0.1), interval(-0.3, -0.2, -0.1), True),  # all of it, downwards
+        (interval(0.1, 0.2, 0.3), interval(-0.3, -0.2, -0.1), False),  # the other way
+        (interval(-0.1, 0.2, 0.3), interval(0.1, 0.2, 0.3), False),  # there is no sure difference
+        (interval(0.1, 0.2, 0.3), interval(-0.1, 0.2, 0.3), False),  # nor here
+    ],
+)
+def test_style(difference, shuffled, expected):
+    assert is_style(difference, shuffled) is expected
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    """A folder as after the stages, two seeds: three rows of MRG-R1 with reports whose scores are known."""
+    folder = tmp_path_factory.mktemp("ablations") / "mrgr1"
+    args = BuildArguments(size=64, seed=5, balanced=True)
+    rows = [build_row("test", i, "sn", args) for i in range(40)]
+    write_dataset({"test": lambda: iter(rows)}, folder / "data", {"labeler": "lexical"})
+    reports = [row["report"] for row in rows]
+    moved = reports[1:] + reports[:1]
+    tagged = [f"<think>x</think>\n<report>{text}</report>" for text in reports]
+    texts = {
+        "mccs_reasoning": (tagged, moved),  # the reference, in the format
+        "ce_f1": (reports, reports),  # as good, and as good without the images: it cannot look
+        "base": ([NORMAL_REPORT] * 40, [NORMAL_REPORT] * 40),
+    }
+    for seed in (0, 1):
+        (folder / f"seed{seed}").mkdir()
+        for row, pair in texts.items():
+            for shuffled, own in zip((False, True), pair, strict=True):
+                lines = [
+                    json.dumps({"study_id": row["study_id"], "completion": text})
+                    for row, text in zip(rows, own, strict=True)
+                ]
+                Path(report_file(f"{folder}/seed{seed}", row, shuffled)).write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(out) -> dict:
+    chosen = ["mccs_reasoning", "base", "ce_f1"]
+    found = measure("mrgr1", str(out), [0, 1], chosen, read_truth(f"{out}/data", "test", LABELER), LABELER)
+    others = figures_of.format_check(found["groups"]) + figures_of.time_check(21.0)
+    extra = {"system": "mrgr1", "seeds": [0, 1], "labeler": "lexical", "minutes": 21.0, "stages": {"data": 3.0}}
+    return {**extra, **found, "other_checks": others, "spread": {}, "tokens": {}}
+
+
+def test_figures_of_a_group(results):
+    (group,) = results["groups"]
+    rows = group["rows"]
+    assert set(rows) == {"mccs_reasoning", "base", "ce_f1"} and "mccs" in group["not_run"]
+    assert rows["mccs_reasoning"][MICRO]["value"] == rows["ce_f1"][MICRO]["value"] == 1
+    assert rows["base"][MICRO]["value"] == pytest.approx(group[TEMPLATE][MICRO])  # it writes the normal report
+    assert rows["base"][MICRO]["paper"] == pytest.approx([0.0652, 0.1945])  # Table II, IU X-Ray and MIMIC-CXR
+    base = rows["base"][MICRO]
+    assert base["paper_difference"] == pytest.approx([0.0652 - 0.5188, 0.1945 - 0.4039])
+    assert base["difference"]["high"] < 0 and base["verdict"] == AGREE and not base["style"]
+    same = rows["ce_f1"][MICRO]
+    assert same["difference"]["value"] == 0 and same["verdict"] == OPEN
+    assert same["difference_shuffled"]["low"] > 0  # without its images it alone is right
+    assert rows["mccs_reasoning"]["format_rate"]["value"] == 1 and rows["base"]["format_rate"]["value"] == 0
+    assert "verdict" not in rows["mccs_reasoning"][MICRO]  # nothing to be compared with
+
+
+def test_claims_of_rows_that_were_run_alone(results):
+    assert results["claims"] == []  # each needs a row that was not run
+    format_reward, time = results["other_checks"]
+    assert format_reward["value"] == 1 and format_reward["holds"]
+    assert not time["holds"]  # 21 of 20 minutes
+
+
+@pytest.mark.parametrize(
+    ("claim", "said", "holds"),
+    [
+        (figures_of.Claim("", "mccs_reasoning", "base", MICRO), AGREE, True),
+        (figures_of.Claim("", "base", "mccs_reasoning", MICRO), DISAGREE, False),
+        (figures_of.Claim("", "ce_f1", "mccs_reasoning", MICRO), OPEN, False),  # exactly level
+        (figures_of.Claim("", "ce_f1", "mccs_reasoning", MICRO, level=True), AGREE, True),
+        (figures_of.Claim("", "base", "ce_f1", MICRO, level=True), DISAGREE, False),
+        (figures_of.Claim("", "ce_f1", "base", figures_of.RADCLIQ), AGREE, True),  # lower is better
+    ],
+)
+def test_claim(out, claim, said, holds, monkeypatch):
+    monkeypatch.setitem(figures_of.CLAIMS, "mrgr1", [claim])
+    chosen = ["mccs_reasoning", "base", "ce_f1"]
+    truth = read_truth(f"{out}/data", "test", LABELER)
+    (check,) = measure("mrgr1", str(out), [0], chosen, truth, LABELER)["claims"]
+    assert (check["verdict"], check["holds"]) == (said, holds)
+
+
+def test_tables_and_page(results, out, tmp_path):
+    table = write_markdown(tmp_path / "mrgr1.md", results)
+    assert table == (tmp_path / "mrgr1.md").read_text()
+    lines = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("|")}
+    assert "paper 0.065 / 0.195" in lines["Base"] and "agree" in lines["Base"]
+    assert lines["Base + MCCS"].split("|")[2].strip() == "not run"  # no row is hidden
+    assert "1.000 (1.000 to 1.000)" in lines["**Base + MCCS + reasoning**"]
+    shown = sample_reports(read_split(f"{out}/data", "test"), str(out), 0, ["mccs_reasoning", "base"])
+    assert all({"reference", "base", "mccs_reasoning"} == set(study) for study in shown)
+    spread = {"ce_f1": {"groups": 2, "std": 0.25, "equal": 0.5, "values": 2}}
+    write_page(tmp_path / "page.html", results | {"spread": spread}, shown)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<div class="reports">') == len(shown) and "not medical data" in page
+    assert "&lt;think&gt;" in page and "<think>" not in page  # what a model writes is text
+    for tag in ("table", "tr", "td", "div", "p"):
+        assert len(re.findall(f"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
+
+
+class Done:
+    """Stands for `Stages` when all stages are done."""
+
+    def __init__(self, folder: str):
+        self.names: list[str] = []
+
+    def __enter__(self) -> "Done":
+        return self
+
+    def __exit__(self, *error) -> None: ...
+
+    def run(self, *jobs) -> None:
+        assert 1 <= len(jobs) <= 2  # two cores
+        self.names += [name for name, _, _ in jobs]
+
+    def seconds(self) -> dict[str, float]:
+        return dict.fromkeys(self.names, 60.0)
+
+
+def test_the_script_from_reports_to_pages(call, out, monkeypatch, capsys):
+    monkeypatch.setattr(ablations, "Stages", Done)
+    monkeypatch.chdir(ROOT)  # where the script goes itself
+    call(ablations.main, "--system", "mrgr1", "--row", "base", "--seeds", 0, 1, "--out", out.parent)
+    results = json.loads((out.parent / "mrgr1.json").read_text())
+    # two data sets; of each seed the base, one trained row, and two files of reports of each: shared by two seeds
+    assert sum(results["stages"].values()) - results["stages"]["figures"] == 60 * (2 + 2 * (2 + 4))
+    assert results["minutes"] == pytest.approx(2 + 6 + results["stages"]["figures"] / 60)
+    summary = json.loads((out.parent / "results.json").read_text())
+    assert summary["seeds"] == {"mrgr1": [0, 1]}
+    assert {"name", "value", "bar", "holds"} <= set(summary["checks"][0])
+    assert (out.parent / "mrgr1.md").is_file() and (out.parent / "mrgr1.html").is_file()
+    assert "SYSTEM.html shows it all, for mrgr1" in capsys.readouterr().out
+
+
+def test_tokens_of_both_fusions(tmp_path):
+    """Two images of 4 tokens each are 4 in all by ATF and 8 interleaved, where the prior report is text beside."""
+    from modeling.tiny_llmrg4 import build_llmrg4
+
+    args = BuildArguments(size=64)
+    rows = [build_row("test", i, ("sn", "mw")[i % 2], args) for i in range(4)]
+    write_dataset({"test": lambda: iter(rows)}, tmp_path / "data", {"labeler": "lexical"})
+    chosen = {"stage2_atf_tlw": "atf", "stage2_interleaved_tlw": "interleaved"}
+    for row, fusion in chosen.items():
+        texts = [row["report"] for row in rows]
+        _, processor = build_llmrg4(texts, vocab_size=400, num_visual_tokens=4, fusion=fusion, text_layers=1)
+        processor.save_pretrained(tmp_path / "seed0" / row)
+    counts = figures_of.count_inputs(str(tmp_path / "data"), str(tmp_path), [0], [*chosen])
+    atf, interleaved = counts.values()
+    assert (atf["visual, largest"], interleaved["visual, largest"]) == (4, 8)
+    assert interleaved["prompt, largest"] > atf["prompt, largest"] + 4
+    both = {"stage2_atf_tlw": (128, 204), "stage2_interleaved_tlw": (256, 502)}  # Table 4's N
+    named = {row: dict(zip(("visual, largest", "prompt, largest"), own, strict=True)) for row, own in both.items()}
+    assert [each["value"] for each in figures_of.token_check(named)] == [204 / 502, 128 / (502 - 76)]
+    assert figures_of.token_check({"stage2_atf_tlw": atf}) == []  # one fusion alone was run
+
+
+def test_update_results(tmp_path):
+    file = tmp_path / "RESULTS.md"
+    file.write_text("a\n<!-- mrgr1 table -->\nold\n<!-- /mrgr1 table -->\nb\n")
+    update_results(file, "mrgr1", "new\n")
+    assert file.read_text() == "a\n<!-- mrgr1 table -->\nnew\n<!-- /mrgr1 table -->\nb\n"
+    with pytest.raises(InputError, match="lmrrg table"):
+        update_results(file, "lmrrg", "new\n")
+
+
+def test_results_page_has_a_place_for_every_table():
+    text = (ROOT / "recipes/RESULTS.md").read_text()
+    for system in ROWS:
+        assert text.count(f"<!-- {system} table -->") == text.count(f"<!-- /{system} table -->") == 1
+
+
+def test_reward_spread(tmp_path):
+    """One seed, one step, two groups of four: deviations 0.5 and 0, by hand."""
+    file = tmp_path / "seed0/ce_f1/completions/completions_00001.parquet"
+    file.parent.mkdir(parents=True)
+    pd.DataFrame({"ce_f1_reward": [0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5]}).to_parquet(file)
+    found = figures_of.reward_spread(str(tmp_path), [0], ["ce_f1", "nlg"], steps=1)
+    assert found == {"ce_f1": {"groups": 2, "std": 0.25, "equal": 0.5, "values": 3}}
+
+
+def test_radcliq_alone_trains(call, tiny, phantom, tmp_path):
+    arguments = ["--config", CONFIGS / "mrgr1/demo.yaml", "--config", ROOT / row_file("mrgr1", "radcliq_lite")]
+    arguments += ["--model_name_or_path", tiny, "--dataset", phantom, "--output_dir", tmp_path / "run"]
+    arguments += ["--max_steps", 1, "--per_device_train_batch_size", 4, "--effective_batch_size", 4]
+    call(grpo_mrgr1.main, *arguments, "--max_completion_length", 6, "--prompt_file", "prompts/mrgr1_tiny.txt")
+    logged = json.loads((tmp_path / "run/trainer_state.json").read_text())["log_history"]
+    assert "rewards/radcliq_lite/mean" in logged[0]
+
+
+def test_a_row_of_lmrrg_from_warmed_up_parts(call, phantom, tmp_path):
+    """Without region features: its own network with the image encoder and decoder of the whole one, then a step."""
+    from modeling import LMRRGForConditionalGeneration
+
+    small = ["--system", "lmrrg", "--prompt_file", "prompts/lmrrg.txt", "--dataset", phantom, "--image_size", 56]
+    small += ["--hidden_size", 64, "--vocab_size", 400]
+    row = ["--config", ROOT / row_file("lmrrg", "without_region")]
+    call(build_tiny.main, *small, "--seed", 1, "--out", tmp_path / "other")
+    call(build_tiny.main, *small, *row, "--parts_of", tmp_path / "other", "--out", tmp_path / "tiny")
+    other, own = (LMRRGForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("other", "tiny"))
+    assert own.config.use_region_features is False
+    assert own.config.num_visual_tokens == 1 and other.config.num_visual_tokens == 30  # the global one, and 29 regions
+    for part in ("visual_extractor.vision_model", "visual_extractor.visual_projection", "language_model"):
+        state, expected = (model.model.get_submodule(part).state_dict() for model in (own, other))
+        assert all((state[name] == expected[name]).all() for name in expected), part
+    arguments = ["--config", CONFIGS / "lmrrg/demo.yaml", *row, "--model_name_or_path", tmp_path / "tiny"]
+    arguments += ["--dataset", phantom, "--output_dir", tmp_path / "run", "--max_steps", 1]
+    call(sft_lmrrg.main, *arguments, "--per_device_train_batch_size", 2)
+    assert (tmp_path / "run/trainer_state.json").is_file()
