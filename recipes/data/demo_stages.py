@@ -151,12 +151,16 @@ class Stages:
                         self.progress.update(child.task, completed=done, total=total, note=f"{done}/{total}")
                     if child.has_ended():
                         running.remove(child)
-                        self._finish(child, together=len(children))
+                        self._finish(child)
+            for child in children:  # each at its largest, at the same time: more than they ever had
+                self.finished[child.out]["peak_memory_gb"] = sum(each.memory for each in children)
+            if children:
+                self._write_record()
         finally:
             for child in children:
                 child.end()
 
-    def _finish(self, child: "_Child", together: int) -> None:
+    def _finish(self, child: "_Child") -> None:
         if child.process.returncode or not Path(child.out).exists():
             self.progress.stop()
             sys.exit(
@@ -169,8 +173,11 @@ class Stages:
             "command": child.command,
             "seconds": child.seconds,
             "finished": time.time(),
-            "peak_memory_gb": child.memory * together,
+            "peak_memory_gb": child.memory,
         }
+        self._write_record()
+
+    def _write_record(self) -> None:
         with replacing(self.record) as temporary:
             temporary.write_text(json.dumps(self.finished, indent=2) + "\n")
 
@@ -179,6 +186,6 @@ class Stages:
         return {self.finished[out]["name"]: self.finished[out]["seconds"] for out in self.used}
 
     def peak_memory_gb(self) -> float:
-        """Resident memory in GB (1e9 bytes) of the largest process, twice that of one in a pair, plus the demo's."""
+        """Resident memory in GB (1e9 bytes) of the largest stage, plus the demo's own."""
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         return own + max(self.finished[out]["peak_memory_gb"] for out in self.used)

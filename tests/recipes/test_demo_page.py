@@ -159,6 +159,17 @@ def test_stages_side_by_side_wait_for_each_other_and_fail_together(tmp_path):
     shares = stages.seconds()
     assert shares["0.1"] < shares["1.5"]
     assert sum(shares.values()) == pytest.approx(time.time() - started, abs=0.4)  # of the wall time, none twice
+    fill = "import sys; held = b'x' * int(sys.argv[1]); open(sys.argv[2], 'w')"
+
+    def peaks(folder, *sizes):
+        with demo_stages.Stages(folder) as stages:
+            stages.run(*((size, str(folder / size), ["-c", fill, size, str(folder / size)]) for size in sizes))
+        return [each["peak_memory_gb"] for each in json.loads((folder / "stages.json").read_text()).values()]
+
+    (large,), (small,) = peaks(tmp_path / "e", "2000000000"), peaks(tmp_path / "f", "1")
+    assert large > 1.9 and small < large  # a process counts what its parent had when it began
+    pair = peaks(tmp_path / "g", "2000000000", "1")
+    assert pair[0] == pair[1] == pytest.approx(large + small, rel=0.05)  # and not twice the larger one
     note = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     fail = """if True:
         import os, sys, time
