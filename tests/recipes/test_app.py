@@ -491,11 +491,14 @@ def test_the_script_ends_quietly_and_leaves_nothing(tiny, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert f"http://127.0.0.1:{port}/ is the page" in process.stdout.readline()
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as page:
-        assert NOTICE in page.read().decode()
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    try:
+        assert f"http://127.0.0.1:{port}/ is the page" in process.stdout.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as page:
+            assert NOTICE in page.read().decode()
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors and not output
     assert not list(tmp_path.glob("rrg_recipes_app_*"))
