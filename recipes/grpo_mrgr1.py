@@ -57,7 +57,7 @@ class RecipeArguments:
     )
     margin: float = field(default=0.2, metadata={"help": "m of MCCS (Eq. 6)."})
     stop_on_collapse: int = field(
-        default=256, metadata={"help": "Stop once 95 % of this many completions are one report; 0: never."}
+        default=256, metadata={"help": "Stop once 0.95 of this many completions are one report; 0: never."}
     )
     allow_no_kl: bool = field(default=False, metadata={"help": "Allow beta 0: no KL term, unlike Eq. 1."})
     public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})

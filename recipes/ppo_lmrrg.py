@@ -49,7 +49,7 @@ class RecipeArguments:
     chexbert: str = field(default=CHEXBERT, metadata={"help": "See recipes/convert_chexbert.py."})
     labeler: str = field(default="lexical", metadata={"help": "Of mccs and ce_f1: lexical, chexbert:MODEL."})
     stop_on_collapse: int = field(
-        default=256, metadata={"help": "Stop once 95 % of this many completions are one report; 0: never."}
+        default=256, metadata={"help": "Stop once 0.95 of this many completions are one report; 0: never."}
     )
     allow_scratch: bool = field(default=False, metadata={"help": "Start from a model that was never trained."})
     public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})

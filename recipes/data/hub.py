@@ -96,11 +96,9 @@ def _sources_of_checkpoint(name: str) -> list[str]:
         return read_sources(Path(hf_hub_download(name, "run_config.json")))
     except RemoteEntryNotFoundError:
         return []
-    except (
-        HTTPError,
-        OSError,
-        HFValidationError,
-    ):  # out of reach: what it would tell is not known, or was seen before
+    except HFValidationError:  # neither a folder nor a name that the Hub could have: whoever loads it says so
+        return [UNKNOWN]
+    except (HTTPError, OSError):  # out of reach: what it would tell is not known, or was seen before
         return [] if try_to_load_from_cache(name, "run_config.json") is _CACHED_NO_EXIST else [UNKNOWN]
 
 

@@ -227,11 +227,12 @@ def test_clinical_evaluation_writes_as_generate_does(sft, tmp_path, call, monkey
         return texts
 
     monkeypatch.setattr(ClinicalEvaluation, "_write", write)
-    changed = {"max_steps": 1, "load_best_model_at_end": "false", "views": "frontal", "clinical_max_new_tokens": 16}
+    changed = {"max_steps": 40, "eval_steps": 40, "save_steps": 40, "load_best_model_at_end": "false"}
+    changed |= {"views": "frontal", "clinical_max_new_tokens": 16}  # 40 steps, so that it writes anything at all
     call(sft_mrgr1.main, *words(sft | CLINICAL | changed))
     out = tmp_path / "out.jsonl"
     arguments = {"model": sft["output_dir"], "dataset": sft["dataset"], "out": out, "max_new_tokens": 16, "limit": 3}
-    arguments |= {"split": "validation", "views": "frontal", "prompt_file": "prompts/mrgr1_plain.txt"}
+    arguments |= {"split": "validation", "views": "frontal", "prompt_file": "prompts/mrgr1_tiny.txt"}
     call(generate.main, *words(arguments))
     assert [json.loads(line)["completion"] for line in out.read_text().splitlines()] == written
     assert any(text.strip() for text in written)
