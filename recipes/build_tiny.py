@@ -45,9 +45,7 @@ class TinyArguments:
     image_size: int = field(default=112, metadata={"help": "Pixels, a multiple of 28."})
     hidden_size: int = field(default=128, metadata={"help": "Width of the language model, a multiple of 64."})
     vocab_size: int = field(default=768, metadata={"help": "Entries of the tokenizer, at least 280."})
-    tagged: float = field(
-        default=1.0, metadata={"help": "qwen2_5_vl: share of the warm-up's answers in <think>/<report>, 0 to 1."}
-    )
+    tagged: float = field(default=1.0, metadata={"help": "qwen2_5_vl: share of warm-up answers in tags, 0 to 1."})
     parts_of: str | None = field(
         default=None,
         metadata={"help": "lmrrg: the folder of another one, whose image encoder and decoder are taken warmed up."},
@@ -70,12 +68,9 @@ def main() -> None:
     with replacing(args.out, marker="config.json") as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        made_of = {
-            source
-            for name in filter(None, (args.dataset, args.warm_up))
-            for source in sources_of(read_split(name, "train"))
-        }
-        save_run(folder, args, sources=sorted({*made_of, *sources_of(None, args.chexbert)}))
+        data = [read_split(name, "train") for name in (args.dataset, args.warm_up) if name]
+        sources = {source for rows in data for source in sources_of(rows, args.chexbert, args.parts_of)}
+        save_run(folder, args, sources=sorted(sources))
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
 
 
@@ -139,10 +134,7 @@ def make_lmrrg(args: TinyArguments) -> tuple:
         projection_dim=args.hidden_size // 4,
         vocab_size=args.vocab_size,
         seed=args.seed,
-        use_global_feature=args.use_global_feature,
-        use_region_features=args.use_region_features,
-        use_instruction=args.use_instruction,
-        region_prompt=args.region_prompt,
+        **{name: value for name, value in vars(args).items() if name.startswith(("use_", "region_"))},
     )
     if args.parts_of:
         other, _ = load_checkpoint(args.parts_of, ModelConfig(dtype="float32"))

@@ -52,9 +52,7 @@ class RecipeArguments:
         default_factory=lambda: ["mccs", "format"],
         metadata={"help": "mccs, ce_f1, positive_f1, format, bleu, rouge, cider, radcliq_lite."},
     )
-    labeler: str = field(
-        default="lexical", metadata={"help": "What labels reports: lexical, chexbert, chexbert:MODEL."}
-    )
+    labeler: str = field(default="lexical", metadata={"help": "lexical, chexbert or chexbert:MODEL."})
     margin: float = field(default=0.2, metadata={"help": "m of MCCS (Eq. 6)."})
     stop_on_collapse: int = field(
         default=256, metadata={"help": "Stop once 0.95 of this many completions are one report; 0: never."}
@@ -68,9 +66,7 @@ def main() -> None:
         RecipeArguments, MRGR1Config, ModelConfig, default_config="configs/mrgr1/iu.yaml"
     )
     if training_args.beta == 0 and not args.allow_no_kl:
-        raise InputError(
-            "beta is 0, so the KL term of Eq. 1 would be off: set beta (ours: 0.04) or pass --allow_no_kl"
-        )
+        raise InputError("beta is 0, so Eq. 1's KL term would be off: set beta (ours: 0.04) or pass --allow_no_kl")
     check_hardware(training_args, model_args)
     resume = resume_from(training_args)
 
