@@ -16,7 +16,7 @@ from typing import Literal
 
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import check_hardware, choose_rewards, parse, read_prompt, resume_from, run, save_run
+from recipes.cli import InputError, check_hardware, choose_rewards, parse, read_prompt, resume_from, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import CHEXBERT, load_labeler, with_labels
 from recipes.data.samples import columns_of, to_samples
@@ -59,6 +59,8 @@ def main() -> None:
     args, training_args, model_args = parse(
         RecipeArguments, PPOConfig, ModelConfig, default_config="configs/lmrrg/mimic_cqrl.yaml"
     )
+    if training_args.use_vllm:
+        raise InputError("vLLM does not know LM-RRG: set use_vllm: false")
     check_hardware(training_args, model_args)
     resume = resume_from(training_args)
     if not args.allow_scratch:

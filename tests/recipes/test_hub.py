@@ -2,7 +2,10 @@
 
 import ast
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +17,7 @@ from datasets import Dataset
 from hub_server import CUT, LOST, TOKEN, Repository, serve
 from transformers.trainer_utils import HubStrategy
 
+from modeling.tiny import build_chexbert
 from recipes import push_checkpoint, push_dataset, sft_mrgr1
 from recipes.cli import InputError, save_run
 from recipes.data.dataset_repository import find_configs
@@ -700,3 +704,41 @@ for name, known in expected.items():
         HF_TOKEN=TOKEN,
         HF_HUB_DISABLE_XET="1",
     )
+
+
+LOAD = """if True:
+    import sys
+    from rewards.chexbert import CheXbertLabeler
+    open(sys.argv[1], "w").close()
+    import os, time
+    while not os.path.exists(sys.argv[2]):
+        time.sleep(0.01)
+    print(CheXbertLabeler("me/chexbert", device="cpu")(["There is a pleural effusion."]).shape)"""
+
+
+def test_two_processes_download_the_labeler_once(hub, tmp_path):
+    """As the ranks of a training run do, at the same moment and with one cache: the second waits for the first."""
+    texts = ["There is a pleural effusion.", "The lungs are clear."]
+    model, tokenizer = build_chexbert(texts)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    repository = hub.repositories["model", "me/chexbert"] = Repository()
+    repository.commit(files)
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    marks = [str(tmp_path / name) for name in ("first", "second")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOAD, *order],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for order in (marks, marks[::-1])
+    ]
+    for process in processes:
+        output, errors = process.communicate(timeout=240)
+        assert output.strip() == "(1, 14)", errors
+    assert sum(line.startswith("GET ") and "model.safetensors" in line for line in hub.asked) == 1

@@ -161,6 +161,7 @@ def test_a_model_that_was_never_trained(train, fresh, tmp_path):
         ({"reward_weights": "0.5 0.5"}, "reward_weights has 2 values for 1 rewards"),
         ({"reward_range": "0.9 1.0"}, "which is not in reward_range [0.9, 1.0] (radcliq_lite"),
         ({"resume_from_checkpoint": "latest"}, "there is no checkpoint in"),
+        ({"use_vllm": "true"}, "vLLM does not know LM-RRG"),
     ],
     ids=str,
 )
