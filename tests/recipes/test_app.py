@@ -698,10 +698,13 @@ def test_real_xrays(visitor, name):
 
 
 @pytest.mark.parametrize("width", [360, 820])
-def test_no_sideways_scrolling(visitor, width):
+def test_on_a_narrow_page(visitor, width):
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     visitor.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     time.sleep(0.2)
     wide = visitor.run("return document.documentElement.scrollWidth")
+    visitor.run("window.scrollTo(0, 400)")
+    top = visitor.run("return [window.scrollY, document.querySelector('.notice').getBoundingClientRect().top]")
     visitor.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert wide <= width
+    assert top[0] > 0 <= top[1]  # the notice stays in sight
