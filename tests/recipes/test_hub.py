@@ -723,7 +723,7 @@ def test_two_processes_download_the_labeler_once(hub, tmp_path):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    repository = hub.repositories["model", "me/chexbert"] = Repository()
+    repository = hub.repositories["model", "me/chexbert"] = Repository(private=True)
     repository.commit(files)
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
