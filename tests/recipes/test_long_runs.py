@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -370,7 +371,47 @@ def test_a_policy_of_one_report_ends_the_run(kind, same, window, step, tmp_path,
         assert collapse.sentence is None
 
 
+################
+# DeepSpeed
+################
+
+
+def losses_under_zero(stage: int, kind: str, folder: Path) -> None:
+    """Four steps in this process of several; the first one writes its losses."""
+    zero = {"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}
+    sizes = dict.fromkeys(
+        ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"), "auto"
+    )
+    changes = {"deepspeed": zero | sizes} if stage else {}
+    trainer = make_trainer(
+        kind, folder / "run", per_device_train_batch_size=4, max_steps=4, save_strategy="no", **changes
+    )
+    trainer.train()
+    if trainer.is_world_process_zero():
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        (folder / f"{kind}{stage}.json").write_text(json.dumps(losses))
+
+
+@pytest.mark.parametrize(("kind", "stages"), [("weighted_sft", (1, 2, 3)), ("grpo", (1, 2, 3)), ("ppo", (1, 2))])
+def test_zero_on_two_cpu_processes(kind, stages, tmp_path):
+    pytest.importorskip("deepspeed", reason="needs deepspeed, which requirements-gpu.txt has")
+    for stage in (0, *stages):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        command = [*launcher, __file__, str(tmp_path), str(stage), kind]
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    plain, *split = (json.loads((tmp_path / f"{kind}{stage}.json").read_text()) for stage in (0, *stages))
+    assert len(plain) == 4 and any(plain)
+    for losses in split:
+        assert losses == pytest.approx(plain, abs=1e-6)
+
+
 def main() -> None:
+    if sys.argv[2:]:
+        return losses_under_zero(int(sys.argv[2]), sys.argv[3], Path(sys.argv[1]))
     for kind in KINDS:
         folder = Path(sys.argv[1]) / kind
         folder.mkdir(parents=True)
