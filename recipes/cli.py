@@ -41,7 +41,7 @@ def run(main: Callable[[], None]) -> None:
             raise
         sys.exit(f"error: cannot write {error.filename or 'the output'}: {error.strerror}; nothing was replaced")
     except (SafetensorError, RuntimeError) as error:
-        if not any(words in str(error) for words in WRITE_FAILED):
+        if "StreamReader" in str(error) or not any(words in str(error) for words in WRITE_FAILED):  # torch.load failed
             raise
         sys.exit("error: cannot write a checkpoint: no space left on the disk, it seems; those before it are whole")
     except KeyboardInterrupt:

@@ -300,6 +300,14 @@ def test_a_full_disk(kind, small_disk):
     assert last_whole(small_disk) is not None
 
 
+def test_a_damaged_file_is_no_full_disk(tmp_path):
+    """torch.load's words name the same source file as torch.save's."""
+    torch.save(torch.zeros(9), tmp_path / "a.pt")
+    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:-40])
+    with pytest.raises(RuntimeError, match="PytorchStreamReader"):
+        run(lambda: torch.load(tmp_path / "a.pt", weights_only=True))
+
+
 def test_a_folder_that_cannot_be_written(small_disk):
     trainer = make_trainer("weighted_sft", small_disk, max_steps=4, save_steps=2)
     trainer.add_callback(Once(lambda: subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)))
