@@ -32,7 +32,9 @@ class WeighArguments:
     splits: list[str] | None = field(default=None, metadata={"help": "Splits to weigh; none: all. Others stay."})
     threshold: float = field(default=token_weights.THRESHOLD, metadata={"help": "Score that lifts a sentence."})
     tolerance: float = field(default=0.01, metadata={"help": "Largest error of a label's sum of attributions."})
-    max_nodes: int = field(default=65, metadata={"help": "Points of a label's path at most."})
+    max_nodes: int | None = field(
+        default=None, metadata={"help": "Points of a label's path at most; none: 1025, or 65 with --bf16."}
+    )
     token_budget: int = field(default=4096, metadata={"help": "Tokens of a pass; BERT-base takes 1 MB for each."})
     bf16: bool = field(default=False, metadata={"help": "Attributions in bfloat16; needs a larger tolerance."})
 

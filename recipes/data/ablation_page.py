@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 
 from datasets import Dataset
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from recipes.cli import InputError, replacing
 from recipes.data.ablation_runs import report_file
 from recipes.data.baselines import TEMPLATE
 from recipes.data.demo_page import choose_studies
 from recipes.data.figures import describe
+from recipes.data.html import html_environment
 from recipes.data.paper_comparison import read_results
 from recipes.data.prediction_files import read_predictions
 
@@ -90,22 +90,19 @@ def _cell(each: dict) -> str:
 
 def write_page(file: str | Path, results: dict, shown: list[dict[str, str]]) -> None:
     """Writes the self-contained page of a system's `results`; `shown`: see `sample_reports`."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     columns = {figure: describe(figure) for group in results["groups"] for figure in group["columns"]}
-    page = environment.get_template("ablations.html.jinja").render(
-        **results,
-        paper=read_results()["papers"][results["system"]]["title"],
-        data=DATA[results["system"]],
-        template=TEMPLATE,
-        titles={name: each["short"] for name, each in columns.items()},
-        arrows={name: ARROWS[each["better"]] for name, each in columns.items()},
-        shown=shown,
+    page = (
+        html_environment()
+        .get_template("ablations.html.jinja")
+        .render(
+            **results,
+            paper=read_results()["papers"][results["system"]]["title"],
+            data=DATA[results["system"]],
+            template=TEMPLATE,
+            titles={name: each["short"] for name, each in columns.items()},
+            arrows={name: ARROWS[each["better"]] for name, each in columns.items()},
+            shown=shown,
+        )
     )
     with replacing(file) as temporary:
         temporary.write_text(page, encoding="utf-8")

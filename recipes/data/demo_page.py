@@ -9,13 +9,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from datasets import Dataset, Image, List
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from recipes.cli import replacing
 from recipes.data.agreement import PRESENT, WORDS, mark_findings, missed_findings
 from recipes.data.demo_figures import GRPO, MEASURES, SFT, pooled
+from recipes.data.html import html_environment
 from recipes.data.prediction_files import read_predictions
 from rewards.completions import parse_completion
 from rewards.labelers import LexicalLabeler
@@ -138,21 +138,18 @@ def write_page(
         if other != own
     }
     drawn = [draw_curve(histories, key, title) for key, title in curves.items()]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(template).render(
-        **results,
-        own=own,
-        checks=checks,
-        margins=margins,
-        curves=[curve for curve in drawn if curve],
-        shown=studies,
-        best={measure: max(row[measure] for row in results["table"].values()) for measure in MEASURES},
+    page = (
+        html_environment()
+        .get_template(template)
+        .render(
+            **results,
+            own=own,
+            checks=checks,
+            margins=margins,
+            curves=[curve for curve in drawn if curve],
+            shown=studies,
+            best={measure: max(row[measure] for row in results["table"].values()) for measure in MEASURES},
+        )
     )
     with replacing(file) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
@@ -21,6 +20,7 @@ from PIL import Image
 
 from recipes.cli import replacing
 from recipes.data.agreement import PRESENT, WORDS, group_agreement, group_mentions
+from recipes.data.html import html_environment
 from rewards.completions import parse_completion
 from rewards.discbert import SCENARIOS
 from rewards.labelers import LexicalLabeler
@@ -281,13 +281,7 @@ def write_report_page(file: str | Path, metrics: dict, cases: Iterable[dict], la
         "cases": collected.rows,
     }
     folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_environment()
     environment.filters["place"] = place
     style, script = (Markup((folder / name).read_text()) for name in ("report.css", "report.js"))
     hashes = {

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from recipes.cli import replacing
+from recipes.data.html import html_environment
 from rewards.discbert import CATEGORIES, COLUMNS, FORBIDDEN, SCENARIOS
 from rewards.labels import CONDITIONS, CheXpertState
 
@@ -184,19 +184,16 @@ def draw(found: Sequence[dict], folder: Path) -> list[Path]:
 def write_page(found: Sequence[dict], judge: str, folder: Path) -> None:
     """Writes `folder`/index.html, one self-contained file, and the plots beside it."""
     files = draw(found, folder)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("statistics_page.html.jinja").render(
-        found=found,
-        judge=judge,
-        paper=PAPER,
-        columns=COLUMNS,
-        plots={file.stem: base64.b64encode(file.read_bytes()).decode() for file in files},
+    page = (
+        html_environment()
+        .get_template("statistics_page.html.jinja")
+        .render(
+            found=found,
+            judge=judge,
+            paper=PAPER,
+            columns=COLUMNS,
+            plots={file.stem: base64.b64encode(file.read_bytes()).decode() for file in files},
+        )
     )
     with replacing(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")

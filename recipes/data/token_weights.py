@@ -31,7 +31,8 @@ from rewards.labels import CONDITIONS, CheXpertState
 
 THRESHOLD = 0.4  # "threshold is set to 0.4", Implementation Details
 FIRST_NODES = 9  # of 4 intervals
-CANCELLING = 2  # so many tolerances the errors of single intervals may have together, before they cancel out
+MAX_NODES, MAX_NODES_BF16 = 1025, 65  # bfloat16 tells f to two or three digits: what 65 points miss, more would too
+CANCELLING = 4  # so many tolerances the errors of single intervals may have together, before they cancel out
 SMALL_GAP = 0.1  # logits: where f(x) and f(baseline) differ by less, the error is compared with this
 SIGMA, RADIUS = 1.0, 3  # tokens
 SHARD = 128  # reports that an interruption can cost
@@ -74,9 +75,10 @@ def integrated_gradients(
 
     `ids` are tokens with [CLS] and [SEP] at their ends. The integral over the path from the baseline is Simpson's rule
     on 4 intervals. Over each, the attributions should sum to what f changes by, and f is known where the gradient is:
-    intervals in which they do not are halved, which needs two points more each, until the error of the whole is at
-    most `tolerance` of |f(x) - f(baseline)|, or `max_nodes` points are used up. Where errors of either sign cancel,
-    the whole can be right by chance, so the intervals' errors together may be twice as large at most. A point of the
+    the intervals in which they do so least are halved, which needs two points more each, until the error of the whole
+    is at most `tolerance` of |f(x) - f(baseline)|, or `max_nodes` points are used up. Where errors of either sign
+    cancel, the whole can be right by chance, so the intervals' errors together may be four times as large at most; so
+    many are halved at once that those of the rest together are at most half of that. A point of the
     path is one forward pass for all of the report's labels that need it.
     """
     known = {(i, label): {} for i, own in enumerate(targets) for label in own}
@@ -108,9 +110,11 @@ def integrated_gradients(
             found[key] = Attribution(total, len(at), error, met)
             if not met and len(at) + 2 <= max_nodes:
                 unmet.append(key)
-                most = max(tolerance * scale / len(errors), max(errors) / 4)
-                worst = sorted(range(len(errors)), key=lambda j: -errors[j])[: (max_nodes - len(at)) // 2]
-                for j in sorted((j for j in worst if errors[j] > most), reverse=True):
+                allowed = min(CANCELLING * tolerance * scale, sum(errors)) / 2
+                worst = sorted(range(len(errors)), key=lambda j: -errors[j])
+                rest = np.cumsum([errors[j] for j in reversed(worst)])[::-1]  # of each one and of those after it
+                number = min(max(1, int((rest > allowed).sum())), (max_nodes - len(at)) // 2)
+                for j in sorted(worst[:number], reverse=True):
                     start, end = intervals[key][j]
                     intervals[key][j : j + 1] = [(start, (start + end) / 2), ((start + end) / 2, end)]
         left = unmet
@@ -228,10 +232,10 @@ def join_spans(sentences: Sequence[tuple[int, int]], keys: Sequence[bool]) -> li
 class TokenWeigher:
     """Finds the key sentences of reports by a CheXbert.
 
-    `model` is a folder or a Hub id; `tolerance` and `max_nodes` are those of `integrated_gradients`. Labels are
-    computed in float32, attributions with `bf16` by a copy of the model in bfloat16. `settings` is what decides on the
-    result. Raises InputError where the model cannot be loaded or its tokenizer tells no offsets, and on settings out
-    of range.
+    `model` is a folder or a Hub id; `tolerance` and `max_nodes` are those of `integrated_gradients` (`max_nodes` None:
+    1025, or 65 with `bf16`). Labels are computed in float32, attributions with `bf16` by a copy of the model in
+    bfloat16. `settings` is what decides on the result. Raises InputError where the model cannot be loaded or its
+    tokenizer tells no offsets, and on settings out of range.
     """
 
     def __init__(
@@ -239,7 +243,7 @@ class TokenWeigher:
         model: str | os.PathLike,
         threshold: float = THRESHOLD,
         tolerance: float = 0.01,
-        max_nodes: int = 65,
+        max_nodes: int | None = None,
         token_budget: int = 4096,
         bf16: bool = False,
         device: str | torch.device | None = None,
@@ -248,6 +252,8 @@ class TokenWeigher:
             raise InputError(f"--threshold must be at least 0 and below 1, the largest score, not {threshold}")
         if tolerance <= 0:
             raise InputError(f"--tolerance must be above 0, not {tolerance}")
+        if max_nodes is None:
+            max_nodes = MAX_NODES_BF16 if bf16 else MAX_NODES
         if max_nodes < FIRST_NODES or token_budget < 1:
             raise InputError(f"--max_nodes must be at least {FIRST_NODES}, and --token_budget at least 1")
         try:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import types
@@ -129,18 +128,14 @@ def test_a_part_begun_otherwise_is_refused(write, tmp_path):
         write()
 
 
-def test_two_processes_write_what_one_does(write, tiny, dataset, tmp_path):
+def test_two_processes_write_what_one_does(write, tiny, dataset, tmp_path, torchrun):
     one = write("one.jsonl", batch_size=2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     given = {"model": tiny, "dataset": dataset, "out": "two.jsonl", "views": "all", "batch_size": 2}
     given |= {"prompt_file": "prompts/mrgr1_tiny.txt", "max_new_tokens": 5}
     words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, ROOT / "recipes/generate.py", *words],
+        [sys.executable, *torchrun(ROOT / "recipes/generate.py", *words)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -3,7 +3,6 @@
 import ast
 import inspect
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -313,13 +312,9 @@ def one_of_two(folder: str) -> None:
         torch.save({"weights": trainer.model.state_dict(), "rows": rows}, Path(folder) / f"{processes}.pt")
 
 
-def test_two_processes_are_one(tmp_path):
+def test_two_processes_are_one(tmp_path, torchrun):
     """A batch of 4 on each of two processes is a batch of 8 on one: weights, rewards, size of the gradients."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    subprocess.run([*launcher, __file__, str(tmp_path)], check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, *torchrun(__file__, tmp_path)], check=True, capture_output=True, timeout=300)
     one_of_two(str(tmp_path))
     one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
     assert len(one["rows"]) == 4 and all(row[1] > 0 and row[2] > 0 for row in one["rows"])

@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -401,15 +400,11 @@ def losses_under_zero(stage: int, kind: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "stages"), [("weighted_sft", (1, 2, 3)), ("grpo", (1, 2, 3)), ("ppo", (1, 2))])
-def test_zero_on_two_cpu_processes(kind, stages, tmp_path):
+def test_zero_on_two_cpu_processes(kind, stages, tmp_path, torchrun):
     pytest.importorskip("deepspeed", reason="needs deepspeed, which requirements-gpu.txt has")
     for stage in (0, *stages):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        command = [*launcher, __file__, str(tmp_path), str(stage), kind]
+        command = [sys.executable, *torchrun(__file__, tmp_path, stage, kind)]
         subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     plain, *split = (json.loads((tmp_path / f"{kind}{stage}.json").read_text()) for stage in (0, *stages))
     assert len(plain) == 4 and any(plain)

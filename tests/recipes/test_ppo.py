@@ -4,7 +4,6 @@ import ast
 import inspect
 import os
 import re
-import socket
 import subprocess
 import sys
 import textwrap
@@ -614,12 +613,8 @@ def one_of_two(folder: str) -> None:
         )
 
 
-def test_two_processes_are_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    subprocess.run([*launcher, __file__, str(tmp_path)], check=True, capture_output=True, timeout=300)
+def test_two_processes_are_one(tmp_path, torchrun):
+    subprocess.run([sys.executable, *torchrun(__file__, tmp_path)], check=True, capture_output=True, timeout=300)
     one_of_two(str(tmp_path))
     one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
     close(one["weights"], two["weights"], start=small_llama().state_dict())

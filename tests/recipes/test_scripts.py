@@ -4,7 +4,6 @@ import json
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -121,12 +120,8 @@ def test_grpo_from_another_folder(grpo, tmp_path):
     check_steps(tmp_path / "run")
 
 
-def test_grpo_on_two_processes(grpo, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port)
-    code, errors = finish(start(*launcher, GRPO, *words(grpo), folder=tmp_path))
+def test_grpo_on_two_processes(grpo, tmp_path, torchrun):
+    code, errors = finish(start(*torchrun(GRPO, *words(grpo)), folder=tmp_path))
     assert code == 0, errors
     check_steps(tmp_path / "run")  # the same 8 completions a step, 4 from each process
 
@@ -158,13 +153,9 @@ def test_interrupted_training_continues(grpo, tmp_path, call):
     assert (tmp_path / f"run/completions/completions_{step + 1:05d}.parquet").is_file()  # goes on counting
 
 
-def test_ctrl_c_with_two_processes(grpo, tmp_path):
+def test_ctrl_c_with_two_processes(grpo, tmp_path, torchrun):
     """All processes of a terminal get the signal; torchrun then sends its own another one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port)
-    process = start(*launcher, GRPO, *words(grpo | {"max_steps": 5000}), folder=tmp_path, own_group=True)
+    process = start(*torchrun(GRPO, *words(grpo | {"max_steps": 5000})), folder=tmp_path, own_group=True)
     until = time.monotonic() + SECONDS
     while not completions(tmp_path / "run") and process.poll() is None and time.monotonic() < until:
         time.sleep(0.1)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -223,12 +222,8 @@ def one_of_two(folder: str, phantom: str) -> None:
         torch.save(state, Path(folder) / f"{processes}.pt")
 
 
-def test_two_processes_are_one(phantom, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    command = [*launcher, __file__, str(tmp_path), str(phantom)]
+def test_two_processes_are_one(phantom, tmp_path, torchrun):
+    command = [sys.executable, *torchrun(__file__, tmp_path, phantom)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     one_of_two(str(tmp_path), str(phantom))

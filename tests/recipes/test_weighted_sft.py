@@ -1,7 +1,6 @@
 """WeightedSFTTrainer against SFTTrainer, against Eq. 10 written out, and against itself on other batches."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -154,14 +153,10 @@ def two_processes(tokenizer_folder: str, out: str, reduction: str) -> None:
         torch.save(weights, Path(out) / f"{os.environ.get('WORLD_SIZE', 1)}.pt")
 
 
-def test_two_processes_are_one(tokenizer, tmp_path):
+def test_two_processes_are_one(tokenizer, tmp_path, torchrun):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     arguments = [__file__, str(tmp_path / "tokenizer"), str(tmp_path), "official"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    subprocess.run([*launcher, *arguments], check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, *torchrun(*arguments)], check=True, capture_output=True, timeout=300)
     two_processes(*arguments[1:])
     one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
     for name, value in one.items():
