@@ -33,19 +33,21 @@ def write_markdown(file: str | Path, results: dict) -> str:
     """Writes the tables of a system's `results` to `file` and returns them."""
     seeds = ", ".join(map(str, results["seeds"]))
     lines = [
-        f"Seeds {seeds}; {results['minutes']:.1f} minutes a seed. A cell: our value (95 % interval), the paper's on "
-        f"{DATA[results['system']]}, ours with the images of other studies (sh.), and whether the difference to the "
-        "row in bold has the paper's sign. Style: half of it or more is there with other studies' images too.",
+        f"Seeds {seeds}; {results['minutes']:.1f} minutes a seed. A cell: our value (95 % interval), with several "
+        f"seeds the value of each, the paper's on {DATA[results['system']]}, ours with the images of other studies "
+        "(sh.), and whether the difference to the row in bold has the paper's sign. Style: half of it or more is "
+        "there with other studies' images too.",
         "",
-        "| claim | better minus worse | here |",
-        "|---|---|---|",
+        "| claim | better minus worse | by seed | here |",
+        "|---|---|---|---|",
     ]
     for claim in results["claims"]:
         said = claim["verdict"] + ", style" * claim["style"]
-        lines.append(f"| {claim['name']} | {_signed(claim['gain'])} | {said} |")
+        each = ", ".join(f"{value:+.3f}" for value in claim["gain"]["by_seed"])
+        lines.append(f"| {claim['name']} | {_signed(claim['gain'])} | {each} | {said} |")
     for check in results["other_checks"]:
         holds = "holds" if check["holds"] else "does not hold"
-        lines.append(f"| {check['name']} ({check['bar']}) | {check['value']:.3g} | {holds} |")
+        lines.append(f"| {check['name']} ({check['bar']}) | {check['value']:.3g} | | {holds} |")
     for group in results["groups"]:
         titles = [describe(name)["short"] + ARROWS[describe(name)["better"]] for name in group["columns"]]
         lines += [
@@ -80,6 +82,8 @@ def _signed(each: dict) -> str:
 
 def _cell(each: dict) -> str:
     parts = [f"{each['value']:.3f} ({each['low']:.3f} to {each['high']:.3f})"]
+    if len(each["by_seed"]) > 1:
+        parts.append(", ".join(f"{value:.3f}" for value in each["by_seed"]))
     if each["paper"]:
         parts.append("paper " + " / ".join(f"{value:.3f}" for value in each["paper"]))
     parts.append(f"sh. {each['shuffled']:.3f}")

@@ -2,10 +2,10 @@
 
 `measure` returns `groups` and `claims`, what the paper says. A group has `title`, `table`, `full` (the row that the
 others are compared with), `studies`, `columns`, `names` and `rows`: row -> figure -> `value`, `low`, `high` (95 %,
-bootstrap over studies, a study's reports of all seeds drawn together), `shuffled` (the value with the images of other
-studies), `paper` (its printed values as fractions, one per data set), `difference` to the full row and
-`difference_shuffled` ({value, low, high}), `paper_difference`, `verdict`, and `style`: whether at least half of the
-difference is there with the images of other studies too.
+bootstrap over studies, a study's reports of all seeds drawn together), `by_seed` (one value each), `shuffled` (the
+value with the images of other studies), `paper` (its printed values as fractions, one per data set), `difference` to
+the full row and `difference_shuffled` ({value, low, high}), `paper_difference`, `verdict`, and `style`: whether at
+least half of the difference is there with the images of other studies too.
 """
 
 from typing import NamedTuple
@@ -189,12 +189,12 @@ def measure(system: str, out: str, seeds: list[int], rows: list[str], truth: Tru
                 "studies": len(chosen),
                 "columns": list(group.columns),
                 "names": {row: name or f"(ours) {row.replace('_', ' ')}" for row, name in group.rows.items()},
-                "rows": {row: _row(group, row, systems, len(chosen), system) for row in found},
+                "rows": {row: _row(group, row, systems, len(chosen), system, len(seeds)) for row in found},
                 "not_run": [row for row in group.rows if row not in systems],
                 TEMPLATE: {name: float(systems[TEMPLATE].values[name][0]) for name in group.columns},
             }
         )
-    claims = [_check(claim, measured[claim.group]) for claim in CLAIMS[system]]
+    claims = [_check(claim, measured[claim.group], len(seeds)) for claim in CLAIMS[system]]
     return {"groups": groups, "claims": [claim for claim in claims if claim]}
 
 
@@ -207,11 +207,18 @@ def _measure_systems(truth: Truth, texts: dict[str, dict[str, list[str]]], label
     return systems
 
 
-def _row(group: Group, row: str, systems: dict[str, System], studies: int, system: str) -> dict[str, dict]:
+def _by_seed(system: System, figure: str, seeds: int) -> list[float]:
+    """A figure of each seed's reports alone; a study's reports follow each other in the order of the seeds."""
+    (part,) = (each for each in system.parts if figure in each.figures(each.statistics[:1].sum(0)[None]))
+    return [float(part.figures(part.statistics[seed::seeds].sum(0)[None])[figure][0]) for seed in range(seeds)]
+
+
+def _row(group: Group, row: str, systems: dict[str, System], studies: int, system: str, seeds: int) -> dict:
     figures: dict[str, dict] = {}
     for figure, column in group.columns.items():
         own, control = (systems[row + part].values[figure] for part in ("", SHUFFLED))
         entry = {**as_interval(own, studies), "shuffled": float(control[0])}
+        entry["by_seed"] = _by_seed(systems[row], figure, seeds)
         paper = _paper(system, group, group.rows[row], column)
         entry["paper"] = list(paper.values())
         if row != group.full and group.full in systems:
@@ -254,7 +261,7 @@ def is_style(difference: dict[str, float], shuffled: dict[str, float]) -> bool:
     return sure and bool(shuffled["value"] * np.sign(difference["value"]) >= abs(difference["value"]) / 2)
 
 
-def _check(claim: Claim, systems: dict[str, System]) -> dict | None:
+def _check(claim: Claim, systems: dict[str, System], seeds: int) -> dict | None:
     """A claim as `recipes.cli.report` takes a check, with its verdict; None where one of its rows was not run."""
     if not {claim.better, claim.worse} <= set(systems):
         return None
@@ -270,6 +277,8 @@ def _check(claim: Claim, systems: dict[str, System]) -> dict | None:
         check = {"value": low, "bar": "low end > 0", "holds": low > 0}
         said = AGREE if low > 0 else DISAGREE if high < 0 else OPEN
     pair = {"better": claim.better, "worse": claim.worse, "figure": claim.figure}
+    better, worse = (_by_seed(systems[row], claim.figure, seeds) for row in (claim.better, claim.worse))
+    gain["by_seed"] = [sign * (a - b) for a, b in zip(better, worse, strict=True)]
     return {"name": claim.text, **check, **pair, "gain": gain, "verdict": said, "style": is_style(gain, shuffled)}
 
 

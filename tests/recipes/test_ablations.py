@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -280,6 +281,21 @@ def test_figures_of_a_group(results):
     assert same["difference_shuffled"]["low"] > 0  # without its images it alone is right
     assert rows["mccs_reasoning"]["format_rate"]["value"] == 1 and rows["base"]["format_rate"]["value"] == 0
     assert "verdict" not in rows["mccs_reasoning"][MICRO]  # nothing to be compared with
+
+
+def test_values_by_seed(out, tmp_path, monkeypatch):
+    folder = shutil.copytree(out, tmp_path / "mrgr1")
+    monkeypatch.setitem(figures_of.CLAIMS, "mrgr1", [figures_of.Claim("", "ce_f1", "base", MICRO)])
+    right = Path(report_file(f"{folder}/seed1", "ce_f1", False))
+    shutil.copy(right, report_file(f"{folder}/seed1", "base", False))  # the references; the normal report with seed 0
+    truth = read_truth(f"{folder}/data", "test", LABELER)
+    found = measure("mrgr1", str(folder), [0, 1], ["base", "ce_f1"], truth, LABELER)
+    (group,) = found["groups"]
+    base, template = group["rows"]["base"][MICRO], group[TEMPLATE][MICRO]
+    assert base["by_seed"] == pytest.approx([template, 1])
+    assert template < base["value"] < 1
+    assert found["claims"][0]["gain"]["by_seed"] == pytest.approx([1 - template, 0])
+    assert group["rows"]["ce_f1"][MICRO]["by_seed"] == [1, 1]
 
 
 def test_claims_of_rows_that_were_run_alone(results):
