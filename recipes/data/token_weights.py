@@ -30,7 +30,7 @@ from rewards.encoders import pass_cost, plan_batches
 from rewards.labels import CONDITIONS, CheXpertState
 
 THRESHOLD = 0.4  # "threshold is set to 0.4", Implementation Details
-FIRST_NODES = 9  # of 4 intervals
+FIRST_NODES = 5  # of 2 intervals
 MAX_NODES, MAX_NODES_BF16 = 1025, 65  # bfloat16 tells f to two or three digits: what 65 points miss, more would too
 CANCELLING = 4  # so many tolerances the errors of single intervals may have together, before they cancel out
 SMALL_GAP = 0.1  # logits: where f(x) and f(baseline) differ by less, the error is compared with this
@@ -74,7 +74,7 @@ def integrated_gradients(
     """Attributions of n reports' tokens, for each of a report's (condition, state) in `targets`.
 
     `ids` are tokens with [CLS] and [SEP] at their ends. The integral over the path from the baseline is Simpson's rule
-    on 4 intervals. Over each, the attributions should sum to what f changes by, and f is known where the gradient is:
+    on 2 intervals. Over each, the attributions should sum to what f changes by, and f is known where the gradient is:
     the intervals in which they do so least are halved, which needs two points more each, until the error of the whole
     is at most `tolerance` of |f(x) - f(baseline)|, or `max_nodes` points are used up. Where errors of either sign
     cancel, the whole can be right by chance, so the intervals' errors together may be four times as large at most; so
@@ -82,7 +82,7 @@ def integrated_gradients(
     path is one forward pass for all of the report's labels that need it.
     """
     known = {(i, label): {} for i, own in enumerate(targets) for label in own}
-    intervals = {key: [(k / 4, (k + 1) / 4) for k in range(4)] for key in known}
+    intervals = {key: [(0.0, 0.5), (0.5, 1.0)] for key in known}
     found, left = {}, list(known)
     while left:
         wanted = defaultdict(dict)
