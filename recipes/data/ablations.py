@@ -2,10 +2,10 @@
 
 `measure` returns `groups` and `claims`, what the paper says. A group has `title`, `table`, `full` (the row that the
 others are compared with), `studies`, `columns`, `names` and `rows`: row -> figure -> `value`, `low`, `high` (95 %,
-bootstrap over studies, a study's reports of all seeds drawn together), `by_seed` (one value each), `shuffled` (the
-value with the images of other studies), `paper` (its printed values as fractions, one per data set), `difference` to
-the full row and `difference_shuffled` ({value, low, high}), `paper_difference`, `verdict`, and `style`: whether at
-least half of the difference is there with the images of other studies too.
+bootstrap over studies and, with several, over seeds), `by_seed` (one value each), `shuffled` (the value with the
+images of other studies), `paper` (its printed values as fractions, one per data set), `difference` to the full row and
+`difference_shuffled` ({value, low, high}), `paper_difference`, `verdict`, and `style`: whether at least half of the
+difference is there with the images of other studies too.
 """
 
 from typing import NamedTuple
@@ -23,9 +23,9 @@ from recipes.data.prediction_files import read_predictions
 from recipes.data.references import Truth
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
-from recipes.data.scores import Metrics, System, as_interval, measure_systems, summarise
+from recipes.data.scores import Metrics, System, as_interval, measure_systems
 from recipes.trainers.llmrg4 import count_tokens
-from rewards.corpus import efficacy_name
+from rewards.corpus import add_up, draw_counts, efficacy_name
 
 RESAMPLES = 2000
 SHUFFLED = ", shuffled images"
@@ -177,7 +177,7 @@ def measure(system: str, out: str, seeds: list[int], rows: list[str], truth: Tru
         chosen = [i for i, name in enumerate(truth.scenarios) if group.scenario in (None, name)]
         part = truth.select({truth.ids[i] for i in chosen})
         systems = _measure_systems(
-            part, {row: texts[row] for row in texts if row.split(",")[0] in group.rows}, labeler
+            part, {row: texts[row] for row in texts if row.split(",")[0] in group.rows}, labeler, len(seeds)
         )
         measured.append(systems)
         found = [row for row in group.rows if row in systems]
@@ -198,17 +198,34 @@ def measure(system: str, out: str, seeds: list[int], rows: list[str], truth: Tru
     return {"groups": groups, "claims": [claim for claim in claims if claim]}
 
 
-def _measure_systems(truth: Truth, texts: dict[str, dict[str, list[str]]], labeler) -> dict[str, System]:
+def _measure_systems(truth: Truth, texts: dict[str, dict[str, list[str]]], labeler, seeds: int) -> dict[str, System]:
     given = {name: {"completions": {study: own[study] for study in truth.ids}} for name, own in texts.items()}
     given[TEMPLATE] = {"completions": {study: [NORMAL_REPORT] for study in truth.ids}}
     given = {name: {**what, "kind": "model"} for name, what in given.items()}
     systems, _ = measure_systems(truth, given, Metrics(labeler, meteor=False))
-    summarise(systems, truth, RESAMPLES, 0)
+    counts = draw_counts(truth.studies.max() + 1, RESAMPLES, 0).astype(float)
+    drawn = draw_counts(seeds, RESAMPLES, 1).astype(float) if seeds > 1 else np.ones((RESAMPLES, 1))
+    for name, system in systems.items():
+        _resample(system, truth.studies[system.rows], counts, np.ones((RESAMPLES, 1)) if name == TEMPLATE else drawn)
     return systems
 
 
+def _resample(system: System, studies: np.ndarray, counts: np.ndarray, drawn: np.ndarray) -> None:
+    """Leaves in `system.values` each figure's own value and that of every resample, (1 + resamples,).
+
+    A resample draws studies, `counts` (resamples, studies), and seeds, `drawn` (resamples, seeds), independently; the
+    same for all systems. A study's reports follow each other in the order of the seeds.
+    """
+    for part in system.parts:
+        number = drawn.shape[1]
+        sums = [add_up(part.statistics[seed::number], studies[seed::number]) for seed in range(number)]
+        resampled = sum(drawn[:, seed, None] * (counts @ sums[seed]) for seed in range(number))
+        own, rest = part.figures(part.statistics.sum(0)[None]), part.figures(resampled)
+        system.values |= {name: np.concatenate([own[name], rest[name]]) for name in own}
+
+
 def _by_seed(system: System, figure: str, seeds: int) -> list[float]:
-    """A figure of each seed's reports alone; a study's reports follow each other in the order of the seeds."""
+    """A figure of each seed's reports alone."""
     (part,) = (each for each in system.parts if figure in each.figures(each.statistics[:1].sum(0)[None]))
     return [float(part.figures(part.statistics[seed::seeds].sum(0)[None])[figure][0]) for seed in range(seeds)]
 

@@ -7,7 +7,9 @@ import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -23,6 +25,7 @@ from recipes.data.baselines import NORMAL_REPORT, TEMPLATE
 from recipes.data.paper_comparison import read_results
 from recipes.data.references import read_truth
 from recipes.data.schema import read_split, write_dataset
+from rewards.corpus import bootstrap, means_part
 from rewards.labelers import LexicalLabeler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -294,8 +297,32 @@ def test_values_by_seed(out, tmp_path, monkeypatch):
     base, template = group["rows"]["base"][MICRO], group[TEMPLATE][MICRO]
     assert base["by_seed"] == pytest.approx([template, 1])
     assert template < base["value"] < 1
-    assert found["claims"][0]["gain"]["by_seed"] == pytest.approx([1 - template, 0])
+    assert base["low"] < template + 0.05 and base["high"] == 1  # one draw of two is a seed alone, twice
+    (claim,) = found["claims"]
+    assert claim["gain"]["by_seed"] == pytest.approx([1 - template, 0])
+    assert claim["gain"]["value"] > 0 and claim["verdict"] == OPEN  # 40 studies agree, two seeds do not
     assert group["rows"]["ce_f1"][MICRO]["by_seed"] == [1, 1]
+
+
+def test_resamples_of_one_seed_are_those_of_studies():
+    """Reports 3 and 1 of one study, drawn together, and 5 of another."""
+    part = means_part({"a": [3.0, 1.0, 5.0]})
+    counts, studies = np.array([[1, 1], [2, 0], [0, 2]], float), np.array([0, 0, 1])
+    system = SimpleNamespace(parts=[part], values={})
+    figures_of._resample(system, studies, counts, np.ones((3, 1)))
+    np.testing.assert_allclose(system.values["a"], [3, 3, 2, 5])
+    np.testing.assert_allclose(system.values["a"], bootstrap(part, studies, counts.astype(int))["a"])
+
+
+def test_resamples_of_two_seeds():
+    """Two studies, reports 1 and 2 (seed 0), 5 and 8 (seed 1)."""
+    system = SimpleNamespace(parts=[means_part({"a": [1.0, 5.0, 2.0, 8.0]})], values={})
+    counts, drawn = (
+        np.array([[1, 1], [2, 0], [1, 1], [0, 2]], float),
+        np.array([[1, 1], [1, 1], [2, 0], [0, 2]], float),
+    )
+    figures_of._resample(system, np.array([0, 0, 1, 1]), counts, drawn)
+    np.testing.assert_allclose(system.values["a"], [4, 4, 3, 1.5, 8])
 
 
 def test_claims_of_rows_that_were_run_alone(results):
