@@ -1,9 +1,9 @@
 """Every ablation row of the three papers on the phantom, beside the papers' figures: two CPU cores, no download.
 
-    make ablations                                        # all three systems, seed 0
-    make ablations SYSTEM=mrgr1 SEEDS="0 1 2"             # python recipes/ablations.py --system mrgr1 --seeds 0 1 2
+    make ablations                                        # all three systems, seeds 0, 1 and 2
+    make ablations SYSTEM=mrgr1 SEEDS=0                   # python recipes/ablations.py --system mrgr1 --seeds 0
     make ablations SYSTEM=mrgr1 ROW="mccs ce_f1"          # these rows and the whole system
-    python recipes/ablations.py --seeds 0 1 2 --write_results true      # also puts the tables into recipes/RESULTS.md
+    python recipes/ablations.py --write_results true      # also puts the tables into recipes/RESULTS.md
 
 A row is a YAML in recipes/configs/SYSTEM/ablations that changes a base, here the demo's. A lab with GPUs gives it
 another base: accelerate launch recipes/grpo_mrgr1.py --config recipes/configs/mrgr1/mimic.yaml \
@@ -38,7 +38,7 @@ class AblationArguments:
     system: list[str] = field(default_factory=lambda: list(ROWS), metadata={"help": "Whose rows: " + ", ".join(ROWS)})
     row: list[str] = field(default_factory=list, metadata={"help": "Of one system these rows alone; none: all."})
     seeds: list[int] = field(
-        default_factory=lambda: [0], metadata={"help": "Training seeds, one run of each row each."}
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds, one run of each row each."}
     )
     out: str = field(default="outputs/ablations", metadata={"help": "Folder for all, from the project root."})
     write_results: bool = field(default=False, metadata={"help": "Also put the tables into recipes/RESULTS.md."})

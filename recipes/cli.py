@@ -34,6 +34,9 @@ def run(main: Callable[[], None]) -> None:
     """Calls `main`; a user's mistake or a full disk ends the process with one sentence and exit status 1."""
     try:
         main()
+        distributed = sys.modules.get("torch.distributed")
+        if distributed and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()  # gloo's threads, left alone, now and then abort a process that ends
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

@@ -108,7 +108,6 @@ def main() -> None:
     speed = write_reports(samples, engine, shards, args.batch_size, args.seed)
     shards.merge()
     state.print(f"{args.out}: {len(samples)} samples; the first process wrote {speed:.1f} tokens a second")
-    state.destroy_process_group()
 
 
 if __name__ == "__main__":

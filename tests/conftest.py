@@ -6,7 +6,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is importe
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +68,15 @@ def torchrun():
     """A command of two processes on a free port, without `python` before it: `torchrun(script, *arguments)`."""
 
     def torchrun(*arguments: str | Path) -> list[str]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--local-addr",
+            "127.0.0.1",
+            "--nproc_per_node",
+            "2",
+        ]
         return [*launcher, *map(str, arguments)]
 
     return torchrun

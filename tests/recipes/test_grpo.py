@@ -18,6 +18,7 @@ from test_long_runs import small_llama
 from transformers import AutoProcessor
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
+from recipes.cli import run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_dataset
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer, paper_advantages
@@ -314,7 +315,7 @@ def one_of_two(folder: str) -> None:
 
 def test_two_processes_are_one(tmp_path, torchrun):
     """A batch of 4 on each of two processes is a batch of 8 on one: weights, rewards, size of the gradients."""
-    subprocess.run([sys.executable, *torchrun(__file__, tmp_path)], check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, *torchrun(__file__, tmp_path)], check=True, timeout=300)
     one_of_two(str(tmp_path))
     one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
     assert len(one["rows"]) == 4 and all(row[1] > 0 and row[2] > 0 for row in one["rows"])
@@ -342,4 +343,4 @@ def test_every_override_calls_super_once():
 
 
 if __name__ == "__main__":
-    one_of_two(sys.argv[1])
+    run(lambda: one_of_two(sys.argv[1]))

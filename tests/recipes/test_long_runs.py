@@ -405,7 +405,7 @@ def test_zero_on_two_cpu_processes(kind, stages, tmp_path, torchrun):
     for stage in (0, *stages):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, *torchrun(__file__, tmp_path, stage, kind)]
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+        subprocess.run(command, env=environment, check=True, timeout=300)
     plain, *split = (json.loads((tmp_path / f"{kind}{stage}.json").read_text()) for stage in (0, *stages))
     assert len(plain) == 4 and any(plain)
     for losses in split:
@@ -422,4 +422,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -30,7 +30,7 @@ from transformers import (
 from trl import GRPOTrainer
 
 from modeling.tiny_lmrrg import build_lmrrg
-from recipes.cli import InputError
+from recipes.cli import InputError, run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.ppo import STATE_FILE, PPOConfig, PPOTrainer, generalized_advantages, threshold_weight
@@ -614,7 +614,7 @@ def one_of_two(folder: str) -> None:
 
 
 def test_two_processes_are_one(tmp_path, torchrun):
-    subprocess.run([sys.executable, *torchrun(__file__, tmp_path)], check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, *torchrun(__file__, tmp_path)], check=True, timeout=300)
     one_of_two(str(tmp_path))
     one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
     close(one["weights"], two["weights"], start=small_llama().state_dict())
@@ -803,4 +803,4 @@ def test_every_override_calls_super_once():
 
 
 if __name__ == "__main__":
-    one_of_two(sys.argv[1])
+    run(lambda: one_of_two(sys.argv[1]))

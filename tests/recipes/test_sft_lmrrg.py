@@ -21,7 +21,7 @@ from modeling.processing_lmrrg import DEFAULT_INSTRUCTION
 from modeling.tiny import train_tokenizer
 from modeling.tiny_lmrrg import build_biomedclip, build_lmrrg
 from recipes import generate, ppo_lmrrg, sft_lmrrg
-from recipes.cli import InputError, parse, read_prompt
+from recipes.cli import InputError, parse, read_prompt, run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.disease_sft import UNKNOWN, DiseaseCollator, DiseaseSFTTrainer
@@ -388,4 +388,4 @@ def test_the_paper_in_the_configs():
 
 
 if __name__ == "__main__":
-    one_of_two(*sys.argv[1:])
+    run(lambda: one_of_two(*sys.argv[1:]))

@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from modeling.tiny import train_tokenizer
-from recipes.cli import InputError
+from recipes.cli import InputError, run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.weighted_sft import KeyTokenCollator, WeightedSFTConfig, WeightedSFTTrainer, weighted_text
@@ -156,7 +156,7 @@ def two_processes(tokenizer_folder: str, out: str, reduction: str) -> None:
 def test_two_processes_are_one(tokenizer, tmp_path, torchrun):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     arguments = [__file__, str(tmp_path / "tokenizer"), str(tmp_path), "official"]
-    subprocess.run([sys.executable, *torchrun(*arguments)], check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, *torchrun(*arguments)], check=True, timeout=300)
     two_processes(*arguments[1:])
     one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
     for name, value in one.items():
@@ -256,4 +256,4 @@ def test_a_template_that_changes_the_text(tokenizer):
 
 
 if __name__ == "__main__":
-    two_processes(*sys.argv[1:])
+    run(lambda: two_processes(*sys.argv[1:]))
