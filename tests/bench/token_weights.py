@@ -13,7 +13,8 @@ Gauss-Legendre), one report and one label at a time, all points of a label in on
 finds them in the time that is measured. Both run on the same model and two threads, after a first report that is not
 counted. Where 50 points leave captum's error above the tolerance of ours, a second ratio counts the fewest of 50, 100,
 200, ... that do not (or 1600), and key sentences are compared with those of these maps. Errors are |sum of
-attributions - gap| / max(|gap|, 0.1) where gap = f(x) - f(baseline). Spans are compared report by report, those of
+attributions - gap| / max(|gap|, 0.1) where gap = f(x) - f(baseline). The distance of two
+maps is the sum over tokens of |ours - captum's| by that of |captum's|. Spans are compared report by report, those of
 bf16 with those of float32 on the trained model. A figure is not a test: exits 0 whether or not the bars hold.
 Writes outputs/bench/token_weights/results.json.
 """
@@ -114,8 +115,11 @@ def compare(model: CheXbertModel, tokenizer, reports: list[str], count: int, fol
         given = [captum.attribute(tokens, baseline, label, additional_forward_args=(mask,)) for label in own]
         maps.append([each.sum(-1)[0].numpy() for each in given])
     captum_seconds = time.perf_counter() - start
-    exact_seconds, same = 0.0, []
-    for text, row, own, their, places, mine in zip(chosen, rows, labels, maps, offsets, ours, strict=True):
+    exact_seconds, same, distances = 0.0, [], []
+    our_maps = [[each.tokens for each in own.values()] for own in weigher.attribute(rows)]
+    for text, row, own, their, places, mine, drawn in zip(
+        chosen, rows, labels, maps, offsets, ours, our_maps, strict=True
+    ):
         tokens = torch.tensor([row])
         baseline = torch.full_like(tokens, pad)
         baseline[:, [0, -1]] = tokens[:, [0, -1]]
@@ -136,6 +140,7 @@ def compare(model: CheXbertModel, tokenizer, reports: list[str], count: int, fol
                 error = abs(float(given.sum()) - gap) / max(abs(gap), 0.1)
             exact_seconds += spent
             exact.append(given.sum(-1)[0].numpy())
+        distances += [np.abs(a - b).sum() / np.abs(b).sum() for a, b in zip(drawn, exact, strict=True)]
         characters, sentences = original_places(text), sentence_spans(text)
         scores = score_tokens(np.array([each[1:-1] for each in exact], dtype=float))
         keys = find_key_sentences(sentences, [characters[a] for a, _ in places[1:-1]], scores, weigher.threshold)
@@ -154,6 +159,8 @@ def compare(model: CheXbertModel, tokenizer, reports: list[str], count: int, fol
         "largest_error": max(own_errors),
         "captum_mean_error": float(np.mean(errors)),
         "captum_largest_error": max(errors),
+        "median_map_distance": float(np.median(distances)),
+        "90th_percentile_of_map_distance": float(np.percentile(distances, 90)),
         "same_spans": float(np.mean(same)),
     }
 

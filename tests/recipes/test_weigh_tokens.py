@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.interpolate import CubicSpline
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -37,6 +38,7 @@ from recipes.data.token_weights import (
     score_tokens,
     sentence_spans,
     smooth,
+    spline_integrals,
 )
 from rewards.chexbert import clean_text
 from rewards.labelers import LexicalLabeler
@@ -127,9 +129,39 @@ def test_linear_by_hand():
     assert own[0].error < 1e-6
 
 
-def test_cubes_by_hand():  # Simpson's rule is exact for the squares that their gradients are
-    (own,) = integrated_gradients(Toy(3), 0, [[1, 2, 3, 4, 1]], [[(0, 0)]], 0.01, 65, 100)
-    np.testing.assert_allclose(own[0].tokens, [0, 2**3, (-0.75) ** 3, 3.5**3, 0], rtol=1e-5)
+def test_squares_by_hand():  # the spline is exact for the straight lines that their gradients are
+    (own,) = integrated_gradients(Toy(2), 0, [[1, 2, 3, 4, 1]], [[(0, 0)]], 0.01, 65, 100)
+    np.testing.assert_allclose(own[0].tokens, [0, 2**2, (-0.75) ** 2, 3.5**2, 0], rtol=1e-5)
+    assert own[0].nodes == 5
+
+
+def test_integrals_of_splines():
+    generator = np.random.default_rng(0)
+    for n in (5, 12, 40):
+        x, y = np.sort(generator.random(n)), generator.normal(size=(n, 3))
+        wanted = np.diff(CubicSpline(x, y, bc_type="natural").antiderivative()(x), axis=0)
+        np.testing.assert_allclose(spline_integrals(x, y), wanted, atol=1e-9)
+
+
+def test_labels_of_a_report_share_their_points():
+    """The steeper one's points are the other's, until that is done."""
+    seen = []
+    toy = Toy(12)
+    toy.register_forward_pre_hook(lambda _, __, given: seen.append(len(given["inputs_embeds"])), with_kwargs=True)
+    (own,) = integrated_gradients(toy, 0, [[1, 2, 4, 1]], [[(0, 0), (0, 1)]], 1e-3, 65, 10_000)
+    assert all(each.met for each in own) and max(each.nodes for each in own) == sum(seen)
+
+
+def test_a_jump_ends_without_being_met():
+    """No point is near enough to one, so that halving must end by itself."""
+
+    class Jump(Toy):
+        def forward(self, inputs_embeds, attention_mask):
+            logits = super().forward(inputs_embeds, attention_mask).logits
+            return SimpleNamespace(logits=logits + 10 * (logits > 2))
+
+    (own,) = integrated_gradients(Jump(1), 0, [[1, 2, 3, 4, 1]], [[(0, 0)]], 0.01, 1025, 100)
+    assert not own[0].met and own[0].error > 0.5 and own[0].nodes < 100
 
 
 def test_more_points_where_needed_and_no_more_than_allowed():
