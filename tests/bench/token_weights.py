@@ -10,7 +10,7 @@ the trained one as many as recipes/weigh_tokens.py takes at a time.
 
 captum is called as its users call it: LayerIntegratedGradients at the word embeddings with its defaults (50 points,
 Gauss-Legendre), one report and one label at a time, all points of a label in one batch. It is told the labels; ours
-finds them in the time that is measured. Both run on the same model and two threads, after a first report that is not
+finds them in the time that is measured. Both run on the same weights and two threads, after a first report that is not
 counted. Where 50 points leave captum's error above the tolerance of ours, a second ratio counts the fewest of 50, 100,
 200, ... that do not (or 1600), and key sentences are compared with those of these maps. Errors are |sum of
 attributions - gap| / max(|gap|, 0.1) where gap = f(x) - f(baseline). The distance of two
@@ -83,7 +83,7 @@ def compare(model: CheXbertModel, tokenizer, reports: list[str], count: int, fol
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     weigher = TokenWeigher(folder)
-    model, pad = weigher.model, weigher.tokenizer.pad_token_id
+    model, pad = CheXbertModel.from_pretrained(folder).eval(), weigher.tokenizer.pad_token_id
     captum = LayerIntegratedGradients(
         lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits, model.get_input_embeddings()
     )
