@@ -76,6 +76,10 @@ class LLMRG4Processor(ProcessorMixin):
             tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
         self.image_token, self.image_token_id = IMAGE_TOKEN, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.truncated_priors = 0
+        if prior_tokenizer is not None and not prior_tokenizer.is_fast:
+            raise ValueError(
+                f"{type(prior_tokenizer).__name__} tells no offsets, by which prior reports are cut: use a fast one"
+            )
         super().__init__(image_processor, tokenizer, prior_tokenizer, chat_template=chat_template)
 
     def __call__(self, images=None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:

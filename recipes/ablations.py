@@ -30,6 +30,7 @@ from recipes.data.ablation_runs import ROWS, choose_rows, plan, shared_jobs
 from recipes.data.ablations import count_inputs, format_check, measure, reward_spread, time_check, token_check
 from recipes.data.demo_stages import Stages
 from recipes.data.references import load_labeler, read_truth, with_labels
+from recipes.data.reward_habits import reward_habits
 from recipes.data.schema import read_split
 
 
@@ -81,6 +82,8 @@ def main() -> None:
         started, truth = time.monotonic(), read_truth(f"{out}/data", "test", labeler)
         figures = measure(system, out, args.seeds, rows, truth, labeler)
         spread = reward_spread(out, args.seeds, rows) if system == "mrgr1" else {}
+        ran = list(figures["groups"][0]["rows"])  # in the table's order
+        habits = reward_habits(out, args.seeds, ran, truth, labeler) if system == "mrgr1" else {}
         tokens = count_inputs(f"{out}/data", out, args.seeds, rows) if system == "llmrg4" else {}
         others = format_check(figures["groups"]) if system == "mrgr1" else token_check(tokens)
         seconds = {**stages.seconds(), "figures": time.monotonic() - started}
@@ -88,7 +91,7 @@ def main() -> None:
         minutes = sum(shares) / 60
         others += time_check(minutes)
         results = {"system": system, "seeds": args.seeds, "labeler": labeler.name, "minutes": minutes, **figures}
-        results |= {"other_checks": others, "spread": spread, "tokens": tokens, "stages": seconds}
+        results |= {"other_checks": others, "spread": spread, "habits": habits, "tokens": tokens, "stages": seconds}
 
         ################
         # Tables

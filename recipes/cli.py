@@ -18,6 +18,12 @@ NO_GPU = (
     "or give --config recipes/configs/mrgr1/phantom.yaml"
 )
 
+BITSANDBYTES = {  # optimizers that it has
+    *("adamw_8bit", "adamw_bnb_8bit", "ademamix", "ademamix_8bit", "lion_8bit", "lion_32bit", "rmsprop_bnb"),
+    *("rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+    *(f"paged_{name}_{bits}bit" for name in ("adamw", "ademamix", "lion") for bits in (8, 32)),
+}
+
 WRITE_FAILED = (
     "No space left on device",
     "PytorchStreamWriter",
@@ -135,7 +141,13 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
     except InputError:
         raise
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        if "bf16/gpu" in str(error):  # transformers' own check comes before ours
+        if "bf16/gpu" in str(error):  # transformers' own check comes before ours, which names all that is missing
+            given = parser.parse_args_and_config([*rest, "--bf16", "false"])
+            training, model = (
+                next((each for each in given if hasattr(each, name)), None)
+                for name in ("optim", "attn_implementation")
+            )
+            check_hardware(training, model)
             raise InputError(NO_GPU) from error
         raise InputError(f"{blamed}: {' '.join(str(error).split())}") from error
 
@@ -162,6 +174,8 @@ def check_model(name: str, trust_remote_code: bool = False) -> None:
 
     import modeling  # noqa: F401  (registers our own systems)
 
+    if not name:
+        raise InputError("no model is named: give --model_name_or_path, a folder or a Hub id")
     adapter = read_adapter(name)
     base = adapter["base_model_name_or_path"] if adapter else name
     try:
@@ -181,13 +195,14 @@ def check_hardware(training_args, model_args) -> None:
     import torch
     from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
-    flash = model_args.attn_implementation == "flash_attention_2"
-    eight_bit = "bnb" in training_args.optim
+    flash = getattr(model_args, "attn_implementation", None) == "flash_attention_2"
+    optim = str(getattr(training_args.optim, "value", training_args.optim))
+    eight_bit = optim in BITSANDBYTES
     vllm = getattr(training_args, "use_vllm", False)
     if not torch.cuda.is_available() and (flash or eight_bit or vllm or not training_args.use_cpu):
         asked = {
             "attn_implementation flash_attention_2 (flash-attn)": flash,
-            f"optim {training_args.optim} (bitsandbytes)": eight_bit,
+            f"optim {optim} (bitsandbytes)": eight_bit,
             "use_vllm (vllm)": vllm,
         }
         raise InputError("; ".join([NO_GPU, *(f"{what} is for GPUs" for what, is_asked in asked.items() if is_asked)]))
@@ -219,21 +234,33 @@ def choose_rewards(names: list[str], available: dict[str, Callable], weights: li
 def resume_from(training_args) -> str | None:
     """The checkpoint that `--resume_from_checkpoint DIR` or `--resume_from_checkpoint latest` names, or None.
 
-    One that a kill left half-written is passed over by `latest`; InputError where it is named, or where no other is.
+    One that a kill left half-written or half-deleted is passed over by `latest`; InputError where it is named, or
+    where no other is. With a `save_total_limit`, which would count them, all such ones of the run are removed.
     """
-    from recipes.trainers.checkpoints import all_checkpoints, find_damage
+    from accelerate import PartialState
 
-    named = training_args.resume_from_checkpoint
-    if named != "latest":
-        if named and (damage := find_damage(named)):
-            raise InputError(f"--resume_from_checkpoint: {named} is no checkpoint to go on from: it {damage}")
-        return named
-    for checkpoint in all_checkpoints(training_args.output_dir):
-        damage = find_damage(checkpoint)
-        if damage is None:
-            return str(checkpoint)
-        print(f"{checkpoint} {damage}: it was not written to its end and is passed over", flush=True)
-    raise InputError(f"--resume_from_checkpoint latest: there is no checkpoint in {training_args.output_dir}")
+    from recipes.trainers.checkpoints import all_checkpoints, find_damage, remove_checkpoint
+
+    named, output_dir = training_args.resume_from_checkpoint, training_args.output_dir
+    if not named:
+        return None
+    processes = PartialState()
+    with processes.main_process_first(), processes.local_main_process_first():  # nobody looks at what another removes
+        found = {checkpoint: find_damage(checkpoint) for checkpoint in all_checkpoints(output_dir)}
+        latest = next((str(checkpoint) for checkpoint, damage in found.items() if damage is None), None)
+        chosen = latest if named == "latest" else named
+        wrong = find_damage(chosen) if chosen else None
+        for checkpoint, damage in found.items():
+            if damage and chosen and not wrong and training_args.save_total_limit:
+                remove_checkpoint(checkpoint)
+                print(f"{checkpoint} {damage}: it is removed, since save_total_limit would count it", flush=True)
+            elif damage and named == "latest":
+                print(f"{checkpoint} {damage}: it was not written to its end and is passed over", flush=True)
+    if wrong:
+        raise InputError(f"--resume_from_checkpoint: {chosen} is no checkpoint to go on from: it {wrong}")
+    if chosen is None:
+        raise InputError(f"--resume_from_checkpoint latest: there is no checkpoint in {output_dir}")
+    return chosen
 
 
 def save_run(folder: str | Path, *arguments, sources: list[str] | None = None) -> None:

@@ -25,6 +25,7 @@ from recipes.data.hub import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, source
 from recipes.data.labelled import find_evidence, mix, read_csv
 from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
+from recipes.trainers.checkpoints import save_final
 from recipes.trainers.evidence import EvidenceCollator, EvidenceTrainer
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards.chexbert import CheXbertLabeler, clean_text, encode
@@ -112,7 +113,7 @@ def main() -> None:
     ################
     # Saving
     ################
-    trainer.save_model(training_args.output_dir)
+    save_final(trainer, training_args.output_dir)
     if trainer.is_world_process_zero():
         found = CheXbertLabeler(training_args.output_dir, device=training_args.device)(held_out)
         truth = np.array([labelled[text] for text in held_out])

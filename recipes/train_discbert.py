@@ -28,6 +28,7 @@ from recipes.data.judged import build_discbert, measure, mix, print_scores, read
 from recipes.data.judges import RuleJudge
 from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
+from recipes.trainers.checkpoints import save_final
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards.chexbert import clean_text, encode
 
@@ -127,7 +128,7 @@ def main() -> None:
     ################
     # Saving
     ################
-    trainer.save_model(out)
+    save_final(trainer, out)
     if trainer.is_world_process_zero():
         figures = {"held_out": measure(out, {text: judged[text] for text in held_out}, training_args.device)}
         print_scores(f"{len(held_out)} held-out reports, against the teacher", figures["held_out"])

@@ -13,8 +13,9 @@ from recipes.data.figures import describe
 from recipes.data.html import html_environment
 from recipes.data.paper_comparison import read_results
 from recipes.data.prediction_files import read_predictions
+from recipes.data.reward_habits import HABITS, MEANING
 
-ALONE = ("base", "nlg", "reasoning", "mccs", "mccs_margin_0", "radcliq_lite", "mccs_reasoning")
+ALONE = ("base", "nlg", "reasoning", "ce_f1", "mccs", "mccs_margin_0", "radcliq_lite", "mccs_reasoning")
 DATA = {"mrgr1": "IU X-Ray / MIMIC-CXR", "lmrrg": "MIMIC-CXR", "llmrg4": "MIMIC-RG4"}
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
@@ -64,6 +65,14 @@ def write_markdown(file: str | Path, results: dict) -> str:
         template = (f"{group[TEMPLATE][figure]:.3f}" for figure in group["columns"])
         lines.append("| " + " | ".join([TEMPLATE, *template]) + " |")
         lines += [f"| {group['names'][row]} | not run |" + " |" * (len(titles) - 1) for row in group["not_run"]]
+    if habits := results["habits"]:
+        names = results["groups"][0]["names"]
+        studies = f"{habits['studies']} test studies, {habits['abnormal']} of them abnormal"
+        lines += ["", f"What the rows' reports name and leave out, {studies}. {MEANING}", ""]
+        lines += ["| row | " + " | ".join(HABITS.values()) + " |", "|---" * (len(HABITS) + 1) + "|"]
+        for row, figures in habits["rows"].items():
+            cells = "".join(f" {_habit(figures[figure])} |" for figure in HABITS)
+            lines.append(f"| {names.get(row, row)} |{cells}")
     if results["spread"]:
         lines += ["", "Spread of the rewards within a study's four samples, before anything was learned:", ""]
         lines += ["| reward | groups | standard deviation | groups without any | distinct rewards |"]
@@ -92,6 +101,13 @@ def _cell(each: dict) -> str:
     return "<br>".join(parts) + "<br>style" * each.get("style", False)
 
 
+def _habit(each: dict) -> str:
+    if each["value"] is None:
+        return "–"
+    by_seed = ", ".join(f"{value:.3f}" for value in each["by_seed"])
+    return f"{each['value']:.3f}" + f"<br>{by_seed}" * (len(each["by_seed"]) > 1)
+
+
 def write_page(file: str | Path, results: dict, shown: list[dict[str, str]]) -> None:
     """Writes the self-contained page of a system's `results`; `shown`: see `sample_reports`."""
     columns = {figure: describe(figure) for group in results["groups"] for figure in group["columns"]}
@@ -105,6 +121,8 @@ def write_page(file: str | Path, results: dict, shown: list[dict[str, str]]) -> 
             template=TEMPLATE,
             titles={name: each["short"] for name, each in columns.items()},
             arrows={name: ARROWS[each["better"]] for name, each in columns.items()},
+            habit_titles=HABITS,
+            meaning=MEANING,
             shown=shown,
         )
     )

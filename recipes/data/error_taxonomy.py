@@ -14,6 +14,7 @@ say a side or a size at its mention, these are compared too: side swapped (left 
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -30,8 +31,9 @@ KINDS = (FLIP, OMISSION, HALLUCINATION, DOUBT, SIDE, SEVERITY)
 STATE_KINDS = KINDS[:4]
 
 _SENTENCE = re.compile(r"[^.!?\n]*(?:\.(?=\d)[^.!?\n]*)*[.!?\n]*")  # "2.5 cm" is no end
-_CLAUSE = re.compile(r"[,;:]|\b(?:and|with|without|but|while|although)\b")
-_BOTH = re.compile(r"\b(?:left and right|right and left|both|bilateral(?:ly)?|bibasilar|bibasal|biapical)\b")
+KEPT = 300  # characters of a sentence; a longer one is shortened around its mentions
+_CLAUSE = re.compile(r"[,;:]|\b(?:and|with|without|but|while|although)\b", re.I)
+_BOTH = re.compile(r"\b(?:left and right|right and left|both|bilateral(?:ly)?|bibasilar|bibasal|biapical)\b", re.I)
 _ONE_SIDE = re.compile(r"\b(left|right)(?:-sided|ward)?\b")
 SEVERITIES = {
     1: "tiny trace minimal small mild mildly slight slightly subtle minor minimally",
@@ -66,35 +68,70 @@ def confusion(generated: np.ndarray, reference: np.ndarray) -> np.ndarray:
 class Evidence:
     """Where reports speak of findings: sentences, sides and severities by the LexicalLabeler's mentions.
 
-    They locate; the states come from whichever labeler judges. A text is read once.
+    They locate; the states come from whichever labeler judges. A text is read once, in a time and a memory that grow
+    with its length: mentions share their sentence and their clause.
     """
 
     def __init__(self):
         self.labeler, self.known = LexicalLabeler(), {}
 
     def __call__(self, text: str) -> dict[int, list[tuple[int, str, str]]]:
-        """Of each condition (its index) its mentions: state, sentence, and the clause around it in lower case."""
+        """Of each condition (its index) its mentions: state, sentence, and the clause around it in lower case.
+
+        Of a sentence of more than `KEPT` characters only some around the mention are kept, between ellipses.
+        """
         if text not in self.known:
             spans = [match.span() for match in _SENTENCE.finditer(text) if match[0].strip()]
             found: dict[int, list[tuple[int, str, str]]] = {}
+            sentences: dict[tuple[int, int], _Sentence] = {}
             place = 0
             for start, end, condition, state in self.labeler.mentions(text):
                 while place + 1 < len(spans) and spans[place][1] <= start:
                     place += 1
                 first, last = spans[place][0], max(spans[place][1], end)
-                clause = _clause(text[first:last].lower(), start - first, end - first)
-                found.setdefault(condition, []).append((int(state), " ".join(text[first:last].split()), clause))
+                if (first, last) not in sentences:
+                    sentences[first, last] = _Sentence(text[first:last])
+                sentence, at = sentences[first, last], (start - first, end - first)
+                found.setdefault(condition, []).append((int(state), sentence.around(*at), sentence.clause(*at)))
             self.known[text] = found
         return self.known[text]
 
 
-def _clause(sentence: str, start: int, end: int) -> str:
-    """The clause of `sentence` around the characters from `start` to `end`; "left and right" is one word in it."""
-    sentence = _BOTH.sub(lambda match: "b" * len(match[0]), sentence)  # of the same length, and without an "and"
-    cuts = [match.span() for match in _CLAUSE.finditer(sentence)]
-    first = max([after for _, after in cuts if after <= start], default=0)
-    last = min([before for before, _ in cuts if before >= end], default=len(sentence))
-    return sentence[first:last]
+class _Sentence:
+    """One sentence, whose mentions come in the order of their starts."""
+
+    def __init__(self, text: str):
+        self.text, self.whole = text, " ".join(text.split())
+        self.plain = _BOTH.sub(lambda match: "b" * len(match[0]), text)  # of the same length, without an "and"
+        cuts = [match.span() for match in _CLAUSE.finditer(self.plain)]
+        self.begins, self.ends = [0, *(after for _, after in cuts)], [*(before for before, _ in cuts), len(text)]
+        self.clauses: dict[tuple[int, int], str] = {}
+        self.window, self.shown = (0, 0), ""
+
+    def clause(self, start: int, end: int) -> str:
+        """The clause around these characters, in lower case; "left and right" is one word in it."""
+        first = self.begins[bisect_right(self.begins, start) - 1]
+        last = self.ends[bisect_left(self.ends, end)]
+        if (first, last) not in self.clauses:
+            self.clauses[first, last] = self.plain[first:last].lower()
+        return self.clauses[first, last]
+
+    def around(self, start: int, end: int) -> str:
+        """The sentence, or some `KEPT` characters of it that hold the mention, the same for neighbours."""
+        if len(self.whole) <= KEPT:
+            return self.whole
+        if not (self.window[0] <= start and end <= self.window[1]):
+            spare = max(KEPT - (end - start), 0)
+            first = max(start - spare // 2, 0)
+            last = min(first + KEPT, len(self.text))
+            if first:  # no half words, where the sentence has spaces
+                first = self.text.find(" ", first, start) + 1 or first
+            if last < len(self.text):
+                last = max(self.text.rfind(" ", end, last), 0) or last
+            self.window = (first, last)
+            words = " ".join(self.text[first:last].split())
+            self.shown = "… " * (first > 0) + words + " …" * (last < len(self.text))
+        return self.shown
 
 
 def sides(clauses: Sequence[str]) -> set[str]:
@@ -125,7 +162,9 @@ def find_errors(
             found.append((label, STATE_KINDS[kinds[row, label]]))
         both = np.isin(generated[row, : len(FINDINGS)], PRESENT) & np.isin(reference[row, : len(FINDINGS)], PRESENT)
         for label in np.flatnonzero(both).tolist():
-            clauses = [[c for s, _, c in each.get(label, ()) if s in PRESENT] for each in (own, told)]
+            clauses = [
+                list(dict.fromkeys(c for s, _, c in each.get(label, ()) if s in PRESENT)) for each in (own, told)
+            ]
             if {*map(tuple, map(sorted, map(sides, clauses)))} == {("left",), ("right",)}:
                 found.append((label, SIDE))
             grades = [severities(each) for each in clauses]

@@ -102,6 +102,8 @@ def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict
     disable_progress_bars()  # they would break the tables
     if args.dataset and args.references:
         raise InputError("--dataset and --references both name references: give one")
+    if args.train_pool < 1:
+        raise InputError(f"--train_pool must be at least 1, not {args.train_pool}")
     for what in files.values():
         for file in _expand(what["file"]).values():
             if not Path(file).is_file():
@@ -111,16 +113,15 @@ def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict
     else:
         truth = read_truth_file(args.references or next(iter(files.values()))["file"], labeler)
     known = dict.fromkeys(truth.ids)
-    given = {}
+    given, notes = {}, list(truth.notes)
     for name, what in files.items():
         completions = {}
         for scenario, file in _expand(what["file"]).items():
             own = known if scenario is None else {s: None for s in known if split_id(s)[0] == scenario}
             if own:
-                completions |= _read(file, own, scenario, args.only_common)
+                completions |= _read(file, own, scenario, args.only_common, notes)
         given[name] = {**what, "completions": completions}
     common = set.intersection(*(set(what["completions"]) for what in given.values()))
-    notes = list(truth.notes)
     if len(common) < len(known):
         notes.append(f"{len(known) - len(common)} of {len(known)} studies are not in every file and are left out")
         if not common:
@@ -151,11 +152,12 @@ def _expand(file: str) -> dict[str | None, str]:
     return there
 
 
-def _read(file: str, known: dict, scenario: str | None, only_common: bool) -> dict[str, list[str]]:
+def _read(file: str, known: dict, scenario: str | None, only_common: bool, notes: list[str]) -> dict[str, list[str]]:
     if scenario is None:
-        return read_predictions(file, known, only_common=only_common)
+        return read_predictions(file, known, only_common=only_common, notes=notes)
     bare = {split_id(study)[1]: study for study in known}
-    return {bare[study]: texts for study, texts in read_predictions(file, bare, only_common=only_common).items()}
+    found = read_predictions(file, bare, only_common=only_common, notes=notes)
+    return {bare[study]: texts for study, texts in found.items()}
 
 
 def _nearest(args, truth: Truth) -> tuple[dict[str, list[str]] | None, list[str]]:
@@ -163,12 +165,14 @@ def _nearest(args, truth: Truth) -> tuple[dict[str, list[str]] | None, list[str]
     absent = f"the baseline {NEAREST!r} is left out: "
     if not args.dataset or args.split == "train":
         return None, [absent + ("no data set is named" if not args.dataset else "the training split itself is scored")]
-    pools, scenarios = [], []
+    pools, scenarios, total = [], [], 0
     for prefix, folder in scenario_folders(args.dataset).items():
         splits = read_dataset(folder, ("report",))
         train = splits.get("train")
         if train is None or "images" not in train.column_names:
             continue
+        train = train.select([row for row, report in enumerate(train["report"]) if (report or "").strip()])
+        total += len(train)
         step = max(1, ceil(len(train) * len(truth.rows) / args.train_pool))
         pools.append(train.select(range(0, len(train), step)).select_columns(["report", "images"]))
         own = train["scenario"][::step] if "scenario" in train.column_names else [None] * len(pools[-1])
@@ -192,8 +196,8 @@ def _nearest(args, truth: Truth) -> tuple[dict[str, list[str]] | None, list[str]
     reports = nearest_reports(test, concatenate_datasets(pools), [own[study] for study in order], scenarios)
     if reports is None:
         return None, [absent + "some studies have no image"]
-    total = sum(len(pool) for pool in pools)
-    notes = [f"{NEAREST}: sought among {total} training studies, evenly taken"] if total == args.train_pool else []
+    taken = sum(map(len, pools))
+    notes = [f"{NEAREST}: sought among {taken} of {total} training studies, evenly taken"] if taken < total else []
     return {study: [report] for study, report in zip(order, reports, strict=True)}, notes
 
 

@@ -6,6 +6,7 @@ nobody sees them, and one commit then shows them all: a push that breaks off lea
 
 import fnmatch
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from recipes.cli import InputError
+from recipes.cli import InputError, replacing
 from recipes.data.model_card import card_for_push
 from recipes.data.openi import SOURCE as OPENI
 
@@ -89,8 +90,7 @@ def sources_of(rows: Dataset | None, *starts: str | None) -> list[str]:
 
 def _sources_of_checkpoint(name: str) -> list[str]:
     if Path(name).is_dir():
-        places = [Path(name), *([Path(name).resolve().parent] if "checkpoint-" in Path(name).resolve().name else [])]
-        file = next((place / "run_config.json" for place in places if (place / "run_config.json").is_file()), None)
+        file = _find_run_config(Path(name))
         return read_sources(file) if file else [UNKNOWN]
     try:
         return read_sources(Path(hf_hub_download(name, "run_config.json")))
@@ -100,6 +100,13 @@ def _sources_of_checkpoint(name: str) -> list[str]:
         return [UNKNOWN]
     except (HTTPError, OSError):  # out of reach: what it would tell is not known, or was seen before
         return [] if try_to_load_from_cache(name, "run_config.json") is _CACHED_NO_EXIST else [UNKNOWN]
+
+
+def _find_run_config(folder: Path) -> Path | None:
+    """The run_config.json of a checkpoint; of a step's, `checkpoint-5`, it lies above."""
+    folder = folder.resolve()
+    places = [folder, *([folder.parent] if "checkpoint-" in folder.name else [])]
+    return next((place / "run_config.json" for place in places if (place / "run_config.json").is_file()), None)
 
 
 def read_sources(run_config: Path) -> list[str]:
@@ -257,19 +264,35 @@ def files_of(folder: str | Path, patterns: Iterable[str]) -> dict[str, Path]:
     return {name: path for name, path in sorted(found.items()) if path.is_file() and not path.name.startswith(".")}
 
 
+def _check_completions(training_args) -> None:
+    if getattr(training_args, "log_completions_hub_repo", None):  # of GRPO and PPO
+        raise InputError(
+            "--log_completions_hub_repo would put prompts and reports on the Hub; leave it out: --log_completions "
+            f"keeps them in {training_args.output_dir}/completions"
+        )
+    space = training_args.trackio_space_id or os.environ.get("TRACKIO_SPACE_ID")
+    if space and "trackio" in training_args.report_to and getattr(training_args, "log_completions", False):
+        raise InputError(
+            f"Trackio would put prompts and reports into the Space {space}: set --log_completions false, or leave "
+            "--trackio_space_id (TRACKIO_SPACE_ID) out, and they stay on this machine"
+        )
+
+
 def claim(training_args, sources: Iterable[str], because: str | None) -> Repository | None:
     """The repository that a run with `--push_to_hub` ends in, made before training; None where this process has none.
 
     Trainer's own push is switched off: it uploads pickles, training_args.bin and each checkpoint's optimizer, and
-    leaves the visibility to the Hub. Private unless `--hub_private_repo false` or a reason is given. Raises
-    InputError as `open_repository` does, so that a long run does not fail at its last step.
+    leaves the visibility to the Hub. Private unless `--hub_private_repo false` or a reason is given; a tracker's Space
+    is private in any case. Raises InputError as `open_repository` does, so that a long run does not fail at its last
+    step, and where logged completions would go to the Hub, with `--push_to_hub` or without.
     """
+    _check_completions(training_args)
     public = bool(because) or training_args.hub_private_repo is False
-    if training_args.hub_private_repo is None:
-        training_args.hub_private_repo = True  # a tracker's Space takes it too, and completions are logged there
+    if not training_args.push_to_hub and public:
+        argument = "--public_because" if because else "--hub_private_repo false"
+        raise InputError(f"{argument} is about a push: add --push_to_hub, or leave it out")
+    training_args.hub_private_repo = True  # what still takes it is a tracker's Space
     if not training_args.push_to_hub:
-        if because:
-            raise InputError("--public_because is about a push: add --push_to_hub, or leave it out")
         return None
     training_args.push_to_hub = False
     if training_args.hub_strategy in ("checkpoint", "all_checkpoints"):
@@ -291,11 +314,16 @@ def claim(training_args, sources: Iterable[str], because: str | None) -> Reposit
 def push_checkpoint(repository: Repository, folder: str | Path) -> str:
     """Pushes the checkpoint in `folder` with its processor, its code, its run_config.json and its card.
 
-    The card is written first unless evaluate.py or somebody wrote one. Returns the commit's URL. Raises InputError
-    as `push_files` does, and where the folder holds no weights.
+    The card is written first unless evaluate.py or somebody wrote one, and a run_config.json where there is none: the
+    run's own for a step's checkpoint, `checkpoint-5`, or else the sources alone. Returns the commit's URL. Raises
+    InputError as `push_files` does, and where the folder holds no weights.
     """
     files = files_of(folder, CHECKPOINT)
     if not any(name.endswith(".safetensors") for name in files):
         raise InputError(f"{folder} holds no checkpoint (no .safetensors); name the folder that a recipe ended in")
+    if "run_config.json" not in files:  # without it, who trains from the repository would take it for a base model
+        files["run_config.json"], above = Path(folder) / "run_config.json", _find_run_config(Path(folder))
+        with replacing(files["run_config.json"]) as file:
+            file.write_text(above.read_text() if above else json.dumps({"sources": repository.sources}) + "\n")
     files["README.md"] = card_for_push(folder, repository.name)
     return push_files(repository, files, CHECKPOINT, f"{Path(folder).resolve().name}, pushed by RRG Recipes")

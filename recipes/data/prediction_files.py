@@ -29,6 +29,9 @@ SECTIONS = ("section_findings", "section_impression")  # ReXrank's
 PAIR = {"": "id", "Unnamed: 0": "id", "0": "text"}  # DataFrame(texts).to_csv(file), as R2Gen writes its pair
 LONG = 10_000  # characters; a report of 500 words has 3,500
 HTML = re.compile(r"<(?!/?(?:think|report)>)[/!]?[a-zA-Z][^<>]*>")
+LONE = re.compile("[\ud800-\udfff]")
+HALF = "holds half a character (a lone surrogate), which no file can store"
+SAMPLES = "a line of study_id and completion for each sample"
 WANTED = "not a JSON object with study_id and completion, or id and prediction"
 
 SCENARIO = re.compile(rf"({'|'.join(SCENARIOS)})/(?=.)")  # before an id: one study under several scenarios
@@ -47,6 +50,8 @@ def read_text(file: str | Path) -> str:
             return content.decode("utf-16")
         except UnicodeDecodeError as error:
             raise InputError(f"{file} begins as UTF-16 and is not ({error.reason}): save it as UTF-8") from error
+    if content.count(0) * 4 > len(content):
+        raise InputError(f"{file} is UTF-16 or UTF-32 without its mark, or no text at all: save it as UTF-8")
     lines = content.split(b"\n")
     if wrong := [number for number, line in enumerate(lines, 1) if not _decodes(line)]:
         raise InputError(
@@ -67,16 +72,17 @@ def _decodes(line: bytes) -> bool:
 def read_entries(file: str | Path) -> list[Entry]:
     """What a file of any of the kinds above holds, an entry per sample: its place and its fields.
 
-    A text that stands alone has the field `text`. Raises InputError on what is no CSV and on an id that a JSON object
-    has twice; entries that are no objects are returned as they are.
+    A text that stands alone has the field `text`. Raises InputError on what is no CSV or has a row longer than its
+    header, on JSON that is cut off or too deep to read, and on an id that a JSON object has twice; entries that are no
+    objects are returned as they are.
     """
     content = read_text(file)
     if Path(file).suffix.lower() == ".csv":
         return _csv_entries(str(file), content)
     try:
         whole = json.loads(content, object_pairs_hook=_Pairs)
-    except ValueError:
-        return _json_lines(content)
+    except (ValueError, RecursionError) as error:
+        return _json_lines(file, content, error)
     if isinstance(whole, list):
         return [(f"entry {number}", value) for number, value in enumerate(whole, 1)]
     if not isinstance(whole, dict) or set(whole) & {*IDS, *TEXTS}:
@@ -100,13 +106,24 @@ def _fields(value: object) -> dict:
     return value if isinstance(value, dict) else {"text": value}
 
 
-def _json_lines(content: str) -> list[Entry]:
-    entries = []
+def _json_lines(file: str | Path, content: str, error: Exception) -> list[Entry]:
+    """The lines of what is not one JSON value, for `error`; a line that is none itself is None."""
+    entries, deep = [], "has brackets in brackets, too many to be read"
     for number, line in enumerate(content.split("\n"), 1):
         try:
             entries += [(f"line {number}", json.loads(line))] if line.strip() else []
         except ValueError:
             entries.append((f"line {number}", None))
+        except RecursionError as too_deep:
+            raise InputError(f"{file} {deep}, line {number} first") from too_deep
+    if isinstance(error, RecursionError):
+        raise InputError(f"{file} {deep}") from error
+    if not isinstance(error, json.JSONDecodeError) or not entries or entries[0][1] is not None:
+        return entries
+    if len(entries) == 1 or (error.lineno > 1 and Path(file).suffix.lower() != ".jsonl"):
+        ends = error.pos >= len(content.rstrip()) or error.msg.startswith("Unterminated string")
+        what = "cut off: its JSON breaks off" if ends else f"no JSON: {error.msg}"
+        raise InputError(f"{file} is {what} in line {error.lineno}") from error
     return entries
 
 
@@ -118,6 +135,12 @@ def _csv_entries(name: str, content: str) -> list[Entry]:
         raise InputError(f"{name} is no CSV: {error}") from error
     finally:
         csv.field_size_limit(limit)
+    longer = [
+        (f"row {number}", f"more fields than the header's {len(row) - 1}: put a text that has commas in quotes")
+        for number, row in enumerate(rows, 1)
+        if None in row
+    ]
+    _refuse(name, longer, len(rows))
     if rows and set(rows[0]) <= set(PAIR):
         rows = [{PAIR[key]: value for key, value in row.items()} for row in rows]
     return [(f"row {number}", row) for number, row in enumerate(rows, 1)]
@@ -138,24 +161,29 @@ def _study(entry: dict) -> str | None:
     return f"{scenario}/{study}" if scenario in SCENARIOS and not SCENARIO.match(str(study)) else str(study)
 
 
-def _refuse(file: str | Path, faults: list[tuple[str, str]], of: int) -> None:
+def _refuse(file: str | Path, faults: list[tuple[str, str]], of: int, remedy: str = "") -> None:
     """Raises InputError with the first of the faults (place, what is wrong) and their number, where there are any."""
     if faults:
         more = f" (and {len(faults) - 1} more of {of})" if len(faults) > 1 else ""
-        raise InputError(f"{file}, {faults[0][0]}: {faults[0][1]}{more}")
+        raise InputError(f"{file}, {faults[0][0]}: {faults[0][1]}{more}{remedy}")
 
 
 def read_predictions(
-    file: str | Path, known: Collection[str], several: bool = True, only_common: bool = False
+    file: str | Path,
+    known: Collection[str],
+    several: bool = True,
+    only_common: bool = False,
+    notes: list[str] | None = None,
 ) -> dict[str, list[str]]:
     """Completions by study id, in the file's order.
 
     `known`: the ids of all studies, or "SCENARIO/ID" where an id has several. Every one must be there and no other;
-    with `only_common` it may lack some, and what else it holds is left out. Several lines of a study are several
-    samples under `completion`, and a mistake elsewhere, or without `several`. Raises InputError with the number of
-    wrong entries and the first one.
+    with `only_common` it may lack some, and what else it holds is left out, which a sentence added to `notes` counts.
+    Several lines of a study are several samples under `completion`, and a mistake elsewhere, or without `several`.
+    Raises InputError with the number of wrong entries and the first one.
     """
     entries, faults, foreign, repeated = read_entries(file), [], [], []
+    strangers: dict[str, None] = {}
     by_scenario = any(SCENARIO.match(study) for study in known)
     completions: dict[str, list[str]] = {}
     for place, entry in entries:
@@ -165,12 +193,20 @@ def read_predictions(
             held = f" (its fields: {', '.join(list(map(str, entry))[:8])})" if isinstance(entry, dict) else ""
             faults.append((place, WANTED + held))
             continue
+        if LONE.search(study):
+            faults.append((place, f"the id {study!r} {HALF}"))
+            continue
         if not by_scenario and study not in known:
             study = split_id(study)[1]
         if not isinstance(entry[keys[0]], str):
-            faults.append((place, f"the {keys[0]} of {study!r} is no text"))
+            many = isinstance(entry[keys[0]], list)
+            what = f"a list of {len(entry[keys[0]])}: give one text, or {SAMPLES}" if many else "no text"
+            faults.append((place, f"the {keys[0]} of {study!r} is {what}"))
         elif study not in known:
-            foreign.append((place, f"{study!r} is not in this split"))
+            empty = next((key for key in REFERENCES if key in entry and not _reference(entry)), None)
+            told = "is not in this split or file of references, or its reference is empty"
+            foreign.append((place, f"{study!r} " + (f"has no reference, its {empty} is empty" if empty else told)))
+            strangers[study] = None
         else:
             own = completions.setdefault(study, [])
             if own and not (several and keys[0] == "completion"):
@@ -179,12 +215,17 @@ def read_predictions(
     _refuse(file, faults, len(entries))
     _refuse(file, repeated, len(entries))
     if not only_common:
-        _refuse(file, foreign, len(entries))
+        _refuse(file, foreign, len(entries), "; --only_common scores the others")
         if missing := [study for study in known if study not in completions]:
             raise InputError(
                 f"{file} lacks {len(missing)} of {len(known)} studies of the split, {missing[0]!r} first; "
                 "--only_common scores those that all files have"
             )
+    if strangers and notes is not None:
+        notes.append(
+            f"{len(strangers)} studies of {file} have no reference in this split or file of references and are left "
+            f"out, {next(iter(strangers))!r} first"
+        )
     return completions
 
 
@@ -193,7 +234,7 @@ def read_references(file: str | Path) -> tuple[dict[str, str], list[str]]:
 
     From a file of any of the kinds above: the references beside its predictions, or a text that stands alone under
     `reference`, `report` or nothing. Studies without one are left out and counted. Raises InputError on two references
-    of one study that differ, and where there are none.
+    of one study that differ, on a list of them, and where there are none.
     """
     entries, faults, empty = read_entries(file), [], []
     references: dict[str, str] = {}
@@ -203,7 +244,11 @@ def read_references(file: str | Path) -> tuple[dict[str, str], list[str]]:
             faults.append((place, "not a JSON object with an id and a reference"))
             continue
         text = _reference(entry)
-        if not text:
+        if LONE.search(study):
+            faults.append((place, f"the id {study!r} {HALF}"))
+        elif text is None:
+            faults.append((place, f"the reference of {study!r} is a list: give one text"))
+        elif not text:
             empty.append(study)
         elif references.setdefault(study, text) != text:
             faults.append((place, f"another reference of {study!r} than before"))
@@ -217,14 +262,19 @@ def read_references(file: str | Path) -> tuple[dict[str, str], list[str]]:
     return references, notes
 
 
-def _reference(entry: dict) -> str:
-    """The reference of an entry, or "". `report` beside `completion` or `prediction` may be the generated one."""
+def _reference(entry: dict) -> str | None:
+    """The reference of an entry, or "", or None for a list.
+
+    `report` beside `completion` or `prediction` may be the generated one.
+    """
     keys = [key for key in REFERENCES if key in entry]
     if not keys and "model_prediction" in entry:
         keys = [key for key in SECTIONS if str(entry.get(key) or "").strip()] or ["report"]
     elif not keys:
         keys = ["text"] if "text" in entry else ["report"] if not set(entry) & set(TEXTS) else []
     texts = [entry.get(key) for key in keys]
+    if any(isinstance(text, list) for text in texts):
+        return None
     return " ".join(text.strip() for text in texts if isinstance(text, str))
 
 

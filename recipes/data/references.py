@@ -111,10 +111,13 @@ def read_truth(dataset: str, split: str, labeler: Callable) -> Truth:
     said = [study for study, report in zip(ids, truth.reports, strict=True) if report and report.strip()]
     if len(said) == len(ids):
         return truth
-    empty = len(ids) - len(said)
+    empty = [study for study, report in zip(ids, truth.reports, strict=True) if not (report and report.strip())]
     if not said:
         raise InputError(f"split {split} of {dataset} has no reports")
-    truth.notes.append(f"{empty} of {len(ids)} studies of {dataset} have no reference report and are left out")
+    truth.notes.append(
+        f"{len(empty)} of {len(ids)} studies of {dataset} have no reference report and are left out, "
+        f"{empty[0]!r} first"
+    )
     return truth.select(set(said))
 
 

@@ -4,7 +4,7 @@ metrics.json holds (an interval is {value, low, high}: 95 %, by a bootstrap over
 
 - `protocol`: presets with their figures and reasons, `headline` figures, resamples, seed, margin, judge; `labeler`,
   `versions`, `dataset`, `split`, `source`, `studies`, `samples`, `notes` (sentences), `labels` (the 14, in order);
-- `figures`: figure -> title, short title, which way is better, range, group. recipes/data/README.md explains each;
+- `figures`: figure -> title, short title, which way is better, range, group. recipes/scoring.md explains each;
 - `systems`: name -> kind (model, baseline, control), `figures`, `per_label` and `per_label_uncertain_as_negative`
   (precision, recall, f1, support, predicted), `confusion` (4 x 4 counts: rows the reference's state, columns the
   generated one, in the order of CheXpertState), `errors` (finding -> kind -> number), `by_scenario` (headline figures
@@ -340,8 +340,8 @@ def _spread(system: System, truth: Truth, counts: np.ndarray) -> dict | None:
     if not groups:
         return None
     own = np.array(list(groups))
-    reference = truth.states[system.rows]
-    scores = {"mccs": mccs(system.states, reference), "ce_f1": report_f1(system.states, reference)}
+    margined = next(part.reports["mccs"] for part in system.parts if "mccs" in part.reports)  # by the run's --margin
+    scores = {"mccs": margined, "ce_f1": report_f1(system.states, truth.states[system.rows])}
     part = means_part({name: [each[samples].std() for samples in groups.values()] for name, each in scores.items()})
     numbers, studies = np.unique(truth.studies[own], return_inverse=True)
     values = bootstrap(part, studies, counts[:, numbers])

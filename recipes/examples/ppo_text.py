@@ -7,7 +7,7 @@ python recipes/examples/ppo_text.py --model_name_or_path FOLDER --use_cpu --bf16
 from datasets import Dataset
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import parse, resume_from, run
+from recipes.cli import InputError, parse, resume_from, run
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
 
 TOPICS = ["the heart", "the lungs", "the ribs", "the spine", "a pleural effusion", "a pneumothorax", "an X-ray"]
@@ -21,6 +21,8 @@ def ten_words_reward(completions: list, **kwargs) -> list[float]:
 
 def main() -> None:
     args, model_args = parse(PPOConfig, ModelConfig)
+    if args.push_to_hub or args.log_completions_hub_repo:
+        raise InputError("an example puts nothing on the Hub: leave --push_to_hub and --log_completions_hub_repo out")
     prompts = [[{"role": "user", "content": f"What is {topic}? Answer in one sentence."}] for topic in TOPICS]
     trainer = PPOTrainer(
         model=model_args.model_name_or_path or "Qwen/Qwen2.5-0.5B-Instruct",

@@ -29,6 +29,11 @@ def find_damage(checkpoint: str | Path) -> str | None:
         return "has half a trainer_state.json"
     if not any(next(checkpoint.glob(pattern), None) for pattern in WEIGHTS):
         return "has no weights"
+    optimizer, generators = (any(checkpoint.glob(each)) for each in ("optimizer*", "rng_state*"))
+    if optimizer and not generators:  # neither: save_only_model
+        return "has no rng_state.pth"
+    if generators and not optimizer and not any(checkpoint.glob("global_step*")):  # DeepSpeed's holds the optimizer
+        return "has no optimizer.pt"
     for file in sorted(checkpoint.rglob("*")):
         try:
             if file.suffix == ".safetensors":
@@ -44,6 +49,12 @@ def all_checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoint folders of a run, the latest one first."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Deletes a checkpoint folder, its trainer_state.json first: a kill in between leaves what `find_damage` finds."""
+    (checkpoint / "trainer_state.json").unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
 
 
 def save_final(trainer: Trainer, folder: str | Path) -> None:

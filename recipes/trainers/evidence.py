@@ -41,10 +41,20 @@ class EvidenceTrainer(Trainer):
 
     The last layer's [CLS] collects what the layer below says of the words, so the heads read that layer's words too;
     whole reports alone would need many times the text to teach what a negation reaches. The words' loss is their
-    cross-entropy, summed over the 13 findings and averaged over the tokens, times `weight`.
+    cross-entropy, summed over the 13 findings and averaged over the tokens, times `weight`. The average is over all
+    tokens of a step, under any accumulation and in any processes. The model's own is over a batch's labels, so equal
+    batches with all labels known are as one large one.
     """
 
     weight = 1.0
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        number = super()._get_num_items_in_batch(batch_samples, device)
+        if batch_samples and "word_labels" in batch_samples[0]:
+            tokens = torch.stack([batch["word_labels"][..., 0].ne(-100).sum() for batch in batch_samples])
+            # Trainer averages over the step's batches, accelerate over processes: so each divides by the mean batch's
+            self._mean_tokens = self.accelerator.gather(tokens.to(device)).float().mean()
+        return number
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss, plus the words' where the batch has `word_labels`."""
@@ -55,5 +65,5 @@ class EvidenceTrainer(Trainer):
             heads = self.accelerator.unwrap_model(model).linear_heads[: len(FINDINGS)]
             weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
             logits = F.linear(outputs.hidden_states[-2], weight, bias).view(-1, STATES)  # of each token and finding
-            loss = loss + self.weight * len(FINDINGS) * F.cross_entropy(logits, words.flatten())
+            loss = loss + self.weight * F.cross_entropy(logits, words.flatten(), reduction="sum") / self._mean_tokens
         return (loss, outputs) if return_outputs else loss

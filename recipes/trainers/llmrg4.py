@@ -15,7 +15,7 @@ from trl.data_utils import prepare_multimodal_messages
 
 from modeling import LLMRG4ForConditionalGeneration, LLMRG4Processor
 from recipes.cli import InputError
-from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
+from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer, check_spans
 
 SCENARIOS = ("sn", "sw", "mn", "mw")
 NEW_IN_STAGE_2 = ("lateral_perceiver", "lateral_projection", "prior_perceiver", "prior_projection", "fusion")
@@ -86,12 +86,15 @@ def _load(name: str, args, model_args: ModelConfig) -> tuple[LLMRG4ForConditiona
 
 
 def check_key_spans(rows: Dataset, names: Sequence[str]) -> None:
-    """Raises InputError where no row has `key_spans`, so that a key_weight would weigh nothing."""
+    """Raises InputError where no row has `key_spans`, so that a key_weight would weigh nothing, or one is no span of
+    its report; it names the study."""
     if not any(spans is not None for spans in rows["key_spans"]):
         raise InputError(
             f"no row of {', '.join(names)} has key_spans: run recipes/weigh_tokens.py on it, or train without token "
             "weights by --key_weight 1"
         )
+    for study, report, spans in zip(rows["study_id"], rows["report"], rows["key_spans"], strict=True):
+        check_spans(spans, report, f"study {study}")
 
 
 def report_long_priors(rows: Dataset, processor: LLMRG4Processor) -> int:

@@ -82,12 +82,18 @@ def load_checkpoint(
 
 def check_trained(name: str) -> None:
     """Raises InputError unless `name`, a folder or Hub id, has the trainer_state.json of at least one step."""
+    if not name:
+        raise InputError("no model is named: give --model_name_or_path, the folder of stage 1 or a Hub id")
     try:
         cached_file(name, "config.json")
         file = cached_file(name, "trainer_state.json", _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         raise InputError(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if not file or json.loads(Path(file).read_text())["global_step"] < 1:
+    try:
+        steps = json.loads(Path(file).read_text())["global_step"] if file else 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged (no trainer_state.json of a run): copy {name} again") from error
+    if steps < 1:
         raise InputError(
             f"{name} was never trained (it has no trainer_state.json of a step): train stage 1 with "
             "recipes/sft_lmrrg.py and name its folder, or pass --allow_scratch"

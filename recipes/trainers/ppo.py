@@ -11,6 +11,7 @@ import copy
 import hashlib
 import os
 from dataclasses import dataclass, field
+from math import inf
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -114,8 +115,8 @@ class PPOConfig(GRPOConfig):
                 raise InputError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)}")
         low, high = self.reward_range if self.reward_range and len(self.reward_range) == 2 else (0.0, 0.0)
         for wrong, what in (
-            (self.theta <= 0, f"theta must be above 0, not {self.theta}: rewards are divided by it (Eq. 5)"),
-            (self.beta < 0, f"beta must not be below 0, and is {self.beta}"),
+            (not 0 < self.theta < inf, f"theta must be above 0, not {self.theta}: rewards are divided by it (Eq. 5)"),
+            (not 0 <= self.beta < inf, f"beta must not be below 0, and is {self.beta}"),
             (
                 self.beta == 0 and self.kl_controller != "fixed",
                 f"beta is 0, so there is no reference for kl_controller {self.kl_controller}: set beta (Eq. 5: 1.0), "
@@ -128,9 +129,9 @@ class PPOConfig(GRPOConfig):
             ),
             (not 0 < self.gamma <= 1, f"gamma must be above 0 and at most 1, not {self.gamma}"),
             (not 0 <= self.lam <= 1, f"lam must be from 0 to 1, not {self.lam}"),
-            (self.vf_coef < 0, f"vf_coef must not be below 0, and is {self.vf_coef}"),
-            (self.cliprange_value <= 0, f"cliprange_value must be above 0, not {self.cliprange_value}"),
-            (min(self.kl_target, self.kl_horizon) <= 0, "kl_target and kl_horizon must be above 0"),
+            (not 0 <= self.vf_coef < inf, f"vf_coef must not be below 0, and is {self.vf_coef}"),
+            (not self.cliprange_value > 0, f"cliprange_value must be above 0, not {self.cliprange_value}"),
+            (not (self.kl_target > 0 and self.kl_horizon > 0), "kl_target and kl_horizon must be above 0"),
             (
                 self.reward_range is not None and not low < high,
                 f"reward_range is the lowest and the highest reward, not {self.reward_range}",
@@ -189,6 +190,14 @@ class Pass(NamedTuple):
     log_probs: torch.Tensor  # (rows, tokens)
     values: torch.Tensor  # (rows, tokens); zeros without a value head and in the reference
     hidden_states: torch.Tensor | None  # (rows, tokens, width), those that chose the tokens; for ref_policy alone
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """TRL's `disable_dropout` reaches modules; OPT and others call the function with a probability of the layer's."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 class PPOTrainer(GRPOTrainer):
@@ -250,6 +259,9 @@ class PPOTrainer(GRPOTrainer):
             args.beta = beta
         self.beta = beta
         self.kl_coef = beta  # of ziegler; it changes
+        if args.disable_dropout:
+            for each in (self.model, *([self.ref_model] if self.ref_model is not None else [])):
+                _without_dropout(each)
         policy: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._policy = policy
         self._passes: list[Pass] = []

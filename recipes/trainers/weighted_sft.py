@@ -53,11 +53,11 @@ def weighted_text(row: dict) -> str:
     return text
 
 
-def check_spans(spans: list | None, text: str, row: int) -> None:
-    """Raises InputError unless each of `spans` is [start, end] with 0 <= start < end <= the text's length."""
+def check_spans(spans: list | None, text: str, where: str) -> None:
+    """Raises InputError that says `where`, unless each span is [start, end], 0 <= start < end <= the text's length."""
     for span in spans or ():
         if len(span) != 2 or not 0 <= span[0] < span[1] <= len(text):
-            raise InputError(f"row {row}: key span {list(span)} is not within its text of {len(text)} characters")
+            raise InputError(f"{where}: key span {list(span)} is not within its text of {len(text)} characters")
 
 
 class KeyTokenCollator:
@@ -74,7 +74,7 @@ class KeyTokenCollator:
         batch = self.collator([{name: row[name] for name in row if name != "key_spans"} for row in rows])
         batch["key_tokens"] = torch.zeros_like(batch["labels"], dtype=torch.bool)
         for number, (spans, text) in enumerate(known):
-            check_spans(spans, text, number)
+            check_spans(spans, text, f"row {number} of a batch")
             if spans:
                 places = batch["labels"][number].ne(-100).nonzero().flatten()
                 batch["key_tokens"][number, places] = self._find(spans, text, batch["input_ids"][number, places])
@@ -109,7 +109,7 @@ class WeightedSFTTrainer(SFTTrainer):
             if isinstance(dataset, Dataset) and "key_spans" in dataset.column_names:
                 texts = {"key_spans", "completion", "text", "messages"} & set(dataset.column_names)
                 for number, row in enumerate(dataset.select_columns(sorted(texts))):
-                    check_spans(row["key_spans"], weighted_text(row), number)
+                    check_spans(row["key_spans"], weighted_text(row), f"row {number}")
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         self.data_collator = KeyTokenCollator(self.data_collator, self._tokenizer)
         self._key_share = None

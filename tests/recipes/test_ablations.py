@@ -24,6 +24,7 @@ from recipes.data.ablations import AGREE, DISAGREE, GROUPS, MICRO, NOTHING, OPEN
 from recipes.data.baselines import NORMAL_REPORT, TEMPLATE
 from recipes.data.paper_comparison import read_results
 from recipes.data.references import read_truth
+from recipes.data.reward_habits import report_habits, reward_habits
 from recipes.data.schema import read_split, write_dataset
 from rewards.corpus import bootstrap, means_part
 from rewards.labelers import LexicalLabeler
@@ -163,6 +164,31 @@ def test_every_command_of_the_plan_parses_and_has_its_inputs(read, system):
 
 
 @pytest.mark.parametrize(
+    ("system", "excepted"),
+    [
+        ("mrgr1", {}),
+        ("lmrrg", {"bleu": {"--theta 0.4"}}),  # said in RESULTS.md
+        ("llmrg4", {f"single_{each}": {"--max_steps 100"} for each in ("sn", "sw", "mn", "mw")}),  # as many epochs
+    ],
+)
+def test_rows_are_trained_alike_but_for_their_files(system, excepted):
+    """Beside its row's file, its folders and its start a training has the same words as the others of its base."""
+    trainings = {}
+    for jobs in plan(system, "out", 0, choose_rows(system, []))[0]:
+        for _, out, command in jobs:
+            if "accelerate.commands.launch" in command and "generate" not in command[command.index("--cpu") + 1]:
+                options = " ".join(command[command.index("--cpu") + 1 :]).split(" --")
+                base = tuple(options[:2])  # script and first config file
+                own = {f"--{each}" for each in options[2:] if "ablations/" not in each and "out/seed0" not in each}
+                trainings.setdefault(base, {})[Path(out).name] = own
+    assert sum(map(len, trainings.values())) >= 9
+    for rows in trainings.values():
+        usual = set.intersection(*(own for row, own in rows.items() if row not in excepted))
+        for row, own in rows.items():
+            assert own - usual == excepted.get(row, set()), row
+
+
+@pytest.mark.parametrize(
     ("system", "rows", "models"),
     [
         ("mrgr1", ["mccs"], {"mccs_reasoning", "base", "mccs"}),  # the base is where the others start
@@ -263,10 +289,12 @@ def out(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def results(out) -> dict:
     chosen = ["mccs_reasoning", "base", "ce_f1"]
-    found = measure("mrgr1", str(out), [0, 1], chosen, read_truth(f"{out}/data", "test", LABELER), LABELER)
+    truth = read_truth(f"{out}/data", "test", LABELER)
+    found = measure("mrgr1", str(out), [0, 1], chosen, truth, LABELER)
+    habits = reward_habits(str(out), [0, 1], chosen, truth, LABELER)
     others = figures_of.format_check(found["groups"]) + figures_of.time_check(21.0)
     extra = {"system": "mrgr1", "seeds": [0, 1], "labeler": "lexical", "minutes": 21.0, "stages": {"data": 3.0}}
-    return {**extra, **found, "other_checks": others, "spread": {}, "tokens": {}}
+    return {**extra, **found, "other_checks": others, "spread": {}, "habits": habits, "tokens": {}}
 
 
 def test_figures_of_a_group(results):
@@ -354,16 +382,19 @@ def test_claim(out, claim, said, holds, monkeypatch):
 def test_tables_and_page(results, out, tmp_path):
     table = write_markdown(tmp_path / "mrgr1.md", results)
     assert table == (tmp_path / "mrgr1.md").read_text()
-    lines = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("|")}
+    figures, habits = table.split("What the rows' reports name")
+    lines = {line.split("|")[1].strip(): line for line in figures.splitlines() if line.startswith("|")}
+    assert "| Base + CE F1 | 1.000<br>1.000, 1.000 |" in habits and "| references | 1.000 |" in habits
     assert "paper 0.065 / 0.195" in lines["Base"] and "agree" in lines["Base"]
     assert lines["Base + MCCS"].split("|")[2].strip() == "not run"  # no row is hidden
     assert "1.000 (1.000 to 1.000)" in lines["**Base + MCCS + reasoning**"]
-    shown = sample_reports(read_split(f"{out}/data", "test"), str(out), 0, ["mccs_reasoning", "base"])
-    assert all({"reference", "base", "mccs_reasoning"} == set(study) for study in shown)
+    shown = sample_reports(read_split(f"{out}/data", "test"), str(out), 0, ["mccs_reasoning", "base", "ce_f1"])
+    assert all({"reference", "base", "mccs_reasoning", "ce_f1"} == set(study) for study in shown)
     spread = {"ce_f1": {"groups": 2, "std": 0.25, "equal": 0.5, "values": 2}}
     write_page(tmp_path / "page.html", results | {"spread": spread}, shown)
     page = (tmp_path / "page.html").read_text()
     assert page.count('<div class="reports">') == len(shown) and "not medical data" in page
+    assert "recall of negatives" in page and "fixed normal report" in page
     assert "&lt;think&gt;" in page and "<think>" not in page  # what a model writes is text
     for tag in ("table", "tr", "td", "div", "p"):
         assert len(re.findall(f"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
@@ -399,6 +430,7 @@ def test_the_script_from_reports_to_pages(call, out, monkeypatch, capsys):
     summary = json.loads((out.parent / "results.json").read_text())
     assert summary["seeds"] == {"mrgr1": [0, 1]}
     assert {"name", "value", "bar", "holds"} <= set(summary["checks"][0])
+    assert set(results["habits"]["rows"]) == {"base", "mccs_reasoning", "references", TEMPLATE}
     assert (out.parent / "mrgr1.md").is_file() and (out.parent / "mrgr1.html").is_file()
     assert "SYSTEM.html shows it all, for mrgr1" in capsys.readouterr().out
 
@@ -447,6 +479,48 @@ def test_reward_spread(tmp_path):
     pd.DataFrame({"ce_f1_reward": [0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5]}).to_parquet(file)
     found = figures_of.reward_spread(str(tmp_path), [0], ["ce_f1", "nlg"], steps=1)
     assert found == {"ce_f1": {"groups": 2, "std": 0.25, "equal": 0.5, "values": 3}}
+
+
+EFFUSION = "There is a right pleural effusion."
+CLEAR = "No pneumothorax."
+
+
+def test_report_habits_by_hand():
+    """Three studies, two of them abnormal with one finding each, and two negatives in all; reports of known labels."""
+    references = [EFFUSION + " " + CLEAR, "The heart is enlarged.", CLEAR]
+    completions = [
+        f"<think>{EFFUSION}</think><report>{EFFUSION} {CLEAR}</report>",  # all right, and the reasoning says the same
+        f"<think>The heart is enlarged.</think><report>{CLEAR}</report>",  # silent in the report alone
+        EFFUSION,  # one too many, its negative left out; no reasoning
+    ]
+    found = report_habits(completions, np.asarray(LABELER(references)), LABELER)
+    assert found == pytest.approx({
+        "f1": 2 * 1 / (2 * 1 + 1 + 1),
+        "findings": 2 / 3,
+        "negatives": 2 / 3,
+        "negative_recall": 1 / 2,
+        "silent": 1 / 2,
+        "mccs": 1 / 3,  # 1, 0 and 0: the labels of the second and third have no label in common with the reference
+        "mccs_abnormal": 1 / 2,
+        "think": 1 / 2,
+    })  # fmt: skip
+    few = report_habits(["", completions[0], ""], np.asarray(LABELER([CLEAR] * 3)), LABELER)
+    assert few["think"] is None and few["silent"] is None and few["mccs_abnormal"] is None
+    assert few["negative_recall"] == pytest.approx(1 / 3)
+
+
+def test_reward_habits_by_seed(out, tmp_path):
+    folder = shutil.copytree(out, tmp_path / "mrgr1")
+    shutil.copy(report_file(f"{folder}/seed1", "ce_f1", False), report_file(f"{folder}/seed1", "base", False))
+    truth = read_truth(f"{folder}/data", "test", LABELER)
+    rows = reward_habits(str(folder), [0, 1], ["base", "mccs_reasoning"], truth, LABELER)["rows"]
+    for figure in ("f1", "findings", "silent", "mccs"):
+        normal, reference = rows[TEMPLATE][figure]["value"], rows["references"][figure]["value"]
+        assert rows["base"][figure]["by_seed"] == [normal, reference]
+        assert rows["base"][figure]["value"] == pytest.approx((normal + reference) / 2)
+    assert rows[TEMPLATE]["silent"]["value"] == 1 and rows["references"]["silent"]["value"] == 0
+    assert rows["base"]["think"] == {"value": None, "by_seed": [None, None]}
+    assert rows["mccs_reasoning"]["think"]["value"] is not None
 
 
 def test_radcliq_alone_trains(call, tiny, phantom, tmp_path):

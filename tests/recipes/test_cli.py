@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from safetensors.numpy import save_file
 from transformers import BertConfig
+from transformers.training_args import OptimizerNames
 
 from recipes import cli
 from recipes.cli import (
@@ -226,6 +227,11 @@ def test_check_model_refuses_a_folder_without_model(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+def test_check_model_without_a_name():
+    with pytest.raises(InputError, match=r"no model is named: give --model_name_or_path"):
+        check_model(None)
+
+
 @pytest.mark.parametrize(
     ("cuda", "flash", "bitsandbytes", "settings", "sentence"),
     [
@@ -234,6 +240,15 @@ def test_check_model_refuses_a_folder_without_model(tmp_path, text):
         (False, True, True, {"use_cpu": True, "attn_implementation": "flash_attention_2"}, "flash-attn"),  # by name
         (False, True, True, {"use_cpu": True, "optim": "adamw_bnb_8bit"}, "make demo"),  # 8-bit states want a GPU
         (False, True, True, {"use_cpu": True, "optim": "adamw_bnb_8bit"}, "adamw_bnb_8bit .bitsandbytes. is for GPUs"),
+        (
+            False,
+            True,
+            True,
+            {"use_cpu": True, "optim": OptimizerNames.ADAMW_BNB},
+            "optim adamw_bnb_8bit .bitsandbytes.",
+        ),
+        (False, True, True, {"use_cpu": True, "optim": "paged_adamw_8bit"}, "paged_adamw_8bit .bitsandbytes."),
+        (False, True, True, {"use_cpu": True, "optim": "adamw_torch_8bit"}, None),  # torchao's
         (False, True, True, {"use_cpu": True, "use_vllm": True}, "use_vllm .vllm. is for GPUs"),
         (True, True, True, {"use_vllm": True}, "vllm is missing: pip install -r requirements-gpu.txt"),
         (True, False, True, {"attn_implementation": "flash_attention_2"}, "flash-attn"),

@@ -7,6 +7,7 @@ from recipes.data.error_taxonomy import (
     DOUBT,
     FLIP,
     HALLUCINATION,
+    KEPT,
     KINDS,
     OMISSION,
     SEVERITY,
@@ -99,6 +100,37 @@ def test_sentences_of_an_error():
     } in found
     omitted = next(error for error in found if error["label"] == "Lung Lesion")
     assert (omitted["generated"], omitted["reference"]) == (None, "A 2.5 cm nodule is seen.")  # 2.5 ends nothing
+
+
+@pytest.mark.parametrize("unit", ["edema ", "edema, ", "edema and left effusion ", "EDEMA\u2003\u0130 ", "edema."])
+def test_a_runaway_report_is_kept_in_its_own_length(unit):
+    """Of 100,000 characters without an end the mentions share what is kept: pieces of the sentence, and clauses."""
+    text = unit * (100_000 // len(unit))
+    mentions = [each for found in Evidence()(text).values() for each in found]
+    assert len(mentions) >= 100_000 // len(unit) - 1  # each of them
+    sentences, clauses = ({id(each[part]): each[part] for each in mentions}.values() for part in (1, 2))
+    assert sum(map(len, sentences)) <= 3 * len(text) and sum(map(len, clauses)) <= 3 * len(text)
+    assert max(map(len, sentences)) <= KEPT + 4  # and two ellipses
+    assert all("edema" in sentence.lower() for sentence in sentences)
+
+
+def test_an_over_long_sentence_is_shortened_around_the_mention():
+    far = "one word " * 100
+    (found,) = Evidence()(f"Left {far}small edema {far}right.").values()
+    ((_, sentence, clause),) = found
+    assert sentence.startswith("… ") and sentence.endswith(" …") and 250 < len(sentence) <= KEPT + 4
+    assert " small edema " in sentence and {*sentence.split()} == {"…", "one", "word", "small", "edema"}
+    assert clause.startswith("left one") and clause.endswith("right.")  # sides and sizes are read in all of it
+    (found,) = Evidence()(f"Edema {far}").values()
+    assert found[0][1].startswith("Edema one word") and found[0][1].endswith(" …")
+    whole = "Edema " + "one word " * 30 + "said."
+    assert Evidence()(whole)[FINDINGS.index("Edema")][0][1] == whole  # 281 characters
+
+
+def test_a_letter_that_grows_in_lower_case():
+    """An "İ" has two characters in lower case; the clause of what follows it is still its own."""
+    ((_, _, clause),) = Evidence()("İİİİİİ left mass, small edema, large heart")[FINDINGS.index("Edema")]
+    assert clause == " small edema"
 
 
 def test_a_labeler_that_sees_what_no_word_says():

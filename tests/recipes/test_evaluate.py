@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
+from test_baselines import picture
+from test_scores import expand
 
 from recipes.cli import InputError
 from recipes.data.baselines import NEAREST, TEMPLATE
 from recipes.data.figures import PRESETS
+from recipes.data.references import Truth, read_originals
 from recipes.data.schema import write_dataset
 from recipes.data.scores import score
 from recipes.evaluate import main
@@ -125,10 +129,24 @@ def test_several_lines_of_a_study_are_several_samples(evaluate):
     ours = metrics["systems"]["ours"]
     assert ours["lengths"]["samples"] == 3
     assert ours["figures"]["mccs"]["value"] == pytest.approx(2 / 3)
-    assert ours["spread"] == {
-        "studies": 1,
-        **{name: {"value": 0, "low": None, "high": None} for name in ("mccs", "ce_f1")},
-    }
+    assert ours["spread"]["studies"] == 1 and ours["spread"]["mccs"]["low"] is None  # one study has no interval
+
+
+@pytest.mark.parametrize("margin", [0.2, 0.5])
+def test_spread_by_hand(evaluate, margin):
+    """Of a one sample is right and one has a finding too many, of b one is right and one wrong; of two s = |x - y|/2.
+
+    With one finding of two right the cosine is 1/sqrt(2), MCCS (1/sqrt(2) - m)/(1 - m) and F1 2/3.
+    """
+    texts = {"a": ("There is pulmonary edema.", "There is pulmonary edema. There is a pneumothorax."),
+             "b": ("The heart is enlarged.", "There is a pneumothorax.")}  # fmt: skip
+    lines = [{"study_id": study, "completion": text} for study, own in texts.items() for text in own]
+    spread = evaluate(lines, "--margin", margin)["systems"]["ours"]["spread"]
+    of_a = (1 - 0.5**0.5) / (1 - margin) / 2  # .183 for m = .2, .293 for .5
+    assert spread["studies"] == 2
+    for name, low in (("mccs", of_a), ("ce_f1", 1 / 6)):
+        found = [spread[name][key] for key in ("value", "low", "high")]
+        assert found == pytest.approx([(low + 1 / 2) / 2, low, 1 / 2])  # a drawn twice, b drawn twice
 
 
 def test_empty_completions_are_counted(evaluate):
@@ -168,6 +186,128 @@ def test_both_readings_of_uncertain(reading, f1):
     assert found["mccs"] == pytest.approx(1)  # Eq. 3 gives both 1
 
 
+# --- the nearest training report, original references --------------------------------------------------------------
+
+LEFT, RIGHT = np.array([[255.0, 0], [255, 0]]), np.array([[0, 255.0], [0, 255]])  # bright halves: correlation -1
+RATHER_LEFT, RATHER_RIGHT = np.array([[255.0, 0], [255, 255]]), np.array([[0, 255.0], [255, 255]])  # 0.58 with theirs
+PATTERNS = {"RATHER_LEFT": RATHER_LEFT, "LEFT": LEFT, "RATHER_RIGHT": RATHER_RIGHT, "RIGHT": RIGHT}
+HEART, AIR = "The heart is enlarged.", "There is a pneumothorax."
+
+
+def image_row(study: str, pattern: np.ndarray, report: str | None, scenario: str | None = None) -> dict:
+    return {"study_id": study, "images": [picture(pattern)], "report": report, "scenario": scenario}
+
+
+@pytest.mark.parametrize(
+    ("train_pool", "scenarios", "right", "said"),
+    [
+        (5000, [None] * 4, "a", ""),  # of all four the same pictures: a's has edema, b's not what b has
+        (4, [None] * 4, "a", ""),  # as many as there are
+        (3, [None] * 4, "b", "sought among 2 of 4 training studies"),  # every second one: the rather similar pictures
+        (5000, ["sw", "sn", "sw", "sn"], "ab", ""),  # a is sn, b sw
+        (3, ["sw", "sw", "sn", "sw"], "", "sought among 2 of 4"),  # the first is sw, the third sn: both crosswise
+    ],
+)
+def test_nearest_training_report(tmp_path, call, train_pool, scenarios, right, said):
+    """Which of the two test studies gets a right report from the training study that looks most like it."""
+    texts = [AIR, "There is pulmonary edema.", HEART, AIR]
+    train = [
+        image_row(f"t{number}", pattern, text, scenario)
+        for number, (pattern, text, scenario) in enumerate(zip(PATTERNS.values(), texts, scenarios, strict=True))
+    ]
+    train.append(image_row("silent", LEFT, None))  # has no report to give
+    own = ["sn", "sw"] if any(scenarios) else [None] * 2
+    test = [image_row("a", LEFT, "There is pulmonary edema.", own[0]), image_row("b", RIGHT, HEART, own[1])]
+    write_dataset({"train": lambda: iter(train), "test": lambda: iter(test)}, tmp_path / "data", {})
+    file = write_lines(tmp_path / "ours.jsonl", OURS)
+    given = ["--dataset", tmp_path / "data", "--predictions", f"ours={file}", "--out", tmp_path / "out", *QUICK]
+    call(main, *given, "--train_pool", train_pool)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    nearest = metrics["systems"][NEAREST]
+    assert nearest["kind"] == "baseline" and nearest["lengths"]["samples"] == 2
+    recall = {name: nearest["per_label"][name]["recall"]["value"] for name in ("Edema", "Cardiomegaly")}
+    assert recall == {"Edema": "a" in right, "Cardiomegaly": "b" in right}
+    assert nearest["figures"]["ce/13/positive/micro/f1"]["value"] == len(right) / 2  # two findings, two said
+    notes = [note for note in metrics["notes"] if NEAREST in note]
+    assert len(notes) == bool(said) and all(said in note for note in notes)
+
+
+def test_nearest_training_report_of_the_same_scenario(tmp_path, call):
+    """Study 1 looks alike in sn and mw, and their training studies with that picture say different things; sw has no
+    training split and searches both, where mw has its very picture."""
+    edema = "There is pulmonary edema."
+    train = {
+        "sn": [image_row("t", LEFT, edema), image_row("u", RATHER_RIGHT, AIR)],
+        "mw": [image_row("v", LEFT, AIR), image_row("w", RIGHT, HEART)],
+    }
+    test = {"sn": [("1", LEFT, edema)], "sw": [("2", RIGHT, HEART)], "mw": [("3", RIGHT, HEART), ("1", LEFT, edema)]}
+    lines = []
+    for scenario, studies in test.items():
+        splits = {"test": [image_row(*study, scenario) for study in studies]}
+        splits |= {"train": train[scenario]} if scenario in train else {}
+        given = {name: lambda rows=rows: iter(rows) for name, rows in splits.items()}
+        write_dataset(given, tmp_path / "rg4" / scenario, {})
+        lines += [{"study_id": study, "scenario": scenario, "completion": "Clear."} for study, _, _ in studies]
+    file = write_lines(tmp_path / "ours.jsonl", lines)
+    call(main, "--dataset", tmp_path / "rg4", "--predictions", f"ours={file}", "--out", tmp_path / "out", *QUICK)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    found = {
+        name: each["figures"]["ce/13/positive/micro/f1"]["value"]
+        for name, each in metrics["systems"][NEAREST]["by_scenario"].items()
+    }
+    assert found == {"sn": 1, "sw": 1, "mw": 1 / 2}
+
+
+@pytest.mark.parametrize("kind", ["file", "dataset"])
+def test_clean_and_original_references_in_one_call(evaluate, tmp_path, kind):
+    originals = {"b": "No pneumothorax, and no pleural effusion.", "a": "Moderate edema."}  # 8 and 3 tokens
+    where = tmp_path / "originals"
+    if kind == "file":
+        write_lines(where, [{"id": study, "reference": text} for study, text in originals.items()])
+    else:
+        rows = [{"study_id": study, "report": text} for study, text in originals.items()]
+        write_dataset({"test": lambda: iter(rows)}, where, {})
+    copy = [{"study_id": study, "completion": text} for study, text in originals.items()]
+    files = [write_lines(tmp_path / f"{name}.jsonl", lines) for name, lines in (("ours", OURS), ("copy", copy))]
+    given = ["--predictions", f"ours={files[0]}", f"copy={files[1]}", "--original_references", where]
+    metrics = evaluate([], *given)
+    systems = metrics["systems"]
+    ours = {name: each["value"] for name, each in systems["ours"]["figures"].items()}
+    brevity = np.exp(1 - 11 / 10)  # both reports have 5 tokens, the full stop one of them
+
+    def rouge(precision: float, recall: float) -> float:
+        return (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision)
+
+    expected = {
+        "bleu-1": (5 + 2) / 10,  # b: "is" and the full stop
+        "bleu-2": (7 / 10 * 4 / 8) ** 0.5,
+        "rouge-l": (1 + 2 / 5) / 2,
+        "cider": 10 / 2,  # a is the reference; b shares with its own what both references have, which counts nothing
+        "original/bleu-1": brevity * (2 + 2) / 10,  # edema, pneumothorax and two full stops
+        "original/bleu-2": brevity * (4 / 10 * 1 / 8) ** 0.5,  # "edema."
+        "original/rouge-l": (rouge(2 / 5, 2 / 3) + rouge(2 / 5, 2 / 8)) / 2,
+    }
+    assert {name: ours[name] for name in expected} == pytest.approx(expected)
+    copied = {name: each["value"] for name, each in systems["copy"]["figures"].items()}
+    assert [copied[f"original/{name}"] for name in ("bleu-1", "rouge-l")] == pytest.approx([1, 1])
+    assert copied["bleu-1"] < 0.5 and copied["mccs"] == pytest.approx(1 / 2)  # labels are the clean references'
+    assert metrics["protocol"]["original_references"] == str(where)
+
+
+@pytest.mark.parametrize("kind", ["file", "dataset"])
+def test_original_references_that_lack_studies(tmp_path, kind):
+    truth = Truth(["sn/a", "sn/b", "sn/c"], [""] * 3, np.zeros((3, 14), int), ["sn"] * 3, np.arange(3))
+    texts = {"a": "Edema.", "c": " "}  # c has white space, b nothing
+    where = tmp_path / "originals"
+    if kind == "file":
+        write_lines(where, [{"id": study, "reference": text} for study, text in texts.items()])
+    else:
+        rows = [{"study_id": study, "report": text} for study, text in texts.items()]
+        write_dataset({"test": lambda: iter(rows)}, where, {})
+    with pytest.raises(InputError, match=r"--original_references .*originals lacks 2 of 3 studies, 'b' first"):
+        read_originals(str(where), "test", truth)
+
+
 # --- what it writes ---------------------------------------------------------------------------------------------
 
 
@@ -199,6 +339,48 @@ def test_the_folder(evaluate, tmp_path, capsys):
         evaluate(OURS)
     with pytest.raises(InputError, match=r"tables\.md is a file; name a folder"):
         evaluate(OURS, "--out", out / "tables.md")
+
+
+def all_keys(value, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    """The paths of all that a JSON value holds; an interval, {value, low, high}, is one thing."""
+    if isinstance(value, dict) and value and set(value) != {"value", "low", "high"}:
+        return set().union(*(all_keys(each, (*path, key)) for key, each in value.items()))
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return set().union(*(all_keys(each, path) for each in value))
+    return {path}
+
+
+def test_every_key_is_documented(tmp_path, call):
+    """The tables under "All keys" of recipes/scoring.md name every key of metrics.json, and no other.
+
+    The run has all that adds keys: scenarios, several samples, a control, the judge, the papers' rows.
+    """
+    rows = {"1": "There is pulmonary edema.", "2": HEART}
+    for scenario in ("sn", "mw"):
+        own = [{"study_id": study, "report": text, "scenario": scenario} for study, text in rows.items()]
+        write_dataset({"test": lambda own=own: iter(own)}, tmp_path / "rg4" / scenario, {})
+    lines = [
+        {"study_id": study, "scenario": scenario, "completion": text}
+        for scenario in ("sn", "mw")
+        for study in rows
+        for text in (AIR, HEART)
+    ]
+    file = write_lines(tmp_path / "ours.jsonl", lines)
+    given = ["--dataset", tmp_path / "rg4", "--predictions", f"ours={file}", "--shuffled", f"ours={file}", *QUICK]
+    call(main, *given, "--out", tmp_path / "out", "--hall_judge", "rule", "--compare", "paper")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    text = (Path(__file__).parents[2] / "recipes" / "scoring.md").read_text()
+    section = text.split("### All keys\n")[1].split("\n### ")[0].split("\n## ")[0]
+    cells = [row.split(" | ")[0] for row in section.split("\n") if row.startswith("| `")]
+    patterns = {tuple(name.split(".")) for cell in cells for each in cell.split("`")[1::2] for name in expand(each)}
+
+    def fits(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+        return len(path) == len(pattern) and all(a in (b, "*") for a, b in zip(pattern, path, strict=True))
+
+    found = all_keys(metrics)
+    # a path may end early: null, {} or [] stands for what there is none of
+    assert {path for path in found if not any(fits(path, each[: len(path)]) for each in patterns)} == set()
+    assert {each for each in patterns if not any(fits(path, each) for path in found)} == set()
 
 
 def test_the_model_card(evaluate, tmp_path):
@@ -259,7 +441,7 @@ def test_references_in_the_predictions_file(tmp_path, call):
     ]
     file, other = write_lines(tmp_path / "p.jsonl", rows), write_lines(tmp_path / "q.jsonl", rows[:1])
     given = ["--predictions", f"x={file}", f"y={other}", "--out", tmp_path / "out", *QUICK]
-    with pytest.raises(InputError, match="line 2: 'b' is not in this split"):  # it has no reference
+    with pytest.raises(InputError, match=r"p\.jsonl, line 2: 'b' has no reference.*--only_common"):
         call(main, *given)
     call(main, *given, "--only_common")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -288,25 +470,115 @@ def test_mistakes_in_a_predictions_file(evaluate, tmp_path, lines, sentence):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--predictions", "x.jsonl"], "NAME=FILE"),  # no name
-        (["--predictions", "=x.jsonl"], "NAME=FILE"),
-        (["--predictions", "a=x", "a=y"], "each name once"),
-        (["--predictions", f"{TEMPLATE}=x"], "each name once"),  # the baseline's name
+        (["--predictions", "x.jsonl"], "--predictions takes NAME=FILE, .* not 'x.jsonl'"),  # no name
+        (["--predictions", "=x.jsonl"], "--predictions takes NAME=FILE, .* not '=x.jsonl'"),
+        (["--predictions", "a=x", "a=y"], "each name once, and not 'a=y'"),
+        (["--predictions", f"{TEMPLATE}=x"], f"each name once, and not '{TEMPLATE}=x'"),  # the baseline's name
+        (["--predictions", "a=x", "--shuffled", "x"], "--shuffled takes NAME=FILE, .* not 'x'"),
         (["--predictions", "a=absent.jsonl"], "there is no predictions file absent.jsonl"),
         (["--predictions", "a=absent_{scenario}.jsonl"], "absent_sn.jsonl, nor one of another scenario"),
-        (["--predictions", "a=x", "--split", "dev"], "there is no predictions file x|no split 'dev'"),
+        (["--split", "dev"], r"has no split 'dev' \(has test\)"),
         (["--predictions", "a=x", "--shuffled", "b=y"], "b.shuffled is a control, and --predictions has no b"),
-        (["--predictions", "a=x", "--labeler", "chexbert"], "chexbert"),
-        (["--predictions", "a=x", "--radgraph", "/no/such"], "--radgraph, --bertscore or --semb: .*no/such"),
-        (["--predictions", "a=x", "--resamples", "10"], "--resamples must be at least 100"),
-        (["--predictions", "a=x", "--margin", "1"], "--margin must lie"),
-        (["--predictions", "a=x", "--preset", "r2gen"], "preset"),
-        (["--predictions", "a=x", "--references", "y"], "there is no predictions file x|both name references"),
+        (["--labeler", "radgraph"], "there is no labeler 'radgraph'; choose lexical, chexbert or chexbert:MODEL"),
+        (["--labeler", "chexbert:/no/such"], "labeler chexbert:/no/such: no CheXbert could be loaded from /no/such"),
+        (["--radgraph", "/no/such"], "--radgraph, --bertscore or --semb: no RadGraph could be loaded from /no/such"),
+        (["--resamples", "10"], "--resamples must be at least 100, not 10"),
+        (["--margin", "1"], r"--margin must lie in \(-1, 1\), not 1"),
+        (["--preset", "r2gen"], "argument --preset: invalid choice: 'r2gen'"),
+        (["--references", "y"], "--dataset and --references both name references: give one"),
+        (["--train_pool", "0"], "--train_pool must be at least 1, not 0"),
     ],
 )
 def test_mistakes_on_the_command_line(evaluate, arguments, sentence):
     with pytest.raises(InputError, match=sentence):
         evaluate([], *arguments)
+
+
+# --- METEOR ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def aligner(monkeypatch, tmp_path):
+    """Stands in for METEOR's Java: equal texts match whole, others not at all. Holds the pairs of each call."""
+    calls = []
+
+    def statistics(generated, references):
+        calls.append(list(zip(generated, references, strict=True)))
+        counts = np.zeros((len(generated), 23))  # columns of rewards.rouge.meteor_statistics, no function words
+        for row, pair in zip(counts, calls[-1], strict=True):
+            words = [len(text.split()) for text in pair]
+            row[:2] = words
+            if pair[0] == pair[1]:
+                row[4:6] = row[21:23] = words  # content words that match as they are
+        return counts
+
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\necho 'stand-in version 9' >&2\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{java.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("recipes.data.scores.meteor_statistics", statistics)
+    return calls
+
+
+def test_meteor_of_each_system_and_reference(evaluate, tmp_path, aligner):
+    """METEOR without fragments is P R / (.15 R + .85 P), P and R the matched share of all words of the corpus."""
+    heart = {"study_id": "b", "completion": "The heart is enlarged."}
+    other = write_lines(tmp_path / "other.jsonl", [{"study_id": "a"} | EDEMA, {"study_id": "a"} | PNEUMOTHORAX, heart])
+    ours = write_lines(tmp_path / "ours.jsonl", OURS)
+    originals = [{"id": "b", "reference": "There is a pneumothorax."}, {"id": "a", "reference": "Edema."}]
+    given = ["--predictions", f"other={other}", f"ours={ours}", "--meteor", "yes"]
+    metrics = evaluate([], *given, "--original_references", write_lines(tmp_path / "originals.jsonl", originals))
+    found = {name: each["figures"] for name, each in metrics["systems"].items()}
+    expected = {
+        ("other", "meteor"): (2 / 3, 1 / 2, 1),  # 8 of 12 words; a drawn twice: 8 of 16; b twice: all
+        ("other", "original/meteor"): (0, 0, 0),
+        ("ours", "meteor"): (1 / 2, 0, 1),  # b drawn twice, a drawn twice
+        ("ours", "original/meteor"): (0.4 / (0.15 * 0.8 + 0.85 * 0.5), 0, 1),  # 4 of 8 words, 4 of the references' 5
+        (TEMPLATE, "meteor"): (0, 0, 0),
+        (TEMPLATE, "original/meteor"): (0, 0, 0),
+    }
+    for (name, figure), values in expected.items():
+        interval = found[name][figure]
+        assert [interval[key] for key in ("value", "low", "high")] == pytest.approx(values), (name, figure)
+    assert [len(call) for call in aligner] == [14]  # Java starts once: 2 + 3 + 2 reports, two references each
+    assert metrics["versions"]["java"] == "stand-in version 9"
+    row = next(
+        row
+        for row in metrics["differences"]
+        if (row["system"], row["minus"], row["figure"]) == ("ours", "other", "meteor")
+    )
+    assert row["difference"] == pytest.approx(1 / 2 - 2 / 3)
+
+
+def test_meteor_that_gives_up(evaluate, aligner, monkeypatch):
+    def statistics(generated, references):
+        raise RuntimeError("METEOR's Java gave no answer for pair 1: it ended")
+
+    monkeypatch.setattr("recipes.data.scores.meteor_statistics", statistics)
+    with pytest.raises(InputError, match="no answer for pair 1: it ended; give --meteor no to do without"):
+        evaluate(OURS, "--meteor", "auto")
+
+
+@pytest.mark.skipif(not shutil.which("java"), reason="METEOR needs Java: install a Java runtime (8 or newer)")
+def test_meteor_by_java(tmp_path, call):
+    """The jar's own corpus score of these pairs, 0.2950438 (METEOR_CORPUS of tests/rewards/test_nlg.py)."""
+    pairs = [
+        ("The heart is normal in size. No pleural effusion.", "The heart is normal in size. No pleural effusion."),
+        (
+            "Small effusions on the left side, heart enlarged.",
+            "There is a small left pleural effusion. The heart is enlarged.",
+        ),
+        ("There is a pneumothorax.", "No pneumothorax is seen. The lungs are clear."),
+        ("", "Clear lungs."),
+    ]
+    lines = [{"id": f"{n}", "prediction": text, "reference": truth} for n, (text, truth) in enumerate(pairs)]
+    file = write_lines(tmp_path / "predictions.jsonl", lines)
+    call(main, "--predictions", f"ours={file}", "--out", tmp_path / "out", "--meteor", "yes", "--resamples", "200")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    found = metrics["systems"]["ours"]["figures"]["meteor"]
+    assert found["value"] == pytest.approx(0.2950438175733979, abs=1e-12)
+    assert 0 <= found["low"] < found["value"] < found["high"] <= 1
 
 
 def test_no_java(evaluate, monkeypatch):

@@ -33,8 +33,10 @@ from recipes.data.hub import (
 )
 from recipes.data.schema import write_dataset
 from rewards.discbert import CATEGORIES
+from rewards.labels import CONDITIONS, CheXpertState
 
 ROOT = Path(__file__).resolve().parents[2]
+BLANK, POSITIVE, *_ = CheXpertState
 
 
 @pytest.fixture
@@ -143,7 +145,7 @@ def third_upload(reply):
 def somebody_commits(server):
     def fault(method, path, before):
         if "/preupload/" in path:
-            repository = server.repositories["model", "me/x"]
+            (repository,) = server.repositories.values()
             repository.commit(repository.files | {"theirs.txt": b""})
 
     return fault
@@ -341,6 +343,8 @@ def training(tmp_path, **values) -> SimpleNamespace:
         "hub_strategy": HubStrategy.EVERY_SAVE,
         "hub_model_id": None,
         "hub_private_repo": None,
+        "report_to": [],
+        "trackio_space_id": None,
     }
     more = {"output_dir": str(tmp_path / "run"), "process_index": 0, "hub_token": None, "hub_revision": None}
     return SimpleNamespace(**(defaults | more | values))
@@ -361,6 +365,7 @@ def test_claims(hub, tmp_path, values, sources, because, private):
     repository = claim(args, sources, because)
     assert repository.name == "me/run" and hub.repositories["model", "me/run"].private is private
     assert args.push_to_hub is False  # or Trainer would push its pickles by itself
+    assert args.hub_private_repo is True  # of a tracker's Space, also beside a public model
 
 
 def test_claims_that_are_refused_or_none(hub, tmp_path):
@@ -378,6 +383,79 @@ def test_claims_that_are_refused_or_none(hub, tmp_path):
     assert claim(unpushed, ["mimic-cxr"], None) is None
     assert unpushed.hub_private_repo is True  # of a tracker's Space
     assert claim(training(tmp_path, process_index=1), ["mimic-cxr"], None) is None  # one process asks the Hub
+    assert not hub.asked
+
+
+def test_a_public_space_is_refused_where_nothing_is_pushed(hub, tmp_path):
+    for sources in (["mimic-cxr"], ["phantom"]):
+        args = training(tmp_path, push_to_hub=False, hub_private_repo=False)
+        with pytest.raises(InputError, match=r"^--hub_private_repo false is about a push: add --push_to_hub"):
+            claim(args, sources, None)
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+@pytest.mark.parametrize("private", [None, True, False])
+@pytest.mark.parametrize("because", [None, "invented text"])
+@pytest.mark.parametrize("config", ["GRPOConfig", "PPOConfig"])
+def test_completions_never_go_to_the_hub(hub, tmp_path, config, because, private, pushed):
+    """Whatever stands beside it: TRL uploads prompts and reports with or without a push, public if it is told so."""
+    args = grpo(tmp_path, config, log_completions_hub_repo="me/log", push_to_hub=pushed, hub_private_repo=private)
+    with pytest.raises(InputError, match=r"^--log_completions_hub_repo would .* keeps them in .*run/completions$"):
+        claim(args, ["mimic-cxr"], because)
+    assert not hub.asked
+
+
+def grpo(tmp_path, config: str = "GRPOConfig", **values):
+    """The real arguments, which log completions, without a tracker that would have to be installed."""
+    import trl
+
+    from recipes.trainers.ppo import PPOConfig
+
+    kind = PPOConfig if config == "PPOConfig" else getattr(trl, config)
+    given = {"output_dir": str(tmp_path / "run"), "use_cpu": True, "bf16": False, "log_completions": True}
+    args = kind(**given, **values)
+    args.report_to = ["trackio"]
+    return args
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+@pytest.mark.parametrize("place", ["argument", "environment"])
+def test_completions_go_to_no_space(hub, tmp_path, monkeypatch, place, pushed):
+    args = grpo(tmp_path, push_to_hub=pushed)
+    if place == "argument":
+        args.trackio_space_id = "me/space"
+    else:
+        monkeypatch.setenv("TRACKIO_SPACE_ID", "me/space")
+    with pytest.raises(InputError, match=r"^Trackio would put prompts and reports into the Space me/space: "):
+        claim(args, ["mimic-cxr"], None)
+    assert not hub.asked
+    args.log_completions = False  # figures only
+    claim(args, ["mimic-cxr"], None)
+    assert args.hub_private_repo is True
+    args.log_completions, args.report_to = True, []  # no tracker, no Space
+    claim(args, ["mimic-cxr"], None)
+
+
+def test_trackio_on_this_machine_may_have_completions(hub, tmp_path, monkeypatch):
+    monkeypatch.delenv("TRACKIO_SPACE_ID", raising=False)
+    assert claim(grpo(tmp_path), ["mimic-cxr"], None) is None
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("given", [("--push_to_hub",), ("--log_completions", "--log_completions_hub_repo", "me/log")])
+def test_the_example_puts_nothing_on_the_hub(hub, tmp_path, call, monkeypatch, given):
+    from recipes.examples import ppo_text
+
+    def make(**arguments):
+        raise AssertionError("a trainer was made")
+
+    monkeypatch.setattr(ppo_text, "PPOTrainer", make)
+    arguments = ("--output_dir", tmp_path / "run", "--use_cpu", "--bf16", "false")
+    with pytest.raises(AssertionError, match="a trainer was made"):
+        call(ppo_text.main, *arguments)
+    with pytest.raises(InputError, match=r"^an example puts nothing on the Hub"):
+        call(ppo_text.main, *arguments, *given)
     assert not hub.asked
 
 
@@ -504,6 +582,96 @@ def test_the_card_with_figures_stays(hub, tmp_path, call):
     assert "not for clinical use" in hub.repositories["model", "me/x"].files["README.md"].decode()
 
 
+PAPERS = {
+    "grpo_mrgr1": "arXiv:2512.16145",
+    "sft_mrgr1": "arXiv:2512.16145",
+    "sft_llmrg4": "arXiv:2412.12001",
+    "train_discbert": "arXiv:2412.12001",
+    "sft_lmrrg": "arXiv:2403.06728",
+    "ppo_lmrrg": "arXiv:2403.06728",
+    "train_chexbert": "arXiv:2004.09167",
+}
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_the_pushed_card_cites_the_paper(hub, tmp_path, call, monkeypatch, script):
+    folder = checkpoint(tmp_path / "x")
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/recipes/{script}.py"])
+    save_run(folder, sources=["phantom"])
+    call(push_checkpoint.main, "--model", folder, "--repo", "me/x")
+    cite = hub.repositories["model", "me/x"].files["README.md"].decode().split("## Cite")[1]
+    assert re.findall(r"arXiv:[\d.]+\d", cite) == [PAPERS[script]]
+
+
+def test_the_pushed_card_has_the_figures_of_metrics_json(hub, tmp_path, call):
+    """Two studies: edema is found, cardiomegaly missed, and nothing is said that is not there.
+
+    Over 13 labels precision is 1 of 1, recall 1 of 2, and F1 2 * 1 * 1/2 / (1 + 1/2) = 2/3. The 14th, No Finding, is
+    said of the second study by mistake: then both are 1 of 2. Edema alone scores in the mean over labels, 1/14.
+    """
+    from recipes import evaluate
+
+    completions = {"a": "There is pulmonary edema.", "b": "The bones are intact."}
+    references = {"a": ("There is pulmonary edema.", "Edema"), "b": ("The heart is enlarged.", "Cardiomegaly")}
+    lines = [json.dumps({"study_id": study, "completion": report}) for study, report in completions.items()]
+    (tmp_path / "said.jsonl").write_text("\n".join(lines))
+    rows = []
+    for study, (report, finding) in references.items():
+        labels = [int(POSITIVE if name == finding else BLANK) for name in CONDITIONS]
+        rows.append({"study_id": study, "report": report, "images": [], "labels": labels, "source": "phantom"})
+    write_dataset({"test": lambda: iter(rows)}, tmp_path / "data", {"labeler": "lexical"})
+    scores = tmp_path / "scores"
+    call(
+        *(evaluate.main, "--dataset", tmp_path / "data", "--predictions", f"ours={tmp_path}/said.jsonl"),
+        *("--out", scores, "--meteor", "no", "--resamples", "100"),
+    )
+    folder = run_config(tmp_path / "x", sources=["phantom"])
+    checkpoint(folder)
+    (folder / "metrics.json").write_text((scores / "metrics.json").read_text())
+    call(push_checkpoint.main, "--model", folder, "--repo", "me/x")
+    repository = hub.repositories["model", "me/x"]
+    assert "metrics.json" in repository.files
+    card = repository.files["README.md"].decode()
+    table = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in card.splitlines() if " | " in line}
+    for figure, value in (("micro, 13", "0.667"), ("micro, 14", "0.500"), ("macro, 14", "0.071")):
+        assert table[f"F1, {figure} labels, uncertain as positive"][0].split(" (")[0] == value
+    found = {finding: [cell.split(" (")[0] for cell in table[finding][:6]] for finding in ("Edema", "Cardiomegaly")}
+    assert found == {
+        "Edema": ["1.000", "1.000", "1.000", "1", "0", "0"],  # the last: flips, omissions
+        "Cardiomegaly": ["0.000", "0.000", "0.000", "1", "0", "1"],
+    }
+    assert "phantom (CC0-1.0)" in card and 'from_pretrained("me/x")' in card
+    assert "pulmonary edema" not in card and "heart is enlarged" not in card
+
+
+@pytest.mark.parametrize("sources", [["mimic-cxr"], None])
+def test_a_checkpoint_of_a_step(hub, tmp_path, call, monkeypatch, sources):
+    """Its run_config.json lies above it, or nowhere; what is trained from the pushed repository must know the data."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder = checkpoint(tmp_path / "run" / "checkpoint-5")
+    if sources:
+        monkeypatch.setattr(sys, "argv", ["grpo_mrgr1.py"])
+        save_run(tmp_path / "run", sources=sources)
+    (folder / "optimizer.pt").write_text("x")
+    arguments = ("--model", folder, "--repo", "me/x")
+    hub.repositories["model", "me/x"] = Repository(private=False)
+    with pytest.raises(InputError, match=f"^me/x is public, and would hold what is made of {(sources or ['unk'])[0]}"):
+        call(push_checkpoint.main, *arguments)
+    with pytest.raises(InputError, match="would be public"):
+        open_repository("me/x", "model", sources_of(None, str(folder)), True)
+    assert not hub.blobs
+    del hub.repositories["model", "me/x"]
+    call(push_checkpoint.main, *arguments)
+    repository = hub.repositories["model", "me/x"]
+    assert repository.private and "optimizer.pt" not in repository.files
+    assert sources_of(None, "me/x") == (sources or ["unknown"])  # by a run that starts from the repository
+    card = repository.files["README.md"].decode()
+    if sources:
+        assert repository.files["run_config.json"] == (tmp_path / "run/run_config.json").read_bytes()
+        assert "arXiv:2512.16145" in card
+    assert f"- {(sources or ['unknown'])[0]} (" in card
+
+
 # --- data sets -------------------------------------------------------------------------------------------------------
 
 
@@ -586,6 +754,29 @@ def test_a_plain_data_set(hub, phantom, call):
     assert set(repository.files) - {".gitattributes"} == files
     head = yaml.safe_load(repository.files["README.md"].decode().split("---")[1])
     assert [config["config_name"] for config in head["configs"]] == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (on("POST", "/commit/", 401), "does not know you"),
+        (third_upload(500), "status 500"),
+        (somebody_commits, "somebody changed the repository while this push was under way"),
+    ],
+)
+def test_faults_of_a_data_set(hub, tmp_path, call, fault, said):
+    arguments = ("--dataset", scenarios(tmp_path / "rg4"), "--repo", "me/x")
+    hub.fault = fault(hub)
+    with pytest.raises(InputError, match=rf"^me/x: .*{said}.*; nothing half-pushed is visible; complete it") as raised:
+        call(push_dataset.main, *arguments)
+    assert "\n" not in str(raised.value) and TOKEN not in str(raised.value)
+    repository = hub.repositories["dataset", "me/x"]
+    assert repository.private and set(repository.files) <= {".gitattributes", "theirs.txt"}
+    hub.fault = lambda *asked: None
+    call(push_dataset.main, *arguments)
+    for path in ("sn/train.parquet", "sn/test.parquet", "mw/train.parquet"):
+        assert repository.files[path] == (tmp_path / "rg4" / path).read_bytes()
+    assert {"README.md", "tlw/train.parquet", "discbert/train.parquet"} <= set(repository.files)
 
 
 @pytest.mark.parametrize(

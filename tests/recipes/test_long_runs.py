@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +20,12 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
 
+import recipes.trainers.collapse as collapse_module
+from modeling.tiny_lmrrg import build_lmrrg
+from recipes import grpo_mrgr1, ppo_lmrrg
 from recipes.cli import InputError, resume_from, run
-from recipes.trainers.checkpoints import all_checkpoints, find_damage, save_final
+from recipes.data.schema import read_split
+from recipes.trainers.checkpoints import all_checkpoints, find_damage, remove_checkpoint, save_final
 from recipes.trainers.collapse import StopOnCollapse, commonest
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
@@ -30,7 +35,7 @@ WORDS = ["<pad>", "<eos>", "lungs", "clear", "heart", "large", "no", "effusion"]
 PROMPTS = ["lungs", "heart large", "no effusion", "heart"]
 KINDS = ("grpo", "ppo", "weighted_sft")
 KILLS = 10
-STEPS = 16
+STEPS = 32  # ten kills come before the end: one lets a run go on by two steps on average, by four at most
 
 
 def make_words() -> PreTrainedTokenizerFast:
@@ -100,7 +105,10 @@ class Once(TrainerCallback):
 
 
 def child(kind: str, folder: Path, resume: str | None, kill: tuple[int, float] | None) -> float:
-    """Trains in a process of its own, killed so many steps and seconds after it began; returns the seconds a step."""
+    """Trains in a process of its own, killed so many steps and seconds after its first; returns the seconds a step.
+
+    A process that is to be killed and ends by itself, or the other way round, is an AssertionError.
+    """
     reader, writer = os.pipe()
     process = os.fork()
     if process == 0:
@@ -120,15 +128,15 @@ def child(kind: str, folder: Path, resume: str | None, kill: tuple[int, float] |
             os.read(reader, 1)  # an end of file where the run is over
         time.sleep(seconds)
         os.kill(process, signal.SIGKILL)
-    status = os.waitpid(process, 0)[1]
-    assert kill is not None or status == 0
+    ended = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert ended == (0 if kill is None else -signal.SIGKILL), f"{kind} from {resume}, killed at {kill}: {ended}"
     os.close(reader)
     return (time.monotonic() - started) / (STEPS - 1)
 
 
 def last_whole(folder: Path) -> str | None:
     """What `--resume_from_checkpoint latest` goes on from, or None where there is nothing yet."""
-    args = SimpleNamespace(output_dir=str(folder), resume_from_checkpoint="latest")
+    args = SimpleNamespace(output_dir=str(folder), resume_from_checkpoint="latest", save_total_limit=2)
     try:
         return resume_from(args)
     except InputError:
@@ -177,6 +185,8 @@ def test_ten_kills_change_nothing(kind, killed):
     assert len(kills) == KILLS
     begun = {resume for resume, _, _ in kills}
     assert len(begun) > 2  # they were spread over the run
+    whole = [damages.count(None) for _, _, damages in kills]
+    assert all(after >= min(2, before) for before, after in pairwise(whole))  # save_total_limit: 2 keeps two good ones
 
 
 ################
@@ -206,6 +216,9 @@ def cut(name: str):
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),  # half-deleted
         (cut("optimizer.pt"), "has half a optimizer.pt"),
         (cut("rng_state.pth"), "has half a rng_state.pth"),
+        (lambda folder: (folder / "rng_state.pth").unlink(), "has no rng_state.pth"),
+        (lambda folder: (folder / "optimizer.pt").unlink(), "has no optimizer.pt"),  # Trainer would start a new one
+        (lambda folder: [(folder / name).unlink() for name in ("rng_state.pth", "optimizer.pt")], None),  # never had
     ],
 )
 def test_damage_is_found(damage, sentence, checkpoint, tmp_path):
@@ -213,10 +226,11 @@ def test_damage_is_found(damage, sentence, checkpoint, tmp_path):
     shutil.copytree(checkpoint, folder)
     damage(folder)
     assert find_damage(folder) == sentence
-    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=str(folder))
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=str(folder), save_total_limit=2)
     if sentence:
         with pytest.raises(InputError, match=f"checkpoint-7 is no checkpoint to go on from: it {sentence}"):
             resume_from(args)
+        assert folder.is_dir()  # it may be all that there is
     else:
         assert resume_from(args) == str(folder)
 
@@ -225,9 +239,43 @@ def test_the_latest_whole_checkpoint(checkpoint, tmp_path, capsys):
     for number in (9, 10, 11):  # by number, not by name
         shutil.copytree(checkpoint, tmp_path / f"checkpoint-{number}")
     (tmp_path / "checkpoint-11/trainer_state.json").unlink()
-    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint="latest")
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint="latest", save_total_limit=None)
     assert resume_from(args) == str(tmp_path / "checkpoint-10")
     assert "checkpoint-11 has no trainer_state.json: it was not written to its end" in capsys.readouterr().out
+    assert (tmp_path / "checkpoint-11").is_dir()  # nothing was said about removing any
+
+
+@pytest.mark.parametrize("named", ["latest", "checkpoint-3"])
+def test_a_damaged_checkpoint_does_not_take_a_good_ones_place(named, tmp_path, capsys):
+    """Checkpoint 1 was being deleted when the run was killed, which makes it the last one that was changed."""
+    make_trainer("weighted_sft", tmp_path, max_steps=3, save_total_limit=None).train()
+    (tmp_path / "checkpoint-1/optimizer.pt").unlink()
+    for step, seconds in ((2, 30), (3, 20), (1, 10)):
+        os.utime(tmp_path / f"checkpoint-{step}", times=(time.time() - seconds,) * 2)
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=named, save_total_limit=2)
+    if named != "latest":
+        args.resume_from_checkpoint = str(tmp_path / named)
+    resume = resume_from(args)
+    assert resume == str(tmp_path / "checkpoint-3")
+    assert "checkpoint-1 has no optimizer.pt: it is removed" in capsys.readouterr().out
+    make_trainer("weighted_sft", tmp_path, max_steps=4).train(resume_from_checkpoint=resume)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_a_kill_while_a_checkpoint_is_removed(checkpoint, tmp_path, monkeypatch):
+    """What is left is damaged, whichever files went first."""
+    shutil.copytree(checkpoint, tmp_path / "checkpoint-1")
+
+    def die(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", die)
+    with pytest.raises(KeyboardInterrupt):
+        remove_checkpoint(tmp_path / "checkpoint-1")
+    assert find_damage(tmp_path / "checkpoint-1") == "has no trainer_state.json"
+    monkeypatch.undo()
+    remove_checkpoint(tmp_path / "checkpoint-1")
+    assert not (tmp_path / "checkpoint-1").exists()
 
 
 def test_a_kill_while_the_final_model_is_saved(tmp_path, monkeypatch):
@@ -376,6 +424,58 @@ def test_a_policy_of_one_report_ends_the_run(kind, same, window, step, tmp_path,
         assert "'lungs clear'" in collapse.sentence
     else:
         assert collapse.sentence is None
+
+
+@pytest.fixture(scope="module")
+def lmrrg(tmp_path_factory, phantom) -> Path:
+    """A tiny LM-RRG that was never trained."""
+    folder = tmp_path_factory.mktemp("models") / "lmrrg"
+    reports = read_split(str(phantom), "train")["report"][:]
+    for part in build_lmrrg(reports, text_layers=1, vision_layers=1, vocab_size=400):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("window", [16, 0], ids=["on", "off"])
+@pytest.mark.parametrize(
+    ("script", "config", "own"),
+    [
+        (grpo_mrgr1, "mrgr1/phantom.yaml", {"num_generations": 4, "effective_batch_size": 8}),
+        (ppo_lmrrg, "lmrrg/demo_cqrl.yaml", {"allow_scratch": "true", "rewards": "bleu"}),
+    ],
+    ids=["grpo_mrgr1", "ppo_lmrrg"],
+)
+def test_a_recipe_ends_when_its_policy_collapses(
+    script, config, own, window, request, phantom, tmp_path, monkeypatch, call
+):
+    """8 completions a step are all read as one report: 16 of them are there after the second one."""
+    reads = SimpleNamespace(report="Clear lungs.")
+    monkeypatch.setattr(collapse_module, "parse_completion", lambda completion: reads)
+    model = request.getfixturevalue("tiny" if script is grpo_mrgr1 else "lmrrg")
+    given = own | {
+        "config": Path(script.__file__).parent / "configs" / config, "model_name_or_path": model, "dataset": phantom,
+        "output_dir": tmp_path, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 3,
+        "log_completions": "false", "max_completion_length": 4, "num_iterations": 1, "save_strategy": "steps",
+        "save_steps": 1, "save_total_limit": 2, "disable_tqdm": "true", "stop_on_collapse": window,
+    }  # fmt: skip
+    words = [word for name, value in given.items() for word in (f"--{name}", value)]
+    final = tmp_path / "model.safetensors"
+    if window:
+        final.write_bytes(b"an earlier run's")
+        with pytest.raises(SystemExit) as ended:
+            call(script.main, *words)
+        sentence = "stopped at step 2: 100% of the last 16 reports are the same text, 'clear lungs.'. Go back to"
+        assert ended.value.code.startswith(sentence)
+        assert final.read_bytes() == b"an earlier run's"  # the collapsed policy is no result
+    else:
+        call(script.main, *words)
+        assert load_file(final)
+    last = 2 if window else 3
+    assert all_checkpoints(tmp_path) == [tmp_path / f"checkpoint-{step}" for step in (last, last - 1)]
+    assert [*map(find_damage, all_checkpoints(tmp_path))] == [None, None]  # the one before can be gone back to
+    rows = json.loads((tmp_path / f"checkpoint-{last}/trainer_state.json").read_text())["log_history"]
+    shares = [row["reports/commonest_share"] for row in rows if "reports/commonest_share" in row]
+    assert shares == [1.0] * last
 
 
 ################

@@ -22,6 +22,8 @@ from transformers import (
     AutoProcessor,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -305,6 +307,22 @@ def test_old_log_probs_are_those_of_the_sampling_policy(words, tmp_path):
     assert len(old) == 6
     assert torch.equal(old[0], old[1]) and torch.equal(old[1], old[2])  # one batch of completions, three epochs
     assert ratios[0] == ratios[3] == 0  # at its first epoch a policy is the one that spoke
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_model_with_dropout_of_its_own_has_none(adapter, words, tmp_path):
+    """OPT, LM-RRG's decoder, has no Dropout modules: TRL alone leaves .1 of its states out of every pass."""
+    set_seed(0)
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 1}
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "num_attention_heads": 2}
+    rates = {"dropout": 0.3, "attention_dropout": 0.3}
+    model = OPTForCausalLM(OPTConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes, **special, **rates))
+    extra = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])} if adapter else None
+    trainer = make_trainer(tmp_path, words, model, max_steps=1, num_iterations=1, epsilon=1e-4, extra=extra)
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["clip_ratio/region_mean"] == 0
+    assert first["kl"] == pytest.approx(0, abs=1e-7)  # before its first step the policy is the reference
 
 
 # What it learns
@@ -704,6 +722,9 @@ def test_a_reward_at_the_ends_of_its_range(words, tmp_path):
     [
         ({"theta": 0.0}, "theta must be above 0, not 0.0"),
         ({"theta": -1.0}, "theta must be above 0"),
+        ({"theta": float("nan")}, "theta must be above 0, not nan"),
+        ({"vf_coef": float("nan")}, "vf_coef must not be below 0, and is nan"),
+        ({"kl_target": float("nan")}, "kl_target and kl_horizon must be above 0"),
         ({"beta": -0.1}, "beta must not be below 0"),
         ({"beta": 0.0}, "beta is 0, so there is no reference for kl_controller reward_threshold"),
         ({"kl_mode": "reward", "kl_direction": "ref_policy"}, "kl_direction ref_policy needs kl_mode loss"),

@@ -17,7 +17,7 @@ from modeling.tiny_lmrrg import build_lmrrg
 from recipes import generate, ppo_lmrrg, sft_lmrrg
 from recipes.cli import InputError
 from recipes.data.schema import read_split
-from recipes.trainers.lmrrg import make_published_radcliq
+from recipes.trainers.lmrrg import check_trained, make_published_radcliq
 from recipes.trainers.ppo import STATE_FILE
 
 CONFIGS = Path(ppo_lmrrg.__file__).parent / "configs/lmrrg"
@@ -149,6 +149,19 @@ def test_a_model_that_was_never_trained(train, fresh, tmp_path):
         train(fresh, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert changed_weights(fresh, train(fresh, tmp_path / "out", allow_scratch="true", max_steps=1))
+
+
+@pytest.mark.parametrize("text", ["{bad", "{}", "[1]"])
+def test_a_damaged_state_of_stage_1(text, train, stage1, tmp_path):
+    shutil.copytree(stage1, tmp_path / "stage1")
+    (tmp_path / "stage1/trainer_state.json").write_text(text)
+    with pytest.raises(InputError, match=r"trainer_state.json is damaged"):
+        train(tmp_path / "stage1", tmp_path / "out")
+
+
+def test_no_model_is_named():
+    with pytest.raises(InputError, match=r"no model is named: give --model_name_or_path"):
+        check_trained(None)
 
 
 @pytest.mark.parametrize(

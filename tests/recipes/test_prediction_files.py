@@ -1,6 +1,7 @@
 """Predictions and references in every kind of file, and every fault named and counted."""
 
 import json
+import re
 
 import pytest
 
@@ -87,6 +88,8 @@ def test_studies_without_a_reference_are_counted(write):
         (lines({"id": "a", "prediction": "x", "report": "y"}), "holds no references: name a data set"),  # generated?
         (lines({"id": "a", "reference": "x"}, {"id": "a", "reference": "y"}), "line 2: another reference of 'a'"),
         ("", "holds no references"),
+        ('{"a": ["x", "y"], "b": "z"}', "entry 'a': the reference of 'a' is a list: give one text$"),
+        (r'{"id": "\ud800", "reference": "x"}', r"line 1: the id '\\ud800' holds half a character"),
         (lines("[1]", {"reference": "x"}), r"entry 1: not a JSON object|line 1: not a JSON object.*1 more of 2"),
     ],
 )
@@ -105,13 +108,17 @@ FOREIGN = [{"id": name, "prediction": "x"} for name in ("a", "b", "y", "z")]
     ("name", "content", "said"),
     [
         ("p.jsonl", lines(GOOD), "lacks 1 of 2 studies of the split, 'b' first"),
-        ("p.jsonl", lines(*FOREIGN), r"line 3: 'y' is not in this split \(and 1 more of 4\)"),
+        (
+            "p.jsonl",
+            lines(*FOREIGN),
+            r"line 3: 'y' is not in this split or .*empty \(and 1 more of 4\); --only_common",
+        ),
         ("p.jsonl", lines(GOOD, GOOD, {**GOOD, "id": "b"}), "line 2: 'a' is there more than once$"),  # a duplicate
         ("p.json", '{"a": "x", "b": "y", "a": "z"}', "1 ids more than once, 'a' first"),
         (
             "p.json",
             json.dumps({"scores": [1, 2]}),
-            "entry 'scores': the text of 'scores' is no text",
+            "entry 'scores': the text of 'scores' is a list of 2",
         ),  # another schema
         (
             "p.jsonl",
@@ -127,6 +134,32 @@ FOREIGN = [{"id": name, "prediction": "x"} for name in ("a", "b", "y", "z")]
         ("p.jsonl", "", "lacks 2 of 2 studies"),
         ("p.jsonl", MIXED, "not UTF-8 in 2 of 3 lines, line 1 first"),
         ("p.jsonl", b"\xff\xfea", "begins as UTF-16 and is not"),
+        ("p.json", lines(GOOD).encode("utf-16-le"), "is UTF-16 or UTF-32 without its mark.*save it as UTF-8"),
+        ("p.csv", "id,prediction\na,Clear.\nb,é\n".encode("utf-16-be"), "is UTF-16 or UTF-32 without its mark"),
+        (  # unquoted commas: two fields too many, and one
+            "p.csv",
+            "id,prediction\na,Edema, and pneumothorax, small\nb,No edema, clear\n",
+            r"row 1: more fields than the header's 2: put a text that has commas in quotes \(and 1 more of 2\)",
+        ),
+        ("p.json", "[" * 100_000, "p.json has brackets in brackets, too many to be read, line 1 first$"),
+        ("p.json", "[\n" * 100_000, "p.json has brackets in brackets, too many to be read$"),  # one in each line
+        ("p.jsonl", lines(GOOD, '{"a":' * 100_000), "too many to be read, line 2 first$"),
+        ("p.jsonl", r'{"id": "a\udc00", "prediction": "x"}', r"line 1: the id 'a\\udc00' holds half a character"),
+        ("p.json", '{"a": "x", "b": "y', "p.json is cut off: its JSON breaks off in line 1$"),
+        ("p.json", '{\n "a": "x",\n "b":', "p.json is cut off: its JSON breaks off in line 3$"),
+        ("p.json", json.dumps([GOOD], indent=1)[:-2], "p.json is cut off: its JSON breaks off in line 5$"),
+        ("p.json", '{\n "a": x\n}', "p.json is no JSON: Expecting value in line 2$"),
+        ("p.json", "1" * 5000, "line 1: not a JSON object"),  # more digits than Python reads
+        (
+            "p.json",
+            '{"a": ["x", "y"], "b": "z"}',
+            "the text of 'a' is a list of 2: give one text, or a line of study_id",
+        ),
+        (
+            "p.csv",
+            "id,reference,prediction\na,Edema.,x\nc,,y\n",
+            "p.csv, row 2: 'c' has no reference, its reference is empty; --only_common scores the others$",
+        ),
     ],
 )
 def test_mistakes(write, name, content, said):
@@ -149,7 +182,16 @@ def test_several_completions_of_a_study_are_samples(write):
 
 def test_only_common(write):
     file = write("p.jsonl", lines(*FOREIGN[1:]))
-    assert read_predictions(file, KNOWN, only_common=True) == {"b": ["x"]}
+    notes = []
+    assert read_predictions(file, KNOWN, only_common=True, notes=notes) == {"b": ["x"]}
+    assert notes == [
+        f"2 studies of {file} have no reference in this split or file of references and are left out, 'y' first"
+    ]
+    samples = write("q.jsonl", lines(*OURS, *[{"study_id": "z", "completion": "x"}] * 3))
+    read_predictions(samples, KNOWN, only_common=True, notes=notes)
+    assert re.match("1 studies of .*'z' first$", notes[1])  # of three samples
+    read_predictions(write("r.jsonl", lines(*OURS)), KNOWN, only_common=True, notes=notes)
+    assert len(notes) == 2  # none is left out
 
 
 def test_one_study_under_several_scenarios(write):

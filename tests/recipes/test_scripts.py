@@ -131,6 +131,7 @@ def test_bare_grpo_without_gpu(tmp_path):
     sentences = [line for line in errors.splitlines() if line.startswith("error:")]
     assert code == 1
     assert len(sentences) == 1 and "make demo" in sentences[0]
+    assert "flash-attn" in sentences[0] and "adamw_bnb_8bit (bitsandbytes)" in sentences[0]  # what iu.yaml asks for
     assert "Traceback" not in errors
 
 

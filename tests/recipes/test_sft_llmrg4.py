@@ -1,8 +1,10 @@
 """LLM-RG4's two stages: what each trains, what stage 2 starts from, prompts, the order of scenarios, errors."""
 
+import inspect
 import json
 import re
 import shutil
+import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -14,7 +16,7 @@ from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file, save_file
 from torch.utils.data import BatchSampler
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from trl import ModelConfig
+from trl import ModelConfig, SFTTrainer
 
 from modeling.processing_llmrg4 import PRIOR_END, PRIOR_START
 from modeling.tiny import build_chexbert
@@ -64,16 +66,26 @@ def tiny(tmp_path_factory, rows) -> str:
 
 
 @pytest.fixture
-def train(call, dataset):
-    """Runs a stage; `changed` overrides arguments, and an argument that is None is left out."""
+def words(dataset):
+    """The command line of a stage; `changed` overrides arguments, and an argument that is None is left out."""
 
-    def train(stage: int, model: str | None, out, **changed) -> str:
+    def words(stage: int, model: str | None, out, **changed) -> list:
         given = {"config": CONFIGS / f"demo_stage{stage}.yaml", "model_name_or_path": model}
         given |= {"dataset": dataset, "output_dir": out, "max_steps": 2, "per_device_train_batch_size": 2}
         given |= {"learning_rate": 0.05, "disable_tqdm": "true", **changed}
         words = [(f"--{name}", *(value if isinstance(value, list) else [value])) for name, value in given.items()
                  if value is not None]  # fmt: skip
-        call(sft_llmrg4.main, *(word for each in words for word in each))
+        return [word for each in words for word in each]
+
+    return words
+
+
+@pytest.fixture
+def train(call, words):
+    """Runs a stage with the arguments of `words`."""
+
+    def train(stage: int, model: str | None, out, **changed) -> str:
+        call(sft_llmrg4.main, *words(stage, model, out, **changed))
         return str(out)
 
     return train
@@ -259,6 +271,44 @@ def test_two_processes_have_one_scenario_at_a_time(size, block):
     assert steps == [{name} for name in SCENARIOS] * (len(steps) // 4)
 
 
+def test_trl_gives_what_is_relied_on():
+    """A new TRL fails here first."""
+    assert [*inspect.signature(SFTTrainer._get_train_sampler).parameters] == ["self", "train_dataset"]
+
+
+def weights_and_losses(folder: str) -> tuple[dict, list[float]]:
+    history = json.loads(Path(folder, "checkpoint-4/trainer_state.json").read_text())["log_history"]
+    return load_file(f"{folder}/model.safetensors"), [row["loss"] for row in history if "loss" in row]
+
+
+def test_two_processes_are_one(words, train, stage1, rows, tmp_path, torchrun):
+    """Four steps of stage 2, one of each scenario, so that in each some of the fusion's modules have no part.
+
+    A block is a batch of every process together, so one process with batch 2 has the rows of two with batch 1 at each
+    step. SGD, so that equal gradients give equal weights.
+    """
+    tokenizer = AutoProcessor.from_pretrained(stage1).tokenizer
+    lengths = [len(tokenizer(row["report"])["input_ids"]) for row in rows]
+    assert all(one != other for one, other in zip(lengths[:4], lengths[4:], strict=True))  # of each scenario
+    start = str(tmp_path / "start")
+    shutil.copytree(stage1, start)
+    values = json.loads(Path(start, "config.json").read_text())
+    assert values["perceiver_dropout"] > 0  # each process would draw its own
+    Path(start, "config.json").write_text(json.dumps(values | {"perceiver_dropout": 0.0}))
+    options = {"optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0, "logging_steps": 1, "max_steps": 4,
+               "save_strategy": "steps", "save_steps": 4}  # fmt: skip
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    train(2, start, one, **options)
+    command = torchrun(sft_llmrg4.__file__, *words(2, start, two, per_device_train_batch_size=1, **options))
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (weights, losses), (other_weights, other_losses) = map(weights_and_losses, (one, two))
+    assert len(losses) == 4 and other_losses == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(other_weights, weights, atol=1e-5, rtol=1e-4)
+    changed, new = changed_weights(str(start), one)
+    assert changed and new
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [((["sn"], SCENARIOS, 0), "block must be at least 1"), ((["sn", "xx"], SCENARIOS, 1), "rows of 'xx'")],
@@ -309,7 +359,7 @@ def without_model(config: Path, folder: Path) -> Path:
         ({"views": ["PA", "LATERAL"]}, "study phantom-3-train-000000: 1 images have 2 views"),
         ({"images": []}, "study phantom-3-train-000000 has no image"),
         ({"prior_report": f"a {PRIOR_START} b"}, "study phantom-3-train-000000: the prior report"),
-        ({"key_spans": [[0, 9000]]}, r"row 0: key span \[0, 9000\] is not within its text of"),
+        ({"key_spans": [[0, 9000]]}, r"study phantom-3-train-000000: key span \[0, 9000\] is not within its text of"),
         ({"key_spans": None}, "no row of .* has key_spans: run recipes/weigh_tokens.py"),
         ({"scenario": "mw"}, "no row of .* has a scenario of sn"),
     ],

@@ -1,18 +1,25 @@
 """Training a CheXbert end to end in a few steps, and the text that it learns from."""
 
 import csv
+import inspect
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertModel
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, BertConfig, BertModel, Trainer, TrainingArguments
 
+from modeling import CheXbertModel
 from modeling.tiny import build_chexbert
-from recipes import train_chexbert
+from recipes import cli, train_chexbert
 from recipes.cli import InputError
-from recipes.data.labelled import mix, read_csv
+from recipes.data.labelled import find_evidence, mix, read_csv
+from recipes.trainers.evidence import EvidenceCollator, EvidenceTrainer
 from rewards.chexbert import CheXbertLabeler
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState
@@ -104,6 +111,102 @@ def test_mixtures_show_rare_states_often():
     assert (states[:, CONDITIONS.index("Fracture")] == POSITIVE).mean() > 0.2  # one in a hundred of the reports
 
 
+# The words' loss, in batches of any size and in any processes
+
+
+TEXTS = [" ".join(" ".join(REPORTS * 2).split()[:length]) for length in (2, 4, 8, 11, 15, 18, 22, 26)]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    """Of a model and its tokenizer, which is not the same when it is trained again."""
+    folder = tmp_path_factory.mktemp("start")
+    for part in build_chexbert(TEXTS, 60, hidden_size=16, layers=2, heads=2):
+        part.save_pretrained(folder)
+    return folder
+
+
+def evidence_trainer(start, out, size: int, **changes) -> EvidenceTrainer:
+    """Two steps with all of eight rows of eight lengths; SGD, so that equal gradients give equal weights."""
+    model, tokenizer = CheXbertModel.from_pretrained(start), AutoTokenizer.from_pretrained(start)
+    teacher = LexicalLabeler()
+    columns = (tokenizer(TEXTS)["input_ids"], teacher(TEXTS).tolist(), find_evidence(tokenizer, TEXTS, teacher))
+    rows = [dict(zip(("input_ids", "labels", "evidence"), row, strict=True)) for row in zip(*columns, strict=True)]
+    values = {
+        "output_dir": str(out), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 2,
+        "per_device_train_batch_size": size, "per_device_eval_batch_size": size, "learning_rate": 0.1, "optim": "sgd",
+        "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "save_strategy": "no", "logging_steps": 1,
+        "disable_tqdm": True, "remove_unused_columns": False, "prediction_loss_only": True, "seed": 3,
+    }  # fmt: skip
+    args, collator = TrainingArguments(**values | changes), EvidenceCollator(tokenizer)
+    return EvidenceTrainer(model, args, collator, train_dataset=rows, eval_dataset=rows)
+
+
+def learned(trainer: EvidenceTrainer) -> dict:
+    """The weights after training, and the loss of each step."""
+    trainer.train()
+    weights = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+    return {"weights": weights, "loss": torch.tensor([row["loss"] for row in trainer.state.log_history[:-1]])}
+
+
+def assert_equal_runs(one: dict, other: dict) -> None:
+    assert len(one["loss"]) == 2 and one["loss"][0] > one["loss"][1]
+    torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-5)
+
+
+def test_the_words_loss_by_hand(start, tmp_path):
+    """Rows one by one, without padding: the mean over the labels, and the words' sum over the number of tokens."""
+    trainer = evidence_trainer(start, tmp_path, 8)
+    reports, words, tokens = [], 0.0, 0
+    for row in trainer.train_dataset:
+        states = torch.zeros(len(row["input_ids"]), 13, dtype=torch.long)
+        for token, condition, state in row["evidence"]:
+            states[token, condition] = state
+        with torch.no_grad():
+            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+            out = trainer.model.eval()(ids, labels=labels, output_hidden_states=True)
+            logits = [trainer.model.linear_heads[finding](out.hidden_states[-2][0]) for finding in range(13)]
+        reports.append(float(out.loss))
+        words += sum(float(cross_entropy(each, states[:, i], reduction="sum")) for i, each in enumerate(logits))
+        tokens += len(states)
+    expected = sum(reports) / len(reports) + words / tokens
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
+    assert float(learned(trainer)["loss"][0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_accumulation_of_evidence_changes_nothing(start, tmp_path):
+    whole = learned(evidence_trainer(start, tmp_path, 8))
+    for size, steps in ((4, 2), (1, 8)):
+        parts = learned(evidence_trainer(start, tmp_path, size, gradient_accumulation_steps=steps))
+        assert_equal_runs(whole, parts)
+
+
+def one_of_two(start: str, out: str) -> None:
+    """What each of the processes of the next test runs: a step of batches of 4, or of two times 2."""
+    for size, steps in ((4, 1), (2, 2)):
+        trainer = evidence_trainer(start, out, size, gradient_accumulation_steps=steps)
+        results = learned(trainer)
+        if trainer.is_world_process_zero():
+            torch.save(results, Path(out) / f"{steps}.pt")
+
+
+def test_two_processes_are_one(start, tmp_path, torchrun):
+    command = [sys.executable, *torchrun(__file__, start, tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole = learned(evidence_trainer(start, tmp_path, 8))
+    for steps in (1, 2):
+        assert_equal_runs(whole, torch.load(tmp_path / f"{steps}.pt", weights_only=True))
+
+
+def test_transformers_gives_what_is_relied_on():
+    """A new transformers fails here first."""
+    assert [*inspect.signature(Trainer._get_num_items_in_batch).parameters] == ["self", "batch_samples", "device"]
+    assert [*inspect.signature(Trainer.compute_loss).parameters] == [
+        "self", "model", "inputs", "return_outputs", "num_items_in_batch"
+    ]  # fmt: skip
+
+
 SMALL = {"texts": 40, "max_steps": 2, "held_out": 0.5, "bar": 0, "disable_tqdm": "true"}
 
 
@@ -158,3 +261,7 @@ def test_bad_arguments_are_refused(phantom, tmp_path, call, changes, message):
     with pytest.raises(InputError, match=message):
         run(call, **arguments)
     assert not (tmp_path / "out/model.safetensors").exists()
+
+
+if __name__ == "__main__":
+    cli.run(lambda: one_of_two(*sys.argv[1:]))

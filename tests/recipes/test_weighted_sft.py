@@ -18,6 +18,7 @@ from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.weighted_sft import KeyTokenCollator, WeightedSFTConfig, WeightedSFTTrainer, weighted_text
 
+REDUCTIONS = ["token_mean", "weight_mean", "official"]
 TEXTS = [
     "The heart is normal. There is a small left pleural effusion. No pneumothorax.",
     "Mild edema.",
@@ -59,7 +60,11 @@ def trained(trainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("reduction", ["token_mean", "weight_mean", "official"])
+def logged_losses(trainer) -> list[float]:
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("kind", ["text", "images"])
 def test_weight_1_is_sft_to_the_last_bit(kind, reduction, tokenizer, tiny, phantom, tmp_path):
     if kind == "text":
@@ -121,17 +126,18 @@ def test_the_loss_by_hand(reduction, expected, tokenizer, tmp_path):
     assert trainer.state.log_history[0]["loss"] == pytest.approx(float(expected(torch.cat(losses), keys)), abs=2e-4)
 
 
-@pytest.mark.parametrize("reduction", ["token_mean", "weight_mean", "official"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_accumulation_changes_nothing(reduction, tokenizer, tmp_path):
-    results = []
+    results, losses = [], []
     for size, steps in ((4, 1), (2, 2), (1, 4)):  # rows have from none to most of their tokens in key spans
         args = settings(
             tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps, weight_reduction=reduction
         )
         rows = Dataset.from_list(ROWS)
-        results.append(
-            trained(WeightedSFTTrainer(small_llama(tokenizer), args, train_dataset=rows, processing_class=tokenizer))
-        )
+        trainer = WeightedSFTTrainer(small_llama(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
+        results.append(trained(trainer))
+        losses.append(logged_losses(trainer))
+        assert losses[-1] == pytest.approx(losses[0], rel=1e-5)
     start = small_llama(tokenizer).state_dict()
     for other in results[1:]:
         for name, value in results[0].items():
@@ -139,28 +145,29 @@ def test_accumulation_changes_nothing(reduction, tokenizer, tmp_path):
     assert any(not torch.equal(start[name], value) for name, value in results[0].items())
 
 
-def two_processes(tokenizer_folder: str, out: str, reduction: str) -> None:
-    """What each of the processes of the next test runs."""
+def two_processes(tokenizer_folder: str, out: str) -> None:
+    """What each of the processes of the next test runs: all reductions, since a start takes longer than the steps."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    size = 4 // int(os.environ.get("WORLD_SIZE", 1))
-    args = settings(out, per_device_train_batch_size=size, weight_reduction=reduction)
-    rows = Dataset.from_list(ROWS)
-    trainer = WeightedSFTTrainer(small_llama(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
-    weights = trained(trainer)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    rows, results = Dataset.from_list(ROWS), {}
+    for reduction in REDUCTIONS:
+        args = settings(out, per_device_train_batch_size=4 // processes, weight_reduction=reduction)
+        trainer = WeightedSFTTrainer(small_llama(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
+        results[reduction] = {"weights": trained(trainer), "loss": torch.tensor(logged_losses(trainer))}
     if trainer.is_world_process_zero():
-        torch.save(weights, Path(out) / f"{os.environ.get('WORLD_SIZE', 1)}.pt")
+        torch.save(results, Path(out) / f"{processes}.pt")
 
 
 def test_two_processes_are_one(tokenizer, tmp_path, torchrun):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    arguments = [__file__, str(tmp_path / "tokenizer"), str(tmp_path), "official"]
+    arguments = [__file__, str(tmp_path / "tokenizer"), str(tmp_path)]
     subprocess.run([sys.executable, *torchrun(*arguments)], check=True, timeout=300)
     two_processes(*arguments[1:])
     one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
+    assert [*one] == REDUCTIONS and len({float(run["loss"][0]) for run in one.values()}) == len(REDUCTIONS)
+    torch.testing.assert_close(two, one, atol=1e-6, rtol=1e-5)
 
 
 def test_evaluation_weighs_too(tokenizer, tmp_path):
