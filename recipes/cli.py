@@ -249,7 +249,7 @@ def resume_from(training_args) -> str | None:
         found = {checkpoint: find_damage(checkpoint) for checkpoint in all_checkpoints(output_dir)}
         latest = next((str(checkpoint) for checkpoint, damage in found.items() if damage is None), None)
         chosen = latest if named == "latest" else named
-        wrong = find_damage(chosen) if chosen else None
+        wrong = find_damage(named) if named != "latest" else None  # the latest was just looked at
         for checkpoint, damage in found.items():
             if damage and chosen and not wrong and training_args.save_total_limit:
                 remove_checkpoint(checkpoint)

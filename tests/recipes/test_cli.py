@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from safetensors.numpy import save_file
 from transformers import BertConfig
+from transformers.trainer_optimizer import _BITSANDBYTES_OPTIMIZERS
 from transformers.training_args import OptimizerNames
 
 from recipes import cli
@@ -225,6 +226,10 @@ def test_check_model_refuses_a_folder_without_model(tmp_path, text):
         check_model(str(tmp_path))
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_bitsandbytes_has_these_optimizers():
+    assert {each.value for each in _BITSANDBYTES_OPTIMIZERS} == cli.BITSANDBYTES
 
 
 def test_check_model_without_a_name():
