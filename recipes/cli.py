@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,8 @@ def run(main: Callable[[], None]) -> None:
         main()
         distributed = sys.modules.get("torch.distributed")
         if distributed and distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()  # gloo's threads, left alone, now and then abort a process that ends
+            distributed.destroy_process_group()
+            time.sleep(0.5)  # a thread of gloo that still frees its last tensor while Python ends would abort it
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

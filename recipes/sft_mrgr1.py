@@ -18,7 +18,7 @@ from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
-from recipes.trainers.checkpoints import save_final
+from recipes.trainers.checkpoints import WholeCheckpoints, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.interrupt import SaveOnInterrupt
 
@@ -41,6 +41,10 @@ class RecipeArguments:
         default="lexical", metadata={"help": "What names the findings in <think>: see grpo_mrgr1.py."}
     )
     public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
+
+
+class MRGR1SFTTrainer(WholeCheckpoints, SFTTrainer):
+    """TRL's SFTTrainer, a kill of which leaves no half-written checkpoint."""
 
 
 def main() -> None:
@@ -82,7 +86,7 @@ def main() -> None:
     # Training
     ################
     interrupt = SaveOnInterrupt()
-    trainer = SFTTrainer(
+    trainer = MRGR1SFTTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=data["train"],

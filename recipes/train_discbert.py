@@ -28,7 +28,7 @@ from recipes.data.judged import build_discbert, measure, mix, print_scores, read
 from recipes.data.judges import RuleJudge
 from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
-from recipes.trainers.checkpoints import save_final
+from recipes.trainers.checkpoints import WholeCheckpoints, save_final
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards.chexbert import clean_text, encode
 
@@ -47,6 +47,10 @@ class RecipeArguments:
     export_annotation_sheet: int = field(default=0, metadata={"help": "Write a sheet of so many reports, and end."})
     bar: float = field(default=0.95, metadata={"help": "Wanted mean F1 of the four heads on held-out reports."})
     public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
+
+
+class DiscBertTrainer(WholeCheckpoints, Trainer):
+    """transformers' Trainer, a kill of which leaves no half-written checkpoint."""
 
 
 def main() -> None:
@@ -110,7 +114,7 @@ def main() -> None:
         return [{"input_ids": each, "labels": row} for each, row in zip(ids, labels, strict=True)]
 
     interrupt = SaveOnInterrupt()
-    trainer = Trainer(
+    trainer = DiscBertTrainer(
         model=model,
         args=training_args,
         train_dataset=rows_of(texts, labels),

@@ -1,4 +1,4 @@
-"""Which checkpoint a run can go on from: one that a kill left half-written is named, and never loaded."""
+"""Checkpoints that are whole whenever a run is killed, and which of those found a run can go on from."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import Trainer
 from trl.trainer.utils import RepeatSampler
 
+STAGING = ".checkpoints.tmp"  # in a run's folder: what is being written or deleted
 WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")  # of a model or adapter, of FSDP, of DeepSpeed
 
 
@@ -52,9 +53,72 @@ def all_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Deletes a checkpoint folder, its trainer_state.json first: a kill in between leaves what `find_damage` finds."""
-    (checkpoint / "trainer_state.json").unlink(missing_ok=True)
-    shutil.rmtree(checkpoint)
+    """Deletes a checkpoint folder, renamed first: what a kill leaves of it has no checkpoint's name any more."""
+    doomed = checkpoint.parent / STAGING / f"{checkpoint.name}.old"
+    doomed.parent.mkdir(exist_ok=True)
+    shutil.rmtree(doomed, ignore_errors=True)  # of an earlier kill
+    os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed.parent)
+
+
+def limit_checkpoints(run_dir: Path, limit: int, kept: set[Path]) -> None:
+    """Removes the checkpoints of a run that were written first until `limit` are left, but none of `kept`."""
+    found = sorted(all_checkpoints(run_dir), key=lambda path: path.stat().st_mtime)
+    others = [path for path in found if path not in kept]
+    for path in others[: max(0, len(found) - max(limit, len(kept)))]:
+        remove_checkpoint(path)
+
+
+class WholeCheckpoints:
+    """Before a Trainer among a class's bases: its checkpoints are whole, whenever it is killed.
+
+    Trainer writes into `checkpoint-N` file by file. Here a checkpoint gets that name once all processes have written
+    their parts, and loses it before its files are deleted (`save_total_limit`). Not with `enable_jit_checkpoint`.
+    """
+
+    _saving = False
+
+    def _get_output_dir(self, trial):
+        run_dir = super()._get_output_dir(trial)
+        return os.path.join(run_dir, STAGING) if self._saving else run_dir
+
+    def _save_checkpoint(self, model, trial):
+        run_dir, state = Path(self._get_output_dir(trial)), self.state
+        staging, name = run_dir / STAGING, f"checkpoint-{state.global_step}"
+        if self.is_local_process_zero():
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        finally:
+            self._saving = False
+        push = getattr(self, "push_in_progress", None)
+        if push and self.args.hub_strategy in ("checkpoint", "all_checkpoints"):
+            push.wait_until_done()  # it reads what is renamed next
+        if state.best_model_checkpoint:
+            state.best_model_checkpoint = str(run_dir / Path(state.best_model_checkpoint).name)
+        if self.args.should_save:
+            state.save_to_json(str(staging / name / "trainer_state.json"))
+        self.accelerator.wait_for_everyone()
+        with self.accelerator.main_process_first():  # the other nodes' find it only where they have disks of their own
+            if self.is_local_process_zero() and (staging / name).is_dir():
+                if (run_dir / name).is_dir():
+                    os.replace(run_dir / name, staging / f"{name}.old")
+                os.replace(staging / name, run_dir / name)
+                if self.args.save_total_limit:
+                    best = {Path(state.best_model_checkpoint)} if state.best_model_checkpoint else set()
+                    limit_checkpoints(run_dir, self.args.save_total_limit, {run_dir / name} | best)
+                shutil.rmtree(staging, ignore_errors=True)
+
+    def _finalize_training(self, *arguments):
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and self.args.save_total_limit == 1 and best:
+            limit_checkpoints(Path(best).parent, 1, {Path(best)})
+        return super()._finalize_training(*arguments)
 
 
 def save_final(trainer: Trainer, folder: str | Path) -> None:

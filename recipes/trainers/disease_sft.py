@@ -11,6 +11,7 @@ from accelerate.utils import is_peft_model
 from trl import SFTConfig, SFTTrainer
 
 from recipes.cli import InputError
+from recipes.trainers.checkpoints import WholeCheckpoints
 from rewards.labels import CONDITIONS, CheXpertState
 
 UNKNOWN = -100
@@ -36,7 +37,7 @@ class DiseaseCollator:
         return batch
 
 
-class DiseaseSFTTrainer(SFTTrainer):
+class DiseaseSFTTrainer(WholeCheckpoints, SFTTrainer):
     """SFTTrainer whose loss is L_report + `lambda_disease` x L_disease, both from the one pass that TRL makes.
 
     `lambda_disease` is the model's (config). L_disease is the mean over the known labels of the whole batch, as TRL's

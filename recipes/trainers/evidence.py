@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from transformers import Trainer
 
 from modeling.modeling_chexbert import STATES
+from recipes.trainers.checkpoints import WholeCheckpoints
 from rewards.labels import FINDINGS
 
 
@@ -36,7 +37,7 @@ class EvidenceCollator:
         return batch
 
 
-class EvidenceTrainer(Trainer):
+class EvidenceTrainer(WholeCheckpoints, Trainer):
     """A Trainer whose model learns `word_labels` beside `labels`, with the same heads.
 
     The last layer's [CLS] collects what the layer below says of the words, so the heads read that layer's words too;

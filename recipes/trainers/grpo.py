@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from recipes.trainers.checkpoints import shuffle_by_epoch
+from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch
 
 
 @dataclass
@@ -50,7 +50,7 @@ def paper_advantages(rewards: torch.Tensor, num_generations: int, std_epsilon: f
     return torch.nan_to_num(deviation / sigma, nan=0.0).view(-1)
 
 
-class MRGR1Trainer(GRPOTrainer):
+class MRGR1Trainer(WholeCheckpoints, GRPOTrainer):
     """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's."""
 
     def _get_train_sampler(self, dataset=None):

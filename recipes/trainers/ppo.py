@@ -25,7 +25,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id
 
 from recipes.cli import InputError
-from recipes.trainers.checkpoints import shuffle_by_epoch
+from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch
 
 STATE_FILE = "ppo_state.safetensors"
 PASS_INPUTS = (
@@ -200,7 +200,7 @@ def _without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-class PPOTrainer(GRPOTrainer):
+class PPOTrainer(WholeCheckpoints, GRPOTrainer):
     """PPO with a value head on the policy's last hidden state. `reward_funcs` are TRL's, `args` a PPOConfig.
 
     The model is decoder-only: a causal language model or a vision-language model that GRPOTrainer takes. The reference

@@ -15,6 +15,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from recipes.cli import InputError
+from recipes.trainers.checkpoints import WholeCheckpoints
 
 
 @dataclass
@@ -96,7 +97,7 @@ class KeyTokenCollator:
         raise InputError(f"the tokens of {text[:60]!r} are not in its row: does the template change the text?")
 
 
-class WeightedSFTTrainer(SFTTrainer):
+class WeightedSFTTrainer(WholeCheckpoints, SFTTrainer):
     """SFTTrainer whose tokens in `key_spans` weigh `args.key_weight`, under any accumulation and in any processes.
 
     TRL sums the tokens' log-probabilities and divides by their number in the whole batch; here they are weighed before

@@ -185,8 +185,9 @@ def test_ten_kills_change_nothing(kind, killed):
     assert len(kills) == KILLS
     begun = {resume for resume, _, _ in kills}
     assert len(begun) > 2  # they were spread over the run
-    whole = [damages.count(None) for _, _, damages in kills]
-    assert all(after >= min(2, before) for before, after in pairwise(whole))  # save_total_limit: 2 keeps two good ones
+    assert not [damage for _, _, damages in kills for damage in damages if damage]
+    numbers = [len(damages) for _, _, damages in kills]
+    assert all(after >= min(2, before) for before, after in pairwise(numbers))  # save_total_limit: 2 keeps two good ones
 
 
 ################
@@ -263,19 +264,97 @@ def test_a_damaged_checkpoint_does_not_take_a_good_ones_place(named, tmp_path, c
 
 
 def test_a_kill_while_a_checkpoint_is_removed(checkpoint, tmp_path, monkeypatch):
-    """What is left is damaged, whichever files went first."""
-    shutil.copytree(checkpoint, tmp_path / "checkpoint-1")
+    """What is left, whichever files went first, has no checkpoint's name; the next removal takes it along."""
+    remove = shutil.rmtree
 
-    def die(folder):
-        raise KeyboardInterrupt
+    def die(folder, ignore_errors=False):
+        for weights in Path(folder).rglob("model.safetensors"):
+            weights.unlink()
+            raise KeyboardInterrupt
 
+    for number in (1, 2):
+        shutil.copytree(checkpoint, tmp_path / f"checkpoint-{number}")
     monkeypatch.setattr(shutil, "rmtree", die)
     with pytest.raises(KeyboardInterrupt):
         remove_checkpoint(tmp_path / "checkpoint-1")
-    assert find_damage(tmp_path / "checkpoint-1") == "has no trainer_state.json"
-    monkeypatch.undo()
+    assert all_checkpoints(tmp_path) == [tmp_path / "checkpoint-2"]
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    shutil.copytree(checkpoint, tmp_path / "checkpoint-1")  # a run that goes on writes it again
     remove_checkpoint(tmp_path / "checkpoint-1")
-    assert not (tmp_path / "checkpoint-1").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+SEEN = {"weighted_sft": "optimizer.pt", "grpo": "optimizer.pt", "ppo": "ppo_state.safetensors"}
+
+
+class Watch:
+    """While it is entered: of every call of Python or C code that a process makes, what a kill there would leave."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.found, self.staged = folder, set(), set()
+
+    def __call__(self, frame, event, argument):
+        sys.setprofile(None)
+        for checkpoint in all_checkpoints(self.folder):
+            self.found.add((checkpoint.name, *sorted(path.name for path in checkpoint.rglob("*"))))
+        staging = self.folder / ".checkpoints.tmp"
+        self.staged.add(tuple(sorted(path.name for path in staging.glob("checkpoint-*/*"))))
+        sys.setprofile(self)
+
+    def __enter__(self):
+        sys.setprofile(self)
+
+    def __exit__(self, *error):
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_whole_at_any_moment(kind, tmp_path):
+    """Looked at between all calls that a process makes while it saves: what has a checkpoint's name has all its files.
+
+    The third and the fourth checkpoint make the first and the second one go.
+    """
+    trainer = make_trainer(kind, tmp_path, max_steps=4, save_steps=1)
+    watch, save = Watch(tmp_path), trainer._save_checkpoint
+
+    def watched(model, trial):
+        with watch:
+            save(model, trial)
+
+    trainer._save_checkpoint = watched
+    trainer.train()
+    assert [path.name for path in all_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-3"]
+    files = {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
+    assert {"trainer_state.json", "rng_state.pth", "scheduler.pt", "model.safetensors", SEEN[kind]} <= files
+    assert watch.found == {(f"checkpoint-{step}", *sorted(files)) for step in (1, 2, 3, 4)}
+    assert len(watch.staged) > len(files) / 2  # it was there to see each of them come and go
+    assert not (tmp_path / ".checkpoints.tmp").exists()
+
+
+def test_a_checkpoint_of_the_same_step(tmp_path):
+    """A run that begins anew in the folder of another writes over its checkpoints, one by one."""
+    make_trainer("weighted_sft", tmp_path, max_steps=2).train()
+    (tmp_path / ".checkpoints.tmp/checkpoint-1").mkdir(parents=True)
+    (tmp_path / ".checkpoints.tmp/checkpoint-1/left.txt").touch()  # of a kill
+    (tmp_path / "checkpoint-1/old.txt").touch()
+    (tmp_path / "checkpoint-2/old.txt").touch()
+    make_trainer("weighted_sft", tmp_path, max_steps=1).train()
+    assert not [*tmp_path.glob("checkpoint-1/*.txt")]
+    assert find_damage(tmp_path / "checkpoint-1") is None
+    assert (tmp_path / "checkpoint-2/old.txt").exists()
+    assert not (tmp_path / ".checkpoints.tmp").exists()
+
+
+def test_two_processes_write_one_checkpoint(tmp_path, torchrun):
+    """It gets its name when the second process, which is late, has written its generator's state."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *torchrun(__file__, tmp_path, "late", "weighted_sft")]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    found = [path.name for path in all_checkpoints(tmp_path / "run")]
+    assert found == ["checkpoint-4", "checkpoint-3"]
+    for checkpoint in all_checkpoints(tmp_path / "run"):
+        assert {"rng_state_0.pth", "rng_state_1.pth"} < {path.name for path in checkpoint.iterdir()}
+    assert json.loads((tmp_path / "seen.json").read_text()) == [[], ["1"], ["1", "2"], ["2", "3"]]
 
 
 def test_a_kill_while_the_final_model_is_saved(tmp_path, monkeypatch):
@@ -512,7 +591,26 @@ def test_zero_on_two_cpu_processes(kind, stages, tmp_path, torchrun):
         assert losses == pytest.approx(plain, abs=1e-6)
 
 
+def save_late(folder: Path, kind: str) -> None:
+    """Four steps in two processes, the second of which writes its part of a checkpoint late and looks what there is."""
+    trainer = make_trainer(kind, folder / "run", max_steps=4)
+    write, seen = trainer._save_rng_state, []
+
+    def late(output_dir):
+        if trainer.args.process_index:
+            time.sleep(0.3)
+            seen.append(sorted(path.name.split("-")[1] for path in all_checkpoints(folder / "run")))
+        write(output_dir)
+
+    trainer._save_rng_state = late
+    trainer.train()
+    if trainer.args.process_index:
+        (folder / "seen.json").write_text(json.dumps(seen))
+
+
 def main() -> None:
+    if sys.argv[2:3] == ["late"]:
+        return save_late(Path(sys.argv[1]), sys.argv[3])
     if sys.argv[2:]:
         return losses_under_zero(int(sys.argv[2]), sys.argv[3], Path(sys.argv[1]))
     for kind in KINDS:
