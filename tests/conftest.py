@@ -63,7 +63,7 @@ def call(monkeypatch):
     return call
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def torchrun():
     """A command of two processes on a free port, without `python` before it: `torchrun(script, *arguments)`."""
 

@@ -15,9 +15,10 @@ from math import inf
 from typing import ClassVar, NamedTuple
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import is_peft_model, parse_flag_from_env
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
@@ -232,7 +233,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
                 raise InputError(f"the model {model} cannot be loaded: {str(error).splitlines()[0]}") from error
         else:
             config, adapted = model.config, adapted or is_peft_model(model)
-        sharded = args.distributed_state.distributed_type == "FSDP" or is_deepspeed_zero3_enabled()
+        sharded = parse_flag_from_env("ACCELERATE_USE_FSDP") or bool(args.fsdp) or is_deepspeed_zero3_enabled()
         exact = args.beta > 0 and args.kl_direction == "ref_policy"
         text_config = config.get_text_config()
         for wrong, what in (
@@ -354,10 +355,10 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
+        state = {"kl_coef": torch.tensor(self.kl_coef, dtype=torch.float64)}
+        for name, value in self.value_head.state_dict().items() if self.value_head is not None else ():
+            state[f"value_head.{name}"] = value.full_tensor() if isinstance(value, DTensor) else value  # FSDP: all ask
         if self.args.should_save:
-            state = {"kl_coef": torch.tensor(self.kl_coef, dtype=torch.float64)}
-            if self.value_head is not None:
-                state |= {f"value_head.{name}": value for name, value in self.value_head.state_dict().items()}
             save_file(state, os.path.join(output_dir, STATE_FILE))
 
     def _load_optimizer_and_scheduler(self, checkpoint):

@@ -33,6 +33,7 @@ from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 
 WORDS = ["<pad>", "<eos>", "lungs", "clear", "heart", "large", "no", "effusion"]
 PROMPTS = ["lungs", "heart large", "no effusion", "heart"]
+SHARDING = Path(__file__).resolve().parents[1] / "sharding.py"
 KINDS = ("grpo", "ppo", "weighted_sft")
 KILLS = 10
 STEPS = 32  # ten kills come before the end: one lets a run go on by two steps on average, by four at most
@@ -56,7 +57,7 @@ def says_clear(completions, **kwargs):
     return [each.split().count("clear") / max(1, len(each.split())) for each in completions]
 
 
-def make_trainer(kind: str, folder, reward=says_clear, validation: int = 0, **changes):
+def make_trainer(kind: str, folder, reward=says_clear, validation: int = 0, model=None, **changes):
     """A trainer of a language model of eight words that saves at each step."""
     values = {
         "output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": STEPS,
@@ -67,7 +68,7 @@ def make_trainer(kind: str, folder, reward=says_clear, validation: int = 0, **ch
         texts = {"prompt": [f"{each} " for each in PROMPTS] * 8, "completion": ["no effusion", "heart large"] * 16}
         data = Dataset.from_dict(texts | {"key_spans": [[[0, 2]], None] * 16})
         args = WeightedSFTConfig(**values | {"max_length": None, "save_total_limit": 2} | changes)
-        return WeightedSFTTrainer(small_llama(), args, data, processing_class=make_words())
+        return WeightedSFTTrainer(model or small_llama(), args, data, processing_class=make_words())
     values |= {"max_completion_length": 4, "num_generations": 2, "save_total_limit": 2}
     data = Dataset.from_dict({"prompt": PROMPTS * 8})
     trainer_class, args = MRGR1Trainer, MRGR1Config
@@ -75,7 +76,7 @@ def make_trainer(kind: str, folder, reward=says_clear, validation: int = 0, **ch
         trainer_class, args = PPOTrainer, PPOConfig
         values |= {"num_iterations": 2, "save_steps": 2}  # between two generations a run has to write anew
     own = {"eval_dataset": data.select(range(validation)) if validation else None, "processing_class": make_words()}
-    return trainer_class(small_llama(), reward, args(**values | changes), data, **own)
+    return trainer_class(model or small_llama(), reward, args(**values | changes), data, **own)
 
 
 ################
@@ -558,37 +559,72 @@ def test_a_recipe_ends_when_its_policy_collapses(
 
 
 ################
-# DeepSpeed
+# Split over processes
 ################
 
 
-def losses_under_zero(stage: int, kind: str, folder: Path) -> None:
-    """Four steps in this process of several; the first one writes its losses."""
-    zero = {"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}
-    sizes = dict.fromkeys(
-        ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"), "auto"
-    )
-    changes = {"deepspeed": zero | sizes} if stage else {}
-    trainer = make_trainer(
-        kind, folder / "run", per_device_train_batch_size=4, max_steps=4, save_strategy="no", **changes
-    )
-    trainer.train()
-    if trainer.is_world_process_zero():
-        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-        (folder / f"{kind}{stage}.json").write_text(json.dumps(losses))
+def split_run(folder: Path, kinds: list[str]) -> None:
+    """A run of each kind in this process of several, and one that goes on from the middle of it."""
+    for kind in kinds:
+        logged = {}
+        for name in ("whole", "resumed"):
+            out = folder / kind / name
+            sizes = {"per_device_train_batch_size": 4, "max_steps": 4, "save_steps": 2}
+            trainer = make_trainer(kind, out, model=str(folder / "start"), **sizes)
+            if name == "resumed" and trainer.is_world_process_zero():
+                shutil.copytree(folder / kind / "whole/checkpoint-2", out / "checkpoint-2")
+            trainer.accelerator.wait_for_everyone()
+            trainer.train(resume_from_checkpoint=str(out / "checkpoint-2") if name == "resumed" else None)
+            save_final(trainer, out)
+            logged[name] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        if trainer.is_world_process_zero():
+            (folder / kind / "losses.json").write_text(json.dumps(logged))
 
 
-@pytest.mark.parametrize(("kind", "stages"), [("weighted_sft", (1, 2, 3)), ("grpo", (1, 2, 3)), ("ppo", (1, 2))])
-def test_zero_on_two_cpu_processes(kind, stages, tmp_path, torchrun):
-    pytest.importorskip("deepspeed", reason="needs deepspeed, which requirements-gpu.txt has")
-    for stage in (0, *stages):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, *torchrun(__file__, tmp_path, stage, kind)]
-        subprocess.run(command, env=environment, check=True, timeout=300)
-    plain, *split = (json.loads((tmp_path / f"{kind}{stage}.json").read_text()) for stage in (0, *stages))
-    assert len(plain) == 4 and any(plain)
-    for losses in split:
-        assert losses == pytest.approx(plain, abs=1e-6)
+@pytest.fixture(scope="module")
+def split(tmp_path_factory, torchrun):
+    """`split(file, kinds)`: the folder of two processes' runs under a file of accelerate_configs."""
+    made = {}
+
+    def split(file: str, kinds: tuple[str, ...] = KINDS) -> Path:
+        if file not in made:
+            made[file] = tmp_path_factory.mktemp("split")
+            for part in (small_llama(), make_words()):
+                part.save_pretrained(made[file] / "start")
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+            command = [sys.executable, *torchrun(SHARDING, file, __file__, made[file], "split", *kinds)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+            assert done.returncode == 0, done.stderr[-5000:]
+        return made[file]
+
+    return split
+
+
+@pytest.mark.parametrize(
+    ("file", "kinds"),
+    [
+        ("fsdp2.yaml", KINDS),
+        ("zero1.yaml", KINDS),
+        ("zero2.yaml", KINDS),
+        ("zero3.yaml", ("grpo", "weighted_sft")),  # PPO's value head needs LoRA or a saved model there
+    ],
+)
+def test_split_over_two_processes(file, kinds, split):
+    """Losses, weights, the saved model and a resumed run are those of two processes that hold the whole model each."""
+    if file.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs deepspeed, which requirements-gpu.txt has")
+    plain, parts = split("multi_gpu.yaml"), split(file, kinds)
+    for kind in kinds:
+        whole, other = (json.loads((folder / kind / "losses.json").read_text()) for folder in (plain, parts))
+        assert len(whole["whole"]) == 4 and any(whole["whole"])
+        assert whole["resumed"] == whole["whole"]
+        for name in ("whole", "resumed"):
+            assert other[name] == pytest.approx(whole["whole"], abs=1e-6)
+            out = parts / kind / name
+            assert [*map(find_damage, all_checkpoints(out))] == [None, None]
+            weights = load_file(out / "model.safetensors")
+            torch.testing.assert_close(weights, load_file(plain / kind / "whole/model.safetensors"), atol=1e-5, rtol=0)
+            LlamaForCausalLM.from_pretrained(out)
 
 
 def save_late(folder: Path, kind: str) -> None:
@@ -611,8 +647,8 @@ def save_late(folder: Path, kind: str) -> None:
 def main() -> None:
     if sys.argv[2:3] == ["late"]:
         return save_late(Path(sys.argv[1]), sys.argv[3])
-    if sys.argv[2:]:
-        return losses_under_zero(int(sys.argv[2]), sys.argv[3], Path(sys.argv[1]))
+    if sys.argv[2:3] == ["split"]:
+        return split_run(Path(sys.argv[1]), sys.argv[3:])
     for kind in KINDS:
         folder = Path(sys.argv[1]) / kind
         folder.mkdir(parents=True)
