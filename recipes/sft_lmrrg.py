@@ -128,9 +128,8 @@ def main() -> None:
     ################
     # Saving
     ################
-    if peft_config:
-        trainer.model = trainer.model.merge_and_unload()  # transformers reads no adapter that has whole modules
-    save_final(trainer, training_args.output_dir)
+    # transformers reads no adapter that has whole modules
+    save_final(trainer, training_args.output_dir, merged=peft_config is not None)
     if repository:
         push_checkpoint(repository, training_args.output_dir)
 

@@ -65,9 +65,12 @@ def call(monkeypatch):
 
 @pytest.fixture(scope="session")
 def torchrun():
-    """A command of two processes on a free port, without `python` before it: `torchrun(script, *arguments)`."""
+    """A command of two processes on a free port, without `python` before it: `torchrun(script, *arguments)`.
 
-    def torchrun(*arguments: str | Path) -> list[str]:
+    `under` is a file of accelerate_configs/, which tests/sharding.py then hands to them.
+    """
+
+    def torchrun(*arguments: str | Path, under: str | None = None) -> list[str]:
         launcher = [
             "-m",
             "torch.distributed.run",
@@ -77,6 +80,8 @@ def torchrun():
             "--nproc_per_node",
             "2",
         ]
+        if under:
+            arguments = (Path(__file__).with_name("sharding.py"), under, *arguments)
         return [*launcher, *map(str, arguments)]
 
     return torchrun

@@ -6,6 +6,8 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import torch
+from peft import get_peft_model
 from safetensors import SafetensorError, safe_open
 from transformers import Trainer
 from trl.trainer.utils import RepeatSampler
@@ -121,13 +123,34 @@ class WholeCheckpoints:
         return super()._finalize_training(*arguments)
 
 
-def save_final(trainer: Trainer, folder: str | Path) -> None:
+def save_merged(trainer: Trainer, folder: Path) -> None:
+    """Saves the LoRA model that was trained as an ordinary one, however its weights are split over processes."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes have to ask
+    if trainer.is_world_process_zero():
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        policy = trained.get_base_model()
+        with torch.device("meta"):
+            whole = get_peft_model(type(policy)(policy.config), trained.peft_config["default"])
+        weights = {name: value.to("cpu", copy=True) for name, value in weights.items()}
+        missing = whole.load_state_dict(weights, strict=False, assign=True).missing_keys
+        if missing:
+            raise RuntimeError(f"the trained model cannot be merged: it has no {missing[0]}")
+        whole.get_base_model().tie_weights()
+        whole.merge_and_unload().save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)
+
+
+def save_final(trainer: Trainer, folder: str | Path, merged: bool = False) -> None:
     """Saves the trained model to `folder`, which other files may be in, and Trainer's state beside it.
 
-    All is written elsewhere first and then renamed file by file: a kill leaves each file old or new, never half.
+    `merged`: without the LoRA adapter that it was trained with, its changes added to the weights. All is written
+    elsewhere first and then renamed file by file: a kill leaves each file old or new, never half.
     """
     staging = Path(folder) / ".model.tmp"
-    trainer.save_model(str(staging))
+    if merged:
+        save_merged(trainer, staging)
+    else:
+        trainer.save_model(str(staging))
     if trainer.is_world_process_zero():
         for file in sorted(path for path in staging.rglob("*") if path.is_file()):
             target = Path(folder) / file.relative_to(staging)

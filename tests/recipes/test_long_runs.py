@@ -33,7 +33,6 @@ from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 
 WORDS = ["<pad>", "<eos>", "lungs", "clear", "heart", "large", "no", "effusion"]
 PROMPTS = ["lungs", "heart large", "no effusion", "heart"]
-SHARDING = Path(__file__).resolve().parents[1] / "sharding.py"
 KINDS = ("grpo", "ppo", "weighted_sft")
 KILLS = 10
 STEPS = 32  # ten kills come before the end: one lets a run go on by two steps on average, by four at most
@@ -592,7 +591,7 @@ def split(tmp_path_factory, torchrun):
             for part in (small_llama(), make_words()):
                 part.save_pretrained(made[file] / "start")
             environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-            command = [sys.executable, *torchrun(SHARDING, file, __file__, made[file], "split", *kinds)]
+            command = [sys.executable, *torchrun(__file__, made[file], "split", *kinds, under=file)]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
             assert done.returncode == 0, done.stderr[-5000:]
         return made[file]

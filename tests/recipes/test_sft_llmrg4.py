@@ -281,7 +281,8 @@ def weights_and_losses(folder: str) -> tuple[dict, list[float]]:
     return load_file(f"{folder}/model.safetensors"), [row["loss"] for row in history if "loss" in row]
 
 
-def test_two_processes_are_one(words, train, stage1, rows, tmp_path, torchrun):
+@pytest.mark.parametrize("under", [None, "fsdp2.yaml", "zero1.yaml", "zero2.yaml", "zero3.yaml"])
+def test_two_processes_are_one(under, words, train, stage1, rows, tmp_path, torchrun):
     """Four steps of stage 2, one of each scenario, so that in each some of the fusion's modules have no part.
 
     A block is a batch of every process together, so one process with batch 2 has the rows of two with batch 1 at each
@@ -299,7 +300,8 @@ def test_two_processes_are_one(words, train, stage1, rows, tmp_path, torchrun):
                "save_strategy": "steps", "save_steps": 4}  # fmt: skip
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     train(2, start, one, **options)
-    command = torchrun(sft_llmrg4.__file__, *words(2, start, two, per_device_train_batch_size=1, **options))
+    given = words(2, start, two, per_device_train_batch_size=1, **options)
+    command = torchrun(sft_llmrg4.__file__, *given, under=under)
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (weights, losses), (other_weights, other_losses) = map(weights_and_losses, (one, two))

@@ -217,13 +217,14 @@ def test_evaluation_logs_both_losses(samples, tmp_path):
 def one_of_two(folder: str, phantom: str) -> None:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     trainer = trained(make_samples(phantom), folder, 4 // processes, 2, lambda_disease=0.5)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        state = {"weights": trainer.model.state_dict(), "rows": logged(trainer)}
-        torch.save(state, Path(folder) / f"{processes}.pt")
+        torch.save({"weights": weights, "rows": logged(trainer)}, Path(folder) / f"{processes}.pt")
 
 
-def test_two_processes_are_one(phantom, tmp_path, torchrun):
-    command = [sys.executable, *torchrun(__file__, tmp_path, phantom)]
+@pytest.mark.parametrize("under", [None, "fsdp2.yaml", "zero1.yaml", "zero2.yaml", "zero3.yaml"])
+def test_two_processes_are_one(under, phantom, tmp_path, torchrun):
+    command = [sys.executable, *torchrun(__file__, tmp_path, phantom, under=under)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     one_of_two(str(tmp_path), str(phantom))
