@@ -10,6 +10,7 @@ import torch
 from peft import get_peft_model
 from safetensors import SafetensorError, safe_open
 from transformers import Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl.trainer.utils import RepeatSampler
 
 STAGING = ".checkpoints.tmp"  # in a run's folder: what is being written or deleted
@@ -129,6 +130,7 @@ def save_merged(trainer: Trainer, folder: Path) -> None:
     if trainer.is_world_process_zero():
         trained = trainer.accelerator.unwrap_model(trainer.model)
         policy = trained.get_base_model()
+        unset_hf_deepspeed_config()  # under ZeRO-3 a new model would be split too
         with torch.device("meta"):
             whole = get_peft_model(type(policy)(policy.config), trained.peft_config["default"])
         weights = {name: value.to("cpu", copy=True) for name, value in weights.items()}

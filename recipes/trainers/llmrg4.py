@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.utils.data import Sampler
 from transformers import AutoConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 from trl import ModelConfig
 from trl.data_utils import prepare_multimodal_messages
@@ -76,13 +79,22 @@ def _load(name: str, args, model_args: ModelConfig) -> tuple[LLMRG4ForConditiona
         raise InputError(f"the weights of {name} are not those of its config.json: {sorted(wrong)[0]} does not fit")
     if fusion == "atf" and args.lateral_start == "frontal":
         atf = model.model.token_fusion
-        atf.lateral_perceiver.load_state_dict(atf.frontal_perceiver.state_dict())
-        atf.lateral_projection.load_state_dict(atf.frontal_projection.state_dict())
         linear = atf.fusion[0] if config.projector == "mlp" else atf.fusion
         size = linear.out_features
-        with torch.no_grad():
+        with torch.no_grad(), _put_together(atf):
+            atf.lateral_perceiver.load_state_dict(atf.frontal_perceiver.state_dict())
+            atf.lateral_projection.load_state_dict(atf.frontal_projection.state_dict())
             linear.weight[:, size : 2 * size] += 0.5 * torch.eye(size)
     return model, LLMRG4Processor.from_pretrained(name, fusion=fusion)
+
+
+def _put_together(module: nn.Module):
+    """Within it a module's weights are whole; ZeRO-3, which has split them by then, takes the first process's after."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=0)
 
 
 def check_key_spans(rows: Dataset, names: Sequence[str]) -> None:
