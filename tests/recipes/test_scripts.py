@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
-from transformers import BertConfig
+from transformers import AutoModelForImageTextToText, BertConfig
 
 from recipes import generate, grpo_mrgr1, sft_mrgr1
 from recipes.build_phantom import BuildArguments, build_row
@@ -93,7 +94,7 @@ def completions(folder: Path) -> list[pd.DataFrame]:
     return [pd.read_parquet(file) for file in sorted((folder / "completions").glob("*.parquet"))]
 
 
-def check_steps(folder: Path) -> None:
+def check_steps(folder: Path, weights: str = "model") -> None:
     """Two steps of 8 completions each: two prompts with four completions, whose advantages cancel out."""
     tables = completions(folder)
     assert [len(table) for table in tables] == [8, 8]
@@ -101,7 +102,7 @@ def check_steps(folder: Path) -> None:
         assert {"mccs_reward", "format_reward", "report"} <= set(table.columns)
         assert table[["mccs_reward", "format_reward", "advantage"]].notna().all(axis=None)
         np.testing.assert_allclose(table["advantage"].to_numpy().reshape(2, 4).sum(axis=1), 0, atol=1e-3)
-    assert (folder / "model.safetensors").is_file()
+    assert (folder / f"{weights}.safetensors").is_file()
     assert (folder / "run_config.json").is_file()
 
 
@@ -120,10 +121,35 @@ def test_grpo_from_another_folder(grpo, tmp_path):
     check_steps(tmp_path / "run")
 
 
-def test_grpo_on_two_processes(grpo, tmp_path, torchrun):
-    code, errors = finish(start(*torchrun(GRPO, *words(grpo)), folder=tmp_path))
-    assert code == 0, errors
-    check_steps(tmp_path / "run")  # the same 8 completions a step, 4 from each process
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "LoRA"])
+@pytest.mark.parametrize("under", ["fsdp2.yaml", "zero1.yaml", "zero2.yaml", "zero3.yaml"])
+def test_grpo_on_two_processes(under, lora, grpo, tmp_path, torchrun):
+    """Both ways, with the whole model in each process and with split weights: the same completions and weights."""
+    if under.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs deepspeed, which requirements-gpu.txt has")
+    if lora:
+        grpo |= {"use_peft": "true", "lora_target_modules": r".*language_model.*\.(q|v)_proj", "lora_r": 4}
+    grpo |= {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    rewards = ["--rewards", "mccs", "format", "rouge", "--reward_weights", "1", "1", "1"]  # the last is seldom 0
+    tables, models = [], []
+    for config in (None, under):
+        out = tmp_path / str(config)
+        command = torchrun(GRPO, *words(grpo | {"output_dir": out}), *rewards, under=config)
+        code, errors = finish(start(*command, folder=tmp_path))
+        assert code == 0, errors
+        check_steps(out, "adapter_model" if lora else "model")  # 8 completions a step, 4 from each process
+        tables.append(completions(out))
+        model, loaded = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+        assert not any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        models.append(model.state_dict())
+    for one, other in zip(*tables, strict=True):
+        pd.testing.assert_frame_equal(one, other)
+    plain, split = models
+    before = AutoModelForImageTextToText.from_pretrained(grpo["model_name_or_path"]).state_dict()
+    changed = {name for name, value in plain.items() if not torch.equal(value, before.get(name, torch.zeros_like(value)))}
+    assert any("lora_B" in name for name in changed) if lora else changed
+    for name, value in plain.items():
+        torch.testing.assert_close(split[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_bare_grpo_without_gpu(tmp_path):
