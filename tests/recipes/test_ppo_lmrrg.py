@@ -1,15 +1,18 @@
 """LM-RRG's second stage as a script: what it starts from, what it trains, what it saves, what it refuses."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from radgraph_models import save_tiny
 from safetensors.torch import load_file
-from transformers import AutoProcessor, RobertaConfig, RobertaModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, RobertaConfig, RobertaModel
 
 from modeling.processing_lmrrg import IMAGE_TOKEN
 from modeling.tiny import build_chexbert, train_tokenizer
@@ -17,6 +20,7 @@ from modeling.tiny_lmrrg import build_lmrrg
 from recipes import generate, ppo_lmrrg, sft_lmrrg
 from recipes.cli import InputError
 from recipes.data.schema import read_split
+from recipes.trainers.checkpoints import find_damage
 from recipes.trainers.lmrrg import check_trained, make_published_radcliq
 from recipes.trainers.ppo import STATE_FILE
 
@@ -30,6 +34,18 @@ def run_script(call, main, config: str, model, dataset, out, *words, **changed) 
     named = [word for name, value in (given | changed).items() for word in (f"--{name}", value)]
     call(main, *named, *words)
     return str(out)
+
+
+def split_over_two(torchrun, under: str | None):
+    """Stands for `call`: the script as two processes under a file of accelerate_configs, or as they are."""
+
+    def split(main, *words) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, *torchrun(main.__globals__["__file__"], *words, under=under)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-5000:]
+
+    return split
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +101,30 @@ def test_g_is_trained_and_e_is_not(words, train, stage1, call, phantom, tmp_path
     call(generate.main, "--model", out, "--dataset", phantom, "--out", file, "--views", "frontal",
          "--prompt_file", "prompts/lmrrg.txt", "--max_new_tokens", 3, "--shuffle_images", "true")  # fmt: skip
     assert len(file.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("words", [(), ("--use_peft", "true", "--lora_r", "4")], ids=["whole", "LoRA"])
+@pytest.mark.parametrize("under", ["fsdp2.yaml", "zero1.yaml", "zero2.yaml", "zero3.yaml"])
+def test_split_weights(under, words, stage1, phantom, tmp_path, torchrun):
+    """What each process writes, its rewards and KL terms, the final weights: those of processes with whole models."""
+    if under.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs deepspeed, which requirements-gpu.txt has")
+    given = {"max_completion_length": 6, "logging_steps": 1, "log_completions": "false", "warmup_steps": 0,
+             "save_strategy": "steps", "save_steps": 2, "num_iterations": 2, "max_steps": 4, "optim": "sgd"}  # fmt: skip
+    found, models = [], []
+    for config in (None, under):
+        main, out = split_over_two(torchrun, config), tmp_path / str(config)
+        run_script(main, ppo_lmrrg.main, "demo_cqrl.yaml", stage1, phantom, out, *words, **given)
+        history = json.loads(Path(out, "trainer_state.json").read_text())["log_history"]
+        names = ("loss", "rewards/radcliq_lite/mean", "kl", "value/mean", "value/loss")
+        found.append([[row.get(name, 0.0) for name in names] for row in history if "kl" in row])
+        assert find_damage(out / "checkpoint-4") is None
+        model, loaded = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+        assert not any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), loaded
+        models.append(model.state_dict())
+    torch.testing.assert_close(*map(torch.tensor, found), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(models[1], models[0], atol=1e-5, rtol=1e-4)
+    assert changed_weights(stage1, str(tmp_path / "None"))
 
 
 def test_images_are_encoded_once_a_batch(train, stage1, tmp_path, monkeypatch):
