@@ -25,7 +25,7 @@ from recipes.data.hub import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, source
 from recipes.data.labelled import find_evidence, mix, read_csv
 from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
-from recipes.trainers.checkpoints import save_final
+from recipes.trainers.checkpoints import check_whole, save_final
 from recipes.trainers.evidence import EvidenceCollator, EvidenceTrainer
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards.chexbert import CheXbertLabeler, clean_text, encode
@@ -47,6 +47,7 @@ class RecipeArguments:
 
 def main() -> None:
     args, training_args = parse(RecipeArguments, TrainingArguments, default_config="configs/chexbert/openi.yaml")
+    check_whole(training_args, "CheXbert")
     resume = resume_from(training_args)
 
     ################

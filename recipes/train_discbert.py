@@ -28,7 +28,7 @@ from recipes.data.judged import build_discbert, measure, mix, print_scores, read
 from recipes.data.judges import RuleJudge
 from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
-from recipes.trainers.checkpoints import WholeCheckpoints, save_final
+from recipes.trainers.checkpoints import WholeCheckpoints, check_whole, save_final
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards.chexbert import clean_text, encode
 
@@ -55,6 +55,7 @@ class DiscBertTrainer(WholeCheckpoints, Trainer):
 
 def main() -> None:
     args, training_args = parse(RecipeArguments, TrainingArguments, default_config="configs/discbert/openi.yaml")
+    check_whole(training_args, "DiscBERT")
     resume, out = resume_from(training_args), training_args.output_dir
     by_hand = read_judgements(args.eval_file) if args.eval_file else {}
     if args.eval_only:
@@ -77,9 +78,8 @@ def main() -> None:
             reports, sources = [each["report"] for each in sections if each["report"]], [SOURCE]
         reports = list(dict.fromkeys(clean_text(text) for text in reports))
         judged = dict(zip(reports, teacher(reports).tolist(), strict=True))
-    for text in by_hand:
-        judged.pop(text, None)
-    reports = rng.sample(list(judged), len(judged))
+    reports = [text for text in judged if text not in by_hand]
+    reports = rng.sample(reports, len(reports))
     size = round(args.held_out * len(reports))
     if not 0 < size < len(reports):
         raise InputError(f"of {len(reports)} distinct reports --held_out {args.held_out} leaves none on one side")

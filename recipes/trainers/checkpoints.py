@@ -7,11 +7,14 @@ import zipfile
 from pathlib import Path
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from peft import get_peft_model
 from safetensors import SafetensorError, safe_open
-from transformers import Trainer
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from trl.trainer.utils import RepeatSampler
+
+from recipes.cli import InputError
 
 STAGING = ".checkpoints.tmp"  # in a run's folder: what is being written or deleted
 WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")  # of a model or adapter, of FSDP, of DeepSpeed
@@ -91,14 +94,14 @@ class WholeCheckpoints:
         if self.is_local_process_zero():
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._saving = True
+        self._saving, written = True, False
         try:
             super()._save_checkpoint(model, trial)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+            written = True
         finally:
             self._saving = False
+            if not written:
+                shutil.rmtree(staging, ignore_errors=True)
         push = getattr(self, "push_in_progress", None)
         if push and self.args.hub_strategy in ("checkpoint", "all_checkpoints"):
             push.wait_until_done()  # it reads what is renamed next
@@ -122,6 +125,19 @@ class WholeCheckpoints:
         if self.args.should_save and self.args.save_total_limit == 1 and best:
             limit_checkpoints(Path(best).parent, 1, {Path(best)})
         return super()._finalize_training(*arguments)
+
+
+def weights_are_split(args: TrainingArguments) -> bool:
+    """Whether a process of this run holds a part of the weights only: FSDP, DeepSpeed's ZeRO-3."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP") or bool(args.fsdp) or is_deepspeed_zero3_enabled()
+
+
+def check_whole(args: TrainingArguments, model: str) -> None:
+    """Raises InputError where the weights of `model`, which fits any GPU, would be split."""
+    if weights_are_split(args):
+        raise InputError(
+            f"{model} is too small to be split: take accelerate_configs/multi_gpu.yaml, no FSDP or ZeRO-3"
+        )
 
 
 def save_merged(trainer: Trainer, folder: Path) -> None:

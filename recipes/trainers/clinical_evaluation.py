@@ -13,6 +13,7 @@ from recipes.data.generation import chat_texts
 from recipes.data.references import load_labeler
 from recipes.data.samples import to_samples
 from recipes.data.scores import score_completions
+from recipes.trainers.checkpoints import weights_are_split
 
 
 @dataclass
@@ -35,8 +36,7 @@ class ClinicalEvaluation(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer, arguments: ClinicalArguments, rows: Dataset, prompt: str, views: str):
-        plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
-        if trainer.is_fsdp_enabled or (plugin and plugin.zero_stage == 3):
+        if weights_are_split(trainer.args):
             raise InputError(
                 "--clinical_samples needs the whole model in each process: take accelerate_configs/multi_gpu.yaml, "
                 "zero1.yaml or zero2.yaml, or leave it out and score checkpoints with generate.py and evaluate.py"

@@ -89,7 +89,7 @@ def _load(name: str, args, model_args: ModelConfig) -> tuple[LLMRG4ForConditiona
 
 
 def _put_together(module: nn.Module):
-    """Within it a module's weights are whole; ZeRO-3, which has split them by then, takes the first process's after."""
+    """Within it a module's weights are whole. ZeRO-3 splits what the first process has made of them."""
     if not is_deepspeed_zero3_enabled():
         return nullcontext()
     import deepspeed

@@ -15,18 +15,17 @@ from math import inf
 from typing import ClassVar, NamedTuple
 
 import torch
-from accelerate.utils import is_peft_model, parse_flag_from_env
+from accelerate.utils import is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedModel
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id
 
 from recipes.cli import InputError
-from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch
+from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch, weights_are_split
 
 STATE_FILE = "ppo_state.safetensors"
 PASS_INPUTS = (
@@ -233,7 +232,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
                 raise InputError(f"the model {model} cannot be loaded: {str(error).splitlines()[0]}") from error
         else:
             config, adapted = model.config, adapted or is_peft_model(model)
-        sharded = parse_flag_from_env("ACCELERATE_USE_FSDP") or bool(args.fsdp) or is_deepspeed_zero3_enabled()
+        sharded = weights_are_split(args)
         exact = args.beta > 0 and args.kl_direction == "ref_policy"
         text_config = config.get_text_config()
         for wrong, what in (

@@ -22,10 +22,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 import recipes.trainers.collapse as collapse_module
 from modeling.tiny_lmrrg import build_lmrrg
-from recipes import grpo_mrgr1, ppo_lmrrg
+from recipes import grpo_mrgr1, ppo_lmrrg, train_chexbert, train_discbert
 from recipes.cli import InputError, resume_from, run
 from recipes.data.schema import read_split
+from recipes.trainers import checkpoints
 from recipes.trainers.checkpoints import all_checkpoints, find_damage, remove_checkpoint, save_final
+from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.collapse import StopOnCollapse, commonest
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
@@ -187,7 +189,9 @@ def test_ten_kills_change_nothing(kind, killed):
     assert len(begun) > 2  # they were spread over the run
     assert not [damage for _, _, damages in kills for damage in damages if damage]
     numbers = [len(damages) for _, _, damages in kills]
-    assert all(after >= min(2, before) for before, after in pairwise(numbers))  # save_total_limit: 2 keeps two good ones
+    assert all(
+        after >= min(2, before) for before, after in pairwise(numbers)
+    )  # save_total_limit: 2 keeps two good ones
 
 
 ################
@@ -626,8 +630,22 @@ def test_split_over_two_processes(file, kinds, split):
             LlamaForCausalLM.from_pretrained(out)
 
 
+@pytest.mark.parametrize("split_by", ["FSDP", "ZeRO-3"])
+def test_what_needs_the_whole_model(split_by, tmp_path, monkeypatch, call):
+    if split_by == "FSDP":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    else:
+        monkeypatch.setattr(checkpoints, "is_deepspeed_zero3_enabled", lambda: True)
+    for script, model in ((train_chexbert, "CheXbert"), (train_discbert, "DiscBERT")):
+        with pytest.raises(InputError, match=f"{model} is too small to be split: take accelerate_configs/multi_gpu"):
+            call(script.main, "--output_dir", tmp_path)
+    trainer = SimpleNamespace(args=SimpleNamespace(fsdp=None))
+    with pytest.raises(InputError, match="--clinical_samples needs the whole model in each process"):
+        ClinicalEvaluation(trainer, ClinicalArguments(clinical_samples=2), [], "", "each")
+
+
 def save_late(folder: Path, kind: str) -> None:
-    """Four steps in two processes, the second of which writes its part of a checkpoint late and looks what there is."""
+    """Four steps in two processes, the second of which looks what there is, then writes its part late."""
     trainer = make_trainer(kind, folder / "run", max_steps=4)
     write, seen = trainer._save_rng_state, []
 

@@ -772,9 +772,9 @@ def test_a_model_of_another_trainer(words, tmp_path):
 def test_a_missing_reference(split_by, words, tmp_path, monkeypatch):
     args = settings(tmp_path)
     if split_by == "FSDP":
-        monkeypatch.setattr(args.distributed_state, "distributed_type", "FSDP")
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # what accelerate launch sets
     else:
-        monkeypatch.setattr("recipes.trainers.ppo.is_deepspeed_zero3_enabled", lambda: True)
+        monkeypatch.setattr("recipes.trainers.checkpoints.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(InputError, match="this model was made in memory: save it"):
         PPOTrainer(small_llama(), arm_reward, args, Dataset.from_dict({"prompt": PROMPTS}), processing_class=words)
 

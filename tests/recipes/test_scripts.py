@@ -146,7 +146,9 @@ def test_grpo_on_two_processes(under, lora, grpo, tmp_path, torchrun):
         pd.testing.assert_frame_equal(one, other)
     plain, split = models
     before = AutoModelForImageTextToText.from_pretrained(grpo["model_name_or_path"]).state_dict()
-    changed = {name for name, value in plain.items() if not torch.equal(value, before.get(name, torch.zeros_like(value)))}
+    changed = {
+        name for name, value in plain.items() if not torch.equal(value, before.get(name, torch.zeros_like(value)))
+    }
     assert any("lora_B" in name for name in changed) if lora else changed
     for name, value in plain.items():
         torch.testing.assert_close(split[name], value, atol=1e-5, rtol=1e-4)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.data_loader import BatchSamplerShard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import BatchSampler
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import ModelConfig, SFTTrainer
