@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 import recipes.trainers.collapse as collapse_module
 from modeling.tiny_lmrrg import build_lmrrg
 from recipes import grpo_mrgr1, ppo_lmrrg, train_chexbert, train_discbert
-from recipes.cli import InputError, resume_from, run
+from recipes.cli import InputError, choose_rewards, resume_from, run
 from recipes.data.schema import read_split
 from recipes.trainers import checkpoints
 from recipes.trainers.checkpoints import all_checkpoints, find_damage, remove_checkpoint, save_final
@@ -349,8 +349,8 @@ def test_a_checkpoint_of_the_same_step(tmp_path):
     assert not (tmp_path / ".checkpoints.tmp").exists()
 
 
-def test_two_processes_write_one_checkpoint(tmp_path, torchrun):
-    """It gets its name when the second process, which is late, has written its generator's state."""
+def test_two_processes(tmp_path, torchrun):
+    """A checkpoint gets its name when the second process, which is late, has written its generator's state."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *torchrun(__file__, tmp_path, "late", "weighted_sft")]
     subprocess.run(command, env=environment, check=True, timeout=300)
@@ -359,6 +359,9 @@ def test_two_processes_write_one_checkpoint(tmp_path, torchrun):
     for checkpoint in all_checkpoints(tmp_path / "run"):
         assert {"rng_state_0.pth", "rng_state_1.pth"} < {path.name for path in checkpoint.iterdir()}
     assert json.loads((tmp_path / "seen.json").read_text()) == [[], ["1"], ["1", "2"], ["2", "3"]]
+    loads = [json.loads((tmp_path / f"loads{rank}.json").read_text()) for rank in (0, 1)]
+    [[(first, began)], [(second, followed)]] = loads
+    assert (first, second) == (0, 1) and followed >= began + 0.5  # each loads its rewards, one after the other
 
 
 def test_a_kill_while_the_final_model_is_saved(tmp_path, monkeypatch):
@@ -566,9 +569,9 @@ def test_a_recipe_ends_when_its_policy_collapses(
 ################
 
 
-def split_run(folder: Path, kinds: list[str]) -> None:
+def split_run(folder: Path) -> None:
     """A run of each kind in this process of several, and one that goes on from the middle of it."""
-    for kind in kinds:
+    for kind in KINDS:
         logged = {}
         for name in ("whole", "resumed"):
             out = folder / kind / name
@@ -586,16 +589,16 @@ def split_run(folder: Path, kinds: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory, torchrun):
-    """`split(file, kinds)`: the folder of two processes' runs under a file of accelerate_configs."""
+    """`split(file)`: the folder of two processes' runs under a file of accelerate_configs."""
     made = {}
 
-    def split(file: str, kinds: tuple[str, ...] = KINDS) -> Path:
+    def split(file: str) -> Path:
         if file not in made:
             made[file] = tmp_path_factory.mktemp("split")
             for part in (small_llama(), make_words()):
                 part.save_pretrained(made[file] / "start")
             environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-            command = [sys.executable, *torchrun(__file__, made[file], "split", *kinds, under=file)]
+            command = [sys.executable, *torchrun(__file__, made[file], "split", under=file)]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
             assert done.returncode == 0, done.stderr[-5000:]
         return made[file]
@@ -603,21 +606,11 @@ def split(tmp_path_factory, torchrun):
     return split
 
 
-@pytest.mark.parametrize(
-    ("file", "kinds"),
-    [
-        ("fsdp2.yaml", KINDS),
-        ("zero1.yaml", KINDS),
-        ("zero2.yaml", KINDS),
-        ("zero3.yaml", ("grpo", "weighted_sft")),  # PPO's value head needs LoRA or a saved model there
-    ],
-)
-def test_split_over_two_processes(file, kinds, split):
+@pytest.mark.parametrize("file", ["fsdp2.yaml", "zero1.yaml", "zero2.yaml", "zero3.yaml"])
+def test_split_over_two_processes(file, split):
     """Losses, weights, the saved model and a resumed run are those of two processes that hold the whole model each."""
-    if file.startswith("zero"):
-        pytest.importorskip("deepspeed", reason="needs deepspeed, which requirements-gpu.txt has")
-    plain, parts = split("multi_gpu.yaml"), split(file, kinds)
-    for kind in kinds:
+    parts, plain = split(file), split("multi_gpu.yaml")
+    for kind in KINDS:
         whole, other = (json.loads((folder / kind / "losses.json").read_text()) for folder in (plain, parts))
         assert len(whole["whole"]) == 4 and any(whole["whole"])
         assert whole["resumed"] == whole["whole"]
@@ -647,6 +640,15 @@ def test_what_needs_the_whole_model(split_by, tmp_path, monkeypatch, call):
 def save_late(folder: Path, kind: str) -> None:
     """Four steps in two processes, the second of which looks what there is, then writes its part late."""
     trainer = make_trainer(kind, folder / "run", max_steps=4)
+    rank, loads = trainer.args.process_index, []
+
+    def load():
+        loads.append([rank, time.time()])
+        time.sleep(0.5)  # a download
+        return says_clear
+
+    assert choose_rewards(["clear"], {"clear": load}, None) == [says_clear]
+    (folder / f"loads{rank}.json").write_text(json.dumps(loads))
     write, seen = trainer._save_rng_state, []
 
     def late(output_dir):
@@ -665,7 +667,7 @@ def main() -> None:
     if sys.argv[2:3] == ["late"]:
         return save_late(Path(sys.argv[1]), sys.argv[3])
     if sys.argv[2:3] == ["split"]:
-        return split_run(Path(sys.argv[1]), sys.argv[3:])
+        return split_run(Path(sys.argv[1]))
     for kind in KINDS:
         folder = Path(sys.argv[1]) / kind
         folder.mkdir(parents=True)

@@ -302,9 +302,9 @@ def test_two_processes_are_one(under, words, train, stage1, rows, tmp_path, torc
     options = {"optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0, "logging_steps": 1, "max_steps": 4,
                "save_strategy": "steps", "save_steps": 4}  # fmt: skip
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    train(2, start, one, **options)
     given = words(2, start, two, per_device_train_batch_size=1, **options)
     command = torchrun(sft_llmrg4.__file__, *given, under=under)
+    train(2, start, one, **options)
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (weights, losses), (other_weights, other_losses) = map(weights_and_losses, (one, two))
