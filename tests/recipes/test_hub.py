@@ -1,6 +1,7 @@
 """Pushes to a Hub on this machine (tests/hub_server.py) with the real client: who may see what, faults, downloads."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -18,7 +19,10 @@ from hub_server import CUT, LOST, TOKEN, Repository, serve
 from transformers.trainer_utils import HubStrategy
 
 from modeling.tiny import build_chexbert
+from modeling.tiny_llmrg4 import build_llmrg4
+from modeling.tiny_lmrrg import build_lmrrg
 from recipes import push_checkpoint, push_dataset, sft_mrgr1
+from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import InputError, save_run
 from recipes.data.dataset_repository import find_configs
 from recipes.data.hub import (
@@ -32,6 +36,7 @@ from recipes.data.hub import (
     sources_of,
 )
 from recipes.data.schema import write_dataset
+from recipes.trainers.llmrg4 import SCENARIOS
 from rewards.discbert import CATEGORIES
 from rewards.labels import CONDITIONS, CheXpertState
 
@@ -642,6 +647,59 @@ def test_the_pushed_card_has_the_figures_of_metrics_json(hub, tmp_path, call):
     }
     assert "phantom (CC0-1.0)" in card and 'from_pretrained("me/x")' in card
     assert "pulmonary edema" not in card and "heart is enlarged" not in card
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory, tiny, phantom) -> dict[str, list]:
+    """Of each recipe but the one above the arguments of its shortest run."""
+    folder = tmp_path_factory.mktemp("starts")
+    args = BuildArguments(size=64)
+    rows = [build_row("train", number, scenario, args) | {"key_spans": [[0, 3]]}
+            for number, scenario in enumerate(SCENARIOS)]  # fmt: skip
+    write_dataset({"train": lambda: iter(rows)}, folder / "rg4", {"labeler": "lexical", "source": "phantom"})
+    texts = [row["report"] for row in rows]
+    for name, parts in (
+        ("llmrg4", build_llmrg4(texts, vocab_size=400, num_visual_tokens=4, fusion="interleaved", text_layers=1)),
+        ("lmrrg", build_lmrrg(texts, text_layers=1, vision_layers=1, vocab_size=400)),
+    ):
+        for part in parts:
+            part.save_pretrained(folder / name)
+    writes = {"per_device_train_batch_size": 4, "max_completion_length": 4, "log_completions": "false"}
+    labels = {"dataset": phantom, "texts": 20, "held_out": 0.5, "bar": 0}
+    return {
+        "grpo_mrgr1": {"config": "mrgr1/phantom.yaml", "model_name_or_path": tiny, "dataset": phantom, **writes,
+                       "num_generations": 2, "effective_batch_size": 4},
+        "sft_llmrg4": {"config": "llmrg4/demo_stage1.yaml", "model_name_or_path": folder / "llmrg4",
+                       "dataset": folder / "rg4"},
+        "sft_lmrrg": {"config": "lmrrg/demo.yaml", "model_name_or_path": folder / "lmrrg", "dataset": phantom},
+        "ppo_lmrrg": {"config": "lmrrg/demo_cqrl.yaml", "model_name_or_path": folder / "lmrrg", "dataset": phantom,
+                      **writes, "rewards": "bleu", "allow_scratch": "true"},
+        "train_chexbert": labels,
+        "train_discbert": labels,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("script", [name for name in TRAINING if name != "sft_mrgr1"])
+def test_a_run_of_every_recipe_is_pushed(hub, script, starts, tmp_path, call, monkeypatch):
+    """Private, with what loads it: weights, configuration, processor or tokenizer, custom code, a card; no pickle."""
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
+    given = starts[script] | {"output_dir": tmp_path / "run", "max_steps": 1, "disable_tqdm": "true"}
+    if "config" in given:
+        given["config"] = ROOT / "recipes/configs" / given["config"]
+    module = importlib.import_module(f"recipes.{script}")
+    call(module.main, *words(given), "--push_to_hub", "true", "--hub_model_id", "me/x", "--hub_token", TOKEN)
+    repository = hub.repositories["model", "me/x"]
+    files = set(repository.files)
+    assert repository.private
+    assert {"model.safetensors", "config.json", "tokenizer_config.json", "run_config.json", "README.md"} <= files
+    assert not [path for path in files if re.search(r"\.(bin|pt|pth|pkl)$|checkpoint-", path)]
+    config = json.loads(repository.files["config.json"])
+    assert {f"{name.split('.')[0]}.py" for name in config.get("auto_map", {}).values()} <= files
+    assert ("auto_map" in config) == (script != "grpo_mrgr1")  # that one is a Qwen2.5-VL
+    assert ("processor_config.json" in files or "preprocessor_config.json" in files) == ("train_" not in script)
+    card = repository.files["README.md"].decode()
+    assert "max_steps: 1" in card and "phantom" in card and "Research use" in card
+    assert repository.files["model.safetensors"] == (tmp_path / "run/model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("sources", [["mimic-cxr"], None])
