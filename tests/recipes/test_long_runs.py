@@ -390,7 +390,8 @@ def test_a_kill_while_the_final_model_is_saved(tmp_path, monkeypatch):
     assert torch.equal(load_file(tmp_path / "model.safetensors")["lm_head.weight"], trainer.model.lm_head.weight)
 
 
-def test_save_total_limit_and_the_best_checkpoint(tmp_path):
+@pytest.mark.parametrize(("kind", "limit", "left"), [("grpo", 2, "24"), ("ppo", 2, "24"), ("grpo", 1, "2")])
+def test_save_total_limit_and_the_best_checkpoint(kind, limit, left, tmp_path):
     """The best step's checkpoint stays whatever came after it; the model at the end is the best one's."""
     rewards = iter([0.1, 0.9, 0.2, 0.3])
 
@@ -399,13 +400,13 @@ def test_save_total_limit_and_the_best_checkpoint(tmp_path):
         return [grows_and_falls.value] * len(completions)
 
     trainer = make_trainer(
-        "grpo", tmp_path, grows_and_falls, validation=2, max_steps=4, save_total_limit=2, eval_strategy="steps",
-        eval_steps=1, per_device_eval_batch_size=4, load_best_model_at_end=True, greater_is_better=True,
-        metric_for_best_model="rewards/grows_and_falls/mean",
+        kind, tmp_path, grows_and_falls, validation=2, max_steps=4, save_steps=1, save_total_limit=limit,
+        eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=4, load_best_model_at_end=True,
+        greater_is_better=True, metric_for_best_model="rewards/grows_and_falls/mean",
     )  # fmt: skip
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{step}" for step in left]
     best = load_file(tmp_path / "checkpoint-2/model.safetensors")
     assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items() if name in best)
 

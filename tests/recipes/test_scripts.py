@@ -236,6 +236,34 @@ def test_the_best_checkpoint_is_the_best_by_its_findings(sft, tmp_path, call, mo
     assert "checkpoint-1" in {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
 
 
+def write_every_other_report() -> None:
+    """What a process of the next test runs: sft_mrgr1 with "written" reports, of every other study an empty one."""
+
+    def write(evaluation, batch):
+        known = evaluation.samples["report"][:]
+        return [report if known.index(report) % 2 else "" for report in batch["report"]]
+
+    ClinicalEvaluation._write = write
+    sft_mrgr1.main()
+
+
+def test_reports_for_evaluation_are_shared_by_two_processes(sft, tmp_path, torchrun):
+    """Five studies, three and two of which a process writes: their figures are those of one process."""
+    ill = BuildArguments(size=64, abnormal=1.0)
+    rows = [build_row("validation", number, "sn", ill) for number in range(5)]
+    write_dataset(
+        {name: lambda: iter(rows) for name in ("train", "validation")}, tmp_path / "ill", {"labeler": "lexical"}
+    )
+    given = sft | CLINICAL | {"dataset": tmp_path / "ill", "clinical_samples": 5, "max_steps": 1}
+    found = []
+    for name, command in (("one", [__file__]), ("two", torchrun(__file__))):
+        code, errors = finish(start(*command, *words(given | {"output_dir": tmp_path / name}), folder=tmp_path))
+        assert code == 0, errors
+        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        found += [(row["eval_clinical_f1"], row["eval_mccs"]) for row in history if "eval_mccs" in row]
+    assert found[0] == found[1] and 0 < found[0][0] < 1 and 0 < found[0][1] < 1
+
+
 def test_clinical_evaluation_writes_as_generate_does(sft, tmp_path, call, monkeypatch):
     written, own = [], ClinicalEvaluation._write
 
@@ -361,3 +389,7 @@ def test_mistakes_end_in_one_sentence(request, monkeypatch, tmp_path, script, ch
     assert "\n" not in ended.value.code
     assert all(word in ended.value.code for word in named)
     assert not (tmp_path / "run/model.safetensors").exists()
+
+
+if __name__ == "__main__":
+    run(write_every_other_report)
