@@ -221,16 +221,15 @@ def check_hardware(training_args, model_args) -> None:
 def choose_rewards(names: list[str], available: dict[str, Callable], weights: list[float] | None) -> list[Callable]:
     """The rewards `names`, each made by what `available` has for it; `weights` are those of the run, if any.
 
-    Each process makes its own, the first process before the others.
-
-    Raises InputError on an unknown name, another number of weights, or a reward that cannot be made.
+    Each process makes its own, the first process before the others. Raises InputError on an unknown name, another
+    number of weights, or a reward that cannot be made.
     """
+    from accelerate import PartialState
+
     if unknown := [name for name in names if name not in available]:
         raise InputError(f"there is no reward {unknown[0]!r}; choose among {', '.join(available)}")
     if weights and len(weights) != len(names):
         raise InputError(f"reward_weights has {len(weights)} values for {len(names)} rewards")
-    from accelerate import PartialState
-
     try:
         with PartialState().main_process_first():  # what has to be downloaded comes once
             return [available[name]() for name in names]

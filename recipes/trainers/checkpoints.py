@@ -154,6 +154,7 @@ def save_merged(trainer: Trainer, folder: Path) -> None:
         if missing:
             raise RuntimeError(f"the trained model cannot be merged: it has no {missing[0]}")
         whole.get_base_model().tie_weights()
+        whole.get_base_model().generation_config = policy.generation_config
         whole.merge_and_unload().save_pretrained(folder)
         trainer.processing_class.save_pretrained(folder)
 
