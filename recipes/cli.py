@@ -237,38 +237,6 @@ def choose_rewards(names: list[str], available: dict[str, Callable], weights: li
         raise InputError(f"reward {', '.join(names)}: {str(error).splitlines()[0]}") from error
 
 
-def resume_from(training_args) -> str | None:
-    """The checkpoint that `--resume_from_checkpoint DIR` or `--resume_from_checkpoint latest` names, or None.
-
-    One that a kill left half-written or half-deleted is passed over by `latest`; InputError where it is named, or
-    where no other is. With a `save_total_limit`, which would count them, all such ones of the run are removed.
-    """
-    from accelerate import PartialState
-
-    from recipes.trainers.checkpoints import all_checkpoints, find_damage, remove_checkpoint
-
-    named, output_dir = training_args.resume_from_checkpoint, training_args.output_dir
-    if not named:
-        return None
-    processes = PartialState()
-    with processes.main_process_first(), processes.local_main_process_first():  # nobody looks at what another removes
-        found = {checkpoint: find_damage(checkpoint) for checkpoint in all_checkpoints(output_dir)}
-        latest = next((str(checkpoint) for checkpoint, damage in found.items() if damage is None), None)
-        chosen = latest if named == "latest" else named
-        wrong = find_damage(named) if named != "latest" else None  # the latest was just looked at
-        for checkpoint, damage in found.items():
-            if damage and chosen and not wrong and training_args.save_total_limit:
-                remove_checkpoint(checkpoint)
-                print(f"{checkpoint} {damage}: it is removed, since save_total_limit would count it", flush=True)
-            elif damage and named == "latest":
-                print(f"{checkpoint} {damage}: it was not written to its end and is passed over", flush=True)
-    if wrong:
-        raise InputError(f"--resume_from_checkpoint: {chosen} is no checkpoint to go on from: it {wrong}")
-    if chosen is None:
-        raise InputError(f"--resume_from_checkpoint latest: there is no checkpoint in {output_dir}")
-    return chosen
-
-
 def save_run(folder: str | Path, *arguments, sources: list[str] | None = None) -> None:
     """Writes `run_config.json` beside a checkpoint: every argument, the package versions and the git commit.
 

@@ -23,7 +23,6 @@ from recipes.cli import (
     choose_rewards,
     parse,
     read_prompt,
-    resume_from,
     run,
     save_run,
 )
@@ -31,7 +30,7 @@ from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
-from recipes.trainers.checkpoints import save_final
+from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.interrupt import SaveOnInterrupt

@@ -16,12 +16,12 @@ from typing import Literal
 
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import InputError, check_hardware, choose_rewards, parse, read_prompt, resume_from, run, save_run
+from recipes.cli import InputError, check_hardware, choose_rewards, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import CHEXBERT, load_labeler, with_labels
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
-from recipes.trainers.checkpoints import save_final
+from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.interrupt import SaveOnInterrupt
 from recipes.trainers.lmrrg import LORA_OF_DECODER, check_trained, load_checkpoint, make_published_radcliq

@@ -17,11 +17,11 @@ from datasets import concatenate_datasets
 from transformers import set_seed
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import InputError, check_hardware, parse, read_prompt, resume_from, run, save_run
+from recipes.cli import InputError, check_hardware, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
-from recipes.trainers.checkpoints import save_final
+from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.interrupt import SaveOnInterrupt
 from recipes.trainers.llmrg4 import (

@@ -16,12 +16,12 @@ from typing import Literal
 
 from trl import ModelConfig, SFTConfig, get_peft_config
 
-from recipes.cli import check_hardware, parse, read_prompt, resume_from, run, save_run
+from recipes.cli import check_hardware, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
-from recipes.trainers.checkpoints import save_final
+from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.disease_sft import DiseaseSFTTrainer
 from recipes.trainers.interrupt import SaveOnInterrupt

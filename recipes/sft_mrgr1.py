@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from transformers import AutoProcessor
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
-from recipes.cli import check_hardware, check_model, parse, read_prompt, resume_from, run, save_run
+from recipes.cli import check_hardware, check_model, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
-from recipes.trainers.checkpoints import WholeCheckpoints, save_final
+from recipes.trainers.checkpoints import WholeCheckpoints, resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.interrupt import SaveOnInterrupt
 

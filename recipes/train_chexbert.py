@@ -20,12 +20,12 @@ from transformers import AutoTokenizer, TrainingArguments
 
 from modeling import CheXbertModel
 from modeling.tiny import build_chexbert
-from recipes.cli import InputError, parse, report, resume_from, run, save_run
+from recipes.cli import InputError, parse, report, run, save_run
 from recipes.data.hub import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.labelled import find_evidence, mix, read_csv
 from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
-from recipes.trainers.checkpoints import check_whole, save_final
+from recipes.trainers.checkpoints import check_whole, resume_from, save_final
 from recipes.trainers.evidence import EvidenceCollator, EvidenceTrainer
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards.chexbert import CheXbertLabeler, clean_text, encode

@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from transformers import BertTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
 
 from modeling.modeling_discbert import DiscBertModel
-from recipes.cli import InputError, parse, report, resume_from, run, save_run
+from recipes.cli import InputError, parse, report, run, save_run
 from recipes.data.hub import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.judged import build_discbert, measure, mix, print_scores, read_judgements, score_heads, write_sheet
 from recipes.data.judges import RuleJudge
 from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
-from recipes.trainers.checkpoints import WholeCheckpoints, check_whole, save_final
+from recipes.trainers.checkpoints import WholeCheckpoints, check_whole, resume_from, save_final
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards.chexbert import clean_text, encode
 

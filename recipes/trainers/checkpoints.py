@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from peft import get_peft_model
 from safetensors import SafetensorError, safe_open
@@ -65,6 +66,34 @@ def remove_checkpoint(checkpoint: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)  # of an earlier kill
     os.replace(checkpoint, doomed)
     shutil.rmtree(doomed.parent)
+
+
+def resume_from(training_args) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint DIR` or `--resume_from_checkpoint latest` names, or None.
+
+    One that a kill left half-written or half-deleted is passed over by `latest`; InputError where it is named, or
+    where no other is. With a `save_total_limit`, which would count them, all such ones of the run are removed.
+    """
+    named, output_dir = training_args.resume_from_checkpoint, training_args.output_dir
+    if not named:
+        return None
+    processes = PartialState()
+    with processes.main_process_first(), processes.local_main_process_first():  # nobody looks at what another removes
+        found = {checkpoint: find_damage(checkpoint) for checkpoint in all_checkpoints(output_dir)}
+        latest = next((str(checkpoint) for checkpoint, damage in found.items() if damage is None), None)
+        chosen = latest if named == "latest" else named
+        wrong = find_damage(named) if named != "latest" else None  # the latest was just looked at
+        for checkpoint, damage in found.items():
+            if damage and chosen and not wrong and training_args.save_total_limit:
+                remove_checkpoint(checkpoint)
+                print(f"{checkpoint} {damage}: it is removed, since save_total_limit would count it", flush=True)
+            elif damage and named == "latest":
+                print(f"{checkpoint} {damage}: it was not written to its end and is passed over", flush=True)
+    if wrong:
+        raise InputError(f"--resume_from_checkpoint: {chosen} is no checkpoint to go on from: it {wrong}")
+    if chosen is None:
+        raise InputError(f"--resume_from_checkpoint latest: there is no checkpoint in {output_dir}")
+    return chosen
 
 
 def limit_checkpoints(run_dir: Path, limit: int, kept: set[Path]) -> None:

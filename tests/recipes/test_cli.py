@@ -22,9 +22,9 @@ from recipes.cli import (
     read_prompt,
     replacing,
     report,
-    resume_from,
     run,
 )
+from recipes.trainers.checkpoints import resume_from
 
 
 @dataclass
