@@ -71,8 +71,8 @@ def remove_checkpoint(checkpoint: Path) -> None:
 def resume_from(training_args) -> str | None:
     """The checkpoint that `--resume_from_checkpoint DIR` or `--resume_from_checkpoint latest` names, or None.
 
-    One that a kill left half-written or half-deleted is passed over by `latest`; InputError where it is named, or
-    where no other is. With a `save_total_limit`, which would count them, all such ones of the run are removed.
+    A damaged one (`find_damage`) is passed over by `latest`; InputError where it is named, or where no other is. With
+    a `save_total_limit`, which would count them, all such ones of the run are removed.
     """
     named, output_dir = training_args.resume_from_checkpoint, training_args.output_dir
     if not named:

@@ -258,15 +258,20 @@ def test_nearest_training_report_of_the_same_scenario(tmp_path, call):
     assert found == {"sn": 1, "sw": 1, "mw": 1 / 2}
 
 
+def write_originals(where: Path, kind: str, texts: dict[str, str]) -> None:
+    """Original references by study, as a file of lines or as a data set."""
+    if kind == "file":
+        write_lines(where, [{"id": study, "reference": text} for study, text in texts.items()])
+    else:
+        rows = [{"study_id": study, "report": text} for study, text in texts.items()]
+        write_dataset({"test": lambda: iter(rows)}, where, {})
+
+
 @pytest.mark.parametrize("kind", ["file", "dataset"])
 def test_clean_and_original_references_in_one_call(evaluate, tmp_path, kind):
     originals = {"b": "No pneumothorax, and no pleural effusion.", "a": "Moderate edema."}  # 8 and 3 tokens
     where = tmp_path / "originals"
-    if kind == "file":
-        write_lines(where, [{"id": study, "reference": text} for study, text in originals.items()])
-    else:
-        rows = [{"study_id": study, "report": text} for study, text in originals.items()]
-        write_dataset({"test": lambda: iter(rows)}, where, {})
+    write_originals(where, kind, originals)
     copy = [{"study_id": study, "completion": text} for study, text in originals.items()]
     files = [write_lines(tmp_path / f"{name}.jsonl", lines) for name, lines in (("ours", OURS), ("copy", copy))]
     given = ["--predictions", f"ours={files[0]}", f"copy={files[1]}", "--original_references", where]
@@ -299,11 +304,7 @@ def test_original_references_that_lack_studies(tmp_path, kind):
     truth = Truth(["sn/a", "sn/b", "sn/c"], [""] * 3, np.zeros((3, 14), int), ["sn"] * 3, np.arange(3))
     texts = {"a": "Edema.", "c": " "}  # c has white space, b nothing
     where = tmp_path / "originals"
-    if kind == "file":
-        write_lines(where, [{"id": study, "reference": text} for study, text in texts.items()])
-    else:
-        rows = [{"study_id": study, "report": text} for study, text in texts.items()]
-        write_dataset({"test": lambda: iter(rows)}, where, {})
+    write_originals(where, kind, texts)
     with pytest.raises(InputError, match=r"--original_references .*originals lacks 2 of 3 studies, 'b' first"):
         read_originals(str(where), "test", truth)
 
