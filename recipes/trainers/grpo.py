@@ -51,7 +51,14 @@ def paper_advantages(rewards: torch.Tensor, num_generations: int, std_epsilon: f
 
 
 class MRGR1Trainer(WholeCheckpoints, GRPOTrainer):
-    """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's."""
+    """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's.
+
+    The tokenizer of `processing_class` pads on the left from here on, however it was loaded or saved.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._tokenizer.padding_side = "left"  # TRL's prompts are; a processor's mm_token_type_ids must be too
 
     def _get_train_sampler(self, dataset=None):
         return shuffle_by_epoch(super()._get_train_sampler(dataset))

@@ -207,7 +207,8 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
     is the model without its LoRA adapter or, without LoRA, a copy of what is trained; frozen parameters are shared.
     What `model.get_encoder(modality="image")` gives is E. Where the model's backbone computes E's features in a method
     `encode_images(pixel_values)`, one row per image, each image is encoded once per batch of completions, for
-    generation and all passes together. Raises InputError on a model or a reward that it cannot train on.
+    generation and all passes together. The tokenizer of `processing_class` pads on the left from here on, however it
+    was loaded or saved. Raises InputError on a model or a reward that it cannot train on.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
@@ -257,6 +258,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         finally:
             args.beta = beta
+        self._tokenizer.padding_side = "left"  # TRL's prompts are; a processor's mm_token_type_ids must be too
         self.beta = beta
         self.kl_coef = beta  # of ziegler; it changes
         if args.disable_dropout:
