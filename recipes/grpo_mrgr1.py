@@ -12,7 +12,6 @@ Any value of the YAML can be overridden, e.g. `--learning_rate 1e-5`; `--resume_
 import sys
 from dataclasses import dataclass, field
 
-from transformers import AutoProcessor
 from trl import ModelConfig, get_peft_config
 
 import rewards
@@ -27,6 +26,7 @@ from recipes.cli import (
     save_run,
 )
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
+from recipes.data.processors import load_processor
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
@@ -85,9 +85,11 @@ def main() -> None:
     # Model
     ################
     check_model(model_args.model_name_or_path)
-    pixels = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
-    processor = AutoProcessor.from_pretrained(
-        model_args.model_name_or_path, **{name: value for name, value in pixels.items() if value}
+    processor = load_processor(
+        model_args.model_name_or_path,
+        model_args.model_revision,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
     )
     training_args.model_init_kwargs = {
         "dtype": model_args.dtype,

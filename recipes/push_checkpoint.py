@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 import modeling  # noqa: F401  (registers our own systems)
 from recipes.cli import InputError, parse, read_adapter, replacing, run
 from recipes.data.hub import WHY_PUBLIC, open_repository, push_checkpoint, sources_of
+from recipes.data.processors import load_processor
 
 
 @dataclass
@@ -49,7 +50,7 @@ def main() -> None:
         folder = Path(args.out or f"{args.model.rstrip('/')}_merged")
         try:
             base = AutoModelForImageTextToText.from_pretrained(adapter["base_model_name_or_path"], dtype="auto")
-            processor = AutoProcessor.from_pretrained(args.model)
+            processor = load_processor(args.model)
         except (OSError, ValueError) as error:
             raise InputError(f"--merge: {args.model} cannot be merged: {str(error).splitlines()[0]}") from error
         with replacing(folder, marker="config.json") as out:

@@ -14,9 +14,10 @@ from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from pyarrow.compute import list_value_length
 from rich.progress import track
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, ProcessorMixin
 
 from recipes.cli import InputError, read_adapter, replacing
+from recipes.data import processors
 from rewards.completions import parse_completion
 
 PATIENCE = timedelta(days=7)  # how long a process waits for the others: one may have far longer reports to write
@@ -163,16 +164,13 @@ class Shards:
 
 
 def load_processor(args) -> ProcessorMixin:
-    """The model's processor, padding on the left; an adapter without one of its own has its base model's."""
-    pixels = {name: getattr(args, name) for name in ("min_pixels", "max_pixels") if getattr(args, name)}
-    options = {"padding_side": "left", "trust_remote_code": args.trust_remote_code, **pixels}
-    adapter = read_adapter(args.model)
-    try:
-        processor = AutoProcessor.from_pretrained(args.model, **options)
-    except (OSError, ValueError):
-        if adapter is None:
-            raise
-        processor = AutoProcessor.from_pretrained(adapter["base_model_name_or_path"], **options)
+    """The processor of `args.model`, padding on the left, with the pixels and the chat template of `args`."""
+    processor = processors.load_processor(
+        args.model,
+        trust_remote_code=args.trust_remote_code,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+    )
     if args.chat_template:
         if not Path(args.chat_template).is_file():
             raise InputError(f"there is no chat template {args.chat_template}")
