@@ -35,7 +35,7 @@ from transformers.hf_argparser import HfArg
 
 from recipes.cli import InputError, replacing, run
 from recipes.data import openi, phantom
-from recipes.data.images import read_png
+from recipes.data.images import below, read_png
 from recipes.data.schema import SPLITS, read_build, write_dataset
 from rewards.labelers import LexicalLabeler
 
@@ -123,7 +123,7 @@ def main() -> None:
                 if as_phantom:
                     images = openi.draw_stand_ins(study, row["views"], size, arguments.seed)
                 else:
-                    images = [read_png(file, size) for file in files]
+                    images = [read_png(below(file, arguments.image_root), size) for file in files]
             except InputError as error:
                 skipped.append(openi.Skipped(key, study.file, str(error)))
                 continue

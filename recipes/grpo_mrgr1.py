@@ -73,10 +73,10 @@ def main() -> None:
     # Dataset
     ################
     labeler = load_labeler(args.labeler)
-    data, keep = {}, ("study_id", "report", "labels")
-    for split in ("validation", "train") if training_args.eval_strategy != "no" else ("train",):
-        rows = with_labels(read_split(args.dataset, split), args.dataset, labeler)
-        samples = to_samples(rows, read_prompt(args.prompt_file), args.views, keep=keep)
+    rows, data, keep = {}, {}, ("study_id", "report", "labels")
+    for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
+        rows[split] = with_labels(read_split(args.dataset, split), args.dataset, labeler)
+        samples = to_samples(rows[split], read_prompt(args.prompt_file), args.views, keep=keep)
         data[split] = samples.select(range(min(args.max_samples or len(samples), len(samples))))
     sources = sources_of(rows, model_args.model_name_or_path, resume)
     repository = claim(training_args, sources, args.public_because)
@@ -110,7 +110,7 @@ def main() -> None:
         "format": rewards.make_format_reward,
         "bleu": rewards.make_bleu_reward,
         "rouge": rewards.make_rouge_reward,
-        "cider": lambda: rewards.make_cider_reward(rows["report"]),  # document frequencies of the training references
+        "cider": lambda: rewards.make_cider_reward(rows["train"]["report"]),  # which give document frequencies
         "radcliq_lite": rewards.make_radcliq_reward,
     }
     reward_funcs = choose_rewards(args.rewards, available, training_args.reward_weights)

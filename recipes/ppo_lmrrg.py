@@ -70,13 +70,14 @@ def main() -> None:
     # Dataset
     ################
     prompt = read_prompt(args.prompt_file)
-    data, keep, labeler = {}, ("study_id", "report"), None
+    rows, data, keep, labeler = {}, {}, ("study_id", "report"), None
     if {"mccs", "ce_f1"} & set(args.rewards):
         keep, labeler = (*keep, "labels"), load_labeler(args.labeler)
-    for split in ("validation", "train") if training_args.eval_strategy != "no" else ("train",):
-        rows = read_split(args.dataset, split, columns_of(prompt, args.views))
-        rows = with_labels(rows, args.dataset, labeler) if labeler else rows
-        samples = to_samples(rows, prompt, args.views, keep=keep)
+    for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
+        rows[split] = read_split(args.dataset, split, columns_of(prompt, args.views))
+        if labeler:
+            rows[split] = with_labels(rows[split], args.dataset, labeler)
+        samples = to_samples(rows[split], prompt, args.views, keep=keep)
         data[split] = samples.select(range(min(args.max_samples or len(samples), len(samples))))
     sources = sources_of(rows, model_args.model_name_or_path, resume)
     repository = claim(training_args, sources, args.public_because)

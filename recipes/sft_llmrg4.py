@@ -89,7 +89,7 @@ def main() -> None:
     parts = (
         [model_args.model_name_or_path] if model_args.model_name_or_path else [args.vision, args.text, args.decoder]
     )
-    sources = sources_of(rows, *parts, resume)
+    sources = sources_of(data, *parts, resume)
     repository = claim(training_args, sources, args.public_because)
 
     ################

@@ -88,7 +88,7 @@ def main() -> None:
     if args.max_samples:
         data["train"] = data["train"].select(range(min(args.max_samples, len(data["train"]))))
     starts = [model_args.model_name_or_path] if model_args.model_name_or_path else [parts.biomedclip, parts.decoder]
-    sources = sources_of(rows["train"], *starts, resume)
+    sources = sources_of(rows, *starts, resume)
     repository = claim(training_args, sources, args.public_because)
 
     ################

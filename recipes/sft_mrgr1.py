@@ -65,7 +65,7 @@ def main() -> None:
         data[split] = to_samples(rows[split], prompt, args.views, completion=args.target)
     if args.max_samples:
         data["train"] = data["train"].select(range(min(args.max_samples, len(data["train"]))))
-    sources = sources_of(rows["train"], model_args.model_name_or_path, resume)
+    sources = sources_of(rows, model_args.model_name_or_path, resume)
     repository = claim(training_args, sources, args.public_because)
 
     ################

@@ -14,9 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyarrow import compute, parquet
 
 from recipes.cli import InputError
-from recipes.data.hub import UNKNOWN, is_credentialed, open_repository, push_files
+from recipes.data.hub import open_repository, push_files
 from recipes.data.judged import read_judgements
-from recipes.data.openi import SOURCE as OPENI
+from recipes.data.privacy import OPENI, UNKNOWN, is_credentialed, normalise
 from recipes.data.references import scenario_folders
 from recipes.data.schema import FEATURES, HOW_TO_BUILD, SPLITS, read_build
 from rewards.discbert import CATEGORIES
@@ -140,7 +140,8 @@ def write_card(configs: Configs, sources: set[str], build: dict, repository: str
         for config, files in configs.items()
     }
     first = next(iter(configs))
-    licences = [LICENSES.get("mimic-cxr" if is_credentialed(each) else each, {"license": "other"}) for each in sources]
+    names = ["mimic-cxr" if is_credentialed(source) else normalise(source) for source in sources]
+    licences = [LICENSES.get(name, {"license": "other"}) for name in names]
     head = {
         "pretty_name": repository,
         **(licences[0] if all(each == licences[0] for each in licences) else {"license": "other"}),
@@ -159,9 +160,9 @@ def write_card(configs: Configs, sources: set[str], build: dict, repository: str
     for config, files in configs.items():
         for name, kind in Features.from_arrow_schema(parquet.read_schema(next(iter(files.values())))).items():
             columns.setdefault((name, _name_type(kind)), []).append(config)
-    notices = ["synthetic phantoms are drawings, not medical data"] if "phantom" in sources else []
-    notices += [OPENI_NOTICE] if OPENI in sources else []
-    notices += [MIMIC_NOTICE] if any(map(is_credentialed, sources)) else []
+    notices = ["synthetic phantoms are drawings, not medical data"] if "phantom" in names else []
+    notices += [OPENI_NOTICE] if OPENI in names else []
+    notices += [MIMIC_NOTICE] if "mimic-cxr" in names else []
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )  # Markdown: nothing of it is a report's text
@@ -200,7 +201,7 @@ def push_dataset(dataset: str | Path, name: str, because: str | None = None, jud
         again = f"complete it with: python recipes/push_dataset.py --dataset {dataset} --repo {name}"
         again += f" --judgements {judgements}" if judgements else ""
         repository = open_repository(name, "dataset", sources, bool(because), because, again=again)
-        if OPENI in sources:
+        if OPENI in map(normalise, sources):
             print(f"{name}: {OPENI_NOTICE}")
         if any(map(is_credentialed, sources)) and not because:
             print(f"{name}: {MIMIC_NOTICE}")

@@ -6,7 +6,6 @@ nobody sees them, and one commit then shows them all: a push that breaks off lea
 
 import fnmatch
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,9 +33,17 @@ from huggingface_hub.errors import (
 
 from recipes.cli import InputError, replacing
 from recipes.data.model_card import card_for_push
-from recipes.data.openi import SOURCE as OPENI
+from recipes.data.privacy import (
+    FREE,
+    FREE_FOR_WEIGHTS,
+    OPENI,
+    UNKNOWN,
+    check_trackers,
+    is_credentialed,
+    normalise,
+    private_among,
+)
 
-UNKNOWN = "unknown"  # the source of data that do not name theirs
 WHY_PUBLIC = "Makes a push public, and says why these data allow it; without it a push is private."
 _TOKENIZER = (
     "tokenizer.json",
@@ -73,16 +80,16 @@ class Repository:
 # --- where data come from ------------------------------------------------------------------------------------------
 
 
-def sources_of(rows: Dataset | None, *starts: str | None) -> list[str]:
-    """The sources of a run's training: those of its rows, and those of the checkpoints that it starts from.
+def sources_of(rows: Dataset | dict[str, Dataset] | None, *starts: str | None) -> list[str]:
+    """The sources of a run: those of its rows, of one split or of several, and of the checkpoints that it starts from.
 
     A start is a folder or a Hub id, or None. `unknown` is among them where rows name no source, and where a folder
     does not tell what its weights were trained on. A model of the Hub without a run_config.json adds nothing.
     """
     found: set[str] = set()
-    if rows is not None:
-        named = rows.unique("source") if "source" in rows.column_names else [None]
-        found |= {source or UNKNOWN for source in named}
+    for split in rows.values() if isinstance(rows, dict) else filter(None, [rows]):
+        named = split.unique("source") if "source" in split.column_names else [None]
+        found |= {source if normalise(source) != UNKNOWN else UNKNOWN for source in named}
     for start in filter(None, starts):
         found |= set(_sources_of_checkpoint(start))
     return sorted(found)
@@ -111,26 +118,23 @@ def _find_run_config(folder: Path) -> Path | None:
 
 def read_sources(run_config: Path) -> list[str]:
     """The sources in a run_config.json; `unknown` where it was written before they were noted, or by somebody else."""
-    return json.loads(run_config.read_text()).get("sources") or [UNKNOWN]
-
-
-def is_credentialed(source: str) -> bool:
-    """Whether data of `source` are MIMIC's, under PhysioNet's credentialed licence."""
-    return source.startswith("mimic")
+    named = json.loads(run_config.read_text()).get("sources") or [UNKNOWN]
+    return [source if normalise(source) != UNKNOWN else UNKNOWN for source in named]
 
 
 def check_allowed(name: str, kind: str, sources: Iterable[str], public: bool, because: str | None) -> None:
     """Raises InputError where a push is to be `public` and its sources forbid it, or allow it `because` of nothing."""
     if not public:
         return
-    if kind == "dataset" and OPENI in sources:
+    sources = list(sources)
+    if kind == "dataset" and OPENI in map(normalise, sources):
         raise InputError(
             f"{name}: Open-i's reports are under CC BY-NC-ND 4.0, and what is built from them is changed: it is never "
             "published; leave --public_because out for a private push"
         )
     if because:
         return
-    for source in sources:
+    for source in private_among(sources, weights=kind == "model"):
         if is_credentialed(source):
             raise InputError(
                 f"{name} would be public, and PhysioNet's credentialed licence forbids to share what is made of "
@@ -141,6 +145,11 @@ def check_allowed(name: str, kind: str, sources: Iterable[str], public: bool, be
                 f"{name} would be public, and what some of its data are is not known (no source is named): push it "
                 'private, or say with --public_because "..." why it may be public'
             )
+        free = ", ".join(FREE_FOR_WEIGHTS if kind == "model" else FREE)
+        raise InputError(
+            f"{name} would be public, and {source!r} is not among the sources known to be free ({free}): push it "
+            'private, or say with --public_because "..." why it may be public'
+        )
 
 
 # --- pushes --------------------------------------------------------------------------------------------------------
@@ -218,7 +227,7 @@ def _check_visibility(repository: Repository) -> ModelInfo | DatasetInfo:
     """What the Hub says of the repository; InputError where everybody would see what must be private."""
     info = repository.api.repo_info(repository.name, repo_type=repository.kind)
     if not info.private and not repository.public:
-        never = repository.kind == "dataset" and OPENI in repository.sources
+        never = repository.kind == "dataset" and OPENI in map(normalise, repository.sources)
         raise InputError(
             f"{repository.name} is public, and would hold what is made of {', '.join(repository.sources)}: make it "
             "private in its settings on the Hub"
@@ -264,29 +273,21 @@ def files_of(folder: str | Path, patterns: Iterable[str]) -> dict[str, Path]:
     return {name: path for name, path in sorted(found.items()) if path.is_file() and not path.name.startswith(".")}
 
 
-def _check_completions(training_args) -> None:
-    if getattr(training_args, "log_completions_hub_repo", None):  # of GRPO and PPO
-        raise InputError(
-            "--log_completions_hub_repo would put prompts and reports on the Hub; leave it out: --log_completions "
-            f"keeps them in {training_args.output_dir}/completions"
-        )
-    space = training_args.trackio_space_id or os.environ.get("TRACKIO_SPACE_ID")
-    if space and "trackio" in training_args.report_to and getattr(training_args, "log_completions", False):
-        raise InputError(
-            f"Trackio would put prompts and reports into the Space {space}: set --log_completions false, or leave "
-            "--trackio_space_id (TRACKIO_SPACE_ID) out, and they stay on this machine"
-        )
-
-
 def claim(training_args, sources: Iterable[str], because: str | None) -> Repository | None:
     """The repository that a run with `--push_to_hub` ends in, made before training; None where this process has none.
 
     Trainer's own push is switched off: it uploads pickles, training_args.bin and each checkpoint's optimizer, and
     leaves the visibility to the Hub. Private unless `--hub_private_repo false` or a reason is given; a tracker's Space
     is private in any case. Raises InputError as `open_repository` does, so that a long run does not fail at its last
-    step, and where logged completions would go to the Hub, with `--push_to_hub` or without.
+    step, and where logged completions would go to the Hub or to a tracker elsewhere, with `--push_to_hub` or without.
     """
-    _check_completions(training_args)
+    if getattr(training_args, "log_completions_hub_repo", None):  # of GRPO and PPO
+        raise InputError(
+            "--log_completions_hub_repo would put prompts and reports on the Hub; leave it out: --log_completions "
+            f"keeps them in {training_args.output_dir}/completions"
+        )
+    sources = list(sources)
+    check_trackers(training_args, sources)
     public = bool(because) or training_args.hub_private_repo is False
     if not training_args.push_to_hub and public:
         argument = "--public_because" if because else "--hub_private_repo false"

@@ -49,6 +49,16 @@ def load_image(path: str | Path, max_side: int | None = None) -> Image.Image:
     return image
 
 
+def below(path: str | Path, root: str | Path) -> Path:
+    """`path` as it is; raises InputError unless it lies below the folder `root`, links and `..` followed."""
+    if not Path(path).resolve().is_relative_to(Path(root).resolve()):
+        raise InputError(
+            f"the image {path} is not below --image_root {root}, by its path or by a link: nothing outside is read; "
+            "copy the file there, or name the folder that holds all images"
+        )
+    return Path(path)
+
+
 def read_png(path: str | Path, max_side: int | None = None) -> bytes:
     """`load_image` as the bytes of a PNG."""
     file = io.BytesIO()

@@ -37,6 +37,12 @@ class Refused(ValueError):
     """One question without a usable answer; the sentence says why."""
 
 
+def check_url(url: str) -> None:
+    """Raises InputError unless `url` is one that an endpoint can have."""
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise InputError(f"--endpoint must be a URL such as http://127.0.0.1:8000/v1, not {url!r}")
+
+
 def is_loopback(url: str) -> bool:
     """Whether the host of `url` is this machine: localhost, 127.0.0.0/8 or ::1. Nothing is looked up."""
     host = urlsplit(url).hostname or ""
@@ -65,8 +71,7 @@ class Endpoint:
         max_tokens: int = 1024,
         temperature: float = 0.0,
     ):
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise InputError(f"--endpoint must be a URL such as http://127.0.0.1:8000/v1, not {url!r}")
+        check_url(url)
         self.url, self.name, self.timeout, self.concurrency = url.rstrip("/"), model, timeout, concurrency
         self.settings = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
         again = Retry(

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from recipes.cli import InputError, replacing
 from recipes.data import mimic, openi
 from recipes.data.error_taxonomy import KINDS
+from recipes.data.privacy import normalise
 from recipes.data.score_tables import cell, number
 from rewards.labels import FINDINGS
 
@@ -85,7 +86,9 @@ def describe_training(folder: Path) -> dict:
         "run": run,
         "script": saved.get("script"),
         "yaml": yaml.safe_dump(saved["changed"], sort_keys=False) if saved.get("changed") else None,
-        "sources": [(source, LICENSES.get(source, "licence not known")) for source in saved.get("sources", ())],
+        "sources": [
+            (source, LICENSES.get(normalise(source), "licence not known")) for source in saved.get("sources", ())
+        ],
         "paper": CITATIONS.get(system),
         "base_model": base,
         "hub_base": base if base and base.count("/") == 1 and not Path(base).exists() else None,

@@ -21,8 +21,9 @@ from pyarrow import parquet
 from recipes.cli import InputError, read_prompt
 from recipes.data.images import read_png
 from recipes.data.judges import RuleJudge, RuleRewriter
-from recipes.data.llm import Answers, Endpoint, InProcess, LLMJudge, LLMRewriter, is_loopback
+from recipes.data.llm import Answers, Endpoint, InProcess, LLMJudge, LLMRewriter, check_url, is_loopback
 from recipes.data.mimic import is_lateral
+from recipes.data.privacy import private_among
 from recipes.data.schema import FEATURES, read_dataset
 from recipes.data.sections import TARGETS, target_text
 from rewards.discbert import CATEGORIES, DISCBERT, FORBIDDEN, SCENARIOS, DiscBertJudge
@@ -37,8 +38,8 @@ IMAGE_SIZE = 512  # longest side in pixels of an imported image
 CHARACTERS_PER_TOKEN = 4  # of English prose in an LLM's vocabulary, roughly
 WHY_MINE = (
     "The machine at --endpoint is yours. MIMIC-CXR's data use agreement forbids passing its text to a third party, so "
-    "rows of source mimic-* go to this machine only, unless you say that the other one is run by people whom the "
-    "agreement covers and keeps nothing."
+    "rows of any source but phantom go to this machine only, unless you say that the other one is run by people whom "
+    "the agreement covers and keeps nothing."
 )
 _NOTE = pyarrow.schema(
     [
@@ -157,11 +158,13 @@ def read_rows(dataset: str, limit: int | None = None) -> dict[str, Dataset]:
 
 
 def check_private(splits: dict[str, Dataset], endpoint: str | None, mine: bool) -> None:
-    """Raises InputError where MIMIC-CXR's text would go to another machine that is not said to be the user's own."""
-    private = {name for rows in splits.values() for name in rows.unique("source") if str(name).startswith("mimic")}
+    """Raises InputError where text that is not free would go to another machine that is not said to be the user's."""
+    if endpoint:
+        check_url(endpoint)
+    private = private_among(name for rows in splits.values() for name in rows.unique("source"))
     if private and endpoint and not is_loopback(endpoint) and not mine:
         raise InputError(
-            f"--endpoint {endpoint} is not on this machine, and text of source {private.pop()} goes to a model that "
+            f"--endpoint {endpoint} is not on this machine, and text of source {private[0]} goes to a model that "
             "runs locally only; if that machine is your own, say so with --endpoint_is_mine (--help says why)"
         )
 

@@ -481,6 +481,29 @@ def test_build_with_images(tmp_path, build):
     ]  # labelled before cleaning
 
 
+def test_no_image_outside_the_image_root_is_read(tmp_path, build):
+    """By a path with `..`, an absolute one, and links to a file and to a folder; a link within it is fine."""
+    ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (100, 1)))
+    root = tmp_path / "images"
+    for folder in (root, root / "own", tmp_path / "private"):
+        folder.mkdir()
+    ramp.save(tmp_path / "private" / "secret.png")
+    ramp.save(root / "own" / "a.png")
+    (root / "file.png").symlink_to(tmp_path / "private" / "secret.png")
+    (root / "folder").symlink_to(tmp_path / "private")
+    (root / "inner.png").symlink_to(root / "own" / "a.png")
+    names = ["../private/secret.png", f"{tmp_path}/private/secret.png", "file.png", "folder/secret.png"]
+    names += ["own/../../private/secret.png", "inner.png", "own/a.png"]
+    entries = [{"id": f"CXR{n}", "report": CLEAR, "image_path": [name]} for n, name in enumerate(names, start=1)]
+    (tmp_path / "annotation.json").write_text(json.dumps({"train": entries[:-1], "test": entries[-1:]}))
+    (tmp_path / "link").symlink_to(root)  # the root itself may be one
+    for given in (root, tmp_path / "link"):
+        data, _, skipped = build("--reports", tmp_path / "annotation.json", "--image_root", given)
+        assert [data[split]["study_id"] for split in ("train", "test")] == [["CXR6"], ["CXR7"]]
+        assert [row["study_id"] for row in skipped] == [f"CXR{n}" for n in range(1, 6)]
+        assert all("is not below --image_root" in row["reason"] for row in skipped)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
