@@ -30,6 +30,9 @@ ablations: setup ## every ablation row of the papers on the phantom (SYSTEM=mrgr
 test: setup ## the whole test suite: no network, no GPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+rehearsal: setup ## every paper's YAML on miniature replicas of the published checkpoints, two CPU cores (ONLY="mrgr1/iu.yaml")
+	HF_HUB_OFFLINE=1 PYTHONPATH=.:tests $(BIN)/python -m rehearsal $(if $(ONLY),--only $(ONLY))
+
 style: setup ## ruff: format and lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -38,4 +41,4 @@ bench: setup ## all benches, or one: make bench NAME=labeler
 	@set -e; for bench in $(if $(NAME),tests/bench/$(NAME).py,$(wildcard tests/bench/*.py)); do \
 		echo "== $$bench"; HF_HUB_OFFLINE=1 $(BIN)/python $$bench; done
 
-.PHONY: help setup demo demo-llmrg4 demo-lmrrg ablations test style bench
+.PHONY: help setup demo demo-llmrg4 demo-lmrrg ablations test rehearsal style bench

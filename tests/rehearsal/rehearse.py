@@ -1,0 +1,123 @@
+"""The order of a rehearsal's jobs, two at a time, and its table."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from recipes.cli import InputError, report
+
+from .llm import answering
+from .overrides import overrides_of, read_config
+from .plan import CONFIGS, labelers, llmrg4, lmrrg, mrgr1
+from .rooms import prepare_rooms
+from .runs import Failed, Job, Processes, run_stage
+
+STUDIES = 30  # of Open-i with images
+
+
+def chosen(jobs: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
+    """The jobs named, and all that they need, in the order in which they can run."""
+    by_name, order = {job.name: job for job in jobs}, []
+
+    def add(name: str) -> None:
+        for need in by_name[name].needs:
+            add(need)
+        if by_name[name] not in order:
+            order.append(by_name[name])
+
+    checked = [job.name for job in jobs if job.checked]
+    if unknown := set(only or ()) - set(checked):
+        raise InputError(f"there is no run {min(unknown)!r}; choose among {', '.join(checked)}")
+    for name in only or checked:
+        add(name)
+    return order
+
+
+def print_overrides(names: Sequence[str]) -> None:
+    """What is changed in each YAML, as one list."""
+    table, configs = Table("key", "published", "rehearsal", "because", "in"), {}
+    for name in names:
+        for change in overrides_of(read_config(CONFIGS / name)):
+            configs.setdefault((change.key, str(change.published), str(change.value), change.reason), []).append(name)
+    for change, yamls in sorted(configs.items()):
+        table.add_row(*change, "all" if len(yamls) == len(names) else ", ".join(yamls))
+    Console(width=150).print("What is changed in the YAMLs, and nothing else:", table)
+
+
+def run_job(job: Job, out: Path, processes: Processes) -> Job:
+    """Runs a job's stages up to one that fails; the job notes what happened."""
+    for stage in job.stages:
+        started = time.monotonic()
+        log = out / "logs" / f"{job.name.replace('/', '_').replace(': ', '_')}.{stage.name}.log"
+        try:
+            figures = run_stage(stage, out / "rooms" / job.room, log, processes)
+            job.passed.append(stage.name)
+            job.figures |= {stage.name: figures} if figures else {}
+        except (Failed, OSError, ValueError, KeyError) as error:
+            job.failure = f"{stage.name}: {error}"
+        job.seconds[stage.name] = round(time.monotonic() - started, 1)
+        if job.failure:
+            break
+    seconds = " ".join(f"{name} {value:.0f}" for name, value in job.seconds.items())
+    ended, why = ("FAILED", f": {job.failure}") if job.failure else ("done", "")
+    print(f"{ended}: {job.name} ({seconds} s){why}", flush=True)
+    return job
+
+
+def run_all(jobs: Sequence[Job], out: Path, workers: int) -> None:
+    """Runs all jobs, so many at a time, each after what it needs; whatever ends this, no process is left."""
+    processes, waiting, running = Processes(), list(jobs), {}
+    by_name = {job.name: job for job in jobs}
+    pool = ThreadPoolExecutor(workers)
+    try:
+        while waiting or running:
+            for job in list(waiting):
+                needed = [by_name[name] for name in job.needs]
+                if failed := next((each for each in needed if each.failure), None):
+                    job.failure = f"needs {failed.name}, which failed"
+                    waiting.remove(job)
+                elif len(running) < workers and all(len(each.passed) == len(each.stages) for each in needed):
+                    running[pool.submit(run_job, job, out, processes)] = job
+                    waiting.remove(job)
+            if running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[future]
+                    future.result()
+    finally:
+        processes.end()
+        pool.shutdown()
+
+
+def rehearse(out: Path, only: Sequence[str] | None = None, workers: int = 2) -> list[dict]:
+    """Runs the plan, or the YAMLs that `only` names and what they need; returns the checks of results.json."""
+    started = time.monotonic()
+    with answering() as endpoint:
+        jobs = chosen([*llmrg4(endpoint), *lmrrg(), *mrgr1(), *labelers()], only)
+        if out.exists() and not (out / "logs").is_dir():
+            raise InputError(f"--out {out} exists and is no earlier rehearsal: name another folder")
+        shutil.rmtree(out, ignore_errors=True)
+        (out / "logs").mkdir(parents=True)
+        print_overrides([job.name for job in jobs if job.checked])
+        prepare_rooms(out / "rooms", {job.room for job in jobs}, STUDIES)
+        prepared = time.monotonic()
+        run_all(jobs, out, workers)
+    checks = [
+        {"name": job.name, "value": len(job.passed), "bar": len(job.stages), "holds": not job.failure}
+        for job in jobs
+        if job.checked
+    ]
+    runs = {
+        job.name: {"seconds": job.seconds, "passed": job.passed, "failure": job.failure, **job.figures} for job in jobs
+    }
+    figures = {
+        "seconds": round(time.monotonic() - started, 1),
+        "seconds of replicas and raw data": round(prepared - started, 1),
+        "runs": runs,
+    }
+    report(out, figures, checks)
+    return checks

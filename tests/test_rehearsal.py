@@ -1,0 +1,48 @@
+"""A cut of `make rehearsal` (tests/rehearsal): one YAML of each system, and the rules that the rehearsal keeps."""
+
+import pytest
+import yaml
+from rehearsal.overrides import ALLOWED, differences, overrides_of
+from rehearsal.plan import CONFIGS, labelers, llmrg4, lmrrg, mrgr1
+from rehearsal.rehearse import rehearse
+
+CUT = ("mrgr1/iu.yaml",)
+PAPERS = {path.relative_to(CONFIGS).as_posix(): yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*/*.yaml")}
+OWN = ("demo", "phantom")  # settings for tiny models, which make demo runs
+
+
+def test_every_yaml_of_a_paper_is_rehearsed():
+    jobs = [*mrgr1(), *llmrg4("http://127.0.0.1:1/v1"), *lmrrg(), *labelers()]
+    rehearsed = {job.name for job in jobs if job.checked}
+    assert rehearsed == {name for name in PAPERS if not any(word in name for word in OWN)}
+
+
+@pytest.mark.parametrize("name", sorted(PAPERS))
+def test_nothing_else_is_overridden(name):
+    changes = {change.key: change.value for change in overrides_of(PAPERS[name])}
+    assert changes.keys() <= ALLOWED
+    run = {"Arguments": PAPERS[name] | changes, "script": "x"}
+    assert differences(PAPERS[name], run).keys() <= changes.keys()
+    assert all(PAPERS[name].get(key) != value for key, value in changes.items())  # each one is needed
+
+
+@pytest.mark.parametrize(
+    ("published", "used", "same"),
+    [
+        (5e-06, 5e-06, True),
+        ("none", [], True),  # report_to, as TrainingArguments has it
+        ([".*q_proj"], ".*q_proj", True),  # PEFT takes a list of one pattern as the pattern
+        (True, False, False),
+        ("adamw_bnb_8bit", "adamw_torch", False),
+        (16, None, False),  # an argument that the run does not have
+        ([0.75, 0.25], [0.25, 0.75], False),
+    ],
+)
+def test_what_counts_as_a_difference(published, used, same):
+    assert (differences({"key": published}, {"Arguments": {"key": used}}) == {}) is same
+
+
+def test_cut(tmp_path):
+    checks = rehearse(tmp_path / "rehearsal", CUT)
+    assert [check["name"] for check in checks] != []
+    assert not [check for check in checks if not check["holds"]], (tmp_path / "rehearsal/results.json").read_text()
