@@ -165,14 +165,15 @@ def read_adapter(model: str) -> dict | None:
     return json.loads(Path(file).read_text()) if file else None
 
 
-def check_model(name: str, trust_remote_code: bool = False) -> None:
-    """Raises InputError unless `name` is a vision-language model that transformers can load.
+def check_model(name: str, trust_remote_code: bool = False, attention: str | None = None) -> None:
+    """Raises InputError unless `name` is a vision-language model that transformers can load, with `attention`.
 
     `name` is a folder or a Hub id of a model, or of a LoRA adapter, whose base model is then looked at. What a model
-    with code of its own reads is not checked where `trust_remote_code` is set.
+    with code of its own reads is not checked where `trust_remote_code` is set. `attention`: an attn_implementation.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    from transformers.utils.generic import is_flash_attention_requested
 
     import modeling  # noqa: F401  (registers our own systems)
 
@@ -190,6 +191,11 @@ def check_model(name: str, trust_remote_code: bool = False) -> None:
     own = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
     if not own and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise InputError(f"{name} is a {config.model_type} model, which reads no images; name a vision-language model")
+    flash = is_flash_attention_requested(requested_attention_implementation=attention)
+    if flash and not own and not MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._supports_flash_attn:
+        raise InputError(
+            f"{name} is a {config.model_type} model, which has no {attention}: set attn_implementation: sdpa"
+        )
 
 
 def check_hardware(training_args, model_args) -> None:

@@ -80,7 +80,7 @@ def main() -> None:
     ################
     prompt = read_prompt(args.prompt_file)
     with state.main_process_first():
-        rows = read_split(args.dataset, args.split, columns_of(prompt, args.views))
+        rows = read_split(args.dataset, args.split, columns_of(prompt, args.views), bare=True)
         samples = to_samples(rows, prompt, args.views, keep=("study_id",))
         if args.shuffle_images:
             samples = shuffled_images(samples, args.seed)

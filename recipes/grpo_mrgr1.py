@@ -84,7 +84,7 @@ def main() -> None:
     ################
     # Model
     ################
-    check_model(model_args.model_name_or_path)
+    check_model(model_args.model_name_or_path, attention=model_args.attn_implementation)
     processor = load_processor(
         model_args.model_name_or_path,
         model_args.model_revision,

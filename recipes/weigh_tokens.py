@@ -21,7 +21,7 @@ from rich.progress import track
 from recipes.cli import InputError, parse, replacing, run
 from recipes.data import token_weights
 from recipes.data.references import CHEXBERT
-from recipes.data.schema import read_build
+from recipes.data.schema import read_build, read_dataset
 
 
 @dataclass
@@ -46,7 +46,7 @@ def main() -> None:
     ################
     # Dataset
     ################
-    splits = token_weights.read_splits(args.dataset)
+    splits = read_dataset(args.dataset, ("report",))
     if missing := [split for split in args.splits or () if split not in splits]:
         raise InputError(f"{args.dataset} has no split {missing[0]!r} (has {', '.join(splits)})")
     chosen = {split: splits[split] for split in args.splits or splits}

@@ -167,7 +167,7 @@ def _nearest(args, truth: Truth) -> tuple[dict[str, list[str]] | None, list[str]
         return None, [absent + ("no data set is named" if not args.dataset else "the training split itself is scored")]
     pools, scenarios, total = [], [], 0
     for prefix, folder in scenario_folders(args.dataset).items():
-        splits = read_dataset(folder, ("report",))
+        splits = read_dataset(folder, ("report",), bare=True)
         train = splits.get("train")
         if train is None or "images" not in train.column_names:
             continue

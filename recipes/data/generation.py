@@ -14,7 +14,7 @@ from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from pyarrow.compute import list_value_length
 from rich.progress import track
-from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from recipes.cli import InputError, read_adapter, replacing
 from recipes.data import processors
@@ -191,6 +191,29 @@ def chat_texts(processor: ProcessorMixin, images: Sequence[Sequence], prompts: S
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
+def report_settings(model: PreTrainedModel, tokenizer, **settings) -> GenerationConfig:
+    """How `model` writes reports, wherever it is asked to: greedily unless `settings` (of GenerationConfig) say else.
+
+    A checkpoint may bring decoding settings of its own (Qwen2.5-VL a repetition penalty, Gemma sampling), and
+    `generate` fills with them whatever is not set. Of the checkpoint's only token ids are taken; a completion ends at
+    each end that the checkpoint or the tokenizer names. The place of an image is never written, since a text with one
+    could not be read again. To be put in the place of `model.generation_config`:
+
+        model.generation_config = report_settings(model, processor.tokenizer, max_new_tokens=256)
+    """
+    ids = {name: value for name, value in model.generation_config.to_dict().items() if name.endswith("token_id")}
+    ends = ids.get("eos_token_id")
+    ends = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
+    ids["eos_token_id"] = list(dict.fromkeys(end for end in ends if end is not None)) or None
+    if tokenizer.pad_token_id is not None:
+        ids["pad_token_id"] = tokenizer.pad_token_id
+    image = getattr(model.config, "image_token_id", None)
+    # top_k 50: not used in greedy search, where transformers warns of any other value
+    greedy = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+    greedy |= {"repetition_penalty": 1.0, "length_penalty": 1.0, "suppress_tokens": None if image is None else [image]}
+    return GenerationConfig(**ids | greedy | settings)
+
+
 class TransformersEngine:
     """Writes with transformers, on this process's device.
 
@@ -205,17 +228,12 @@ class TransformersEngine:
             args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code
         )
         self.model.to(device).eval()
-        # A checkpoint may bring decoding settings of its own: all models shall be asked in the same way.
-        own = self.model.generation_config.to_dict().items()
-        self.model.generation_config = GenerationConfig(**{k: v for k, v in own if k.endswith("token_id")})
         names = ("num_beams", "max_new_tokens", "min_new_tokens", "repetition_penalty", "length_penalty")
-        self.options = {"do_sample": args.temperature > 0, **{name: getattr(args, name) for name in names}}
+        settings = {name: getattr(args, name) for name in names}
         if args.temperature > 0:
-            self.options |= {"temperature": args.temperature, "top_k": 0, "top_p": args.top_p}
-        if (token := getattr(self.model.config, "image_token_id", None)) is not None:
-            self.options["suppress_tokens"] = [token]
-        ends = self.model.generation_config.eos_token_id
-        self.ends = torch.tensor(ends if isinstance(ends, list) else [] if ends is None else [ends], device=device)
+            settings |= {"do_sample": True, "temperature": args.temperature, "top_k": 0, "top_p": args.top_p}
+        self.model.generation_config = report_settings(self.model, self.processor.tokenizer, **settings)
+        self.ends = torch.tensor(self.model.generation_config.eos_token_id or [], device=device)
 
     @torch.no_grad()
     def __call__(
@@ -228,7 +246,7 @@ class TransformersEngine:
         torch.manual_seed(seed)
         texts = chat_texts(self.processor, images, prompts)
         inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt").to(self.device)
-        tokens = self.model.generate(**inputs, **self.options, **watching)
+        tokens = self.model.generate(**inputs, **watching)
         if not self.model.config.is_encoder_decoder:
             tokens = tokens[:, inputs["input_ids"].shape[1] :]
         completions = self.processor.batch_decode(tokens, skip_special_tokens=True)

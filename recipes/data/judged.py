@@ -18,6 +18,7 @@ from modeling.tiny import build_chexbert
 from recipes.cli import InputError, replacing
 from recipes.data.judges import RuleRewriter, split_sentences
 from recipes.data.rg4 import joined
+from recipes.data.schema import has_text, say_bare
 from rewards.chexbert import clean_text
 from rewards.discbert import CATEGORIES, COLUMNS, DiscBertJudge
 
@@ -57,7 +58,10 @@ def read_judgements(file: str) -> dict[str, list[int]]:
             if None in states:
                 wrong = CATEGORIES[states.index(None)]
                 raise InputError(f"{file}, record {number}: {wrong} must be 0 or 1, not {row[wrong]!r}")
-            verdicts.setdefault(clean_text(row["report"] or ""), states)
+            if has_text(row["report"]):
+                verdicts.setdefault(clean_text(row["report"]), states)
+        bare = [number for number, row in enumerate(rows, 2) if not has_text(row["report"])]
+        say_bare(len(bare), f"{len(rows)} records of {file}", f"record {bare[0]}" if bare else "")
     verdicts.pop("", None)
     if not verdicts:
         raise InputError(f"{file} holds no judged report")

@@ -7,13 +7,14 @@ from bisect import bisect_left
 from collections import defaultdict
 
 from recipes.cli import InputError
+from recipes.data.schema import has_text, say_bare
 from rewards.chexbert import clean_text
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, NO_FINDING, CheXpertState, from_csv
 
 
 def read_csv(file: str, text_column: str) -> dict[str, list[int]]:
-    """CheXpert states by report; of equal reports the first counts, rows without a report are left out."""
+    """CheXpert states by report; of equal reports the first counts, rows without a report are left out and counted."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:
             rows = list(csv.DictReader(opened))
@@ -22,6 +23,7 @@ def read_csv(file: str, text_column: str) -> dict[str, list[int]]:
     if missing := [name for name in (text_column, *CONDITIONS) if not rows or name not in rows[0]]:
         raise InputError(f"--csv {file} has no column {missing[0]!r} (or no row); --text_column names the reports'")
     labelled: dict[str, list[int]] = {}
+    bare = [number for number, row in enumerate(rows, 2) if not has_text(row[text_column])]
     for number, row in enumerate(rows, 2):
         try:
             states = from_csv([float(row[name] or "nan") for name in CONDITIONS])
@@ -29,8 +31,9 @@ def read_csv(file: str, text_column: str) -> dict[str, list[int]]:
             raise InputError(f"--csv {file}, record {number}: {error}") from error
         if states[NO_FINDING] != CheXpertState.POSITIVE:
             states[NO_FINDING] = CheXpertState.BLANK  # CheXbert's head knows no other
-        if text := clean_text(row[text_column] or ""):
-            labelled.setdefault(text, states.tolist())
+        if has_text(row[text_column]):
+            labelled.setdefault(clean_text(row[text_column]), states.tolist())
+    say_bare(len(bare), f"{len(rows)} records of --csv {file}", f"record {bare[0]}" if bare else "")
     return labelled
 
 

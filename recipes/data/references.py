@@ -93,7 +93,7 @@ def read_truth(dataset: str, split: str, labeler: Callable) -> Truth:
     """
     found = {}
     for prefix, folder in scenario_folders(dataset).items():
-        rows = with_labels(read_split(folder, split, ("report", "study_id")), folder, labeler)
+        rows = with_labels(read_split(folder, split, ("report", "study_id"), bare=True), folder, labeler)
         found[prefix] = rows
     places = [(prefix, row) for prefix, rows in found.items() for row in range(len(rows))]
     columns = {name: [value for rows in found.values() for value in rows[name]] for name in ("study_id", "report")}
@@ -138,7 +138,7 @@ def read_originals(where: str, split: str, truth: Truth) -> list[str]:
     if Path(where).is_file():
         found = {split_id(study)[1]: text for study, text in read_references(where)[0].items()}
     else:
-        rows = read_split(where, split, ("report", "study_id"))
+        rows = read_split(where, split, ("report", "study_id"), bare=True)
         found = dict(zip(rows["study_id"], rows["report"], strict=True))
     bare = [split_id(study)[1] for study in truth.ids]
     if missing := [study for study in bare if not (found.get(study) or "").strip()]:

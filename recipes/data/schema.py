@@ -69,10 +69,42 @@ def read_build(path: str | Path) -> dict:
     return json.loads(note.read_text()) if note.is_file() else {}
 
 
-def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images")) -> DatasetDict:
+def has_text(report: str | None) -> bool:
+    """Whether a report says anything: it has a letter or a digit.
+
+    >>> has_text(" .\n")
+    False
+    """
+    return any(map(str.isalnum, report or ""))
+
+
+def with_reports(rows: Dataset, where: str) -> Dataset:
+    """`rows` without those whose report has no text (`has_text`): they are counted, and the first one is named.
+
+    The first process prints it. Raises InputError where no row is left. `where` names the split and its data set.
+    """
+    filled = [place for place, report in enumerate(rows["report"]) if has_text(report)]
+    if len(filled) == len(rows):
+        return rows
+    if not filled:
+        raise InputError(f"{where} has no reports: none of its {len(rows)} rows has a text in its column report")
+    bare = next(place for place in range(len(rows)) if place >= len(filled) or filled[place] != place)
+    study = f"study {rows[bare : bare + 1]['study_id'][0]!r}" if "study_id" in rows.column_names else f"row {bare}"
+    say_bare(len(rows) - len(filled), f"{len(rows)} rows of {where}", study)
+    return rows.select(filled)
+
+
+def say_bare(number: int, rows: str, first: str) -> None:
+    """Prints once, in the first process, that `number` of `rows` have no report and are left out."""
+    if number and os.environ.get("RANK", "0") == "0":
+        print(f"{number} of {rows} have no report and are left out, {first} first", flush=True)
+
+
+def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images"), bare: bool = False) -> DatasetDict:
     """Loads a built folder, or a Hub id, and checks that it has `columns`; raises InputError with the fix.
 
-    `NAME/x:sn` is the config sn of the Hub's NAME/x.
+    `NAME/x:sn` is the config sn of the Hub's NAME/x. Rows whose report has no text are left out (`with_reports`),
+    unless `bare`: for who writes reports of images, or counts the missing ones.
     """
     name, _, config = path.partition(":")
     if Path(path).is_dir():
@@ -97,12 +129,15 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images")) -> 
     for split, rows in dataset.items():
         if missing := [name for name in columns if name not in rows.column_names]:
             raise InputError(f"split {split} of {path} has no column {', '.join(missing)} (has {rows.column_names})")
+        if not bare and "report" in columns:
+            dataset[split] = with_reports(rows, f"split {split} of {path}")
     return dataset
 
 
-def read_split(path: str, split: str, columns: tuple[str, ...] = ("report", "images")) -> Dataset:
-    """One split of `read_dataset(path, columns)`; raises InputError naming the splits that there are."""
-    splits = read_dataset(path, columns)
+def read_split(path: str, split: str, columns: tuple[str, ...] = ("report", "images"), bare: bool = False) -> Dataset:
+    """One split of `read_dataset(path, columns, bare)`; raises InputError naming the splits that there are."""
+    splits = read_dataset(path, columns, bare=True)
     if split not in splits:
         raise InputError(f"{path} has no split {split!r} (has {', '.join(splits)})")
-    return splits[split]
+    rows = splits[split]
+    return rows if bare or "report" not in columns else with_reports(rows, f"split {split} of {path}")

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
 from modeling.modeling_chexbert import FINDINGS
 from recipes.cli import InputError, replacing
 from recipes.data.judges import split_sentences
-from recipes.data.schema import FEATURES, read_build, read_dataset
+from recipes.data.schema import FEATURES, read_build
 from rewards.chexbert import CheXbertLabeler, clean_text
 from rewards.encoders import pass_cost, plan_batches
 from rewards.labels import CONDITIONS, CheXpertState
@@ -348,15 +348,6 @@ class TokenWeigher:
             with replacing(file) as temporary:
                 temporary.write_text(json.dumps([asdict(each) for each in self(texts)]))
         return dict(zip(texts, (Weighed(**each) for each in json.loads(file.read_text())), strict=True))
-
-
-def read_splits(dataset: str) -> DatasetDict:
-    """The splits of a data set with reports. Raises InputError also where a row has no report."""
-    splits = read_dataset(dataset, ("report",))
-    for split, rows in splits.items():
-        if wrong := [row for row, text in enumerate(rows["report"]) if not isinstance(text, str)]:
-            raise InputError(f"row {wrong[0]} of split {split} of {dataset} has no report; leave such rows out")
-    return splits
 
 
 def check_out(out: Path, dataset: str, settings: dict) -> None:

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
-from transformers import GenerationConfig, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from recipes.cli import InputError
-from recipes.data.generation import chat_texts
+from recipes.data.generation import chat_texts, report_settings
 from recipes.data.references import load_labeler
 from recipes.data.samples import to_samples
 from recipes.data.scores import score_completions
@@ -75,14 +75,12 @@ class ClinicalEvaluation(TrainerCallback):
             inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt").to(model.device)
         finally:
             tokenizer.padding_side = side
-        image_token = getattr(model.config, "image_token_id", None)
-        settings = GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            suppress_tokens=None if image_token is None else [image_token],
-        )
-        training = model.training
-        tokens = model.eval().generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
-        model.train(training)
+        core = model.get_base_model() if is_peft_model(model) else model
+        training, settings = model.training, core.generation_config
+        core.generation_config = report_settings(core, tokenizer, max_new_tokens=self.max_new_tokens)
+        try:  # the checkpoint's own settings are saved with it, so they come back
+            tokens = model.eval().generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        finally:
+            core.generation_config = settings
+            model.train(training)
         return self.processor.batch_decode(tokens, skip_special_tokens=True)

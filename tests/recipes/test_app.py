@@ -158,7 +158,7 @@ def test_two_images_for_a_model_that_reads_one(lmrrg, rows, tmp_path):
 def test_a_stopped_report_is_not_written_on(tiny, rows, tmp_path, how):
     system, tokens = load(tiny, max_new_tokens=3000), []
     system.engine.ends = torch.tensor([], dtype=torch.long)
-    system.engine.options["min_new_tokens"] = 3000
+    system.engine.model.generation_config.min_new_tokens = 3000
     engine = system.engine
 
     def counting(*given, **watching):
@@ -179,8 +179,8 @@ def test_a_stopped_report_is_not_written_on(tiny, rows, tmp_path, how):
 
 def test_what_fails_in_the_engine_is_not_hidden(tiny, rows, tmp_path):
     system = load(tiny)
-    system.engine.options["no_such_option"] = 1
-    with pytest.raises((ValueError, TypeError)):
+    system.engine.model.generation_config.num_beams = -1
+    with pytest.raises(ValueError, match="num_beams"):
         list(system.write(make_study(upload(tmp_path, rows[0]["images"][0]["bytes"]))))
 
 
@@ -673,8 +673,8 @@ def test_stop(visitor, site, xray, monkeypatch):
     visitor.wait("document.querySelector('#frontal .xray img')")
     with monkeypatch.context() as slow:
         slow.setattr(site[3], "engine", counting)
-        slow.setitem(engine.options, "max_new_tokens", 4000)
-        slow.setitem(engine.options, "min_new_tokens", 4000)
+        slow.setattr(engine.model.generation_config, "max_new_tokens", 4000)
+        slow.setattr(engine.model.generation_config, "min_new_tokens", 4000)
         visitor.click("#start")
         visitor.wait("document.querySelector('#model-0 .growing')")
         visitor.click("#stop")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import save_file
-from transformers import BertConfig
+from transformers import BertConfig, Gemma3Config, Qwen2_5_VLConfig
 from transformers.trainer_optimizer import _BITSANDBYTES_OPTIMIZERS
 from transformers.training_args import OptimizerNames
 
@@ -331,3 +331,22 @@ def test_save_run_notes_what_was_run(tmp_path):
     noted = json.loads((tmp_path / "run_config.json").read_text())
     assert noted["Arguments"] == {"size": 7, "name": "a"}
     assert {"torch", "trl", "transformers"} <= set(noted["packages"])
+
+
+@pytest.mark.parametrize(
+    ("config", "attention", "sentence"),
+    [
+        (Gemma3Config, "flash_attention_2", "a gemma3 model, which has no flash_attention_2: set attn_implementation"),
+        (Gemma3Config, "kernels-community/flash-attn2", "a gemma3 model, which has no kernels-community/flash-attn2"),
+        (Gemma3Config, "sdpa", None),
+        (Gemma3Config, None, None),
+        (Qwen2_5_VLConfig, "flash_attention_2", None),
+    ],
+)
+def test_check_model_with_an_attention(tmp_path, config, attention, sentence):
+    config().save_pretrained(tmp_path)
+    if sentence is None:
+        check_model(str(tmp_path), attention=attention)
+    else:
+        with pytest.raises(InputError, match=sentence):
+            check_model(str(tmp_path), attention=attention)

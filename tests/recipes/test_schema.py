@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features
 
 from recipes.cli import InputError
+from recipes.data import schema
 from recipes.data.references import load_labeler, with_labels
-from recipes.data.schema import FEATURES, read_build, read_dataset, write_dataset
+from recipes.data.schema import FEATURES, read_build, read_dataset, read_split, write_dataset
 
 
 def row(name: str = "s1", **changed) -> dict:
@@ -121,3 +122,59 @@ def test_reference_labels_come_from_the_runs_labeler(tmp_path, build, kept):
 def test_unknown_labeler(name, sentence):
     with pytest.raises(InputError, match=sentence):
         load_labeler(name)
+
+
+SILENT = (None, "", " \n\t", ". - _", "___")  # what MIMIC-CXR writes for a name is no report either
+
+
+def with_silence(folder: Path, reports: list, study_ids: bool = True) -> str:
+    folder.mkdir()
+    columns = {"report": reports, "images": [[] for _ in reports]}
+    columns |= {"study_id": [f"s{i}" for i in range(len(reports))]} if study_ids else {}
+    features = Features({name: FEATURES[name] for name in columns})
+    for split in ("train", "test"):
+        Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize("report", SILENT, ids=repr)
+def test_rows_without_a_report_are_left_out_and_counted(tmp_path, capsys, report):
+    data = with_silence(tmp_path / "x", ["Clear.", report, "XXXX.", "?", "3"])
+    said = f"2 of 5 rows of split train of {data} have no report and are left out, study 's1' first\n"
+    rows = read_split(data, "train")
+    assert rows["study_id"] == ["s0", "s2", "s4"] and rows["report"] == ["Clear.", "XXXX.", "3"]
+    assert capsys.readouterr().out == said  # of the split that is read, and once
+    splits = read_dataset(data)
+    assert [splits[name]["study_id"] for name in ("train", "test")] == [["s0", "s2", "s4"]] * 2
+    assert capsys.readouterr().out == said + said.replace("train", "test")
+    assert len(read_split(data, "train", bare=True)) == len(read_dataset(data, bare=True)["train"]) == 5
+    assert len(read_split(data, "train", ("images",))) == 5  # who asks for no reports has them all
+    assert not capsys.readouterr().out
+
+
+def test_a_row_without_a_study_is_named_by_its_place(tmp_path, capsys):
+    read_split(with_silence(tmp_path / "x", ["Clear.", "Edema.", None, None], study_ids=False), "test")
+    assert "2 of 4 rows of split test" in (said := capsys.readouterr().out) and "row 2 first" in said
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0), (None, 1)])
+def test_one_of_several_processes_says_it(tmp_path, monkeypatch, capsys, rank, lines):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    assert len(read_split(with_silence(tmp_path / "x", ["Clear.", None]), "train")) == 1
+    assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+def test_a_split_of_no_reports_at_all(tmp_path):
+    data = with_silence(tmp_path / "x", [None, " "])
+    for read in (lambda: read_split(data, "train"), lambda: read_dataset(data)):
+        with pytest.raises(InputError, match=rf"^split train of {data} has no reports: none of its 2 rows"):
+            read()
+
+
+def test_who_reads_rows_without_a_report():
+    """generate.py writes for them, evaluate.py counts them by its own rule; every other reader leaves them out."""
+    recipes = Path(schema.__file__).parents[1]
+    readers = {file.name for file in recipes.rglob("*.py") if "bare=True" in file.read_text()}
+    assert readers == {"schema.py", "generate.py", "references.py", "evaluation.py"}

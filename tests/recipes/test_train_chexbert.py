@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,15 +44,18 @@ def write_csv(
     return file
 
 
-def test_csv_of_chexpert(tmp_path):
+def test_csv_of_chexpert(tmp_path, capsys):
     rows = [
         (" A\n small effusion ", {"Pleural Effusion": "1.0", "Edema": "0", "Pneumonia": "-1.0"}),
         ("Clear.", {"No Finding": "1"}),
         ("Clear.", {"Edema": "1"}),  # the same report again
         ("Edema.", {"Edema": "1.0", "No Finding": "0.0"}),  # No Finding is positive or blank
         ("", {"Edema": "1"}),
+        (" ...", {"Edema": "1"}),
     ]
     labelled = read_csv(str(write_csv(tmp_path / "x.csv", rows)), "Report Impression")
+    said = "2 of 6 records of --csv .*x.csv have no report and are left out, record 6 first\n"
+    assert re.fullmatch(said, capsys.readouterr().out)
     assert list(labelled) == ["A small effusion", "Clear.", "Edema."]
     named = [dict(zip(CONDITIONS, states, strict=True)) for states in labelled.values()]
     assert {name: state for name, state in named[0].items() if state} == {
