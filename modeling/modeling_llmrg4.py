@@ -3,7 +3,6 @@
 The fused tokens stand where `input_ids` has placeholders, so the decoder gives one state per position, as TRL wants.
 """
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -25,6 +24,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
+from .assembly import enlarge_vocabulary, load_part, load_tokenizer, set_decoding
 from .configuration_llmrg4 import LLMRG4Config
 from .processing_llmrg4 import LLMRG4Processor
 
@@ -129,7 +129,6 @@ class LLMRG4PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ("past_key_values",)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -248,7 +247,7 @@ class LLMRG4Model(LLMRG4PreTrainedModel):
         prior_input_ids: torch.Tensor | None = None,
         prior_attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values=None,
+        cache=None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
         **kwargs,
@@ -276,7 +275,7 @@ class LLMRG4Model(LLMRG4PreTrainedModel):
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
@@ -306,7 +305,7 @@ class LLMRG4ForConditionalGeneration(LLMRG4PreTrainedModel, GenerationMixin):
         prior_input_ids: torch.Tensor | None = None,
         prior_attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values=None,
+        cache=None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -326,7 +325,7 @@ class LLMRG4ForConditionalGeneration(LLMRG4PreTrainedModel, GenerationMixin):
             prior_input_ids=prior_input_ids,
             prior_attention_mask=prior_attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
@@ -339,7 +338,7 @@ class LLMRG4ForConditionalGeneration(LLMRG4PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -365,7 +364,7 @@ class LLMRG4ForConditionalGeneration(LLMRG4PreTrainedModel, GenerationMixin):
             "text": (text, "a BERT", lambda found: type(found) in MODEL_FOR_MASKED_LM_MAPPING),
             "decoder": (decoder, "a decoder of the Llama family", _is_llama),
         }
-        configs = {part: _load(part, name, _read_config) for part, (name, _, _) in kinds.items()}
+        configs = {part: load_part(part, name, _read_config) for part, (name, _, _) in kinds.items()}
         for part, (name, kind, fits) in kinds.items():
             if not fits(configs[part]):
                 raise ValueError(f"{part}={name!r} is a {configs[part].model_type} model, which is not {kind}")
@@ -374,19 +373,17 @@ class LLMRG4ForConditionalGeneration(LLMRG4PreTrainedModel, GenerationMixin):
             raise ValueError(f"max_prior_tokens ({max_prior_tokens}) is more than the {longest} positions of {text}")
 
         own_code = PreTrainedConfig.get_config_dict(text)[0]["model_type"] == "cxr-bert"
-        prior_tokenizer = _load("text", text, (BertTokenizer if own_code else AutoTokenizer).from_pretrained)
-        tokenizer = _load("decoder", decoder, AutoTokenizer.from_pretrained)
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
-        image_processor = _load("vision", vision, AutoImageProcessor.from_pretrained)
+        prior_tokenizer = load_part("text", text, (BertTokenizer if own_code else AutoTokenizer).from_pretrained)
+        tokenizer = load_tokenizer(decoder)
+        image_processor = load_part("vision", vision, AutoImageProcessor.from_pretrained)
         processor = LLMRG4Processor(image_processor, tokenizer, prior_tokenizer, max_prior_tokens=max_prior_tokens)
 
-        vision_encoder = _load("vision", vision, AutoModel.from_pretrained, dtype=dtype)
+        vision_encoder = load_part("vision", vision, AutoModel.from_pretrained, dtype=dtype)
         prior_class = BertModel if own_code else AutoModel
         options = {"config": configs["text"], "dtype": dtype, "add_pooling_layer": False}
-        prior_encoder = _load("text", text, prior_class.from_pretrained, **options)
-        language_model = _load("decoder", decoder, AutoModelForCausalLM.from_pretrained, dtype=dtype)
-        if len(tokenizer) > language_model.config.vocab_size:
-            language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        prior_encoder = load_part("text", text, prior_class.from_pretrained, **options)
+        language_model = load_part("decoder", decoder, AutoModelForCausalLM.from_pretrained, dtype=dtype)
+        enlarge_vocabulary(language_model, len(tokenizer))
 
         full = LLMRG4Config(
             vision_config=vision_encoder.config,
@@ -404,20 +401,10 @@ class LLMRG4ForConditionalGeneration(LLMRG4PreTrainedModel, GenerationMixin):
         model.model.prior_encoder = prior_encoder
         model.model.language_model = language_model.base_model
         model.lm_head = language_model.get_output_embeddings()
-        model.generation_config = language_model.generation_config
-        model.generation_config.suppress_tokens = [processor.image_token_id]
+        set_decoding(model, tokenizer, processor.image_token_id)
         for module in reversed(list(model.model.token_fusion.modules())):
             model._initialize_weights(module)
         return model.eval(), processor
-
-
-def _load(part: str, name: str, loader: Callable, **options):
-    """`loader(name, **options)`, whose error becomes one sentence."""
-    try:
-        return loader(name, **options)
-    except (OSError, ValueError) as error:
-        sentence = str(error).split("\n")[0]
-        raise ValueError(f"{part}={name!r} cannot be loaded: {sentence}; name a folder or a Hub id") from error
 
 
 def _is_llama(config: PreTrainedConfig) -> bool:

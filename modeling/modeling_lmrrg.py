@@ -6,7 +6,7 @@ text encoder does not learn, so what it makes of the region descriptions is kept
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.clip.modeling_clip import CLIPOutput
 
+from .assembly import enlarge_vocabulary, load_part, load_tokenizer, set_decoding
 from .configuration_lmrrg import BiomedCLIPConfig, LMRRGConfig
 from .processing_lmrrg import LMRRGProcessor
 
@@ -275,7 +276,6 @@ class LMRRGPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ("past_key_values",)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -353,7 +353,7 @@ class LMRRGModel(LMRRGPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values=None,
+        cache=None,
         inputs_embeds: torch.Tensor | None = None,
         disease_labels: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
@@ -385,13 +385,13 @@ class LMRRGModel(LMRRGPreTrainedModel):
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
         return LMRRGModelOutput(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             disease_logits=disease_logits,
@@ -421,7 +421,7 @@ class LMRRGForConditionalGeneration(LMRRGPreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values=None,
+        cache=None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         disease_labels: torch.Tensor | None = None,
@@ -440,7 +440,7 @@ class LMRRGForConditionalGeneration(LMRRGPreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             pixel_values=pixel_values,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             disease_labels=disease_labels,
             mm_encoder_outputs=mm_encoder_outputs,
@@ -456,7 +456,7 @@ class LMRRGForConditionalGeneration(LMRRGPreTrainedModel, GenerationMixin):
         return LMRRGOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             disease_logits=outputs.disease_logits,
@@ -523,13 +523,11 @@ class LMRRGForConditionalGeneration(LMRRGPreTrainedModel, GenerationMixin):
         prompt, region_text = config.get("region_prompt", "description"), config.get("region_text", "pooled")
         regions = read_regions(region_descriptions)
         clip, clip_tokenizer = load_biomedclip(biomedclip)
-        image_processor = _load("biomedclip", biomedclip, AutoImageProcessor.from_pretrained)
-        tokenizer = _load("decoder", decoder, AutoTokenizer.from_pretrained)
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
+        image_processor = load_part("biomedclip", biomedclip, AutoImageProcessor.from_pretrained)
+        tokenizer = load_tokenizer(decoder)
         processor = LMRRGProcessor(image_processor, tokenizer, use_instruction=config.get("use_instruction", True))
         language_model = _load_decoder(decoder, dtype)
-        if len(tokenizer) > language_model.config.vocab_size:
-            language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        enlarge_vocabulary(language_model, len(tokenizer))
         head = language_model.get_output_embeddings()
 
         texts = [region["name" if prompt == "name" else "description"] for region in regions]
@@ -565,8 +563,7 @@ class LMRRGForConditionalGeneration(LMRRGPreTrainedModel, GenerationMixin):
         model.model.visual_transfer.to(dtype)
         model.model.language_model = language_model.base_model
         model.lm_head = head
-        model.generation_config = language_model.generation_config
-        model.generation_config.suppress_tokens = [processor.image_token_id]
+        set_decoding(model, tokenizer, processor.image_token_id)
         return model.eval(), processor
 
     def _initialize_all(self, part: nn.Module) -> None:
@@ -617,19 +614,19 @@ def encode_texts(
 
 def load_biomedclip(name: str) -> tuple[BiomedCLIPModel, PreTrainedTokenizerBase]:
     """A converted BiomedCLIP in float32 and its tokenizer; ValueError where `name` is none."""
-    found = _load("biomedclip", name, PreTrainedConfig.get_config_dict)[0].get("model_type", "open_clip")
+    found = load_part("biomedclip", name, PreTrainedConfig.get_config_dict)[0].get("model_type", "open_clip")
     if found != BiomedCLIPConfig.model_type:
         raise ValueError(
             f"biomedclip={name!r} is a {found} model; convert BiomedCLIP with recipes/convert_biomedclip.py and name "
             "the folder"
         )
-    model = _load("biomedclip", name, BiomedCLIPModel.from_pretrained, dtype=torch.float32)
-    return model, _load("biomedclip", name, AutoTokenizer.from_pretrained)
+    model = load_part("biomedclip", name, BiomedCLIPModel.from_pretrained, dtype=torch.float32)
+    return model, load_part("biomedclip", name, AutoTokenizer.from_pretrained)
 
 
 def _load_decoder(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """The causal language model that `name` is, or the one of a BLIP-2."""
-    config = _load("decoder", name, AutoConfig.from_pretrained)
+    config = load_part("decoder", name, AutoConfig.from_pretrained)
     blip = config.model_type == "blip-2"
     text = config.text_config if blip else config
     if text.is_encoder_decoder:
@@ -641,7 +638,7 @@ def _load_decoder(name: str, dtype: torch.dtype) -> PreTrainedModel:
         raise ValueError(f"decoder={name!r} is a {text.model_type} model, which is no causal language model")
     from transformers import Blip2ForConditionalGeneration  # 0.4 s that few need
 
-    model = _load(
+    model = load_part(
         "decoder", name, (Blip2ForConditionalGeneration if blip else AutoModelForCausalLM).from_pretrained, dtype=dtype
     )
     model = (model.language_model if blip else model).eval()
@@ -653,15 +650,6 @@ def _load_decoder(name: str, dtype: torch.dtype) -> PreTrainedModel:
                 f"decoder={name!r} is a {text.model_type} model whose logits are not one linear layer of its states"
             )
     return model
-
-
-def _load(part: str, name: str, loader: Callable, **options):
-    """`loader(name, **options)`, whose error becomes one sentence."""
-    try:
-        return loader(name, **options)
-    except (OSError, ValueError) as error:
-        sentence = str(error).split("\n")[0]
-        raise ValueError(f"{part}={name!r} cannot be loaded: {sentence}; name a folder or a Hub id") from error
 
 
 BiomedCLIPModel.register_for_auto_class("AutoModel")

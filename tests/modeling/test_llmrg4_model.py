@@ -34,6 +34,10 @@ from modeling.tiny import train_tokenizer
 from modeling.tiny_llmrg4 import build_llmrg4
 from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 
+pytestmark = [  # what a later transformers takes away; TRL 1.16 and PEFT name gradient_checkpointing themselves
+    pytest.mark.filterwarnings("error::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing` is deprecated:FutureWarning"),
+]
 PRIOR = "There is a small left pleural effusion."
 REPORTS = ["The heart is normal in size. No effusion.", "Left pleural effusion. Mild edema.", "No acute findings."]
 TEXTS = [*REPORTS, PRIOR, "INDICATION: cough. HISTORY: smoker. Describe the findings."] * 3
@@ -690,9 +694,11 @@ def test_from_pretrained_parts(atf, parts, text, fusion, tmp_path):
     assert all(torch.equal(old.prior_encoder.state_dict()[name], value) for name, value in found.items())
     decoder = LlamaForCausalLM.from_pretrained(parts / "decoder")
     ids = torch.tensor([processor.tokenizer("The heart is normal.")["input_ids"]])
-    size = decoder.config.vocab_size
-    assert model.config.text_config.vocab_size == size + 1 and model.config.image_token_id == size  # <image> is new
+    size = decoder.config.vocab_size  # 367: <image> is one more, 16 rows have no token
+    assert (size, model.config.text_config.vocab_size, model.config.image_token_id) == (367, 384, 367)
     torch.testing.assert_close(model(ids).logits[..., :size], decoder(ids).logits)
+    mean = decoder.get_input_embeddings().weight.mean(0)
+    torch.testing.assert_close(model.lm_head.weight[size:], mean.expand(17, -1), atol=1e-3, rtol=0)
     assert processor.tokenizer.pad_token == "<|im_end|>" and not model.training
     assert model.lm_head.weight is model.get_input_embeddings().weight  # tied as the decoder's
     assert model.model.token_fusion.queries.std() == pytest.approx(0.02, rel=0.2)
@@ -704,9 +710,113 @@ def test_from_pretrained_parts(atf, parts, text, fusion, tmp_path):
     processor.save_pretrained(tmp_path)
     back = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(back(**inputs).logits, model(**inputs).logits)
+    assert back.lm_head.out_features == 384 and back.generation_config.suppress_tokens == list(range(367, 384))
     assert type(AutoProcessor.from_pretrained(tmp_path)) is LLMRG4Processor
     saved = (tmp_path / "config.json").read_text()
     assert str(parts) not in saved and "CXRBert" not in saved and "cxr-bert" not in saved
+
+
+@pytest.fixture(scope="module")
+def vicuna(atf, tmp_path_factory):
+    """A decoder as lmsys/vicuna-7b-v1.5 is published: tokenizer.model, two .bin shards, its own settings."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = tmp_path_factory.mktemp("vicuna")
+    (folder / "texts").write_text("\n".join(TEXTS))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "texts"),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        byte_fallback=True,
+        vocab_size=320,
+        minloglevel=2,
+    )
+    set_seed(3)
+    config = LlamaConfig(
+        **atf[0].config.text_config.to_dict()
+        | {"vocab_size": 320, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False}
+    )
+    weights = LlamaForCausalLM(config).half().state_dict()
+    names, index = sorted(weights), {}
+    for number, part in enumerate((names[:9], names[9:]), start=1):
+        file = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({name: weights[name] for name in part}, folder / file)
+        index |= dict.fromkeys(part, file)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    token = {"__type": "AddedToken", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    values = {
+        "pytorch_model.bin.index.json": {"metadata": {"total_size": 0}, "weight_map": index},
+        "generation_config.json": {
+            "bos_token_id": 1, "eos_token_id": 2, "max_length": 4096, "pad_token_id": 0, "temperature": 0.9,
+            "top_p": 0.6, "transformers_version": "4.31.0",
+        },
+        "tokenizer_config.json": {
+            "add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False, "legacy": False,
+            "model_max_length": 4096, "pad_token": None, "padding_side": "right", "tokenizer_class": "LlamaTokenizer",
+            **{f"{name}_token": token | {"content": text}
+               for name, text in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"))},
+        },
+    }  # fmt: skip
+    for name, value in values.items():
+        (folder / name).write_text(json.dumps(value))
+    return folder
+
+
+@torch.no_grad()
+def test_vicuna_as_it_is_published(parts, vicuna, tmp_path):
+    """Its generation settings are invalid, and `save_pretrained` refuses them once they have been touched."""
+    original = LlamaForCausalLM.from_pretrained(vicuna, dtype=torch.float32)
+    original.generation_config.suppress_tokens = [320]
+    with pytest.raises(ValueError, match="temperature"):
+        original.save_pretrained(tmp_path / "original")
+    model, processor = LLMRG4ForConditionalGeneration.from_pretrained_parts(
+        str(parts / "vision"), str(parts / "text"), str(vicuna), num_visual_tokens=5, perceiver_heads=4
+    )
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    written = json.loads((tmp_path / "saved/generation_config.json").read_text())
+    written.pop("transformers_version")
+    suppressed = list(range(320, 384))  # <image>, and 63 rows of no token
+    assert written == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "suppress_tokens": suppressed}
+    config = json.loads((tmp_path / "saved/config.json").read_text())
+    assert config["text_config"]["vocab_size"] == 384 and not config["tie_word_embeddings"]
+    back = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved").eval()
+    inputs = encode(processor, FOUR)
+    torch.testing.assert_close(back(**inputs).logits, model(**inputs).logits)
+    ids = inputs["input_ids"][:1, -6:]
+    torch.testing.assert_close(back(ids).logits[..., :320], original(ids).logits)
+    back.lm_head.weight[321:] *= 1e3  # rows of no token that would win, or be the last choice
+    assert (back.generate(**inputs, max_new_tokens=3)[:, -3:] < 320).all()
+    for weight, own in (
+        (back.lm_head.weight, original.lm_head.weight),
+        (model.get_input_embeddings().weight, original.get_input_embeddings().weight),
+    ):
+        assert len(weight) == 384 and torch.equal(weight[:320], own)
+    mean = original.get_input_embeddings().weight.mean(0)
+    torch.testing.assert_close(model.get_input_embeddings().weight[320:], mean.expand(64, -1), atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_before_the_padding_loads(atf, tmp_path):
+    """Its vocabulary ends with <image>: 401 rows, no multiple of 64."""
+    model, processor = atf
+    rows = model.lm_head.out_features
+    assert rows % 64 and rows == len(processor.tokenizer)
+    model.save_pretrained(tmp_path)
+    back = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    inputs = encode(processor, FOUR)
+    assert back.lm_head.out_features == rows
+    torch.testing.assert_close(back(**inputs).logits, model(**inputs).logits)
+
+
+def test_a_decoder_without_end_token_is_refused(parts, tmp_path):
+    shutil.copytree(parts / "decoder", tmp_path / "endless")
+    file = tmp_path / "endless/tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": None}))
+    with pytest.raises(ValueError, match=r"endless' has no end token: set eos_token in its tokenizer_config\.json$"):
+        LLMRG4ForConditionalGeneration.from_pretrained_parts(
+            str(parts / "vision"), str(parts / "text"), str(tmp_path / "endless"), perceiver_heads=4
+        )
 
 
 @pytest.mark.parametrize(

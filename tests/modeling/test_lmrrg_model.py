@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, Image, List
 from peft import LoraConfig, PeftModel
 from PIL import Image as PILImage
+from tokenizers import AddedToken
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -45,6 +46,10 @@ from modeling.processing_lmrrg import DEFAULT_INSTRUCTION, IMAGE_TOKEN, make_cha
 from modeling.tiny import train_tokenizer
 from modeling.tiny_lmrrg import build_biomedclip, build_lmrrg
 
+pytestmark = [  # what a later transformers takes away; TRL 1.16 and PEFT name gradient_checkpointing themselves
+    pytest.mark.filterwarnings("error::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing` is deprecated:FutureWarning"),
+]
 REPORTS = ["The heart is normal in size. No effusion.", "Left pleural effusion. Mild edema.", "No acute findings."]
 TEXTS = [*REPORTS, DEFAULT_INSTRUCTION] * 3
 D, WIDTH, K, N = 32, 64, 29, 16  # of the miniature; images have 4 x 4 patches
@@ -939,9 +944,11 @@ def test_from_pretrained_parts(parts, decoder, tmp_path):
     original = kind.from_pretrained(name)
     original = original.language_model if decoder == "blip2" else original
     ids = torch.tensor([processor.tokenizer("The heart is normal.")["input_ids"]])
-    size = original.config.vocab_size
-    assert model.config.text_config.vocab_size == size + 1 and model.config.image_token_id == size  # <image> is new
+    size = original.config.vocab_size  # <image> is one more, 48 rows have no token
+    assert (size, model.config.text_config.vocab_size, model.config.image_token_id) == (399, 448, 399)
     torch.testing.assert_close(model(ids).logits[..., :size], original(ids).logits)
+    mean = original.get_output_embeddings().weight.mean(0)
+    torch.testing.assert_close(model.lm_head.weight[size:], mean.expand(49, -1), atol=1e-3, rtol=0)
     assert processor.tokenizer.pad_token == "<|im_end|>" and not model.training
     assert not any(p.is_meta for p in [*model.parameters(), *model.buffers()])
 
@@ -966,8 +973,59 @@ def test_from_pretrained_parts(parts, decoder, tmp_path):
     back = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(back(**inputs).logits, model(**inputs).logits)
     assert (back.lm_head.weight is back.get_input_embeddings().weight) == model.config.tie_word_embeddings
+    assert back.lm_head.out_features == 448 and back.generation_config.suppress_tokens == list(range(399, 448))
     assert type(AutoProcessor.from_pretrained(tmp_path)) is LMRRGProcessor
     assert str(parts) not in (tmp_path / "config.json").read_text()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("size", "image_token", "with_settings"),
+    [
+        (407, False, False),  # Salesforce/blip2-opt-2.7b until 2024: 50,272 rows for 50,265 tokens
+        (439, True, True),  # since then: 50,304 rows for 50,266, <image> among them, and a generation_config.json
+    ],
+)
+def test_both_revisions_of_blip2(parts, size, image_token, with_settings, tmp_path):
+    """Their decoder ends at a newline alone; a report ends at the tokenizer's end token, and it may have lines."""
+    words = train_tokenizer(TEXTS, 399)
+    words.bos_token = words.unk_token = words.eos_token
+    if image_token:
+        words.add_tokens([AddedToken("<image>", special=True, normalized=False)])
+    [newline] = words("\n")["input_ids"]
+    end = words.eos_token_id
+    config = Blip2Config.from_pretrained(parts / "blip2")
+    for name, value in (("vocab_size", size), ("bos_token_id", end), ("eos_token_id", newline)):
+        setattr(config.text_config, name, value)
+    blip = tmp_path / "blip2"
+    original = Blip2ForConditionalGeneration(config).eval()
+    original.save_pretrained(blip)
+    words.save_pretrained(blip)
+    (blip / "generation_config.json").unlink()
+    if with_settings:
+        ids = {"bos_token_id": end, "eos_token_id": newline, "pad_token_id": words.pad_token_id}
+        (blip / "generation_config.json").write_text(json.dumps({"_from_model_config": True, **ids}))
+    model, processor = LMRRGForConditionalGeneration.from_pretrained_parts(str(parts / "clip"), str(blip))
+    assert len(processor.tokenizer) == 400 and model.config.text_config.vocab_size == size  # no row is added
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    back = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved").eval()
+    assert back.generation_config.eos_token_id == back.config.text_config.eos_token_id == end
+    assert back.generation_config.suppress_tokens == list(range(399, size))
+    assert back.generation_config.pad_token_id == words.pad_token_id
+    inputs = encode(processor)
+    torch.testing.assert_close(back(**inputs).logits, model(**inputs).logits)
+
+    forced = [newline, newline, end, newline]
+    start = inputs["input_ids"].shape[1]
+    answer = back.generate(
+        **inputs, max_new_tokens=4, prefix_allowed_tokens_fn=lambda _, ids: [forced[len(ids) - start]]
+    )
+    assert answer[0, start:].tolist() == forced[:3]
+    args = settings(tmp_path, GRPOConfig, num_generations=2)
+    data = rows().select_columns(["prompt", "images"])
+    trainer = GRPOTrainer(back, lambda completions, **_: [0.0], args, train_dataset=data, processing_class=processor)
+    assert trainer.eos_token_ids == [end]  # TRL's, where completions of GRPO and episodes of PPO end
 
 
 @pytest.mark.parametrize(
