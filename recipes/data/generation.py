@@ -197,7 +197,8 @@ def report_settings(model: PreTrainedModel, tokenizer, **settings) -> Generation
     A checkpoint may bring decoding settings of its own (Qwen2.5-VL a repetition penalty, Gemma sampling), and
     `generate` fills with them whatever is not set. Of the checkpoint's only token ids are taken; a completion ends at
     each end that the checkpoint or the tokenizer names. The place of an image is never written, since a text with one
-    could not be read again. To be put in the place of `model.generation_config`:
+    could not be read again, nor what the checkpoint suppresses (LLM-RG4 and LM-RRG: rows of no token). To be put in
+    the place of `model.generation_config`:
 
         model.generation_config = report_settings(model, processor.tokenizer, max_new_tokens=256)
     """
@@ -210,7 +211,9 @@ def report_settings(model: PreTrainedModel, tokenizer, **settings) -> Generation
     image = getattr(model.config, "image_token_id", None)
     # top_k 50: not used in greedy search, where transformers warns of any other value
     greedy = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
-    greedy |= {"repetition_penalty": 1.0, "length_penalty": 1.0, "suppress_tokens": None if image is None else [image]}
+    greedy |= {"repetition_penalty": 1.0, "length_penalty": 1.0}
+    suppressed = {*(model.generation_config.suppress_tokens or ()), *([] if image is None else [image])}
+    greedy["suppress_tokens"] = sorted(suppressed) or None
     return GenerationConfig(**ids | greedy | settings)
 
 

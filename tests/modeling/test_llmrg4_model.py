@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import replicas
 import torch
 from datasets import Dataset, Image, List
 from peft import LoraConfig, PeftModel
@@ -716,57 +717,12 @@ def test_from_pretrained_parts(atf, parts, text, fusion, tmp_path):
     assert str(parts) not in saved and "CXRBert" not in saved and "cxr-bert" not in saved
 
 
-@pytest.fixture(scope="module")
-def vicuna(atf, tmp_path_factory):
-    """A decoder as lmsys/vicuna-7b-v1.5 is published: tokenizer.model, two .bin shards, its own settings."""
-    sentencepiece = pytest.importorskip("sentencepiece")
-    folder = tmp_path_factory.mktemp("vicuna")
-    (folder / "texts").write_text("\n".join(TEXTS))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "texts"),
-        model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        byte_fallback=True,
-        vocab_size=320,
-        minloglevel=2,
-    )
-    set_seed(3)
-    config = LlamaConfig(
-        **atf[0].config.text_config.to_dict()
-        | {"vocab_size": 320, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False}
-    )
-    weights = LlamaForCausalLM(config).half().state_dict()
-    names, index = sorted(weights), {}
-    for number, part in enumerate((names[:9], names[9:]), start=1):
-        file = f"pytorch_model-0000{number}-of-00002.bin"
-        torch.save({name: weights[name] for name in part}, folder / file)
-        index |= dict.fromkeys(part, file)
-    config.architectures = ["LlamaForCausalLM"]
-    config.save_pretrained(folder)
-    token = {"__type": "AddedToken", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    values = {
-        "pytorch_model.bin.index.json": {"metadata": {"total_size": 0}, "weight_map": index},
-        "generation_config.json": {
-            "bos_token_id": 1, "eos_token_id": 2, "max_length": 4096, "pad_token_id": 0, "temperature": 0.9,
-            "top_p": 0.6, "transformers_version": "4.31.0",
-        },
-        "tokenizer_config.json": {
-            "add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False, "legacy": False,
-            "model_max_length": 4096, "pad_token": None, "padding_side": "right", "tokenizer_class": "LlamaTokenizer",
-            **{f"{name}_token": token | {"content": text}
-               for name, text in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"))},
-        },
-    }  # fmt: skip
-    for name, value in values.items():
-        (folder / name).write_text(json.dumps(value))
-    return folder
-
-
 @torch.no_grad()
-def test_vicuna_as_it_is_published(parts, vicuna, tmp_path):
+def test_vicuna_as_it_is_published(parts, tmp_path):
     """Its generation settings are invalid, and `save_pretrained` refuses them once they have been touched."""
+    vicuna = replicas.vicuna(tmp_path / "vicuna", TEXTS)
     original = LlamaForCausalLM.from_pretrained(vicuna, dtype=torch.float32)
-    original.generation_config.suppress_tokens = [320]
+    original.generation_config.suppress_tokens = [32000]
     with pytest.raises(ValueError, match="temperature"):
         original.save_pretrained(tmp_path / "original")
     model, processor = LLMRG4ForConditionalGeneration.from_pretrained_parts(
@@ -776,24 +732,24 @@ def test_vicuna_as_it_is_published(parts, vicuna, tmp_path):
     processor.save_pretrained(tmp_path / "saved")
     written = json.loads((tmp_path / "saved/generation_config.json").read_text())
     written.pop("transformers_version")
-    suppressed = list(range(320, 384))  # <image>, and 63 rows of no token
+    suppressed = list(range(32000, 32064))  # <image>, and 63 rows of no token
     assert written == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "suppress_tokens": suppressed}
     config = json.loads((tmp_path / "saved/config.json").read_text())
-    assert config["text_config"]["vocab_size"] == 384 and not config["tie_word_embeddings"]
+    assert config["text_config"]["vocab_size"] == 32064 and not config["tie_word_embeddings"]
     back = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved").eval()
     inputs = encode(processor, FOUR)
     torch.testing.assert_close(back(**inputs).logits, model(**inputs).logits)
     ids = inputs["input_ids"][:1, -6:]
-    torch.testing.assert_close(back(ids).logits[..., :320], original(ids).logits)
-    back.lm_head.weight[321:] *= 1e3  # rows of no token that would win, or be the last choice
-    assert (back.generate(**inputs, max_new_tokens=3)[:, -3:] < 320).all()
+    torch.testing.assert_close(back(ids).logits[..., :32000], original(ids).logits)
+    back.lm_head.weight[32001:] *= 1e3  # rows of no token that would win, or be the last choice
+    assert (back.generate(**inputs, max_new_tokens=3)[:, -3:] < 32000).all()
     for weight, own in (
         (back.lm_head.weight, original.lm_head.weight),
         (model.get_input_embeddings().weight, original.get_input_embeddings().weight),
     ):
-        assert len(weight) == 384 and torch.equal(weight[:320], own)
+        assert len(weight) == 32064 and torch.equal(weight[:32000], own)
     mean = original.get_input_embeddings().weight.mean(0)
-    torch.testing.assert_close(model.get_input_embeddings().weight[320:], mean.expand(64, -1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(model.get_input_embeddings().weight[32000:], mean.expand(64, -1), atol=1e-3, rtol=0)
 
 
 @torch.no_grad()

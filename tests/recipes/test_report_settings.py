@@ -56,6 +56,8 @@ def test_gemmas_image_token_is_not_written():
     model = SimpleNamespace(generation_config=GenerationConfig(), config=Gemma3Config(image_token_index=262144))
     tokenizer = SimpleNamespace(eos_token_id=1, pad_token_id=0)
     assert report_settings(model, tokenizer).suppress_tokens == [262144]
+    model.generation_config.suppress_tokens = [262145, 262207]  # as LLM-RG4 and LM-RRG do with rows of no token
+    assert report_settings(model, tokenizer).suppress_tokens == [262144, 262145, 262207]
 
 
 @pytest.fixture(scope="module")
