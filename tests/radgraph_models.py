@@ -26,6 +26,7 @@ ENTITIES = {
     ],
     "radgraph": ["ANAT-DP", "OBS-DP", "OBS-DA", "OBS-U"],
 }
+ENTITIES["modern-radgraph-xl"] = ENTITIES["radgraph-xl"]
 RELATIONS = ["modify", "located_at", "suggestive_of"]
 PACKAGE = "RadEval.metrics.radgraph"
 

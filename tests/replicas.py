@@ -14,18 +14,40 @@ What no published file or its size could confirm is in FROM_MEMORY: `python test
 
 import io
 import json
+import re
+import shutil
+import sys
+import types
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
+    BertTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Dinov2Config,
+    Dinov2Model,
     LlamaConfig,
     LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    RobertaConfig,
+    RobertaForMaskedLM,
     set_seed,
 )
 
@@ -48,6 +70,34 @@ FROM_MEMORY = {
         "the chat template, whose words are ours and whose output is the published one's as remembered",
         "which of the two generation_config.json is there today (the replica: temperature 1e-06)",
     ),
+    "cxr_bert": ("special_tokens_map_file in tokenizer_config.json, a path of which only the length is known",),
+    "rad_dino": ("what is in backbone_compatible.safetensors and dino_head.safetensors, which are not read",),
+    "blip2_opt": (
+        "the old revision's config.json, of which more settings than these are in the published 6.96 kB",
+        "the vision tower's and the Q-Former's settings (the class's defaults)",
+        "that tokenizer.json writes </s> before a text (a template) and has the special tokens as normalized",
+        "that special_tokens_map.json is the same in both revisions",
+        "that main has the new form today",
+    ),
+    "bert_base_uncased": ("gamma and beta as names of layer norms, and which weights are written twice",),
+    "biomedbert": (
+        "everything but the name and that it is a BERT-base, uncased: files, tokenizer settings, special ids, pickle",
+    ),
+    "cxr_bert_general": ("tokenizer_config.json, of which 228 bytes are known", "the special tokens' ids"),
+    "biomedclip": ("the order of the keys in tokenizer_config.json", "the vocabulary's special ids"),
+    "chexbert_pth": ("that it is pickled in the old way and without position_ids (from the versions that wrote it)",),
+    "modernbert_base": ("everything: config, tokenizer, ids and file set",),
+    "radgraph_archive": (
+        "which encoder the first RadGraph names, and that its label set is called radgraph",
+        "that radgraph-xl names CXR-BERT-general and modern-radgraph-xl ModernBERT-base (users' offline copies do)",
+        "config.json, whose keys are those of DyGIE++'s template",
+    ),
+    "distilroberta": ("that position_ids is in neither weights file", "which weights are written twice"),
+    "llmrg4_pth": (
+        "that the released file is of stage 2 with the LoRA of the script (rank 32, alpha 64) in it, in float32",
+        "that tensors on the drive have no CUDA place (the replica's have none)",
+    ),
+    "discbert_pth": ("whether the buffer bert.embeddings.position_ids is in it (the replica: no)",),
     "huatuo": (
         "everything but that it is a Qwen2.5-VL of 8B: files, shards, config, generation and image settings, padding",
         "forms A to D stand for what a Trainer of early 2025 may have written",
@@ -509,6 +559,795 @@ def write_sentencepiece(file: Path, texts: Iterable[str], vocab_size: int) -> No
     for number in range(len(model.pieces), vocab_size):
         model.pieces.add(piece=f"filler{number}", score=-float(number - 259))
     file.write_bytes(model.SerializeToString())
+
+
+################
+# BERT and RAD-DINO
+################
+
+
+def word_pieces(texts: Iterable[str], specials: Sequence[str], size: int) -> list[str]:
+    """An uncased WordPiece vocabulary: `specials`, letters, the words of `texts` by frequency, and fillers."""
+    words = Counter(re.findall(r"\w+|[^\w\s]", " ".join(texts).lower()))
+    letters = sorted(set("".join(words)) | set("abcdefghijklmnopqrstuvwxyz0123456789.,:;-/()"))
+    common = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    vocab = [*specials, *letters, *(f"##{letter}" for letter in letters), *common][:size]
+    return vocab + [f"[unused{number}]" for number in range(len(vocab), size)]
+
+
+def bert_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a BERT as files of before transformers 4.31 have them: with the positions as a buffer."""
+    positions = torch.arange(model.config.max_position_embeddings)[None]
+    return {f"{model.base_model_prefix}.embeddings.position_ids": positions} | model.state_dict()
+
+
+BERT_SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+CXR_BERT = {  # 843 bytes
+    "_name_or_path": "microsoft/BiomedVLP-CXR-BERT-specialized",
+    "architectures": ["CXRBertModel"],
+    "attention_probs_dropout_prob": 0.25,
+    "auto_map": {
+        "AutoConfig": "configuration_cxrbert.CXRBertConfig",
+        "AutoModel": "modeling_cxrbert.CXRBertModel",
+    },
+    "classifier_dropout": None,
+    "gradient_checkpointing": False,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.25,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "model_type": "cxr-bert",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 0,
+    "position_embedding_type": "absolute",
+    "projection_size": 128,
+    "torch_dtype": "float32",
+    "transformers_version": "4.18.0",
+    "type_vocab_size": 2,
+    "use_cache": True,
+    "vocab_size": 30522,
+}
+CXR_BERT_SPECIALS = {  # 112 bytes; ids 0 to 4 in another order, and not BERT's 100 to 103
+    **{"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"},
+    **{"mask_token": "[MASK]"},
+}
+CXR_BERT_TOKENIZER = {  # 659 bytes; no model_max_length
+    "do_lower_case": True,
+    **CXR_BERT_SPECIALS,
+    "tokenize_chinese_chars": True,
+    "strip_accents": None,
+    "do_basic_tokenize": True,
+    "never_split": None,
+    "special_tokens_map_file": "/mnt/batch/".ljust(226, "x"),  # a longer path on the authors' machine
+    "tokenizer_file": None,
+    "name_or_path": "",
+    "auto_map": {"AutoTokenizer": ["configuration_cxrbert.CXRBertTokenizer", None]},
+    "tokenizer_class": "CXRBertTokenizer",
+}
+NOT_RUN = 'raise RuntimeError("the code of a published repository was run")\n'  # theirs stands here
+
+
+def cxr_bert(folder: Path, texts: Sequence[str] = SENTENCES) -> Path:
+    """microsoft/BiomedVLP-CXR-BERT-specialized: pickled, with a masked-language and a projection head, code of its own
+    and no pooler; its image model biovil_image_resnet50_proj_size_128.pt is left out."""
+    config = CXR_BERT | BERT_SMALL | {"projection_size": 16}
+    write_json(folder / "config.json", config)
+    write_json(folder / "special_tokens_map.json", CXR_BERT_SPECIALS, indent=None, end="")
+    write_json(folder / "tokenizer_config.json", CXR_BERT_TOKENIZER, indent=None, end="")
+    for name in ("configuration_cxrbert.py", "modeling_cxrbert.py"):
+        (folder / name).write_text(NOT_RUN)
+    vocab = word_pieces(texts, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), config["vocab_size"])
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
+
+    set_seed(0)
+    scale = {"initializer_range": 0.5 * config["hidden_size"] ** -0.5}
+    settings = BertConfig(**{key: config[key] for key in config if key not in ("model_type", "auto_map")} | scale)
+    weights, size = bert_weights(BertForMaskedLM(settings)), config["projection_size"]
+    for part, shape in {
+        "dense_to_hidden.weight": (size, config["hidden_size"]),
+        "dense_to_hidden.bias": (size,),
+        "LayerNorm.weight": (size,),
+        "LayerNorm.bias": (size,),
+        "dense_to_output.weight": (size, size),
+        "dense_to_output.bias": (size,),
+    }.items():
+        weights[f"cls_projection_head.{part}"] = torch.randn(shape)
+    write_weights(folder, weights, 1, pickled=True)
+    return folder
+
+
+RAD_DINO = {  # 879 bytes
+    "apply_layernorm": True,
+    "architectures": ["Dinov2Model"],
+    "attention_probs_dropout_prob": 0.0,
+    "drop_path_rate": 0.0,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.0,
+    "hidden_size": 768,
+    "image_size": 518,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-06,
+    "layerscale_value": 1.0,
+    "mlp_ratio": 4,
+    "model_type": "dinov2",
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "num_hidden_layers": 12,
+    "out_features": ["stage12"],
+    "out_indices": [12],
+    "patch_size": 14,
+    "qkv_bias": True,
+    "reshape_hidden_states": True,
+    "stage_names": ["stem", *(f"stage{number}" for number in range(1, 13))],
+    "torch_dtype": "float32",
+    "transformers_version": "4.34.0",
+    "use_swiglu_ffn": False,
+}
+RAD_DINO_SMALL = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "out_features": ["stage2"],
+    "out_indices": [2],
+    "stage_names": ["stem", "stage1", "stage2"],
+}
+RAD_DINO_PREPROCESSOR = {  # 756 bytes
+    "_valid_processor_keys": [
+        *("images", "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
+        *("do_normalize", "image_mean", "image_std", "do_convert_rgb", "return_tensors", "data_format"),
+        "input_data_format",
+    ],
+    "crop_size": {"height": 518, "width": 518},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5307, 0.5307, 0.5307],
+    "image_processor_type": "BitImageProcessor",
+    "image_std": [0.2583, 0.2583, 0.2583],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 518},
+}
+
+
+def rad_dino(folder: Path, image_size: int = 518) -> Path:
+    """microsoft/rad-dino: a DINOv2 of 37 x 37 patches, or `image_size` / 14; the shortest edge is resized, then the
+    centre is taken. Beside model.safetensors stand two files of DINOv2's own code that transformers does not read."""
+    config = RAD_DINO | RAD_DINO_SMALL | {"image_size": image_size}
+    write_json(folder / "config.json", config)
+    sizes = {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
+    write_json(folder / "preprocessor_config.json", RAD_DINO_PREPROCESSOR | sizes)
+    set_seed(0)
+    settings = Dinov2Config(**config)
+    settings.initializer_range = 0.5 * settings.hidden_size**-0.5
+    save_file(Dinov2Model(settings).state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    for name in ("backbone_compatible.safetensors", "dino_head.safetensors"):
+        save_file({"cls_token": torch.zeros(1, 1, config["hidden_size"])}, folder / name)
+    return folder
+
+
+################
+# BLIP-2
+################
+
+OPT = {
+    "_name_or_path": "facebook/opt-2.7b",
+    "activation_dropout": 0.0,
+    "architectures": ["OPTForCausalLM"],
+    "eos_token_id": 50118,  # a line's end, while the tokenizer's is </s>, 2
+    "ffn_dim": 10240,
+    "hidden_size": 2560,
+    "model_type": "opt",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "prefix": "</s>",
+    "torch_dtype": "float16",
+    "vocab_size": 50304,
+    "word_embed_proj_dim": 2560,
+}
+BLIP2 = {  # the new revision's; 1.17 kB
+    "architectures": ["Blip2ForConditionalGeneration"],
+    "image_text_hidden_size": 256,
+    "image_token_index": 50265,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "model_type": "blip-2",
+    "num_query_tokens": 32,
+    "qformer_config": {"classifier_dropout": None, "model_type": "blip_2_qformer"},
+    "text_config": OPT,
+    "torch_dtype": "float32",
+    "transformers_version": "4.47.0.dev0",
+    "use_decoder_only_language_model": True,
+    "vision_config": {
+        "dropout": 0.0,
+        "initializer_factor": 1.0,
+        "model_type": "blip_2_vision_model",
+        "num_channels": 3,
+        "projection_dim": 512,
+    },
+}
+BLIP2_OLD_TEXT = OPT | {  # the old revision wrote every setting, 6.96 kB in all; these are OPT's own
+    "attention_dropout": 0.0,
+    "bos_token_id": 2,
+    "do_layer_norm_before": True,
+    "dropout": 0.1,
+    "enable_bias": True,
+    "init_std": 0.02,
+    "layer_norm_elementwise_affine": True,
+    "layerdrop": 0.0,
+    "max_position_embeddings": 2048,
+    "pad_token_id": 1,
+    "tie_word_embeddings": True,
+    "use_cache": True,
+    "vocab_size": 50272,
+    "_remove_final_layer_norm": False,
+    "activation_function": "relu",
+}
+BLIP2_OLD_VISION = {
+    "attention_dropout": 0.0,
+    "dropout": 0.0,
+    "hidden_act": "gelu",
+    "hidden_size": 1408,
+    "image_size": 224,
+    "initializer_factor": 1.0,
+    "initializer_range": 1e-10,
+    "intermediate_size": 6144,
+    "layer_norm_eps": 1e-05,
+    "model_type": "blip_2_vision_model",
+    "num_attention_heads": 16,
+    "num_channels": 3,
+    "num_hidden_layers": 39,
+    "patch_size": 14,
+    "projection_dim": 512,
+    "qkv_bias": True,
+}
+OPT_SMALL = {
+    "ffn_dim": 64,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "word_embed_proj_dim": 32,
+}
+BLIP2_VISION_SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+BLIP2_QFORMER_SMALL = BLIP2_VISION_SMALL | {"encoder_hidden_size": 32}
+BLIP2_PREPROCESSOR = {  # 432 bytes
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": CLIP_MEAN,
+    "image_processor_type": "BlipImageProcessor",
+    "image_std": CLIP_STD,
+    "processor_class": "Blip2Processor",
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"height": 224, "width": 224},
+}
+BLIP2_GENERATION = {  # 141 bytes
+    "_from_model_config": True,
+    "bos_token_id": 2,
+    "eos_token_id": 50118,
+    "pad_token_id": 1,
+    "transformers_version": "4.47.0.dev0",
+}
+BLIP2_TOKENIZER = {  # 904 bytes: the old revision's
+    "add_bos_token": True,
+    "add_prefix_space": False,
+    "bos_token": {"__type": "AddedToken", **token("</s>", normalized=True)},
+    "eos_token": {"__type": "AddedToken", **token("</s>", normalized=True)},
+    "errors": "replace",
+    "model_max_length": 1000000000000000019884624838656,
+    "pad_token": {"__type": "AddedToken", **token("<pad>", normalized=True)},
+    "processor_class": "Blip2Processor",
+    "special_tokens_map_file": None,
+    "tokenizer_class": "GPT2Tokenizer",
+    "unk_token": {"__type": "AddedToken", **token("</s>", normalized=True)},
+}
+
+
+def blip2_opt(folder: Path, revision: str = "new", texts: Sequence[str] = SENTENCES, fewer: int = 0) -> Path:
+    """Salesforce/blip2-opt-2.7b in float32, safetensors and pickles side by side, as of March 2024 ("old": every
+    setting in config.json, 50,272 rows, the tied head written too, no generation_config.json) or December 2024
+    ("new": an image token, 50,304 rows).
+
+    The decoder's end is a line's end, 50118, and begin, end and unknown of the tokenizer are all </s>, 2. `fewer`:
+    how many rows fewer it has than the published one, for speed; 50118 and the image token's id become as much less.
+    """
+    if revision not in ("old", "new"):
+        raise ValueError(f"revision is old or new, not {revision!r}")
+    text = (OPT if revision == "new" else BLIP2_OLD_TEXT) | OPT_SMALL
+    text |= {"vocab_size": text["vocab_size"] - fewer, "eos_token_id": 50118 - fewer}
+    vision = (BLIP2["vision_config"] if revision == "new" else BLIP2_OLD_VISION) | BLIP2_VISION_SMALL
+    config = BLIP2 | {"text_config": text, "vision_config": vision, "image_token_index": 50265 - fewer}
+    config["qformer_config"] = BLIP2["qformer_config"] | BLIP2_QFORMER_SMALL
+    if revision == "old":
+        for key in ("image_token_index", "image_text_hidden_size"):
+            del config[key]
+        config |= {"tie_word_embeddings": False, "transformers_version": None, "use_decoder_only_language_model": True}
+    else:
+        write_json(folder / "added_tokens.json", {"<image>": 50265 - fewer})  # 23 bytes
+        write_json(folder / "generation_config.json", BLIP2_GENERATION | {"eos_token_id": 50118 - fewer})
+        write_json(folder / "processor_config.json", {"num_query_tokens": 32, "processor_class": "Blip2Processor"})
+    write_json(folder / "config.json", config)
+    write_json(folder / "preprocessor_config.json", BLIP2_PREPROCESSOR)
+    _write_opt_tokenizer(folder, texts, revision, fewer)
+
+    set_seed(0)
+    settings = Blip2Config(**config)
+    settings.text_config.init_std = 0.5 * 32**-0.5
+    model = Blip2ForConditionalGeneration(settings)
+    weights = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
+    head = weights.pop("language_model.lm_head.weight")
+    for pickled in (False, True):
+        tied = revision == "old" or pickled  # the new revision left the old pickles where they were
+        rows = 50272 - fewer
+        written = weights | ({"language_model.lm_head.weight": head.clone()} if tied else {})
+        if pickled:
+            names = ("language_model.lm_head.weight", "language_model.model.decoder.embed_tokens.weight")
+            written |= {name: written[name][:rows].clone() for name in names}
+        write_weights(folder, written, 2, pickled)
+    return folder
+
+
+def _write_opt_tokenizer(folder: Path, texts: Sequence[str], revision: str, fewer: int) -> None:
+    line_end = 50118 - fewer
+    vocab, merges = byte_level_bpe(texts, min(2000, line_end), ("<s>", "<pad>", "</s>", "<unk>"))
+    vocab = with_fillers(vocab, 50265 - fewer)
+    ids = {number: name for name, number in vocab.items()}
+    vocab |= {"Ċ": line_end, ids[line_end]: vocab["Ċ"]}
+    backend = Tokenizer(models.BPE(vocab, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
+    backend.add_special_tokens([AddedToken(name, normalized=True) for name in ("<pad>", "</s>")])
+    settings, specials = BLIP2_TOKENIZER, {"bos_token": "</s>", "eos_token": "</s>"}
+    specials = {name: token("</s>", normalized=True) for name in ("bos_token", "eos_token")}
+    specials |= {"pad_token": token("<pad>", normalized=True), "unk_token": token("</s>", normalized=True)}
+    if revision == "new":
+        backend.add_special_tokens([AddedToken("<image>", normalized=False)])
+        names = {1: "<pad>", 2: "</s>", 50265 - fewer: "<image>"}
+        added = {str(number): token(name, normalized=number < 3, special=True) for number, name in names.items()}
+        strings = {f"{name}_token": "</s>" for name in ("bos", "eos", "unk")} | {"pad_token": "<pad>"}
+        settings = settings | {"added_tokens_decoder": added, "clean_up_tokenization_spaces": False} | strings
+        del settings["special_tokens_map_file"]
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
+    write_json(folder / "tokenizer_config.json", dict(sorted(settings.items())))
+    write_json(folder / "special_tokens_map.json", dict(sorted(specials.items())))
+
+
+################
+# BiomedCLIP, CheXbert, RadGraph and the BERTs that they name
+################
+
+BERT = {  # 570 bytes: google-bert/bert-base-uncased
+    "architectures": ["BertForMaskedLM"],
+    "attention_probs_dropout_prob": 0.1,
+    "gradient_checkpointing": False,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "model_type": "bert",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 0,
+    "position_embedding_type": "absolute",
+    "transformers_version": "4.6.0.dev0",
+    "type_vocab_size": 2,
+    "use_cache": True,
+    "vocab_size": 30522,
+}
+BERT_SPECIALS = ("[PAD]", *(f"[unused{number}]" for number in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PLAIN_BERT = {
+    key: BERT[key] for key in BERT if key not in ("gradient_checkpointing", "transformers_version", "use_cache")
+}
+GENERAL_TOKENIZER = {  # 228 bytes
+    **{"do_lower_case": True, "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]"},
+    **{"cls_token": "[CLS]", "mask_token": "[MASK]", "tokenize_chinese_chars": True, "model_max_length": 512},
+    "tokenizer_class": "BertTokenizer",
+}
+
+
+def bert_base_uncased(folder: Path, texts: Sequence[str] = SENTENCES) -> Path:
+    """google-bert/bert-base-uncased: [CLS] is 101; safetensors and pickle with pooler and both heads, and layer norms
+    whose weights are called gamma and beta."""
+    write_json(folder / "config.json", BERT | BERT_SMALL)
+    write_json(
+        folder / "tokenizer_config.json", {"do_lower_case": True, "model_max_length": 512}, None, ""
+    )  # 48 bytes
+    vocab = word_pieces(texts, BERT_SPECIALS, BERT["vocab_size"])
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
+    backend = BertTokenizer({word: number for number, word in enumerate(vocab)}).backend_tokenizer
+    backend.save(str(folder / "tokenizer.json"))
+    set_seed(0)
+    model = BertForPreTraining(_bert_settings(BERT | BERT_SMALL))
+    names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        for new, old in names.items():
+            name = name.replace(new, old)
+        if name != "cls.predictions.decoder.bias":
+            weights[name] = tensor.clone()
+    write_weights(folder, weights, 1)
+    write_weights(folder, weights, 1, pickled=True)
+    return folder
+
+
+def biomedbert(folder: Path, texts: Sequence[str] = SENTENCES) -> Path:
+    """microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract, whose tokenizer and configuration BiomedCLIP names: a
+    pickle, and vocab.txt alone."""
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    return _pickled_bert(folder, texts, PLAIN_BERT, {"do_lower_case": True}, specials)
+
+
+def cxr_bert_general(folder: Path, texts: Sequence[str] = SENTENCES) -> Path:
+    """microsoft/BiomedVLP-CXR-BERT-general, the encoder of RadGraph-XL: a pickle, and vocab.txt alone."""
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    return _pickled_bert(folder, texts, PLAIN_BERT, GENERAL_TOKENIZER, specials)
+
+
+def _pickled_bert(folder: Path, texts: Sequence[str], config: dict, tokenizer: dict, specials: tuple) -> Path:
+    write_json(folder / "config.json", config | BERT_SMALL, end="")  # 473 bytes
+    write_json(folder / "tokenizer_config.json", tokenizer, None, "")
+    (folder / "vocab.txt").write_text("\n".join(word_pieces(texts, specials, config["vocab_size"])) + "\n")
+    set_seed(0)
+    write_weights(folder, bert_weights(BertForMaskedLM(_bert_settings(config | BERT_SMALL))), 1, pickled=True)
+    return folder
+
+
+def _bert_settings(config: dict) -> BertConfig:
+    """The configuration with which random weights keep the size of what they are applied to."""
+    return BertConfig(**config | {"initializer_range": 0.5 * config["hidden_size"] ** -0.5})
+
+
+BIOMED_CLIP = {  # 707 bytes
+    "model_cfg": {
+        "embed_dim": 512,
+        "vision_cfg": {
+            "timm_model_name": "vit_base_patch16_224",
+            "timm_model_pretrained": False,
+            "timm_pool": "",
+            "timm_proj": "linear",
+            "image_size": 224,
+        },
+        "text_cfg": {
+            "hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+            "hf_tokenizer_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+            "hf_proj_type": "mlp",
+            "hf_pooler_type": "cls_last_hidden_state_pooler",
+            "context_length": 256,
+        },
+    },
+    "preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD},
+}
+BIOMED_CLIP_TOKENIZER = {  # 394 bytes
+    **{"clean_up_tokenization_spaces": True, "cls_token": "[CLS]", "do_basic_tokenize": True, "do_lower_case": True},
+    **{"mask_token": "[MASK]", "model_max_length": 1000000000000000019884624838656, "never_split": None},
+    **{"pad_token": "[PAD]", "sep_token": "[SEP]", "strip_accents": None, "tokenize_chinese_chars": True},
+    **{"tokenizer_class": "BertTokenizer", "unk_token": "[UNK]"},
+}
+CLIP_SMALL = {"embed_dim": 16}
+
+
+def biomedclip(folder: Path, texts: Sequence[str] = SENTENCES) -> Path:
+    """microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224: open_clip's configuration and names, pickled, without
+    config.json. `biomedbert` with the same texts is the BERT that it names."""
+    config = {"model_cfg": BIOMED_CLIP["model_cfg"] | CLIP_SMALL, "preprocess_cfg": BIOMED_CLIP["preprocess_cfg"]}
+    write_json(folder / "open_clip_config.json", config, end="")
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    vocab = word_pieces(texts, specials, PLAIN_BERT["vocab_size"])
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
+    backend = BertTokenizer({word: number for number, word in enumerate(vocab)}).backend_tokenizer
+    backend.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", BIOMED_CLIP_TOKENIZER)
+    names = ("cls", "mask", "pad", "sep", "unk")
+    write_json(folder / "special_tokens_map.json", {f"{name}_token": f"[{name.upper()}]" for name in names})  # 125
+
+    set_seed(0)
+    bert = BertModel(_bert_settings(PLAIN_BERT | BERT_SMALL), add_pooling_layer=False)
+    weights = {"text.transformer.embeddings.position_ids": torch.arange(bert.config.max_position_embeddings)[None]}
+    weights |= {f"text.transformer.{name}": tensor for name, tensor in bert.state_dict().items()}
+    width, words, shared = 64, BERT_SMALL["hidden_size"], CLIP_SMALL["embed_dim"]  # a head of timm's ViT is 64 wide
+    middle = (words + shared) // 2
+    shapes = {
+        "visual.trunk.cls_token": (1, 1, width),
+        "visual.trunk.pos_embed": (1, 1 + (224 // 16) ** 2, width),
+        "visual.trunk.patch_embed.proj.weight": (width, 3, 16, 16),
+        "visual.trunk.patch_embed.proj.bias": (width,),
+        "visual.trunk.norm.weight": (width,),
+        "visual.trunk.norm.bias": (width,),
+        "visual.head.proj.weight": (shared, width),
+        "text.proj.0.weight": (middle, words),
+        "text.proj.2.weight": (shared, middle),
+    }
+    for layer in range(2):
+        layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+        layers |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width), "norm1": (width,), "norm2": (width,)}
+        for name, shape in layers.items():
+            shapes[f"visual.trunk.blocks.{layer}.{name}.weight"] = shape
+            shapes[f"visual.trunk.blocks.{layer}.{name}.bias"] = shape[:1]
+    for name, shape in shapes.items():
+        if "norm" in name:
+            weights[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+        else:
+            weights[name] = 0.5 * shape[-1] ** -0.5 * torch.randn(shape)
+    weights["logit_scale"] = torch.tensor(4.6052)  # ln 100
+    torch.save(weights, folder / "open_clip_pytorch_model.bin")
+    return folder
+
+
+def chexbert_pth(folder: Path) -> Path:
+    """chexbert.pth of StanfordAIMI/RRG_scorers, for `bert_base_uncased`: a DataParallel's names, the optimizer beside
+    them, pickled as before torch 1.6, without the positions."""
+    set_seed(0)
+    model = torch.nn.Module()
+    model.bert = BertModel(_bert_settings(BERT | BERT_SMALL))
+    width = BERT_SMALL["hidden_size"]
+    model.linear_heads = torch.nn.ModuleList([torch.nn.Linear(width, 4) for _ in range(13)])
+    model.linear_heads.append(torch.nn.Linear(width, 2))
+    model = torch.nn.ModuleDict({"module": model})
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-5)
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    content = {"epoch": 4, "model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(content, folder / "chexbert.pth", _use_new_zipfile_serialization=False)
+    return folder
+
+
+MODERN_BERT = {
+    "architectures": ["ModernBertForMaskedLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 50281,
+    "classifier_activation": "gelu",
+    "classifier_bias": False,
+    "classifier_dropout": 0.0,
+    "classifier_pooling": "mean",
+    "cls_token_id": 50281,
+    "decoder_bias": True,
+    "embedding_dropout": 0.0,
+    "eos_token_id": 50282,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160000.0,
+    "hidden_activation": "gelu",
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 1152,
+    "layer_norm_eps": 1e-05,
+    "local_attention": 128,
+    "local_rope_theta": 10000.0,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "mlp_dropout": 0.0,
+    "model_type": "modernbert",
+    "norm_bias": False,
+    "norm_eps": 1e-05,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 22,
+    "pad_token_id": 50283,
+    "sep_token_id": 50282,
+    "torch_dtype": "float32",
+    "transformers_version": "4.47.0.dev0",
+    "vocab_size": 50368,
+}
+
+
+def modernbert_base(folder: Path, texts: Sequence[str] = SENTENCES) -> Path:
+    """answerdotai/ModernBERT-base, the encoder of Modern-RadGraph-XL: a byte-level BPE whose special tokens come last,
+    without a tokenizer class of its own."""
+    write_json(folder / "config.json", MODERN_BERT | BERT_SMALL)
+    names = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")  # 50280 to 50284
+    vocab, merges = byte_level_bpe(texts, 2000)
+    backend = Tokenizer(models.BPE(with_fillers(vocab, 50280), merges))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(name, normalized=False, lstrip=name == "[MASK]") for name in names])
+    pair = "[CLS] $A [SEP] $B [SEP]"
+    ids = [("[CLS]", 50281), ("[SEP]", 50282)]
+    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair=pair, special_tokens=ids)
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {f"{name[1:-1].lower()}_token": name for name in names}
+    settings |= {"clean_up_tokenization_spaces": True, "model_max_length": 8192}
+    settings |= {"model_input_names": ["input_ids", "attention_mask"], "tokenizer_class": "PreTrainedTokenizerFast"}
+    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "special_tokens_map.json", {key: settings[key] for key in settings if key.endswith("_token")})
+    set_seed(0)
+    scale = 0.5 * BERT_SMALL["hidden_size"] ** -0.5
+    model = ModernBertForMaskedLM(ModernBertConfig(**MODERN_BERT | BERT_SMALL | {"initializer_range": scale}))
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "decoder.weight"}
+    write_weights(folder, weights, 1)
+    write_weights(folder, weights, 1, pickled=True)
+    return folder
+
+
+RADGRAPH_ENCODERS = {  # the Hub id in an archive's config.json, and its replica
+    "radgraph": ("microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext", biomedbert),
+    "radgraph-xl": ("microsoft/BiomedVLP-CXR-BERT-general", cxr_bert_general),
+    "modern-radgraph-xl": ("answerdotai/ModernBERT-base", modernbert_base),
+}
+
+
+def radgraph_archive(folder: Path, name: str = "radgraph-xl", texts: Sequence[str] = SENTENCES) -> Path:
+    """`name`.tar.gz of StanfordAIMI/RRG_scorers, and in `folder`/encoder the encoder that its config.json names.
+
+    Its weights find entities and relations of all labels in `texts`.
+    """
+    from radgraph_models import draw, pack, pick_biases, write_config
+
+    from modeling import RadGraphConfig, RadGraphModel
+    from recipes.convert_radgraph import PARTS
+    from rewards.radgraph_parser import RadGraphParser
+
+    hub, encoder = RADGRAPH_ENCODERS[name]
+    encoder(folder / "encoder", texts)
+    content = folder / "content"
+    write_config(content, hub, name, width=4, feature=6, layers=2, hidden=24)
+    labels = (content / f"vocabulary/{name}__ner_labels.txt").read_text().splitlines()[1:]
+    cleaning = "radgraph" if name == "radgraph" else "radgraph-xl"
+    heads = {"max_span_width": 4, "feature_size": 6, "feedforward_sizes": [24, 24], "entity_labels": labels}
+    set_seed(0)
+    config = AutoConfig.from_pretrained(folder / "encoder")
+    model = RadGraphModel(RadGraphConfig(config, cleaning=cleaning, **heads)).eval()
+    draw(model.entity_scorer, model.pruner, model.relation_scorer)
+    encoder_model = AutoModel.from_pretrained(folder / "encoder")
+    model.encoder.load_state_dict(encoder_model.state_dict(), strict=False)
+    model.save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(folder / "encoder").save_pretrained(folder / "model")
+    parser = RadGraphParser(folder / "model", device="cpu")
+    outputs = [parser.model.entity_scorer.output, parser.model.relation_scorer.output]
+    pick_biases(outputs, (0.1, 0.05), lambda: parser(list(texts)))
+    weights = {}
+    for key, tensor in parser.model.state_dict().items():
+        old, new = next(pair for pair in PARTS.items() if key.startswith(pair[1]))
+        weights[old.format(name) + key.removeprefix(new)] = tensor
+    torch.save(weights, content / "weights.th")
+    pack(content, folder / f"{name}.tar.gz")
+    shutil.rmtree(content)
+    shutil.rmtree(folder / "model")
+    return folder
+
+
+################
+# DistilRoBERTa
+################
+
+DISTIL_ROBERTA = {  # 480 bytes
+    "architectures": ["RobertaForMaskedLM"],
+    "attention_probs_dropout_prob": 0.1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 514,
+    "model_type": "roberta",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 6,
+    "pad_token_id": 1,
+    "type_vocab_size": 1,
+    "vocab_size": 50265,
+}
+
+
+DISTIL_SMALL = BERT_SMALL | {"num_hidden_layers": 6}  # BERTScore reads the fifth
+
+
+def distilroberta(folder: Path, texts: Sequence[str] = SENTENCES) -> Path:
+    """distilbert/distilroberta-base: no special_tokens_map.json and a tokenizer_config.json of one entry; a masked
+    language model's weights, which have no pooler. dict.txt and the files of other frameworks are left out."""
+    write_json(folder / "config.json", DISTIL_ROBERTA | DISTIL_SMALL)
+    write_json(folder / "tokenizer_config.json", {"model_max_length": 512}, None, "")  # 25 bytes
+    vocab, merges = byte_level_bpe(texts, 2000, ("<s>", "<pad>", "</s>", "<unk>"))
+    vocab = with_fillers(vocab, 50264) | {"<mask>": 50264}
+    backend = Tokenizer(models.BPE(vocab, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, False)
+    backend.add_special_tokens([AddedToken(name, normalized=True) for name in ("<s>", "<pad>", "</s>", "<unk>")])
+    backend.add_special_tokens([AddedToken("<mask>", normalized=True, lstrip=True)])
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
+    set_seed(0)
+    scale = 0.5 * BERT_SMALL["hidden_size"] ** -0.5
+    model = RobertaForMaskedLM(RobertaConfig(**DISTIL_ROBERTA | DISTIL_SMALL | {"initializer_range": scale}))
+    skipped = ("lm_head.decoder.weight", "lm_head.decoder.bias")  # shared with others
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in skipped}
+    write_weights(folder, weights, 1)
+    write_weights(folder, weights, 1, pickled=True)
+    return folder
+
+
+################
+# What LLM-RG4's authors published: files on a drive, not on the Hub
+################
+
+LLMRG4_ARGUMENTS = {  # of their script of stage 2, those that name shapes
+    "stage_class": 2,
+    "llm_use_lora": True,
+    "llm_r": 32,
+    "llm_alpha": 64,
+    "lora_dropout": 0.1,
+    "visual_token_number": 128,
+    "loss_mode": "sentence",
+    "sentence_ratio": 0.75,
+    "savedmodel_path": "./save/mimic_cxr/train_stage2",
+    "weights": [0.5, 0.5],
+    "delta_file": None,
+}
+
+
+def llmrg4_pth(folder: Path, stage: int = 2, visual_tokens: int = 128, rank: int = 32, seed: int = 0) -> Path:
+    """checkpoint.pth of LLM-RG4 for `rad_dino`, `cxr_bert` and `vicuna`: only what was trained, that is the fusion and
+    the decoder's LoRA, by the names of the authors' models/LLM_RG4.py and of PEFT 0.3."""
+    width, middle, wide = RAD_DINO_SMALL["hidden_size"], 48, VICUNA_SMALL["hidden_size"]  # for 768, 2048 and 4096
+    set_seed(seed)
+    weights = {"APPA_visual_query_tokens": 0.02 * torch.randn(1, visual_tokens, width)}
+    for branch in ("APPA", "lateral", "text") if stage == 2 else ("APPA",):
+        parts = {
+            "crossattention_block": torch.nn.MultiheadAttention(width, 4, add_bias_kv=True, add_zero_attn=True),
+            "layernorm_768_1": torch.nn.LayerNorm(width),
+            "llama_proj_1": torch.nn.Linear(width, width),
+            "layernorm_768_2": torch.nn.LayerNorm(width),
+            "llama_proj_2": torch.nn.Linear(width, middle),
+            "llama_proj_3": torch.nn.Linear(middle, wide),
+            "layernorm_4096_1": torch.nn.LayerNorm(wide),
+        }
+        for part, module in parts.items():
+            weights |= {f"{branch}_{part}.{name}": tensor for name, tensor in module.state_dict().items()}
+    if stage == 2:
+        fusion = {"iit_proj": torch.nn.Linear(3 * wide, wide), "iit_layernorm": torch.nn.LayerNorm(wide)}
+        for part, module in fusion.items():
+            weights |= {f"{part}.{name}": tensor for name, tensor in module.state_dict().items()}
+        for layer in range(VICUNA_SMALL["num_hidden_layers"]):
+            for name in ("q_proj", "v_proj"):
+                stem = f"llama_model.base_model.model.model.layers.{layer}.self_attn.{name}.lora_"
+                weights[f"{stem}A.default.weight"] = wide**-0.5 * torch.randn(rank, wide)
+                weights[f"{stem}B.default.weight"] = 0.02 * torch.randn(wide, rank)
+    for name in weights:  # as after training: no bias is 0 and no norm 1
+        weights[name] = weights[name] + 0.02 * torch.randn(weights[name].shape)
+    arguments = LLMRG4_ARGUMENTS | {"stage_class": stage, "visual_token_number": visual_tokens, "llm_r": rank}
+    return _save_with_arguments(folder, weights, arguments | {"llm_alpha": 2 * rank, "llm_use_lora": stage == 2})
+
+
+def discbert_pth(folder: Path, seed: int = 0) -> Path:
+    """checkpoint.pth of the authors' DiscBERT for `bert_base_uncased`: labeler.bert without pooler and four heads."""
+    set_seed(seed)
+    labeler = torch.nn.Module()
+    labeler.bert = BertModel(_bert_settings(BERT | BERT_SMALL), add_pooling_layer=False)
+    for name in ("ps", "pp", "view", "comm"):
+        setattr(labeler, f"{name}_heads", torch.nn.Linear(BERT_SMALL["hidden_size"], 2))
+    weights = {f"labeler.{name}": tensor for name, tensor in labeler.state_dict().items()}
+    arguments = {"BertModel": "./bert-base-uncased", "learning_rate": 2e-5, "savedmodel_path": "save", "test": False}
+    return _save_with_arguments(folder, weights, arguments)
+
+
+def _save_with_arguments(folder: Path, weights: dict[str, torch.Tensor], arguments: dict) -> Path:
+    """As the authors' save_checkpoint: their hparams are an object of Lightning 2.0.5, which is not installed here."""
+    module = types.ModuleType("lightning.pytorch.utilities.parsing")
+    module.AttributeDict = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    names = [module.__name__.rsplit(".", count)[0] for count in range(3, -1, -1)]
+    content = {"model": weights, "config": module.AttributeDict(arguments), "epoch": 1, "step": 14384}
+    folder.mkdir(parents=True, exist_ok=True)
+    with mock.patch.dict(sys.modules, {name: types.ModuleType(name) for name in names[:-1]} | {names[-1]: module}):
+        torch.save(content, folder / "checkpoint.pth")
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The replicas have the published form: files, sizes in bytes with the published widths put back, and they load."""
 
 import json
+import pickle
 import shutil
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import replicas
@@ -10,10 +13,23 @@ import torch
 from PIL import Image
 from replicas import SENTENCES
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Blip2ForConditionalGeneration,
+)
 
+from modeling import LLMRG4ForConditionalGeneration, LMRRGForConditionalGeneration
+from modeling.modeling_discbert import DiscBertModel
+from recipes import convert_biomedclip, convert_chexbert, convert_radgraph
 from recipes.cli import InputError
 from recipes.data.processors import load_processor
+from rewards.bertscore import BERTScore
+from rewards.chexbert import CheXbertLabeler
+from rewards.radgraph_parser import RadGraphParser
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +37,7 @@ def made(tmp_path_factory):
     """`made(name, **arguments)`: the folder of a replica, written once."""
     folders = {}
 
-    def make(name: str, **arguments) -> Path:
+    def make(name: str, /, **arguments) -> Path:
         key = (name, *arguments.values())
         if key not in folders:
             folders[key] = tmp_path_factory.mktemp(name)
@@ -48,6 +64,7 @@ def widths(published: dict, small: dict) -> dict:
 
 
 VICUNA_WIDTHS = widths(replicas.VICUNA, replicas.VICUNA_SMALL)
+CXR_BERT_WIDTHS = widths(replicas.CXR_BERT, replicas.BERT_SMALL) | {"projection_size": 128}
 SIZES = [  # replica, arguments, file, bytes of the published file, what is put back
     ("vicuna", {}, "config.json", 615, VICUNA_WIDTHS),
     ("vicuna", {}, "generation_config.json", 162, {}),
@@ -61,6 +78,26 @@ SIZES = [  # replica, arguments, file, bytes of the published file, what is put 
     ("huatuo", {"form": "B"}, "special_tokens_map.json", 613, {}),
     ("huatuo", {"form": "B"}, "added_tokens.json", 605, {}),
     ("huatuo", {"form": "C"}, "generation_config.json", 214, {}),
+    ("cxr_bert", {}, "config.json", 843, CXR_BERT_WIDTHS),
+    ("cxr_bert", {}, "tokenizer_config.json", 659, {}),
+    ("cxr_bert", {}, "special_tokens_map.json", 112, {}),
+    ("rad_dino", {}, "config.json", 879, widths(replicas.RAD_DINO, replicas.RAD_DINO_SMALL)),
+    ("rad_dino", {}, "preprocessor_config.json", 756, {}),
+    ("blip2_opt", {"revision": "old"}, "tokenizer_config.json", 904, {}),
+    ("blip2_opt", {"revision": "old"}, "preprocessor_config.json", 432, {}),
+    ("blip2_opt", {"revision": "new"}, "preprocessor_config.json", 432, {}),
+    ("blip2_opt", {"revision": "new"}, "generation_config.json", 141, {}),
+    ("blip2_opt", {"revision": "new"}, "processor_config.json", 68, {}),
+    ("blip2_opt", {"revision": "new"}, "added_tokens.json", 23, {}),
+    ("biomedclip", {}, "open_clip_config.json", 707, {"model_cfg": replicas.BIOMED_CLIP["model_cfg"]}),
+    ("biomedclip", {}, "tokenizer_config.json", 394, {}),
+    ("biomedclip", {}, "special_tokens_map.json", 125, {}),
+    ("bert_base_uncased", {}, "config.json", 570, widths(replicas.BERT, replicas.BERT_SMALL)),
+    ("bert_base_uncased", {}, "tokenizer_config.json", 48, {}),
+    ("cxr_bert_general", {}, "config.json", 473, widths(replicas.BERT, replicas.BERT_SMALL)),
+    ("cxr_bert_general", {}, "tokenizer_config.json", 228, {}),
+    ("distilroberta", {}, "config.json", 480, widths(replicas.DISTIL_ROBERTA, replicas.BERT_SMALL)),
+    ("distilroberta", {}, "tokenizer_config.json", 25, {}),
 ]
 
 
@@ -74,6 +111,11 @@ def test_json_files_have_the_published_size(made, name, arguments, file, size, p
 QWEN_FILES = {
     *("chat_template.json", "config.json", "generation_config.json", "merges.txt", "model.safetensors.index.json"),
     *("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
+}
+BLIP2_FILES = {
+    *("config.json", "merges.txt", "model.safetensors.index.json", "preprocessor_config.json"),
+    *("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"),
+    *("special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
 }
 FILES = [  # replica, arguments, its files but for shards, number and suffix of the shards
     ("qwen2_5_vl_7b", {}, QWEN_FILES, 5, "safetensors"),
@@ -96,6 +138,55 @@ FILES = [  # replica, arguments, its files but for shards, number and suffix of 
             *("tokenizer.model", "tokenizer_config.json"),
         },
         2,
+        "bin",
+    ),
+    (
+        "cxr_bert",
+        {},
+        {
+            *("config.json", "configuration_cxrbert.py", "modeling_cxrbert.py", "pytorch_model.bin"),
+            *("special_tokens_map.json", "tokenizer_config.json", "vocab.txt"),
+        },
+        0,
+        "bin",
+    ),
+    (
+        "rad_dino",
+        {},
+        {
+            *("backbone_compatible.safetensors", "config.json", "dino_head.safetensors", "model.safetensors"),
+            "preprocessor_config.json",
+        },
+        0,
+        "safetensors",
+    ),
+    ("blip2_opt", {"revision": "old"}, BLIP2_FILES, 2, "safetensors"),
+    (
+        "blip2_opt",
+        {"revision": "new"},
+        BLIP2_FILES | {"added_tokens.json", "generation_config.json", "processor_config.json"},
+        2,
+        "safetensors",
+    ),
+    (
+        "biomedclip",
+        {},
+        {
+            *("open_clip_config.json", "open_clip_pytorch_model.bin", "special_tokens_map.json", "tokenizer.json"),
+            *("tokenizer_config.json", "vocab.txt"),
+        },
+        0,
+        "bin",
+    ),
+    ("cxr_bert_general", {}, {"config.json", "pytorch_model.bin", "tokenizer_config.json", "vocab.txt"}, 0, "bin"),
+    (
+        "distilroberta",
+        {},
+        {
+            *("config.json", "merges.txt", "model.safetensors", "pytorch_model.bin", "tokenizer.json"),
+            *("tokenizer_config.json", "vocab.json"),
+        },
+        0,
         "bin",
     ),
 ]
@@ -258,3 +349,163 @@ def test_vicuna_tokenizer_is_its_sentencepiece(made, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() in (text, "unknown ☃")
     assert (tokenizer.pad_token_id, tokenizer.padding_side, len(tokenizer)) == (0, "right", 32000)
     assert tokenizer.chat_template is None
+
+
+################
+# LLM-RG4's and LM-RRG's other parts
+################
+
+
+def test_cxr_bert_reads_priors_without_its_code(made):
+    weights = tensors(made("cxr_bert"))
+    assert weights["bert.embeddings.position_ids"].dtype == torch.int64
+    assert any(name.startswith("cls_projection_head.") for name in weights)
+    assert not any("pooler" in name for name in weights)
+    model, processor = LLMRG4ForConditionalGeneration.from_pretrained_parts(
+        str(made("rad_dino", image_size=56)),
+        str(made("cxr_bert")),
+        str(made("vicuna")),
+        num_visual_tokens=8,
+        perceiver_heads=4,
+    )
+    for name, tensor in model.model.prior_encoder.state_dict().items():
+        assert torch.equal(tensor, weights[f"bert.{name}"])
+    tokenizer = processor.prior_tokenizer
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert tokenizer.convert_tokens_to_ids(names) == [0, 1, 2, 3, 4]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("The heart.")["input_ids"]) == [
+        "[CLS]",
+        "the",
+        "heart",
+        ".",
+        "[SEP]",
+    ]
+    assert (processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id) == (0, 2)
+
+
+@pytest.mark.parametrize("image_size, patches", [(518, 37), (56, 4)])
+def test_rad_dino_resizes_the_shortest_edge(made, image_size, patches):
+    folder = made("rad_dino", image_size=image_size)
+    processor, model = AutoImageProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    pixels = Image.new("L", (624, 512), 0)
+    pixels.paste(255, (0, 0, 50, 512))  # the margin that the centre crop leaves out: (624 - 512) / 2 = 56 pixels
+    inputs = processor(pixels.convert("RGB"), return_tensors="pt")["pixel_values"]
+    assert inputs.shape == (1, 3, image_size, image_size)
+    black = -0.5307 / 0.2583
+    torch.testing.assert_close(inputs, torch.full_like(inputs, black), atol=1e-4, rtol=0)
+    with torch.no_grad():
+        assert model(inputs).last_hidden_state.shape == (1, patches**2 + 1, 32)
+
+
+@pytest.mark.parametrize("revision, rows, tokens", [("old", 50272, 50265), ("new", 50304, 50266)])
+def test_blip2_has_two_ends(made, revision, rows, tokens):
+    folder = made("blip2_opt", revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id) == (
+        2,
+        2,
+        2,
+        1,
+    )
+    assert len(tokenizer) == tokens
+    assert tokenizer("\n", add_special_tokens=False)["input_ids"] == [50118]
+    assert tokenizer.decode(tokenizer(SENTENCES[1])["input_ids"], skip_special_tokens=True) == SENTENCES[1]
+    model, loaded = Blip2ForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.dtype == torch.float32  # although text_config says float16
+    assert model.generation_config.eos_token_id == 50118
+    assert model.language_model.get_input_embeddings().num_embeddings == rows
+    weights = {name for file in folder.glob("*.safetensors") for name in safe_open(file, "pt").keys()}  # noqa: SIM118
+    assert ("language_model.lm_head.weight" in weights) == (revision == "old")
+    assert {name.split(".")[0] for name in weights} == {
+        *("language_model", "language_projection", "qformer", "query_tokens", "vision_model"),
+    }
+
+
+@pytest.fixture(scope="module")
+def converted(made, tmp_path_factory):
+    """`converted(script, **arguments)`: the folder that a converter writes."""
+    folders = {}
+
+    def convert(script, **arguments) -> Path:
+        key = (script.__name__, *arguments.values())
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("converted") / "model"
+            values = {**arguments, "out": folders[key]}.items()
+            words = [str(word) for name, value in values for word in (f"--{name}", value)]
+            with mock.patch.object(sys, "argv", ["script", *words]):
+                script.main()
+        return folders[key]
+
+    return convert
+
+
+@pytest.mark.parametrize("revision", ["old", "new"])
+def test_lmrrg_is_assembled(made, converted, tmp_path, revision):
+    clip = converted(convert_biomedclip, checkpoint=made("biomedclip"), text=made("biomedbert"))
+    decoder = made("blip2_opt", revision=revision)
+    model, processor = LMRRGForConditionalGeneration.from_pretrained_parts(str(clip), str(decoder))
+    original = torch.load(made("biomedclip") / "open_clip_pytorch_model.bin", weights_only=True)
+    assert original["text.transformer.embeddings.position_ids"].dtype == torch.int64
+    vision = model.model.visual_extractor.vision_model
+    assert torch.equal(vision.embeddings.cls_token, original["visual.trunk.cls_token"])
+    assert processor.image_processor.size == {"shortest_edge": 224}
+    assert model.get_output_embeddings().weight.shape[0] >= len(processor.tokenizer)
+
+
+def test_chexbert_is_converted(made, converted):
+    file = made("chexbert_pth") / "chexbert.pth"
+    assert file.read_bytes()[:2] != b"PK"  # the pickle of before torch 1.6 is no zip file
+    folder = converted(convert_chexbert, checkpoint=file, tokenizer=made("bert_base_uncased"))
+    labeler = CheXbertLabeler(folder, device="cpu")
+    assert labeler(list(SENTENCES)).shape == (len(SENTENCES), 14)
+    original = torch.load(file, weights_only=True)
+    assert original.keys() == {"epoch", "model_state_dict", "optimizer_state_dict"}
+    weights = original["model_state_dict"]
+    assert weights["module.linear_heads.13.weight"].shape == (2, 32)
+    assert torch.equal(labeler.model.state_dict()["linear_heads.5.bias"], weights["module.linear_heads.5.bias"])
+
+
+def test_discbert_starts_from_bert_base(made):
+    folder = made("bert_base_uncased")
+    model = DiscBertModel.from_pretrained(folder)
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    name = "encoder.layer.1.output.LayerNorm"
+    torch.testing.assert_close(model.bert.state_dict()[f"{name}.weight"], weights[f"bert.{name}.gamma"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("no")["input_ids"][0] == 101 and tokenizer.model_max_length == 512
+
+
+@pytest.mark.parametrize("name", replicas.RADGRAPH_ENCODERS)
+def test_radgraph_archives_are_converted(made, converted, name):
+    folder = made("radgraph_archive", name=name)
+    out = converted(convert_radgraph, archive=folder / f"{name}.tar.gz", encoder=folder / "encoder")
+    graphs = RadGraphParser(out, device="cpu")(list(SENTENCES))
+    labels = {entity["label"] for graph in graphs for entity in graph["entities"].values()}
+    assert len(labels) >= 3
+    assert json.loads((out / "config.json").read_text())["cleaning"] == name.removeprefix("modern-")
+
+
+def test_distilroberta_scores(made):
+    score = BERTScore(made("distilroberta"), baseline=None)  # of the fifth of its six layers
+    same, different = (score([SENTENCES[0]], [text])[0] for text in SENTENCES[:2])
+    assert same > different
+
+
+@pytest.mark.parametrize("name", ["llmrg4_pth", "discbert_pth"])
+def test_the_authors_files_hold_an_object_of_lightning(made, name):
+    file = made(name) / "checkpoint.pth"
+    with pytest.raises(pickle.UnpicklingError, match=r"lightning\.pytorch\.utilities\.parsing\.AttributeDict"):
+        torch.load(file, weights_only=True)
+    stand_in = (dict, "lightning.pytorch.utilities.parsing.AttributeDict")  # a subclass of dict is not filled
+    with torch.serialization.safe_globals([stand_in]):
+        content = torch.load(file, weights_only=True)
+    assert content.keys() == {"model", "config", "epoch", "step"}
+    shapes = {key: tuple(tensor.shape) for key, tensor in content["model"].items()}
+    if name == "discbert_pth":
+        assert shapes["labeler.comm_heads.weight"] == (2, 32)
+        return
+    assert shapes["text_crossattention_block.bias_k"] == (1, 1, 32)
+    assert shapes["iit_proj.weight"] == (64, 3 * 64)
+    assert shapes["llama_model.base_model.model.model.layers.1.self_attn.v_proj.lora_B.default.weight"] == (64, 32)
+    assert content["config"]["llm_r"] == 32
