@@ -2,16 +2,19 @@
 
 import json
 import os
+import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, is_peft_model, parse_flag_from_env
 from peft import get_peft_model
 from safetensors import SafetensorError, safe_open
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.core_model_loading import WeightConverter
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from trl.trainer.utils import RepeatSampler
 
@@ -104,14 +107,88 @@ def limit_checkpoints(run_dir: Path, limit: int, kept: set[Path]) -> None:
         remove_checkpoint(path)
 
 
+def sample_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of `model` with one number of each weight, in the storage of the weight.
+
+    Weights that share storage still do. Parts of a weight (ZeRO-3) are left out, and so are all weights where saving
+    puts several together, for which one number each will not do.
+    """
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    if any(isinstance(each, WeightConverter) for each in conversions):
+        return {}
+    return {
+        name: value[(slice(1),) * value.dim()]
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor) and value.numel()
+    }
+
+
+def find_unsavable(trainer: Trainer) -> str | None:
+    """Why `trainer` could not save what it trains, in a sentence, or None; process 0 asks before the first step.
+
+    All files of a checkpoint are written as Trainer writes them, but of each weight one number, since 15 GB of them
+    would cost minutes on a slow disk and tell no more. Found are generation settings that contradict each other,
+    weights that share memory without being declared as tied, a processor or arguments that cannot be written, a folder
+    that is not writable and a disk with less space than the weights take. Not found: a quota.
+    """
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    adapted = is_peft_model(model)
+    base = model.get_base_model() if adapted else model
+    merges = adapted and any(config.modules_to_save for config in model.peft_config.values())  # see save_merged
+    parameters = [each for each in model.parameters() if each.requires_grad or not adapted or merges]
+    size = sum(getattr(each, "ds_numel", each.numel()) * each.element_size() for each in parameters)
+    trial = Path(args.output_dir) / STAGING / "trial"
+    part = "the run"
+    try:
+        trial.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(trial).free
+        if free < size:
+            return (
+                f"{args.output_dir} has {free / 1e9:.1f} GB of free space, and the weights of one checkpoint take "
+                f"{size / 1e9:.1f} GB: free some, or name another --output_dir"
+            )
+        if (merges or not adapted) and isinstance(base, PreTrainedModel) and base.can_generate():
+            part = "the model's generation config"
+            base.generation_config.validate(strict=True)
+            part = "the merged model"
+            if merges:
+                names = {name.replace(".base_layer.", "."): value for name, value in sample_weights(base).items()}
+                base.save_pretrained(trial / "merged", state_dict=names)
+        part = "the model or its processor"
+        trainer._save(str(trial), state_dict=sample_weights(model))
+    except OSError as error:
+        return f"cannot write to {args.output_dir}: {error.strerror or error}"
+    except (ValueError, TypeError, AttributeError, RuntimeError, pickle.PicklingError, SafetensorError) as error:
+        names = re.findall(r"^- `(\w+)`:", str(error), re.MULTILINE)
+        if part == "the model's generation config" and names:
+            where = base.config.name_or_path or type(base).__name__
+            return (
+                f"{where} has generation settings without effect ({', '.join(names)}), with which no checkpoint can "
+                "be saved: remove them from its generation_config.json, or set do_sample there to true"
+            )
+        reason = " ".join(str(error).split())[:300]
+        return f"{part} cannot be saved, so that training would be lost: {type(error).__name__}: {reason}"
+    finally:
+        shutil.rmtree(trial.parent, ignore_errors=True)
+    return None
+
+
 class WholeCheckpoints:
     """Before a Trainer among a class's bases: its checkpoints are whole, whenever it is killed.
 
     Trainer writes into `checkpoint-N` file by file. Here a checkpoint gets that name once all processes have written
     their parts, and loses it before its files are deleted (`save_total_limit`). Not with `enable_jit_checkpoint`.
+    `train` raises InputError before the first step where saving would fail (`find_unsavable`).
     """
 
     _saving = False
+
+    def train(self, *args, **kwargs):
+        """Trainer's, after a check that what is trained can be saved."""
+        [sentence] = broadcast_object_list([find_unsavable(self) if self.is_world_process_zero() else None])
+        if sentence:
+            raise InputError(sentence)
+        return super().train(*args, **kwargs)
 
     def _get_output_dir(self, trial):
         run_dir = super()._get_output_dir(trial)
