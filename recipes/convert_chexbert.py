@@ -7,7 +7,6 @@
 are under CheXbert's own licence (research use): see its repository before you pass them on.
 """
 
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling import CheXbertConfig, CheXbertModel
 from recipes.cli import InputError, parse, replacing, run
+from recipes.data.pickles import read_pickle
 
 HUB = ("StanfordAIMI/RRG_scorers", "chexbert.pth")
 UNUSED = ("bert.embeddings.position_ids", "bert.pooler.dense.weight", "bert.pooler.dense.bias")
@@ -34,14 +34,7 @@ class ConvertArguments:
 
 def read_checkpoint(file: str | Path) -> dict[str, torch.Tensor]:
     """The checkpoint's weights by their names in CheXbertModel; nothing but tensors is unpickled."""
-    if not Path(file).is_file():
-        raise InputError(f"there is no checkpoint {file}")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{file} holds code or is no PyTorch checkpoint, so it was not opened") from error
-    except (OSError, RuntimeError, EOFError) as error:
-        raise InputError(f"{file} is damaged; download it again ({str(error).splitlines()[0]})") from error
+    content = read_pickle(file)
     weights = content.get("model_state_dict") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
         raise InputError(f"{file} has no 'model_state_dict' of tensors, so it is no CheXbert checkpoint")
