@@ -1,5 +1,7 @@
 """The networks, transformers-style: importing this package registers them with the Auto classes."""
 
+import os
+
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration_chexbert import CheXbertConfig
@@ -14,6 +16,9 @@ from .modeling_lmrrg import BiomedCLIPModel, LMRRGForConditionalGeneration, LMRR
 from .modeling_radgraph import RadGraphModel
 from .processing_llmrg4 import LLMRG4Processor
 from .processing_lmrrg import LMRRGProcessor
+
+# A repository with pickled weights alone makes transformers ask the Hub, in a thread, for a bot that converts them.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 AutoConfig.register(CheXbertConfig.model_type, CheXbertConfig)
 AutoModel.register(CheXbertConfig, CheXbertModel)

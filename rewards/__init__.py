@@ -1,5 +1,7 @@
 """Rewards for radiology report generation: plain functions with TRL's signature."""
 
+import os
+
 from rewards.bleu import bleu_reward, make_bleu_reward
 from rewards.ce_f1 import ce_f1_reward, make_ce_f1_reward
 from rewards.cider import cider_reward, make_cider_reward
@@ -9,6 +11,9 @@ from rewards.mccs import make_mccs_reward, mccs_reward
 from rewards.radcliq import make_radcliq_reward, radcliq_lite_reward
 from rewards.radgraph import make_radgraph_reward, radgraph_reward
 from rewards.rouge import make_rouge_reward, rouge_reward
+
+# A repository with pickled weights alone makes transformers ask the Hub, in a thread, for a bot that converts them.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 __all__ = [
     "bertscore_reward",

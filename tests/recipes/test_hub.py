@@ -9,13 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
+import replicas
 import torch
 import yaml
 from datasets import Dataset
 from hub_server import CUT, LOST, TOKEN, Repository, serve
+from transformers import AutoModel
 from transformers.trainer_utils import HubStrategy
 
 from modeling.tiny import build_chexbert
@@ -74,6 +77,25 @@ def checkpoint(folder: Path, text: str = "") -> Path:
 def push(folder: Path, name: str = "me/x", sources=("phantom",), public=False, because=None) -> str:
     repository = open_repository(name, "model", sources, public, because)
     return push_files(repository, files_of(folder, CHECKPOINT), CHECKPOINT, "test")
+
+
+@pytest.mark.parametrize("package", ["modeling", "recipes", "rewards"])
+def test_pickled_weights_start_no_conversion(package, hub, monkeypatch, tmp_path):
+    folder = replicas.cxr_bert_general(tmp_path / "bert")
+    hub.repositories["model", "me/bert"] = repository = Repository(private=False)
+    repository.commit({file.name: file.read_bytes() for file in folder.iterdir()})
+    started = []
+    monkeypatch.setattr("transformers.modeling_utils.Thread", lambda **options: started.append(options) or Mock())
+
+    def load() -> list:
+        started.clear()
+        AutoModel.from_pretrained("me/bert", cache_dir=tmp_path / "cache")
+        return [options["name"] for options in started]
+
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION")
+    assert load() == ["Thread-auto_conversion"]  # what transformers does by itself
+    importlib.reload(importlib.import_module(package))
+    assert load() == []
 
 
 # --- what goes up ----------------------------------------------------------------------------------------------------
