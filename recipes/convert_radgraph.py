@@ -1,10 +1,11 @@
 """Turns a published RadGraph archive (model.tar.gz) into a transformers folder: safetensors, config, tokenizer, code.
 
-    python recipes/convert_radgraph.py --out outputs/radgraph-xl  # downloads it (--archive radgraph: the first one)
+    python recipes/convert_radgraph.py --out outputs/radgraph-xl     # or --archive radgraph, or modern-radgraph-xl
     python recipes/convert_radgraph.py --archive model.tar.gz --encoder bert-base-uncased --out outputs/radgraph
 
-`rewards.radgraph.RadGraphParser("outputs/radgraph-xl")` reads it. The weights are under their own licence (the first
-RadGraph's are credentialed): see where they come from before you pass them on.
+`rewards.radgraph.RadGraphParser("outputs/radgraph-xl")` reads it. The encoder's configuration and tokenizer are in no
+archive: they come by the name in its config.json, for radgraph-xl CXR-BERT-general and for modern-radgraph-xl
+ModernBERT-base (as far as we know), or by --encoder. The weights have their own licence (the first's: credentialed).
 """
 
 import io
@@ -22,9 +23,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from modeling import RadGraphConfig, RadGraphModel
 from recipes.cli import InputError, parse, replacing, run
 
-HUB, PUBLISHED = "StanfordAIMI/RRG_scorers", ("radgraph", "radgraph-xl")
-BERT = "model.embedder.token_embedders.bert"
-NER, RELATION = "__ner_labels", "__relation_labels"
+HUB, PUBLISHED = "StanfordAIMI/RRG_scorers", ("radgraph", "radgraph-xl", "modern-radgraph-xl")
+BERT, NER, RELATION = "model.embedder.token_embedders.bert", "__ner_labels", "__relation_labels"
 PARTS = {  # how names begin in the archive, {} being its label set, and in RadGraphModel
     "_embedder.token_embedder_bert._matched_embedder.transformer_model.": "encoder.",
     "_endpoint_span_extractor._span_width_embedding.": "width_embedding.",
@@ -40,7 +40,7 @@ PARTS = {  # how names begin in the archive, {} being its label set, and in RadG
 @dataclass
 class ConvertArguments:
     out: str = field(metadata={"help": "Folder of the converted model."})
-    archive: str = field(default="radgraph-xl", metadata={"help": "A file, or radgraph or radgraph-xl to download."})
+    archive: str = field(default="radgraph-xl", metadata={"help": f"A file, or {', '.join(PUBLISHED)}."})
     encoder: str | None = field(default=None, metadata={"help": "Folder or Hub id of its BERT; default: named there."})
 
 
@@ -129,16 +129,16 @@ def main() -> None:
     (args,) = parse(ConvertArguments)
     archive, name = args.archive, args.encoder
     try:
-        if archive in PUBLISHED:
-            archive = hf_hub_download(HUB, f"{archive}.tar.gz")
+        archive = hf_hub_download(HUB, f"{archive}.tar.gz") if archive in PUBLISHED else archive
         config, labels, weights = read_archive(archive)
         name = name or look(config, f"{BERT}.model_name")
         tokenizer, encoder = AutoTokenizer.from_pretrained(name), AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        what, reason = f"give --encoder (not {name})" if name else "give --archive FILE", str(error).splitlines()[0]
-        raise InputError(f"no such folder, or the Hub is out of reach: {what} ({reason})") from error
+        what, option = (name, "encoder") if name else (f"{HUB} {archive}.tar.gz", "archive")
+        fetch = f"fetch it by `hf download {what}` or give --{option} ({str(error).splitlines()[0]})"
+        raise InputError(f"{what} is not here: {fetch}") from error
     model = convert(weights, *read_config(config, labels, encoder))
     with replacing(args.out, marker="config.json") as folder:
         model.save_pretrained(folder)

@@ -178,3 +178,14 @@ def test_computed_figures_of_the_cluster_page():
     seconds = [8 * (whole - tower - words) * 1900 * 16 / flops, 3 * 2 * tower * 5120 * 16 / flops]
     seconds += [512 * 2 * whole / 2039e9]
     assert column("| per optimizer step") == [round(each, 1) for each in (*seconds, sum(seconds))]
+
+
+def test_cluster_page_names_every_repository_of_a_yaml():
+    page = (ROOT / "recipes/cluster.md").read_text().lower()
+    named = {
+        str(value).lower()
+        for file in (ROOT / "recipes/configs").rglob("*.yaml")
+        for value in (yaml.safe_load(file.read_text()) or {}).values()
+        if re.fullmatch(r"[\w-]+/[\w.-]+", str(value)) and not str(value).startswith(("outputs/", "prompts/"))
+    }
+    assert len(named) >= 6 and not {name for name in named if name not in page}

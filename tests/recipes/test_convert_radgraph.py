@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from radgraph_models import RELATIONS, pack, save_tiny, write_config
+from replicas import RADGRAPH_ENCODERS, radgraph_archive
 
 from modeling import RadGraphModel
 from recipes import convert_radgraph
@@ -157,7 +158,10 @@ SCORER = "_relation._relation_scorers.radgraph-xl__relation_labels."
             lambda p, folder: weights(p, folder, lambda w: {**w, f"{SCORER}bias": torch.zeros(7)}),
             r"relation_scorer.output.bias has shape \(7,\), not \(3,\)",
         ),
-        (lambda p, folder: change(p, folder, "config.json", "encoder", "gone"), "give --encoder"),
+        (
+            lambda p, folder: change(p, folder, "config.json", "encoder", "gone"),
+            r"gone is not here: fetch it by `hf download .*` or give --encoder",
+        ),
     ],
 )
 def test_bad_archives_are_refused(published, tmp_path, call, make, message):
@@ -175,6 +179,15 @@ def test_another_encoder(published, tmp_path, call):
     assert (tmp_path / "out/model.safetensors").is_file()
 
 
-def test_without_the_hub(tmp_path, call):
-    with pytest.raises(InputError, match="give --archive FILE"):  # the tests are offline
-        call(convert_radgraph.main, "--out", tmp_path / "out")
+@pytest.mark.parametrize("name", ["radgraph", "radgraph-xl", "modern-radgraph-xl"])
+def test_without_the_hub(tmp_path, call, name):
+    sentence = f"fetch it by `hf download StanfordAIMI/RRG_scorers {name}.tar.gz` or give --archive"
+    with pytest.raises(InputError, match=sentence):  # the tests are offline
+        call(convert_radgraph.main, "--archive", name, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name, encoder", [(name, encoder) for name, (encoder, _) in RADGRAPH_ENCODERS.items()])
+def test_the_encoder_to_fetch_is_named(tmp_path, call, name, encoder):
+    archive = radgraph_archive(tmp_path, name) / f"{name}.tar.gz"
+    with pytest.raises(InputError, match=f"^{encoder} is not here: fetch it by `hf download {encoder}`"):
+        call(convert_radgraph.main, *arguments(archive, tmp_path / "out"))
