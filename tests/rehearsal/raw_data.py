@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -95,12 +96,14 @@ def write_labelled_csv(file: Path, reports: int) -> None:
             rows.writerow((text, *(values[state] for state in states)))
 
 
+def read_texts(count: int) -> list[str]:
+    """The findings of Open-i's first studies that have some."""
+    texts = (text_columns(study, "findings", "plain")["report"] for study in read_studies()[0])
+    return list(islice(filter(None, texts), count))
+
+
 def write_reports(file: Path, reports: int) -> None:
     """Predictions with references, Open-i's findings and each study's next one, as evaluate.py reads them."""
-    texts = [text_columns(study, "findings", "plain")["report"] for study in read_studies()[0]]
-    texts = list(filter(None, texts))[: reports + 1]
-    rows = [
-        {"id": f"sn/{number}", "prediction": texts[number + 1], "reference": texts[number]}
-        for number in range(reports)
-    ]
+    texts = read_texts(reports + 1)
+    rows = [{"id": f"sn/{i}", "prediction": texts[i + 1], "reference": texts[i]} for i in range(reports)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

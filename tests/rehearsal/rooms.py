@@ -4,30 +4,28 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import replicas
-from transformers import BertConfig
 
-from modeling.tiny import build_chexbert
+from .raw_data import read_texts, write_labelled_csv, write_mimic, write_openi, write_reports
 
-from .raw_data import write_labelled_csv, write_mimic, write_openi, write_reports
-
-TEXTS = ["The heart is normal in size.", "No pleural effusion or pneumothorax.", "The lungs are clear."]
-HUATUO = "FreedomIntelligence/HuatuoGPT-Vision-7B-Qwen2.5VL"
+ROWS = 4096  # of Qwen2.5-VL's embeddings; the published 152,064 take most of a step's time
 
 
 def build_replicas(shelf: Path) -> None:
-    import torch
-    from transformers import BertModel
-
-    (shelf / "StanfordAIMI/RRG_scorers").mkdir(parents=True)
-    replicas.huatuo(shelf / HUATUO, vocab_size=4096)
-    model, tokenizer = build_chexbert(TEXTS * 3, vocab_size=80, hidden_size=16, heads=4)
-    config = BertConfig(**{key: value for key, value in model.config.to_dict().items() if key != "model_type"})
-    config.save_pretrained(shelf / "google-bert/bert-base-uncased")
-    tokenizer.save_pretrained(shelf / "google-bert/bert-base-uncased")
-    weights = model.state_dict()
-    pooler = {f"bert.{name}": tensor for name, tensor in BertModel(config).state_dict().items() if "pooler" in name}
-    content = {f"module.{name}": tensor for name, tensor in {**weights, **pooler}.items()}
-    torch.save({"epoch": 3, "model_state_dict": content}, shelf / "StanfordAIMI/RRG_scorers/chexbert.pth")
+    """Every checkpoint that a YAML or a converter names, in `shelf` under its name on the Hub."""
+    texts = read_texts(60)
+    replicas.huatuo(shelf / "FreedomIntelligence/HuatuoGPT-Vision-7B-Qwen2.5VL", texts=texts, vocab_size=ROWS)
+    replicas.rad_dino(shelf / "microsoft/rad-dino")
+    replicas.cxr_bert(shelf / "microsoft/BiomedVLP-CXR-BERT-specialized", texts)
+    replicas.vicuna(shelf / "lmsys/vicuna-7b-v1.5", texts)
+    replicas.biomedclip(shelf / "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", texts)
+    replicas.biomedbert(shelf / "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract", texts)
+    replicas.blip2_opt(shelf / "Salesforce/blip2-opt-2.7b", texts=texts)
+    for name in ("google-bert/bert-base-uncased", "bert-base-uncased"):
+        replicas.bert_base_uncased(shelf / name, texts)
+    replicas.chexbert_pth(shelf / "StanfordAIMI/RRG_scorers")
+    replicas.radgraph_archive(shelf / "StanfordAIMI/RRG_scorers", "radgraph", texts)
+    (shelf / "StanfordAIMI/RRG_scorers/encoder").rename(shelf / replicas.RADGRAPH_ENCODERS["radgraph"][0])
+    replicas.distilroberta(shelf / "distilroberta-base", texts)
 
 
 def prepare_rooms(folder: Path, rooms: Iterable[str], studies: int) -> None:
