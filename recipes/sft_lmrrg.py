@@ -94,10 +94,9 @@ def main() -> None:
     ################
     # Model
     ################
-    whole = None if model_args.use_peft else resume  # Trainer would leave out the ViT, which is saved by other names
-    if name := whole or model_args.model_name_or_path:
+    if model_args.model_name_or_path:
         changed = {"freeze_extractor": False, "lambda_disease": args.lambda_disease}
-        model, processor = load_checkpoint(name, model_args, parts=None if whole else parts, **changed)
+        model, processor = load_checkpoint(model_args.model_name_or_path, model_args, parts=parts, **changed)
     else:
         model, processor = load_parts(parts, args.lambda_disease, model_args)
     peft_config = get_peft_config(model_args)

@@ -6,6 +6,8 @@ import pickle
 import re
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -173,11 +175,27 @@ def find_unsavable(trainer: Trainer) -> str | None:
     return None
 
 
+@contextmanager
+def names_in_memory(model: torch.nn.Module) -> Iterator[None]:
+    """Within it `model` is saved by the names that its weights have in memory, not by those that they were loaded by.
+
+    transformers gives weights back their older names (a published BERT's norms have a gamma and a beta), and Trainer
+    looks for those in memory when it goes on from a checkpoint or takes the best one: it would leave the others out.
+    """
+    conversions = vars(model).get("_weight_conversions")
+    model._weight_conversions = []
+    try:
+        yield
+    finally:
+        model._weight_conversions = conversions
+
+
 class WholeCheckpoints:
     """Before a Trainer among a class's bases: its checkpoints are whole, whenever it is killed.
 
     Trainer writes into `checkpoint-N` file by file. Here a checkpoint gets that name once all processes have written
     their parts, and loses it before its files are deleted (`save_total_limit`). Not with `enable_jit_checkpoint`.
+    Weights are in it by the names by which Trainer reads them back.
     `train` raises InputError before the first step where saving would fail (`find_unsavable`).
     """
 
@@ -202,7 +220,8 @@ class WholeCheckpoints:
         self.accelerator.wait_for_everyone()
         self._saving, written = True, False
         try:
-            super()._save_checkpoint(model, trial)
+            with names_in_memory(self.model):
+                super()._save_checkpoint(model, trial)
             written = True
         finally:
             self._saving = False
@@ -225,6 +244,21 @@ class WholeCheckpoints:
                     best = {Path(state.best_model_checkpoint)} if state.best_model_checkpoint else set()
                     limit_checkpoints(run_dir, self.args.save_total_limit, {run_dir / name} | best)
                 shutil.rmtree(staging, ignore_errors=True)
+
+    def _issue_warnings_after_load(self, load_result):
+        super()._issue_warnings_after_load(load_result)
+        if not load_result.missing_keys:
+            return
+        weights = self.model.state_dict()
+        places = {weights[name].data_ptr() for name in weights.keys() - set(load_result.missing_keys)}
+        missing = [
+            name for name in load_result.missing_keys if weights[name].data_ptr() not in places
+        ]  # not tied ones
+        if missing:
+            raise InputError(
+                f"the checkpoint lacks {len(missing)} weights of the model, {missing[0]} first: it is of another one "
+                "or of an earlier version of this project; train from the start"
+            )
 
     def _finalize_training(self, *arguments):
         best = self.state.best_model_checkpoint

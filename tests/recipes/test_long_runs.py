@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
 
@@ -265,6 +265,18 @@ def test_a_damaged_checkpoint_does_not_take_a_good_ones_place(named, tmp_path, c
     assert "checkpoint-1 has no optimizer.pt: it is removed" in capsys.readouterr().out
     make_trainer("weighted_sft", tmp_path, max_steps=4).train(resume_from_checkpoint=resume)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_a_checkpoint_that_lacks_a_weight(tmp_path):
+    """Trainer would warn, and go on with a weight that was never trained."""
+    make_trainer("weighted_sft", tmp_path, max_steps=1).train()
+    file = tmp_path / "checkpoint-1/model.safetensors"
+    weights = {name.replace("model.norm", "model.old_norm"): value for name, value in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks 1 weights of the model, model\.norm\.weight first"):
+        make_trainer("weighted_sft", tmp_path, max_steps=2).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-1")
+        )
 
 
 def test_a_kill_while_a_checkpoint_is_removed(checkpoint, tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ def test_without_disease_loss_there_is_no_head_and_no_label(train, tiny_lmrrg, t
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_resumed_run_ends_where_the_whole_one_does(lora, train, tiny_lmrrg, tmp_path):
-    """Without LoRA, Trainer leaves out the weights that transformers renames when it saves: the ViT's."""
+    """The ViT too, to which transformers gives other names when it saves."""
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "use_peft": lora}
     whole = train(tiny_lmrrg, tmp_path / "whole", **options)
     shutil.copytree(f"{whole}/checkpoint-2", tmp_path / "resumed/checkpoint-2")

@@ -3,14 +3,18 @@
 import csv
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from replicas import bert_base_uncased
 from transformers import BertConfig, BertModel, TrainingArguments
 
+from modeling.modeling_discbert import DiscBertModel
 from modeling.tiny import build_chexbert
 from recipes import train_discbert
 from recipes.cli import InputError, parse
@@ -207,3 +211,28 @@ def test_every_key_is_known_to_the_script(file, monkeypatch):
 )
 def test_published_values(key, value):  # REQUIREMENTS RG-010
     assert yaml.safe_load((CONFIGS / "mimic.yaml").read_text())[key] == value
+
+
+def test_checkpoints_of_the_published_bert_are_read_back(call, dataset, tmp_path, caplog):
+    """Its layer norms are called gamma and beta: a run that goes on, or ends with its best step, has trained ones."""
+    bert = bert_base_uncased(tmp_path / "bert")
+    settings = SMALL | {"model": bert, "dataset": dataset, "max_steps": 4, "learning_rate": 0.01, "logging_steps": 1}
+    settings |= {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    settings |= {"metric_for_best_model": "eval_loss", "greater_is_better": "false"}
+    whole = run(call, output_dir=tmp_path / "whole", **settings)
+    shutil.copytree(whole / "checkpoint-2", tmp_path / "resumed/checkpoint-2")
+    resumed = run(call, output_dir=tmp_path / "resumed", resume_from_checkpoint="latest", **settings)
+    ended, followed = (DiscBertModel.from_pretrained(folder).state_dict() for folder in (whole, resumed))
+    assert all(torch.equal(value, followed[name]) for name, value in ended.items())
+    norm = "bert.embeddings.LayerNorm.weight"
+    assert not torch.equal(ended[norm], DiscBertModel.from_pretrained(whole / "checkpoint-2").state_dict()[norm])
+
+    settings |= {"metric_for_best_model": "eval_loss", "greater_is_better": "true", "load_best_model_at_end": "true"}
+    first = run(call, output_dir=tmp_path / "first", **settings)
+    state = json.loads((first / "trainer_state.json").read_text())
+    best = DiscBertModel.from_pretrained(state["best_model_checkpoint"]).state_dict()
+    assert state["best_global_step"] == 1
+    assert all(
+        torch.equal(value, best[name]) for name, value in DiscBertModel.from_pretrained(first).state_dict().items()
+    )
+    assert not [record for record in caplog.records if "missing keys in the checkpoint" in record.getMessage()]
