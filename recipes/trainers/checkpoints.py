@@ -247,13 +247,10 @@ class WholeCheckpoints:
 
     def _issue_warnings_after_load(self, load_result):
         super()._issue_warnings_after_load(load_result)
-        if not load_result.missing_keys:
-            return
-        weights = self.model.state_dict()
-        places = {weights[name].data_ptr() for name in weights.keys() - set(load_result.missing_keys)}
-        missing = [
-            name for name in load_result.missing_keys if weights[name].data_ptr() not in places
-        ]  # not tied ones
+        weights, lacking = self.model.state_dict(), set(load_result.missing_keys)
+        places = {weights[name].data_ptr() for name in weights.keys() - lacking}  # a tied weight is there by its twin
+        lacking -= set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())  # PPO's value head has its own file
+        missing = sorted(name for name in lacking if weights[name].data_ptr() not in places)
         if missing:
             raise InputError(
                 f"the checkpoint lacks {len(missing)} weights of the model, {missing[0]} first: it is of another one "
