@@ -13,6 +13,7 @@ from recipes.cli import BITSANDBYTES
 
 STEPS = 3
 LENGTH = 32  # tokens of a completion
+TEXTS = 400
 
 DEVICE, LENGTHS = "no GPU here", "three steps, each saved and logged"
 
@@ -40,7 +41,8 @@ def overrides_of(config: Mapping) -> list[Override]:
         ("eval_steps", config.get("eval_strategy") == "epoch", 1, LENGTHS),
         ("logging_steps", trains and config.get("logging_steps") != 1, 1, LENGTHS),
         ("max_completion_length", config.get("max_completion_length", 0) > LENGTH, LENGTH, "short completions"),
-        ("texts", "texts" in config, 400, "few texts"),
+        ("texts", "texts" in config, TEXTS, "few texts"),
+        ("endpoint", "endpoint" in config, "the port of a server that answers by rules", "no LLM here"),
     ]
     return [Override(key, config.get(key), value, reason) for key, holds, value, reason in rules if holds]
 
@@ -48,8 +50,7 @@ def overrides_of(config: Mapping) -> list[Override]:
 ALLOWED = frozenset(
     {
         *("use_cpu", "attn_implementation", "optim", "max_steps", "save_strategy", "save_steps", "eval_strategy"),
-        *("eval_steps", "logging_steps", "max_completion_length", "texts"),
-        "endpoint",  # of rg4/mimic.yaml: the port of the server that stands in for vLLM's
+        *("eval_steps", "logging_steps", "max_completion_length", "texts", "endpoint"),
     }
 )
 

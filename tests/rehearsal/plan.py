@@ -17,21 +17,7 @@ CHEXBERT, RADGRAPH = "StanfordAIMI/RRG_scorers/chexbert.pth", "StanfordAIMI/RRG_
 BIOMEDCLIP = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 RECIPES, CONFIGS = ROOT / "recipes", ROOT / "recipes" / "configs"
 ACCELERATE = Path(sys.executable).with_name("accelerate")
-LAUNCH = (
-    *(
-        ACCELERATE,
-        "launch",
-        "--quiet",
-        "--cpu",
-        "--num_processes",
-        "1",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-    ),
-    *("--dynamo_backend", "no"),
-)
+LAUNCH = (ACCELERATE, "launch", "--quiet", "--cpu", "--num_processes", "1")
 LOAD = (sys.executable, "-I", Path(__file__).with_name("load.py"))
 
 
@@ -52,10 +38,8 @@ def training(script: str, config: str, **required) -> list[Stage]:
     """A YAML's training, killed after its first checkpoint, and gone on with. `required`: what a README adds."""
     values = read_config(CONFIGS / config)
     changes = {change.key: change.value for change in overrides_of(values)}
-    if set(changes) - ALLOWED or set(required) & set(values):
-        raise ValueError(
-            f"{config}: {sorted(set(changes) - ALLOWED | set(required) & set(values))} is not to be changed"
-        )
+    if wrong := changes.keys() - ALLOWED | required.keys() & values.keys():
+        raise ValueError(f"{config}: {min(wrong)} is not to be changed")
     command = [*LAUNCH, RECIPES / script, "--config", CONFIGS / config, *words(changes | required)]
 
     def as_published(run: dict) -> None:

@@ -102,7 +102,7 @@ def rehearse(out: Path, only: Sequence[str] | None = None, workers: int = 2) -> 
             raise InputError(f"--out {out} exists and is no earlier rehearsal: name another folder")
         shutil.rmtree(out, ignore_errors=True)
         (out / "logs").mkdir(parents=True)
-        print_overrides([job.name for job in jobs if job.checked])
+        print_overrides([job.name for job in jobs if (CONFIGS / job.name).is_file()])
         prepare_rooms(out / "rooms", {job.room for job in jobs}, STUDIES)
         prepared = time.monotonic()
         run_all(jobs, out, workers)

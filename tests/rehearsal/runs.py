@@ -148,6 +148,8 @@ def check_trained(run: str, steps: int, changed: Callable[[dict], None]) -> Call
         losses = {row["step"]: row["loss"] for row in state["log_history"] if "loss" in row}
         if state["global_step"] != steps or sorted(losses) != list(range(1, steps + 1)):
             raise Failed(f"step {state['global_step']} and losses of steps {sorted(losses)}, of {steps} steps")
+        if not 0 < output.count("'loss':") < steps:
+            raise Failed("it did not go on from the checkpoint")
         if not all(map(math.isfinite, losses.values())):
             raise Failed(f"losses {losses}")
         changed(json.loads((folder / "run_config.json").read_text()))
