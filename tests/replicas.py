@@ -39,6 +39,8 @@ from transformers import (
     Blip2ForConditionalGeneration,
     Dinov2Config,
     Dinov2Model,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
     ModernBertConfig,
@@ -46,6 +48,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     RobertaConfig,
     RobertaForMaskedLM,
     set_seed,
@@ -98,6 +102,17 @@ FROM_MEMORY = {
         "that tensors on the drive have no CUDA place (the replica's have none)",
     ),
     "discbert_pth": ("whether the buffer bert.embeddings.position_ids is in it (the replica: no)",),
+    "medgemma": (
+        "the original's file set (the files are those of copies that were saved again), 2 shards",
+        "generation_config.json, tokenizer_config.json, the template's output, the tokens' ids below 255999",
+        "that weights are called language_model.model and vision_tower.vision_model",
+        "heads, key-value heads and their width are not in the published config.json (the class's defaults)",
+    ),
+    "qwen3_vl": (
+        "which keys config.json has (1.51 kB for the 2B)",
+        "2 shards, today's weight names, the deepstack layers and widths of the 4B's vision tower",
+        "video_preprocessor_config.json, of which 385 bytes are known; the template's output; the last four tokens",
+    ),
     "huatuo": (
         "everything but that it is a Qwen2.5-VL of 8B: files, shards, config, generation and image settings, padding",
         "forms A to D stand for what a Trainer of early 2025 may have written",
@@ -389,7 +404,9 @@ def _qwen2_5_vl(folder: Path, published: dict, shards: int, texts: Sequence[str]
     return folder
 
 
-def write_qwen_tokenizer(folder: Path, texts: Sequence[str], first: int, ids: dict[str, int]) -> None:
+def write_qwen_tokenizer(
+    folder: Path, texts: Sequence[str], first: int, ids: dict[str, int], template: str = QWEN_TEMPLATE
+) -> None:
     """The tokenizer files of Qwen2.5; `ids` are those of the added tokens, the first of which is `first`."""
     vocab, merges = byte_level_bpe(texts, min(2000, first))
     vocab = with_fillers(vocab, first)
@@ -411,7 +428,7 @@ def write_qwen_tokenizer(folder: Path, texts: Sequence[str], first: int, ids: di
         },
         "additional_special_tokens": list(ids)[1:14],
         "bos_token": None,
-        "chat_template": QWEN_TEMPLATE,
+        "chat_template": template,
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
         "errors": "replace",
@@ -530,7 +547,10 @@ def vicuna(folder: Path, texts: Sequence[str] = SENTENCES, vocab_size: int = 320
 
 
 def write_sentencepiece(file: Path, texts: Iterable[str], vocab_size: int) -> None:
-    """A SentencePiece BPE as Llama's: <unk> 0, <s> 1, </s> 2, then 256 bytes; fillers fill it up to `vocab_size`."""
+    """A SentencePiece BPE as Llama's: <unk> 0, <s> 1, </s> 2, then 256 bytes; fillers fill it up to `vocab_size`.
+
+    With a `vocab_size` of 0 it has as many pieces as the texts give.
+    """
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
@@ -541,7 +561,7 @@ def write_sentencepiece(file: Path, texts: Iterable[str], vocab_size: int) -> No
         sentence_iterator=iter(texts),
         model_writer=buffer,
         model_type="bpe",
-        vocab_size=min(vocab_size, 259 + letters + len(set(" ".join(texts).split()))),
+        vocab_size=min(vocab_size or 10**6, 259 + letters + len(set(" ".join(texts).split()))),
         byte_fallback=True,
         split_digits=True,
         allow_whitespace_only_pieces=True,
@@ -1347,6 +1367,302 @@ def _save_with_arguments(folder: Path, weights: dict[str, torch.Tensor], argumen
     folder.mkdir(parents=True, exist_ok=True)
     with mock.patch.dict(sys.modules, {name: types.ModuleType(name) for name in names[:-1]} | {names[-1]: module}):
         torch.save(content, folder / "checkpoint.pth")
+    return folder
+
+
+################
+# Gemma 3 and MedGemma, Qwen3-VL: the next base models
+################
+
+GEMMA3 = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "initializer_range": 0.02,
+    "mm_tokens_per_image": 256,
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0",
+    "vision_config": {
+        "hidden_size": 1152,
+        "image_size": 896,
+        "intermediate_size": 4304,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+}
+GEMMA3_TEXT_SMALL = {  # six layers: the sixth has no sliding window
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+}
+GEMMA3_VISION_SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+GEMMA3_PREPROCESSOR = {  # 570 bytes
+    "do_convert_rgb": None,
+    "do_normalize": True,
+    "do_pan_and_scan": None,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_processor_type": "Gemma3ImageProcessor",
+    "image_seq_length": 256,
+    "image_std": [0.5, 0.5, 0.5],
+    "pan_and_scan_max_num_crops": None,
+    "pan_and_scan_min_crop_size": None,
+    "pan_and_scan_min_ratio_to_activate": None,
+    "processor_class": "Gemma3Processor",
+    "resample": 2,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"height": 896, "width": 896},
+}
+GEMMA3_GENERATION = {
+    "bos_token_id": 2,
+    "cache_implementation": "hybrid",
+    "do_sample": True,
+    "eos_token_id": [1, 106],
+    "pad_token_id": 0,
+    "top_k": 64,
+    "top_p": 0.95,
+    "transformers_version": "4.50.0.dev0",
+}
+GEMMA3_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "<start_of_turn>{{ 'model' if message.role == 'assistant' else message.role }}\n"
+    "{% if message.content is string %}{{ message.content | trim }}{% else %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}<start_of_image>{% elif part.type == 'text' %}{{ part.text | trim }}{% endif %}"
+    "{% endfor %}{% endif %}<end_of_turn>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+GEMMA3_TOKENS = {0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", 4: "<mask>", 105: "<start_of_turn>"}
+GEMMA3_TOKENS |= {106: "<end_of_turn>", 255999: "<start_of_image>", 256000: "<end_of_image>"}
+GEMMA3_TOKENS |= {262144: "<image_soft_token>"}
+
+
+def medgemma(folder: Path, texts: Sequence[str] = SENTENCES, image_size: int = 224) -> Path:
+    """google/medgemma-4b-it, as google/gemma-3-4b-it: names of early 2025, `image_token_index`, the turn's end 106
+    beside <eos>, left padding, and a template that writes the <bos> which the tokenizer writes again.
+
+    An image is made square, 896 x 896 in the published one, and always 256 tokens: `image_size` / 14 patches a side,
+    pooled to 16.
+    """
+    vision = GEMMA3["vision_config"] | GEMMA3_VISION_SMALL | {"image_size": image_size}
+    config = GEMMA3 | {"text_config": GEMMA3["text_config"] | GEMMA3_TEXT_SMALL, "vision_config": vision}
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", GEMMA3_GENERATION)
+    sizes = {"size": {"height": image_size, "width": image_size}}
+    write_json(folder / "preprocessor_config.json", GEMMA3_PREPROCESSOR | sizes)
+    write_json(folder / "processor_config.json", {"image_seq_length": 256, "processor_class": "Gemma3Processor"})  # 70
+    write_json(folder / "added_tokens.json", {"<image_soft_token>": 262144})  # 35 bytes
+    write_json(folder / "chat_template.json", {"chat_template": GEMMA3_TEMPLATE})
+    _write_gemma_tokenizer(folder, texts)
+
+    set_seed(0)
+    settings = Gemma3Config(**config)
+    settings.text_config.initializer_range = settings.vision_config.initializer_range = 0.5 * 32**-0.5
+    weights = {}
+    for name, tensor in Gemma3ForConditionalGeneration(settings).to(torch.bfloat16).state_dict().items():
+        name = name.replace("model.language_model.", "language_model.model.")
+        name = name.replace("model.vision_tower.", "vision_tower.vision_model.")
+        name = name.replace("model.multi_modal_projector.", "multi_modal_projector.")
+        if name != "lm_head.weight" and ".head." not in name:
+            weights[name] = tensor
+    write_weights(folder, weights, 2)
+    return folder
+
+
+def _write_gemma_tokenizer(folder: Path, texts: Sequence[str]) -> None:
+    """A SentencePiece model, and the same as tokenizer.json, with fillers between the published ids."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    write_sentencepiece(folder / "tokenizer.model", texts, 0)
+    trained = sentencepiece_model_pb2.ModelProto.FromString((folder / "tokenizer.model").read_bytes())
+    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    pieces = [piece for piece in trained.pieces if piece.type not in (kinds.CONTROL, kinds.UNKNOWN)]
+    del trained.pieces[:]
+    following = iter(pieces)
+    for number in range(262144):
+        name = GEMMA3_TOKENS.get(number)
+        kind = {0: kinds.CONTROL, 1: kinds.CONTROL, 2: kinds.CONTROL, 3: kinds.UNKNOWN}.get(number, kinds.USER_DEFINED)
+        if name is None and number > 237 and (piece := next(following, None)) is not None:
+            trained.pieces.add(piece=piece.piece, score=piece.score, type=piece.type)
+        else:
+            trained.pieces.add(piece=name or f"<unused{number}>", score=0, type=kind if name else kinds.NORMAL)
+    for name, number in {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3}.items():
+        setattr(trained.trainer_spec, name, number)
+    trained.trainer_spec.pad_piece, trained.trainer_spec.eos_piece = "<pad>", "<eos>"
+    trained.trainer_spec.bos_piece = "<bos>"
+    trained.normalizer_spec.add_dummy_prefix = False
+    (folder / "tokenizer.model").write_bytes(trained.SerializeToString())
+
+    ranks = {piece.piece: rank for rank, piece in enumerate(pieces)}
+    merges = []
+    for piece in ranks:
+        splits = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+        halves = [pair for pair in splits if set(pair) <= ranks.keys()]
+        merges += [(ranks[piece], max(ranks[half] for half in pair), pair) for pair in halves]
+    vocab = {piece.piece: number for number, piece in enumerate(trained.pieces)}
+    backend = Tokenizer(
+        models.BPE(vocab, [pair for *_, pair in sorted(merges)], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens([AddedToken(name, normalized=False) for name in GEMMA3_TOKENS.values()])
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    backend.save(str(folder / "tokenizer.json"))
+    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    specials = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    write_json(folder / "special_tokens_map.json", {**names, **{key: token(name) for key, name in specials.items()}})
+    settings = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {str(number): token(name, special=True) for number, name in GEMMA3_TOKENS.items()},
+        "boi_token": "<start_of_image>",
+        "bos_token": "<bos>",
+        "chat_template": GEMMA3_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "eoi_token": "<end_of_image>",
+        "eos_token": "<eos>",
+        "extra_special_tokens": names,
+        "image_token": "<image_soft_token>",
+        "model_max_length": 1000000000000000019884624838656,
+        "pad_token": "<pad>",
+        "padding_side": "left",
+        "processor_class": "Gemma3Processor",
+        "sp_model_kwargs": None,
+        "spaces_between_special_tokens": False,
+        "tokenizer_class": "GemmaTokenizer",
+        "unk_token": "<unk>",
+        "use_default_system_prompt": False,
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+QWEN3_VL_4B = {
+    "architectures": ["Qwen3VLForConditionalGeneration"],
+    "image_token_id": 151655,
+    "model_type": "qwen3_vl",
+    "text_config": {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "dtype": "bfloat16",
+        "eos_token_id": 151645,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2560,
+        "initializer_range": 0.02,
+        "intermediate_size": 9728,
+        "max_position_embeddings": 262144,
+        "model_type": "qwen3_vl_text",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "rope_theta": 5000000,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "vocab_size": 151936,
+    },
+    "tie_word_embeddings": True,
+    "transformers_version": "4.57.0.dev0",
+    "video_token_id": 151656,
+    "vision_config": {
+        "deepstack_visual_indexes": [5, 11, 17],
+        "depth": 24,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 1024,
+        "in_channels": 3,
+        "initializer_range": 0.02,
+        "intermediate_size": 4096,
+        "model_type": "qwen3_vl",
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": 2560,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+    "vision_end_token_id": 151653,
+    "vision_start_token_id": 151652,
+}
+QWEN3_TEXT_SMALL = {
+    **{"head_dim": 8, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2},
+    "num_key_value_heads": 2,
+    "rope_scaling": {"mrope_interleaved": True, "mrope_section": [2, 1, 1], "rope_type": "default"},
+}
+QWEN3_VISION_SMALL = {
+    **{"deepstack_visual_indexes": [0], "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2},
+    "out_hidden_size": 32,
+}
+QWEN3_PREPROCESSOR = {  # 390 bytes; without min_pixels and max_pixels
+    "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Qwen3VLProcessor",
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+}
+QWEN3_GENERATION = {  # 269 bytes
+    "bos_token_id": 151643,
+    "pad_token_id": 151643,
+    "do_sample": True,
+    "eos_token_id": [151645, 151643],
+    "top_p": 0.8,
+    "top_k": 20,
+    "temperature": 0.7,
+    "repetition_penalty": 1.0,
+    "transformers_version": "4.56.0",
+}
+QWEN3_TOKENS = (*QWEN_TOKENS, "<tool_response>", "</tool_response>", "<think>", "</think>")  # to 151668
+QWEN3_TEMPLATE = QWEN_TEMPLATE.replace(
+    "{% if loop.first and message.role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}",
+    "",
+)
+
+
+def qwen3_vl(folder: Path, texts: Sequence[str] = SENTENCES, vocab_size: int = 151936) -> Path:
+    """Qwen/Qwen3-VL-4B-Instruct: a nested config, the weight names of today, 16-pixel patches, a range called size,
+    and <think> as one token. `vocab_size` as of `qwen2_5_vl_7b`."""
+    first = 151643 - QWEN3_VL_4B["text_config"]["vocab_size"] + vocab_size
+    published = {"vocab_size": QWEN3_VL_4B["text_config"]["vocab_size"]}
+    text = QWEN3_VL_4B["text_config"] | QWEN3_TEXT_SMALL | {"vocab_size": vocab_size}
+    config = _with_ids(QWEN3_VL_4B, published, vocab_size)
+    config["text_config"] = _with_ids(text, published, vocab_size)
+    config["vision_config"] = QWEN3_VL_4B["vision_config"] | QWEN3_VISION_SMALL
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", _with_ids(QWEN3_GENERATION, published, vocab_size), 4, "")
+    write_json(folder / "preprocessor_config.json", QWEN3_PREPROCESSOR, 4, "")
+    video = {"size": {"longest_edge": 25165824, "shortest_edge": 4096}}
+    video = QWEN3_PREPROCESSOR | video | {"video_processor_type": "Qwen3VLVideoProcessor"}
+    del video["image_processor_type"]
+    write_json(folder / "video_preprocessor_config.json", video, 4, "")  # 385 bytes
+    write_json(folder / "chat_template.json", {"chat_template": QWEN3_TEMPLATE}, 4, "")
+    ids = {name: first + position for position, name in enumerate(QWEN3_TOKENS)}
+    write_qwen_tokenizer(folder, texts, first, ids, QWEN3_TEMPLATE)
+    set_seed(0)
+    settings = Qwen3VLConfig(**config)
+    settings.text_config.initializer_range = settings.vision_config.initializer_range = 0.5 * 32**-0.5
+    weights = Qwen3VLForConditionalGeneration(settings).to(torch.bfloat16).state_dict()
+    write_weights(folder, {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}, 2)
     return folder
 
 

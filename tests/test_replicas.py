@@ -25,7 +25,8 @@ from transformers import (
 from modeling import LLMRG4ForConditionalGeneration, LMRRGForConditionalGeneration
 from modeling.modeling_discbert import DiscBertModel
 from recipes import convert_biomedclip, convert_chexbert, convert_radgraph
-from recipes.cli import InputError
+from recipes.cli import InputError, check_model
+from recipes.data.pickles import read_published
 from recipes.data.processors import load_processor
 from rewards.bertscore import BERTScore
 from rewards.chexbert import CheXbertLabeler
@@ -51,7 +52,7 @@ def size_of(file: Path, **published) -> int:
     """The bytes of a JSON file, once the values `published` stand in it in place of the small ones."""
     text = file.read_text()
     values = json.loads(text)
-    indent = 2 if "\n  " in text else None
+    indent = (4 if text[2:6] == "    " else 2) if "\n  " in text else None
     again = json.dumps(values, indent=indent, ensure_ascii=False) + text[len(text.rstrip("\n")) :]
     assert again == text  # the form is kept, so that only the values make a difference
     return len(
@@ -98,6 +99,12 @@ SIZES = [  # replica, arguments, file, bytes of the published file, what is put 
     ("cxr_bert_general", {}, "tokenizer_config.json", 228, {}),
     ("distilroberta", {}, "config.json", 480, widths(replicas.DISTIL_ROBERTA, replicas.BERT_SMALL)),
     ("distilroberta", {}, "tokenizer_config.json", 25, {}),
+    ("medgemma", {}, "preprocessor_config.json", 570, {"size": {"height": 896, "width": 896}}),
+    ("medgemma", {}, "processor_config.json", 70, {}),
+    ("medgemma", {}, "added_tokens.json", 35, {}),
+    ("qwen3_vl", {}, "preprocessor_config.json", 390, {}),
+    ("qwen3_vl", {}, "video_preprocessor_config.json", 385, {}),
+    ("qwen3_vl", {}, "generation_config.json", 269, {}),
 ]
 
 
@@ -189,6 +196,18 @@ FILES = [  # replica, arguments, its files but for shards, number and suffix of 
         0,
         "bin",
     ),
+    (
+        "medgemma",
+        {},
+        {
+            *("added_tokens.json", "chat_template.json", "config.json", "generation_config.json"),
+            *("model.safetensors.index.json", "preprocessor_config.json", "processor_config.json"),
+            *("special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+        },
+        2,
+        "safetensors",
+    ),
+    ("qwen3_vl", {}, QWEN_FILES | {"video_preprocessor_config.json"}, 2, "safetensors"),
 ]
 
 
@@ -497,15 +516,60 @@ def test_the_authors_files_hold_an_object_of_lightning(made, name):
     file = made(name) / "checkpoint.pth"
     with pytest.raises(pickle.UnpicklingError, match=r"lightning\.pytorch\.utilities\.parsing\.AttributeDict"):
         torch.load(file, weights_only=True)
-    stand_in = (dict, "lightning.pytorch.utilities.parsing.AttributeDict")  # a subclass of dict is not filled
-    with torch.serialization.safe_globals([stand_in]):
-        content = torch.load(file, weights_only=True)
-    assert content.keys() == {"model", "config", "epoch", "step"}
-    shapes = {key: tuple(tensor.shape) for key, tensor in content["model"].items()}
+    weights, settings = read_published(file)
+    shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     if name == "discbert_pth":
         assert shapes["labeler.comm_heads.weight"] == (2, 32)
         return
     assert shapes["text_crossattention_block.bias_k"] == (1, 1, 32)
     assert shapes["iit_proj.weight"] == (64, 3 * 64)
     assert shapes["llama_model.base_model.model.model.layers.1.self_attn.v_proj.lora_B.default.weight"] == (64, 32)
-    assert content["config"]["llm_r"] == 32
+    assert settings["llm_r"] == 32
+
+
+################
+# The next base models
+################
+
+
+@pytest.mark.parametrize(
+    "name, ids, image_tokens",
+    [
+        ("medgemma", {"<eos>": 1, "<bos>": 2, "<end_of_turn>": 106, "<image_soft_token>": 262144}, [256, 256]),
+        ("qwen3_vl", {"<|im_end|>": 151645, "<|image_pad|>": 151655, "</think>": 151668}, [208, 70]),
+    ],  # 426 x 512 is 13 x 16 patches of 32 pixels; 200 x 300 is enlarged to 65,536 pixels: 7 x 10 patches
+)
+def test_the_next_models_load(made, name, ids, image_tokens):
+    folder = made(name)
+    processor = load_processor(str(folder))
+    tokenizer = processor.tokenizer
+    assert tokenizer.convert_tokens_to_ids(list(ids)) == list(ids.values())
+    assert tokenizer.decode(tokenizer(SENTENCES[2])["input_ids"], skip_special_tokens=True) == SENTENCES[2]
+    model, loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    assert not any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the lungs."}]}]
+    text = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    images = [[Image.new("L", size, 90).convert("RGB")] for size in ((512, 426), (200, 300))]
+    inputs = processor(images=images, text=[text, text], padding=True, return_tensors="pt")
+    assert (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist() == image_tokens
+    with torch.no_grad():
+        assert torch.isfinite(model(**inputs).logits).all()
+
+
+def test_medgemma_tokenizer_is_its_sentencepiece(made):
+    import sentencepiece
+
+    folder = made("medgemma")
+    reference = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for text in (*SENTENCES, "<start_of_turn>user", "12 cm"):
+        assert tokenizer(text)["input_ids"] == [2, *reference.encode(text)]
+
+
+@pytest.mark.parametrize("name, has_flash", [("medgemma", False), ("qwen3_vl", True), ("qwen2_5_vl_3b", True)])
+def test_flash_attention_is_refused_before_loading(made, name, has_flash):
+    check_model(str(made(name)), attention="sdpa")
+    if has_flash:
+        return check_model(str(made(name)), attention="flash_attention_2")
+    with pytest.raises(InputError, match=r"medgemma.* is a gemma3 model, .*: set attn_implementation: sdpa"):
+        check_model(str(made(name)), attention="flash_attention_2")
