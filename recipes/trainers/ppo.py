@@ -57,7 +57,11 @@ class PPOConfig(GRPOConfig):
     gamma: float = field(default=1.0, metadata={"help": "Discount of a later token's reward, above 0 to 1."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalized advantage estimation, 0 to 1."})
     whiten_advantages: bool = field(
-        default=True, metadata={"help": "Mean 0 and deviation 1 over the tokens of all processes."}
+        default=False,
+        metadata={
+            "help": "Division of the advantages by their deviation over the tokens of all processes, and of kl_mode "
+            "loss's KL term by the same number. Their mean is taken off in any case."
+        },
     )
     value_model: str = field(
         default="head",
@@ -84,16 +88,17 @@ class PPOConfig(GRPOConfig):
     kl_mode: str = field(
         default="loss",
         metadata={
-            "help": "loss: the KL term is a term of the loss (Eq. 4). reward: it is taken off each token's reward.",
+            "help": "Place of a token's KL term. loss: a term of the loss (Eq. 4). reward: taken off its reward.",
             "choices": ["loss", "reward"],
         },
     )
     kl_direction: str = field(
         default="policy_ref",
         metadata={
-            "help": "policy_ref: KL(policy || reference), estimated at the sampled tokens. ref_policy: KL(reference "
-            "|| policy), the order of Eq. 3, over the whole vocabulary at each token; needs kl_mode loss.",
-            "choices": ["policy_ref", "ref_policy"],
+            "help": "policy_ref: KL(policy || reference), estimated at the sampled tokens. policy_ref_exact: the "
+            "same, summed over the vocabulary at each token. ref_policy: KL(reference || policy), the order of "
+            "Eq. 3, summed likewise. The last two need kl_mode loss.",
+            "choices": ["policy_ref", "policy_ref_exact", "ref_policy"],
         },
     )
     kl_target: float = field(default=6.0, metadata={"help": "Of ziegler: nats of a whole completion."})
@@ -123,9 +128,9 @@ class PPOConfig(GRPOConfig):
                 "or kl_controller fixed for training without a KL term",
             ),
             (
-                self.kl_mode == "reward" and self.kl_direction == "ref_policy",
-                "kl_mode reward has the log-ratio of the sampled tokens only: kl_direction ref_policy needs kl_mode "
-                "loss",
+                self.kl_mode == "reward" and self.kl_direction != "policy_ref",
+                f"kl_mode reward has the log-ratio of the sampled tokens only: kl_direction {self.kl_direction} needs "
+                "kl_mode loss",
             ),
             (not 0 < self.gamma <= 1, f"gamma must be above 0 and at most 1, not {self.gamma}"),
             (not 0 <= self.lam <= 1, f"lam must be from 0 to 1, not {self.lam}"),
@@ -189,7 +194,7 @@ class Pass(NamedTuple):
 
     log_probs: torch.Tensor  # (rows, tokens)
     values: torch.Tensor  # (rows, tokens); zeros without a value head and in the reference
-    hidden_states: torch.Tensor | None  # (rows, tokens, width), those that chose the tokens; for ref_policy alone
+    hidden_states: torch.Tensor | None  # (rows, tokens, width), those that chose the tokens; for an exact KL alone
 
 
 def _without_dropout(model: nn.Module) -> None:
@@ -234,7 +239,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         else:
             config, adapted = model.config, adapted or is_peft_model(model)
         sharded = weights_are_split(args)
-        exact = args.beta > 0 and args.kl_direction == "ref_policy"
+        exact = args.beta > 0 and args.kl_direction != "policy_ref"
         text_config = config.get_text_config()
         for wrong, what in (
             (config.is_encoder_decoder, f"PPO needs a decoder-only model, and {config.model_type} has an encoder"),
@@ -243,7 +248,10 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
                 "under ZeRO-3 or FSDP the reference is loaded from where the policy was, and this model was made "
                 "in memory: save it and give its folder, or train LoRA",
             ),
-            (exact and sharded, "kl_direction ref_policy needs the whole output layer: no ZeRO-3 and no FSDP"),
+            (
+                exact and sharded,
+                f"kl_direction {args.kl_direction} needs the whole output layer: no ZeRO-3 and no FSDP",
+            ),
             (
                 exact and any(getattr(text_config, name, None) not in (None, 1.0) for name in LOGIT_CHANGES),
                 f"{config.model_type} changes its logits after the output layer: kl_direction policy_ref",
@@ -333,7 +341,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             with torch.autocast(seen.device.type, enabled=False):
                 values = self.value_head(seen.to(self.value_head.weight.dtype)).squeeze(-1).float()
             output["loss"] = output["loss"] + 0.0 * values.sum()  # DDP finds the parameters in use from the output
-        self._chunks.append((values, hidden_states if self.args.kl_direction == "ref_policy" else None))
+        self._chunks.append((values, None if self.args.kl_direction == "policy_ref" else hidden_states))
 
     def _get_train_sampler(self, dataset=None):
         return shuffle_by_epoch(super()._get_train_sampler(dataset))
@@ -474,8 +482,11 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
                 metrics["kl_lambda/share_at_1"].append((every == 1).float().mean().item())
             metrics["kl_coef"].append(self.kl_coef)
             log_ratio = (old.log_probs - output["ref_per_token_logps"]) * mask
-            if args.kl_direction == "ref_policy":
+            kl = log_ratio
+            if args.kl_direction != "policy_ref":
                 output["ref_hidden_states"] = passes[-1].hidden_states
+                with torch.no_grad():
+                    kl = self._kl(old.hidden_states, passes[-1].hidden_states) * mask
 
         order = torch.arange(mask.shape[1], device=mask.device)
         last = (mask * order).argmax(dim=1)
@@ -485,21 +496,23 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             ended = torch.isin(final[:, 0], torch.tensor(self.eos_token_ids, device=final.device))
             scores = scores - args.missing_eos_penalty * ~ended
         rewards.scatter_(1, last[:, None], scores[:, None])
-        if self.beta != 0 and args.kl_mode == "reward":
-            rewards = rewards - weight[:, None] * log_ratio
-        rewards = rewards * mask
+        cost = torch.zeros_like(rewards)
+        if self.beta != 0 and args.kl_direction != "ref_policy":  # whose states would have to be the reference's
+            cost = weight[:, None] * kl
+        rewards = (rewards - cost) * mask
 
         lam = 1.0 if self.value_head is None else args.lam
         advantages = generalized_advantages(rewards, old.values, mask, args.gamma, lam)
         returns = advantages + old.values * mask
+        if args.kl_mode == "loss":
+            advantages = advantages + cost  # a token answers here for the KL of later ones; its own is in the loss
         count, total = self._sums(mask, advantages)
         count = count.clamp(min=1)
-        mean = total / count
-        (squares,) = self._sums((advantages - mean).square() * mask)
+        advantages = (advantages - total / count) * mask
         if args.whiten_advantages:
-            advantages = (advantages - mean) * torch.rsqrt(squares / count + 1e-8) * mask
-        elif self.value_head is None:
-            advantages = (advantages - mean) * mask
+            (squares,) = self._sums(advantages.square())
+            scale = torch.rsqrt(squares / count + 1e-8)
+            advantages, weight = advantages * scale, weight * scale  # one without the other would change Eq. 4
         output |= {
             "advantages": advantages,
             "values": old.values,
@@ -560,15 +573,20 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
                 ratio = torch.exp(now.log_probs - inputs["old_per_token_logps"])
                 kl = (torch.exp(difference) - difference - 1) * ratio  # the ratio makes its gradient KL's own
             else:
-                reference = self._policy if self.ref_model is None else self.ref_model
-                with torch.no_grad():
-                    expected = self._log_probs(reference, inputs["ref_hidden_states"])
-                kl = (expected.exp() * (expected - self._log_probs(self._policy, now.hidden_states))).sum(dim=-1)
+                kl = self._kl(now.hidden_states, inputs["ref_hidden_states"])
             (total,) = self._sums(kl.detach() * mask)
             metrics["kl"].append((total / count).item())
             if args.kl_mode == "loss":
                 loss = loss + self._reduced(inputs["kl_weight"][:, None] * kl, mask, inputs)
         return loss
+
+    def _kl(self, hidden_states: torch.Tensor, ref_hidden_states: torch.Tensor) -> torch.Tensor:
+        """`kl_direction`'s divergence, summed over the vocabulary, of each token's state: (rows, tokens)."""
+        with torch.no_grad():
+            reference = self._log_probs(self._policy if self.ref_model is None else self.ref_model, ref_hidden_states)
+        policy = self._log_probs(self._policy, hidden_states)
+        first, second = (reference, policy) if self.args.kl_direction == "ref_policy" else (policy, reference)
+        return (first.exp() * (first - second)).sum(dim=-1)
 
     def _log_probs(self, model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
         """(rows, tokens, vocabulary) at the temperature of sampling."""

@@ -199,10 +199,14 @@ def by_hand(model, weights, batch, temperature) -> tuple[np.ndarray, np.ndarray]
         {},  # Eqs. 3 to 5 as the paper has them
         {"loss_type": "grpo", "lam": 0.5, "gamma": 0.9},  # mean over completions
         {"kl_direction": "ref_policy", "temperature": 0.7},  # the order of Eq. 3, the whole vocabulary
+        {"kl_direction": "policy_ref_exact", "temperature": 0.7},  # the whole vocabulary, for later tokens too
         {"kl_mode": "reward", "kl_controller": "fixed", "beta": 0.3, "vf_coef": 0.7},  # RLHF's usual place
-        {"beta": 0.0, "kl_controller": "fixed", "whiten_advantages": False, "missing_eos_penalty": 0.4},
+        {"kl_mode": "reward", "theta": 0.8},  # there too, each completion has its weight
+        {"beta": 0.0, "kl_controller": "fixed", "missing_eos_penalty": 0.4},
         {"value_model": "none", "kl_controller": "fixed", "beta": 0.1},  # the batch's mean is the baseline
-        {"value_model": "none", "whiten_advantages": False, "gamma": 0.9},
+        {"value_model": "none", "whiten_advantages": True, "gamma": 0.9},
+        {"whiten_advantages": True},  # both parts of Eq. 4 are divided
+        {"whiten_advantages": True, "kl_mode": "reward"},  # the KL part is in the rewards already
         {"cliprange_value": 0.01, "epsilon": 0.02},  # both clips act
     ],
 )
@@ -224,8 +228,12 @@ def test_the_loss_of_a_batch_in_numpy(changes, words, tmp_path):
     for row, length in enumerate(mask.sum(1).astype(int)):
         cut = ids[row, length - 1] != WORDS.index("<eos>")
         rewards[row, length - 1] = scores[row] - (args.missing_eos_penalty or 0) * cut
-    if args.kl_mode == "reward":
-        rewards -= weight[:, None] * (chosen(old) - chosen(reference)) * mask
+    cost = weight[:, None] * (chosen(old) - chosen(reference)) * mask
+    if args.kl_direction == "policy_ref_exact":
+        cost = weight[:, None] * (np.exp(old) * (old - reference)).sum(-1) * mask
+    elif args.kl_direction == "ref_policy":
+        cost = cost * 0
+    rewards -= cost
 
     lam = 1.0 if args.value_model == "none" else args.lam
     advantages = np.zeros_like(mask)
@@ -236,11 +244,11 @@ def test_the_loss_of_a_batch_in_numpy(changes, words, tmp_path):
                 delta = rewards[row, later] + args.gamma * following - old_values[row, later]
                 advantages[row, t] += (args.gamma * lam) ** (later - t) * delta
     returns = advantages + old_values
-    centred = advantages - advantages[mask > 0].mean()
-    if args.whiten_advantages:
-        advantages = centred / np.sqrt((centred[mask > 0] ** 2).mean() + 1e-8)
-    elif args.value_model == "none":
-        advantages = centred
+    if args.kl_mode == "loss":
+        advantages += cost  # of later tokens' KL terms alone
+    advantages -= advantages[mask > 0].mean()
+    deviation = np.sqrt((advantages[mask > 0] ** 2).mean() + 1e-8) if args.whiten_advantages else 1.0
+    advantages /= deviation
 
     ratio = np.exp(chosen(new) - chosen(old))
     surrogate = np.minimum(ratio * advantages, np.clip(ratio, 1 - args.epsilon, 1 + args.epsilon) * advantages)
@@ -248,7 +256,9 @@ def test_the_loss_of_a_batch_in_numpy(changes, words, tmp_path):
     value_loss = 0.5 * np.maximum((new_values - returns) ** 2, (clipped - returns) ** 2)
     if args.value_model == "none":
         value_loss = value_loss * 0
-    if args.kl_direction == "ref_policy":
+    if args.kl_direction == "policy_ref_exact":
+        kl = (np.exp(new) * (new - reference)).sum(-1)
+    elif args.kl_direction == "ref_policy":
         kl = torch.nn.functional.kl_div(  # "input" is the second argument of KL
             torch.tensor(new), torch.tensor(reference), log_target=True, reduction="none"
         )
@@ -259,7 +269,7 @@ def test_the_loss_of_a_batch_in_numpy(changes, words, tmp_path):
     assert (kl >= 0).all()
     if args.kl_mode == "reward":
         kl = kl * 0
-    per_token = -surrogate + args.vf_coef * value_loss + weight[:, None] * kl
+    per_token = -surrogate + args.vf_coef * value_loss + weight[:, None] / deviation * kl
     if args.loss_type == "grpo":
         expected = ((per_token * mask).sum(1) / mask.sum(1)).mean()
     else:
@@ -274,20 +284,6 @@ def test_the_loss_of_a_batch_in_numpy(changes, words, tmp_path):
         expected = {"mean": [shares.mean()], "min": [shares.min()], "max": [shares.max()]}
         assert logged == {name: pytest.approx(value, abs=1e-6) for name, value in expected.items()}
         assert trainer._metrics["train"]["kl_lambda/share_at_1"] == [pytest.approx((shares >= 1).mean())]
-
-
-def test_the_sampled_kl_has_kls_own_gradient():
-    """Summed over all words with their probabilities, the term's gradient is that of KL(policy || reference)."""
-    chance = torch.Generator().manual_seed(0)
-    logits = torch.randn(7, generator=chance, dtype=torch.float64, requires_grad=True)
-    reference = torch.randn(7, generator=chance, dtype=torch.float64).log_softmax(-1)
-    log_probs = logits.log_softmax(-1)
-    old = log_probs.detach()
-    (expected,) = torch.autograd.grad((log_probs.exp() * (log_probs - reference)).sum(), logits, retain_graph=True)
-    gap = reference - log_probs
-    term = (gap.exp() - gap - 1) * (log_probs - old).exp()
-    (found,) = torch.autograd.grad((old.exp() * term).sum(), logits)
-    torch.testing.assert_close(found, expected)
 
 
 def test_old_log_probs_are_those_of_the_sampling_policy(words, tmp_path):
@@ -361,7 +357,7 @@ def test_a_large_kl_weight_keeps_the_reference(beta, kl_mode, stays, words, tmp_
 def test_the_value_head_learns_a_constant_reward(words, tmp_path):
     trainer = make_trainer(
         tmp_path, words, rewards=lambda completions, **_: [0.7] * len(completions), max_steps=40, num_iterations=1,
-        value_learning_rate=0.05, vf_coef=1.0, gamma=1.0, lam=1.0,
+        value_learning_rate=0.05, vf_coef=1.0, gamma=1.0, lam=1.0, beta=0.0, kl_controller="fixed",
     )  # fmt: skip
     trainer.train()
     losses = [row["value/loss"] for row in trainer.state.log_history if "value/loss" in row]
@@ -369,16 +365,38 @@ def test_the_value_head_learns_a_constant_reward(words, tmp_path):
     assert losses[-1] < 0.01 * losses[0]
 
 
-def test_ziegler_steers_to_its_target(words, tmp_path):
+@pytest.mark.parametrize(
+    ("shift", "factor"),
+    [
+        (0.0, 1 - 0.2 * 8 / 40),  # at the reference: KL 0, the miss of -1 is clipped
+        (2.7, 1 - 0.1 * 8 / 40),  # a tenth below the target
+        (3.3, 1 + 0.1 * 8 / 40),  # a tenth above
+        (9.0, 1 + 0.2 * 8 / 40),  # far above
+    ],
+)
+def test_ziegler_steers_to_its_target(shift, factor, words, tmp_path, monkeypatch):
     """Ziegler et al. 2019, section 2.2: the miss is clipped to .2, times 8 completions / the horizon of 40."""
     trainer = make_trainer(tmp_path, words, kl_controller="ziegler", beta=0.5, kl_target=3.0, kl_horizon=40.0)
     trainer.model.train()
     inputs = [{"prompt": prompt} for prompt in PROMPTS for _ in range(2)]
-    trainer._generate_and_score_completions(inputs)
-    assert trainer.kl_coef == pytest.approx(0.5 * (1 - 0.2 * 8 / 40))  # at the reference: KL 0, far below 3
+    generate = GRPOTrainer._generate_and_score_completions
+
+    def shifted(self, inputs):
+        """The reference finds each completion less likely by `shift` nats."""
+        output = generate(self, inputs)
+        output["ref_per_token_logps"][:, 0] -= shift
+        return output
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", shifted)
+    batch = trainer._generate_and_score_completions(inputs)
+    assert batch["kl_weight"].tolist() == [pytest.approx(0.5)] * 8  # the coefficient of this batch
+    assert trainer.kl_coef == pytest.approx(0.5 * factor, abs=1e-6)
+    later = trainer._generate_and_score_completions(inputs)
+    assert later["kl_weight"].tolist() == [pytest.approx(0.5 * factor, abs=1e-6)] * 8
+    coefficient = trainer.kl_coef
     trainer.model.eval()
     trainer._generate_and_score_completions(inputs)
-    assert trainer.kl_coef == pytest.approx(0.5 * (1 - 0.2 * 8 / 40))  # evaluation steers nothing
+    assert trainer.kl_coef == coefficient  # evaluation steers nothing
 
 
 # The reference, E, and the models it is for
@@ -575,6 +593,23 @@ def test_evaluation(words, tmp_path):
     assert np.isfinite(figures["eval_loss"]) and figures["eval_kl"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(("value_model", "reaches"), [("head", True), ("detached", False)])
+def test_whether_the_value_loss_reaches_the_model(value_model, reaches, words, tmp_path):
+    """The model's gradient under two weights of the value loss; the head's own follows the weight in both cases."""
+    trainer, batch = spoken_to(tmp_path, words, value_model=value_model)
+    gradients = {}
+    for trainer.args.vf_coef in (0.1, 0.7):
+        trainer.model.zero_grad()
+        trainer._compute_loss(trainer.model, batch).backward()
+        parameters = dict(trainer.model.named_parameters())
+        gradients[trainer.args.vf_coef] = {name: value.grad.clone() for name, value in parameters.items()}
+    small, large = gradients[0.1], gradients[0.7]
+    torch.testing.assert_close(large.pop("value_head.weight"), 7 * small.pop("value_head.weight"))
+    del large["value_head.bias"], small["value_head.bias"], large["lm_head.weight"], small["lm_head.weight"]
+    changed = {name for name in small if not torch.allclose(small[name], large[name], rtol=1e-4, atol=1e-8)}
+    assert changed == (set(small) if reaches else set())
+
+
 # Several processes and accumulation
 
 
@@ -619,6 +654,28 @@ def test_accumulation_changes_nothing(loss_type, tmp_path):
     close(*states, start=small_llama().state_dict())
 
 
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+def test_mini_batches_of_one_batch_of_completions(loss_type, words, tmp_path):
+    """Two updates of four completions each (steps_per_generation twice the accumulation): the mean of their losses is
+    the loss of all eight, though the halves have unequal numbers of tokens."""
+    losses = {}
+    for size, steps in ((8, 1), (4, 2)):
+        trainer = make_trainer(
+            tmp_path, words, per_device_train_batch_size=size, gradient_accumulation_steps=1,
+            steps_per_generation=steps, loss_type=loss_type, extra={"rollout_func": said},
+        )  # fmt: skip
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.model.train()
+        trainer.value_head.weight.data += 0.1
+        trainer._prepare_inputs([{"prompt": prompt} for prompt in PROMPTS for _ in range(2)])
+        trainer.model.lm_head.weight.data += 0.3 * torch.eye(len(WORDS), 16)
+        batches = trainer._buffered_inputs
+        assert len(batches) == steps
+        losses[size] = [trainer._compute_loss(trainer.model, batch).item() for batch in batches]
+    assert losses[4][0] != pytest.approx(losses[4][1], abs=1e-3)
+    assert np.mean(losses[4]) == pytest.approx(losses[8][0], abs=1e-6)
+
+
 def one_of_two(folder: str) -> None:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     trainer = trained_on_said(folder, 8 // processes, 1)
@@ -654,12 +711,34 @@ def test_some_completions_have_no_reward(words, tmp_path):
     assert batch["scored"].tolist() == [False, False, True, True] * 2
     assert not batch["advantages"][~batch["scored"]].any() and not batch["kl_weight"][~batch["scored"]].any()
     tokens = batch["advantages"][batch["scored"]][batch["completion_mask"][batch["scored"]].bool()]
-    assert tokens.mean() == pytest.approx(0, abs=1e-5) and tokens.std(correction=0) == pytest.approx(1, abs=1e-3)
+    assert tokens.mean() == pytest.approx(0, abs=1e-5) and tokens.std() > 0
     assert trainer._metrics["train"]["completions/unscored_ratio"] == [0.5]
     means = (batch["advantages"].sum(dim=1) / batch["completion_mask"].sum(dim=1)).tolist()
     assert list(trainer._logs["advantages"])[-8:] == pytest.approx(means, abs=1e-6)  # the table of completions
     trainer.train()
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+
+
+def test_no_reward_is_not_a_reward_of_0(words, tmp_path):
+    """Scored completions that all have 1 teach nothing; of two functions, one that gives None is left out."""
+
+    def half(completions, **kwargs):
+        return [1.0 if row % 2 else None for row in range(len(completions))]
+
+    trainer = make_trainer(tmp_path, words, rewards=half, value_model="none", kl_controller="fixed")
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": "pull"}] * 8)
+    torch.testing.assert_close(batch["advantages"], torch.zeros_like(batch["advantages"]))
+    assert batch["kl_weight"].tolist() == [0.0, 1.0] * 4
+
+    def quarter(completions, **kwargs):
+        return [0.25] * len(completions)
+
+    trainer = make_trainer(tmp_path, words, rewards=[half, quarter], reward_weights=[1.0, 2.0])
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": "pull"}] * 8)
+    assert trainer._scores.tolist() == [0.5, 1.5] * 4
+    assert batch["scored"].all()
 
 
 @pytest.mark.parametrize(
@@ -728,6 +807,7 @@ def test_a_reward_at_the_ends_of_its_range(words, tmp_path):
         ({"beta": -0.1}, "beta must not be below 0"),
         ({"beta": 0.0}, "beta is 0, so there is no reference for kl_controller reward_threshold"),
         ({"kl_mode": "reward", "kl_direction": "ref_policy"}, "kl_direction ref_policy needs kl_mode loss"),
+        ({"kl_mode": "reward", "kl_direction": "policy_ref_exact"}, "policy_ref_exact needs kl_mode loss"),
         ({"kl_controller": "adaptive"}, "kl_controller is one of reward_threshold, fixed, ziegler, not adaptive"),
         ({"gamma": 0.0}, "gamma must be above 0"),
         ({"lam": 1.1}, "lam must be from 0 to 1"),
