@@ -170,12 +170,14 @@ def check_model(name: str, trust_remote_code: bool = False, attention: str | Non
 
     `name` is a folder or a Hub id of a model, or of a LoRA adapter, whose base model is then looked at. What a model
     with code of its own reads is not checked where `trust_remote_code` is set. `attention`: an attn_implementation.
+    Files of a folder are read as far as recipes/data/model_files.py says.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     from transformers.utils.generic import is_flash_attention_requested
 
     import modeling  # noqa: F401  (registers our own systems)
+    from recipes.data.model_files import check_folder
 
     if not name:
         raise InputError("no model is named: give --model_name_or_path, a folder or a Hub id")
@@ -191,6 +193,8 @@ def check_model(name: str, trust_remote_code: bool = False, attention: str | Non
     own = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
     if not own and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise InputError(f"{name} is a {config.model_type} model, which reads no images; name a vision-language model")
+    check_folder(name)
+    check_folder(base, images=True)
     flash = is_flash_attention_requested(requested_attention_implementation=attention)
     if flash and not own and not MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._supports_flash_attn:
         raise InputError(

@@ -50,7 +50,7 @@ def main() -> None:
         folder = Path(args.out or f"{args.model.rstrip('/')}_merged")
         try:
             base = AutoModelForImageTextToText.from_pretrained(adapter["base_model_name_or_path"], dtype="auto")
-            processor = load_processor(args.model)
+            processor = load_processor(args.model, needs_template=False)
         except (OSError, ValueError) as error:
             raise InputError(f"--merge: {args.model} cannot be merged: {str(error).splitlines()[0]}") from error
         with replacing(folder, marker="config.json") as out:

@@ -23,6 +23,7 @@ from modeling.tiny import build_chexbert
 from recipes.cli import InputError, parse, report, run, save_run
 from recipes.data.hub import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.labelled import find_evidence, mix, read_csv
+from recipes.data.model_files import load_bert
 from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import check_whole, resume_from, save_final
@@ -80,12 +81,7 @@ def main() -> None:
     # Model
     ################
     if args.model:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(args.model)
-            model = CheXbertModel.from_pretrained(args.model)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"--model {args.model}: no such folder, or the Hub is out of reach ({reason})") from error
+        model, tokenizer = load_bert(args.model, AutoTokenizer, CheXbertModel)
     else:
         model, tokenizer = build_chexbert(reports, seed=training_args.seed)
 

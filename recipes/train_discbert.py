@@ -26,6 +26,7 @@ from recipes.cli import InputError, parse, report, run, save_run
 from recipes.data.hub import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.judged import build_discbert, measure, mix, print_scores, read_judgements, score_heads, write_sheet
 from recipes.data.judges import RuleJudge
+from recipes.data.model_files import load_bert
 from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import WholeCheckpoints, check_whole, resume_from, save_final
@@ -97,12 +98,7 @@ def main() -> None:
     # Model
     ################
     if args.model:
-        try:
-            tokenizer = BertTokenizer.from_pretrained(args.model)
-            model = DiscBertModel.from_pretrained(args.model)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"--model {args.model}: no such folder, or the Hub is out of reach ({reason})") from error
+        model, tokenizer = load_bert(args.model, BertTokenizer, DiscBertModel)
     else:
         model, tokenizer = build_discbert(reports, seed=training_args.seed)
 

@@ -170,6 +170,7 @@ def load_processor(args) -> ProcessorMixin:
         trust_remote_code=args.trust_remote_code,
         min_pixels=args.min_pixels,
         max_pixels=args.max_pixels,
+        needs_template=False,
     )
     if args.chat_template:
         if not Path(args.chat_template).is_file():

@@ -19,13 +19,15 @@ def load_processor(
     trust_remote_code: bool = False,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    needs_template: bool = True,
 ) -> ProcessorMixin:
     """The processor of the model `name`, a folder or a Hub id, padding on the left whatever its files say.
 
     An adapter without a processor has its base model's. `min_pixels` and `max_pixels` go to the image processor, None
     leaving the model's own. An `image_processor_type` that transformers does not have, but that is the model's own
     name, as early Qwen2.5-VL checkpoints have it, is read as the one that transformers has for this model, which is
-    said in a sentence. Raises InputError where there is none, or it cannot be loaded.
+    said in a sentence. Raises InputError where there is none, it cannot be loaded, or has no chat template that
+    `needs_template` asks for.
 
     Example: `load_processor("Qwen/Qwen2.5-VL-7B-Instruct", max_pixels=1280 * 28 * 28)`.
     """
@@ -46,14 +48,23 @@ def load_processor(
                     continue
                 raise
             if isinstance(processor, ProcessorMixin):  # without its files transformers returns the tokenizer alone
-                return processor
+                break
+        else:
+            raise InputError(
+                f"{base} has no processor for images (no preprocessor_config.json): copy that of the model that it "
+                "was made from into its folder"
+            )
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         sentence = str(error).split("\n")[0]
         raise InputError(f"the processor of {name} cannot be loaded: {sentence}") from error
-    raise InputError(
-        f"{base} has no processor for images (no preprocessor_config.json): copy that of the model that it was made "
-        "from into its folder"
-    )
+    if needs_template and not processor.chat_template:
+        raise InputError(
+            f"{base} has no chat template (no chat_template.jinja or chat_template.json): copy that of the model that "
+            "it was made from into its folder"
+        )
+    return processor
 
 
 def learn_image_processor(name: str, revision: str | None, config_class: type) -> None:

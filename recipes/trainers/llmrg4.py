@@ -18,6 +18,7 @@ from trl.data_utils import prepare_multimodal_messages
 
 from modeling import LLMRG4ForConditionalGeneration, LLMRG4Processor
 from recipes.cli import InputError
+from recipes.data.model_files import check_folder
 from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer, check_spans
 
 SCENARIOS = ("sn", "sw", "mn", "mw")
@@ -39,6 +40,9 @@ def load_start(args, model_args: ModelConfig) -> tuple[LLMRG4ForConditionalGener
         raise InputError("--dtype auto: name float32 or bfloat16")
     try:
         if name is None:
+            check_folder(args.vision)
+            check_folder(args.text)
+            check_folder(args.decoder)
             model, processor = LLMRG4ForConditionalGeneration.from_pretrained_parts(
                 args.vision, args.text, args.decoder, getattr(torch, model_args.dtype),
                 fusion="interleaved", projector=args.projector, num_visual_tokens=args.num_visual_tokens,
@@ -58,6 +62,7 @@ def _load(name: str, args, model_args: ModelConfig) -> tuple[LLMRG4ForConditiona
     config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)
     if config.model_type != "llmrg4":
         raise InputError(f"{name} is a {config.model_type} model, not an LLM-RG4")
+    check_folder(name, images=True)
     if args.stage == 2:
         options = {"revision": model_args.model_revision, "_raise_exceptions_for_missing_entries": False}
         note = cached_file(name, "run_config.json", **options)

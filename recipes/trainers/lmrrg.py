@@ -10,6 +10,7 @@ from trl import ModelConfig
 
 from modeling import LMRRGForConditionalGeneration, LMRRGProcessor
 from recipes.cli import InputError
+from recipes.data.model_files import check_folder
 from rewards import make_radcliq_reward
 from rewards.bertscore import BERTScore
 from rewards.chexbert import CheXbertLabeler
@@ -29,6 +30,8 @@ def load_parts(
     """
     if model_args.dtype == "auto":
         raise InputError("--dtype auto: name float32 or bfloat16")
+    check_folder(parts.biomedclip)
+    check_folder(parts.decoder)
     try:
         model, processor = LMRRGForConditionalGeneration.from_pretrained_parts(
             **{name: value for name, value in vars(parts).items() if value is not None},
@@ -53,6 +56,7 @@ def load_checkpoint(
         found = AutoConfig.from_pretrained(name, revision=model_args.model_revision).model_type
         if found != "lmrrg":
             raise InputError(f"{name} is a {found} model, not an LM-RRG")
+        check_folder(name, images=True)
         model, loaded = LMRRGForConditionalGeneration.from_pretrained(
             name,
             dtype=model_args.dtype,

@@ -345,6 +345,8 @@ def test_save_run_notes_what_was_run(tmp_path):
 )
 def test_check_model_with_an_attention(tmp_path, config, attention, sentence):
     config().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{}")  # a folder with all files that it needs
+    save_file({}, tmp_path / "model.safetensors")
     if sentence is None:
         check_model(str(tmp_path), attention=attention)
     else:

@@ -1,0 +1,95 @@
+"""What the files of a model's folder tell before its weights are read, in a sentence where they tell of a fault."""
+
+import json
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch.serialization import get_unsafe_globals_in_checkpoint
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from recipes.cli import InputError
+from recipes.data.pickles import read_pickle
+
+NAMES = (
+    *("config.json", "adapter_config.json", "generation_config.json", "preprocessor_config.json"),
+    *("processor_config.json", "video_preprocessor_config.json", "chat_template.json", "tokenizer_config.json"),
+    *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "*.index.json"),
+)
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+BERTS = ("bert", "cxr-bert", "chexbert", "discbert")  # their encoder's weights have the same names
+PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
+
+
+def find_unreadable(folder: Path, images: bool = False) -> str | None:
+    """What in a model's folder could not be read, and what to do, or None; weights are looked at, not read.
+
+    JSON files parse, generation settings are of the right types, a safetensors file is as long as it says, every shard
+    of an index is there, and a pickle (read where there is no safetensors file) names nothing but tensors. `images`:
+    an image processor is there.
+    """
+    for file in sorted(file for pattern in NAMES for file in folder.glob(pattern)):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            return f"has a damaged {file.name}, which is no JSON: copy it again"
+    if (folder / "generation_config.json").is_file():
+        try:
+            GenerationConfig.from_pretrained(folder)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            return f"has an invalid generation_config.json ({reason}): correct it"
+    if images and not any((folder / name).is_file() for name in PROCESSORS):
+        return f"has no processor for images (no {' or '.join(PROCESSORS)}): copy that of the model it was made from"
+    pickled = not any(folder.glob("*.safetensors*"))
+    for index in folder.glob("*.bin.index.json" if pickled else "*.safetensors.index.json"):
+        shards = sorted(set(json.loads(index.read_text()).get("weight_map", {}).values()))
+        if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+            return f"has no {missing[0]}, which its {index.name} names: copy it again"
+    weights = sorted(file for pattern in (PICKLES if pickled else ["*.safetensors"]) for file in folder.glob(pattern))
+    if not weights:
+        return "has no weights (no .safetensors and no pytorch_model.bin): copy it again"
+    for file in weights:
+        if not pickled:
+            try:
+                safe_open(file, "pt").__exit__(None, None, None)
+            except SafetensorError:
+                return f"has a damaged {file.name}, which ends too early: copy it again"
+        elif not zipfile.is_zipfile(file):
+            read_pickle(file)  # the format before torch 1.6 has no list of contents
+        elif code := sorted(get_unsafe_globals_in_checkpoint(file)):
+            return f"has {file.name}, a pickle that holds code ({code[0]}): take safetensors instead"
+    return None
+
+
+def check_folder(name: str, images: bool = False) -> None:
+    """Raises InputError where `name` is a model's folder with a file that cannot be read (`find_unreadable`).
+
+    Of a Hub id nothing is looked at: a file is in the cache as a whole or not at all.
+    """
+    if Path(name).is_dir() and (what := find_unreadable(Path(name), images)):
+        raise InputError(f"{name} {what}")
+
+
+def load_bert(
+    name: str, tokenizer_class: type[PreTrainedTokenizerBase], model_class: type[PreTrainedModel]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The BERT in folder or Hub id `name` as `model_class`, whose heads may be new, and its tokenizer.
+
+    Raises InputError where it is not there, damaged, of another architecture or without a tokenizer.
+    """
+    try:
+        found = PreTrainedConfig.get_config_dict(name)[0].get("model_type", "missing")
+        if found not in BERTS:
+            raise InputError(f"--model {name} is a {found} model: name a BERT")
+        check_folder(name)
+        tokenizer = tokenizer_class.from_pretrained(name)
+        model = model_class.from_pretrained(name)
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"--model {name}: no such folder, or the Hub is out of reach ({reason})") from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes up an empty one without its files
+        raise InputError(f"--model {name} has no tokenizer (no vocab.txt or tokenizer.json): copy it there")
+    return model, tokenizer
