@@ -7,8 +7,8 @@ TRL's trainers hand a processor text and images, nothing else, so a prior report
 With `fusion: atf` the processor takes the marked report out of the text, for the model's own text encoder; with
 `interleaved` it takes out the markers only. The markers are plain characters that never reach a tokenizer, so any
 decoder's vocabulary does, and a stock collator, chat template or data set stays as it is. SFTTrainer hands all that
-the processor returns on to the model; stock GRPOTrainer hands on `pixel_values` alone, so it trains `atf` on single
-views without prior reports only.
+the processor returns on to the model; GRPOTrainer hands on `pixel_values` alone, so it trains on single views without
+prior reports only.
 """
 
 import re
@@ -90,9 +90,9 @@ class LLMRG4Processor(ProcessorMixin):
         `interleaved`, else it goes. Other arguments are the tokenizer's; `add_special_tokens` is False by default,
         since the chat template writes them.
 
-        Returns `input_ids` and `attention_mask`; with images also `pixel_values` (n, v, 3, height, width) and
-        `view_mask` (n, v) bool, v being the most images of a study; with a prior report in some text and the fusion
-        `atf` also `prior_input_ids` and `prior_attention_mask` (n, length), rows of zeros where there is none.
+        Returns `input_ids` and `attention_mask`; with images also `pixel_values` (n, v, 3, height, width), v being the
+        most images of a study, and where v is 2 `view_mask` (n, 2) bool; with a prior report in some text and the
+        fusion `atf` also `prior_input_ids` and `prior_attention_mask` (n, length), rows of zeros where there is none.
         Raises ValueError naming the text where images, markers or a prior report do not fit.
         """
         texts = [text] if isinstance(text, str) else list(text)
@@ -169,7 +169,7 @@ class LLMRG4Processor(ProcessorMixin):
             mask[number, : len(study)] = True
         stacked = pixels.new_zeros(*mask.shape, *pixels.shape[1:])
         stacked[mask] = pixels
-        return {"pixel_values": stacked, "view_mask": mask}
+        return {"pixel_values": stacked} | ({"view_mask": mask} if mask.shape[1] == 2 else {})
 
     def _encode(self, priors: list[dict | None]) -> dict[str, torch.Tensor]:
         padded = self.prior_tokenizer.pad([p or {"input_ids": []} for p in priors], padding_side="right")

@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
+from recipes.cli import InputError
 from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch
+
+PASS_INPUTS = (
+    "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
+    "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
+)  # fmt: skip
 
 
 @dataclass
@@ -50,10 +56,20 @@ def paper_advantages(rewards: torch.Tensor, num_generations: int, std_epsilon: f
     return torch.nan_to_num(deviation / sigma, nan=0.0).view(-1)
 
 
+def check_pass_inputs(fields: dict) -> None:
+    """Raises InputError where a processor's `fields` for the prompts hold one that GRPOTrainer trains without."""
+    if unknown := sorted(set(fields) - set(PASS_INPUTS)):
+        raise InputError(
+            f"the model reads {', '.join(unknown)} of these prompts to write, but GRPOTrainer does not hand it on to "
+            "training: give LLM-RG4 single views without prior reports"
+        )
+
+
 class MRGR1Trainer(WholeCheckpoints, GRPOTrainer):
     """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's.
 
-    The tokenizer of `processing_class` pads on the left from here on, however it was loaded or saved.
+    The tokenizer of `processing_class` pads on the left from here on, however it was loaded or saved. Raises
+    InputError on prompts of which the model would read more when it writes than in training (`check_pass_inputs`).
     """
 
     def __init__(self, *args, **kwargs):
@@ -62,6 +78,11 @@ class MRGR1Trainer(WholeCheckpoints, GRPOTrainer):
 
     def _get_train_sampler(self, dataset=None):
         return shuffle_by_epoch(super()._get_train_sampler(dataset))
+
+    def _tokenize_prompts(self, prompts):
+        prompt_ids, images, fields = super()._tokenize_prompts(prompts)
+        check_pass_inputs(fields)
+        return prompt_ids, images, fields
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

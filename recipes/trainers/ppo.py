@@ -26,12 +26,9 @@ from trl.trainer.utils import add_fused_lm_head, get_config_model_id
 
 from recipes.cli import InputError
 from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch, weights_are_split
+from recipes.trainers.grpo import PASS_INPUTS, check_pass_inputs
 
 STATE_FILE = "ppo_state.safetensors"
-PASS_INPUTS = (
-    "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
-    "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
-)  # fmt: skip
 LOGIT_CHANGES = (
     "final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling",
 )  # fmt: skip
@@ -277,7 +274,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._passes: list[Pass] = []
         self._chunks: list[tuple] = []
         self._hidden_states: torch.Tensor | None = None
-        self._images: dict[bytes, torch.Tensor] = {}
+        self._images: dict[tuple[torch.Size, bytes], torch.Tensor] = {}
 
         encoder = policy.get_encoder(modality="image")
         self._encode = getattr(policy.base_model, "encode_images", None) if args.freeze_image_encoder else None
@@ -318,7 +315,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
     def _encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The model's own `encode_images`, asked only for images that it has not seen since the last generation."""
         pixels = pixel_values.detach().contiguous().view(torch.uint8).cpu().numpy()
-        keys = [hashlib.blake2b(image).digest() for image in pixels]
+        keys = [(pixel_values.shape[1:], hashlib.blake2b(image).digest()) for image in pixels]
         new = {key: row for row, key in enumerate(keys) if key not in self._images}
         if new:
             with torch.no_grad():
@@ -386,6 +383,11 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             self.value_head.load_state_dict(head)
         if state and self.args.kl_controller == "ziegler":
             self.kl_coef = state["kl_coef"].item()
+
+    def _tokenize_prompts(self, prompts):
+        prompt_ids, images, fields = super()._tokenize_prompts(prompts)
+        check_pass_inputs(fields)
+        return prompt_ids, images, fields
 
     def _generate(self, prompts):
         """TRL's; the value head is away, since vLLM is sent every parameter and knows no such layer."""

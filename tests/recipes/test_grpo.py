@@ -277,6 +277,7 @@ def test_loss_is_equation_1(make_trainer, monkeypatch):
         ("_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
         ("_generate_and_score_completions", ["self", "inputs"]),
         ("_get_train_sampler", ["self", "dataset"]),
+        ("_tokenize_prompts", ["self", "prompts"]),
     ],
 )
 def test_overridden_signatures_are_trls(method, parameters):

@@ -867,6 +867,7 @@ def test_a_missing_reference(split_by, words, tmp_path, monkeypatch):
     [
         ("_calculate_rewards", "self inputs prompts completions completion_ids_list"),
         ("_generate_and_score_completions", "self inputs"),
+        ("_tokenize_prompts", "self prompts"),
         ("_compute_loss", "self model inputs"),
         ("_generate", "self prompts"),
         ("_get_train_sampler", "self dataset"),
@@ -880,7 +881,7 @@ def test_overridden_signatures_are_trls(method, parameters):
 
 
 def test_the_passes_inputs_are_trls():
-    from recipes.trainers.ppo import PASS_INPUTS
+    from recipes.trainers.grpo import PASS_INPUTS
 
     names = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
     assert names[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]

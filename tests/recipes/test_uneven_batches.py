@@ -1,41 +1,490 @@
-"""Batches of uneven rows: images of several sizes, prompts of several lengths, one or two images a study."""
+"""Uneven batches: images of several sizes and shapes, one or two a study, prompts and reports of several lengths.
 
+Of each trainer and each model that it trains: a token's log-probability in the trainer's own pass over the batch is
+the one that the model alone gives for the row alone, a report written in a batch is the one written alone, and another
+image changes the loss of its own row and of no other.
+"""
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+import torch
 from datasets import Dataset
+from PIL import Image
+from replicas import SENTENCES, huatuo
 from test_long_runs import PROMPTS, make_words, says_clear, small_llama
+from transformers import AutoModelForImageTextToText
+from trl import SFTConfig
 
+from modeling import LLMRG4ForConditionalGeneration
+from modeling.tiny_llmrg4 import build_llmrg4
+from modeling.tiny_lmrrg import build_lmrrg
+from recipes.cli import InputError, run
+from recipes.data.generation import chat_texts
+from recipes.data.processors import load_processor
+from recipes.data.samples import to_samples
+from recipes.sft_mrgr1 import MRGR1SFTTrainer
+from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
+from recipes.trainers.disease_sft import UNKNOWN, DiseaseSFTTrainer
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
+from recipes.trainers.llmrg4 import ScenarioSFTConfig, ScenarioSFTTrainer
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
+from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 
+PROMPT = "{prior_report}{indication}Report the findings of this chest X-ray."
+STUDIES = (  # width and height of the images in pixels, indication, prior report
+    ([(112, 112)], None, None),
+    ([(84, 168), (140, 84)], "Cough and fever for several days.", SENTENCES[0]),
+    ([(196, 56)], "Pain.", None),
+    ([(56, 140), (112, 112)], "Follow-up of an opacity.", SENTENCES[3]),
+)
+ROWS = len(STUDIES)
 GENERATING = {"grpo": (MRGR1Trainer, MRGR1Config), "ppo": (PPOTrainer, PPOConfig)}
+SUPERVISED = {
+    "sft": (MRGR1SFTTrainer, SFTConfig),
+    "weighted_sft": (WeightedSFTTrainer, WeightedSFTConfig),
+    "scenario_sft": (ScenarioSFTTrainer, ScenarioSFTConfig),
+    "disease_sft": (DiseaseSFTTrainer, SFTConfig),
+}
+VIEWS = {"llmrg4-atf": "frontal+lateral", "llmrg4-interleaved": "frontal+lateral", "lmrrg": "frontal"}  # else all
 
 
-@pytest.fixture
-def settings(tmp_path):
-    """Arguments of a trainer in a folder of its own: four rows a batch on a CPU."""
+def draw(size: tuple[int, int], seed: int) -> Image.Image:
+    """An image of noise, of that width and height."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+
+
+@cache
+def studies(priors: bool = True) -> Dataset:
+    """Rows of the schema."""
+    rows = []
+    for number, (sizes, indication, prior) in enumerate(STUDIES):
+        report = " ".join(SENTENCES[number : 2 * number + 1])
+        rows.append(
+            {
+                "study_id": f"study-{number}",
+                "images": [draw(size, 10 * number + place) for place, size in enumerate(sizes)],
+                "views": ["PA", "LATERAL"][: len(sizes)],
+                "indication": indication,
+                "history": None,
+                "prior_report": prior if priors else None,
+                "findings": report,
+                "impression": None,
+                "report": report,
+                "scenario": ("sn", "sw", "mn", "mw")[number],
+                "key_spans": [[4, 9 + 4 * number]],
+                "labels": [number % 4] * 13 + [0],
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+def write_model(system: str, folder: Path) -> None:
+    """A checkpoint of random weights without dropout: a replica of HuatuoGPT-Vision's forms, or one of our systems."""
+    texts = [PROMPT, *SENTENCES, "Indication: Cough and fever for several days. Pain. Follow-up of an opacity.\n"]
+    if system.startswith("huatuo"):
+        huatuo(folder, system[-1], texts, vocab_size=1200)
+        return
+    if system == "lmrrg":
+        model, processor = build_lmrrg(texts, vocab_size=400, lambda_disease=0.5)
+    else:
+        model, processor = build_llmrg4(texts, vocab_size=400, fusion=system.removeprefix("llmrg4-"))
+        model.config.perceiver_dropout = 0.0
+        model = LLMRG4ForConditionalGeneration(model.config)
+        model.generation_config.suppress_tokens = [processor.image_token_id]
+        model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """`models(system)`: its folder."""
+
+    @cache
+    def models(system: str) -> Path:
+        folder = tmp_path_factory.mktemp("models") / system
+        write_model(system, folder)
+        return folder
+
+    return models
+
+
+def load(folder: Path):
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").eval()
+
+
+def settings_of(output_dir: Path | str, **changed) -> dict:
+    """Arguments of a trainer: four rows a batch on a CPU."""
     return {
-        "output_dir": str(tmp_path),
-        "per_device_train_batch_size": 4,
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": ROWS,
         "use_cpu": True,
         "bf16": False,
         "gradient_checkpointing": False,
         "disable_tqdm": True,
         "save_strategy": "no",
         "report_to": "none",
-    }
+    } | changed
+
+
+def encode(processor, sample: dict, answer: list[int] = ()) -> dict[str, torch.Tensor]:
+    """What a model reads for one sample alone, as generate.py asks, with the tokens `answer` behind the prompt."""
+    texts = chat_texts(processor, [sample["images"]], [sample["prompt"][0]["content"]])
+    inputs = dict(processor(images=[sample["images"]], text=texts, return_tensors="pt"))
+    tokens = torch.tensor([answer], dtype=torch.long)
+    fillers = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "mm_token_type_ids": 0 * tokens}
+    for name in inputs.keys() & fillers.keys():
+        inputs[name] = torch.cat([inputs[name], fillers[name]], dim=1)
+    return inputs
+
+
+@torch.no_grad()
+def log_probs_alone(model, inputs: dict[str, torch.Tensor], number: int) -> torch.Tensor:
+    """Of the last `number` tokens of one row."""
+    logits = model(**inputs).logits[0, -number - 1 : -1].float()
+    return logits.log_softmax(dim=-1).gather(1, inputs["input_ids"][0, -number:, None])[:, 0]
+
+
+def has_changed(before: list[float], after: list[float]) -> list[bool]:
+    """Of each row's loss; nothing between rounding and an image's effect may occur."""
+    differences = np.abs(np.subtract(after, before))
+    assert not ((differences > 1e-6) & (differences < 1e-4)).any(), differences
+    return (differences > 1e-5).tolist()
+
+
+################
+# GRPO and PPO
+################
+
+
+def score_length(completions, report, **kwargs):
+    """Differs between studies."""
+    return [len(text) / 400 for text in report]
+
+
+def make_generating(kind: str, folder: Path | str, samples: Dataset, output_dir: Path | str, **changed):
+    """A trainer of the model in `folder`, whose processor was handed in padding right."""
+    trainer_class, config_class = GENERATING[kind]
+    processor = load_processor(str(folder))
+    processor.tokenizer.padding_side = "right"
+    trainer = trainer_class(
+        model=str(folder),
+        reward_funcs=[score_length],
+        args=config_class(
+            **settings_of(output_dir, **changed),
+            num_generations=2,
+            beta=0.04,
+            max_completion_length=6,
+            generation_kwargs={"do_sample": False},
+            model_init_kwargs={"dtype": "float32"},
+        ),
+        train_dataset=samples,
+        processing_class=processor,
+    )
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(("grpo", f"huatuo {form}") for form in "ABCD"),
+        ("grpo", "llmrg4-atf"),
+        ("grpo", "lmrrg"),
+        ("ppo", "huatuo A"),
+        ("ppo", "llmrg4-atf"),
+        ("ppo", "lmrrg"),
+    ],
+    ids=" ".join,
+)
+def generated(request, models, tmp_path_factory):
+    """A trainer that wrote two completions for each study, split into two shuffled batches, and all its passes."""
+    kind, system = request.param
+    folder = models(system)
+    views = "all" if system.startswith("huatuo") else "frontal"  # GRPO hands on no view_mask
+    samples = to_samples(studies(priors=False), PROMPT, views, keep=("report",))
+    two_halves = {"steps_per_generation": 2, "gradient_accumulation_steps": 2, "num_iterations": 2}
+    trainer = make_generating(kind, folder, samples, tmp_path_factory.mktemp("run"), **two_halves)
+    passes, written, score, write = [], [], trainer._get_per_token_logps_and_entropies, trainer._generate
+
+    def remember_scores(model, ids, mask, kept, *arguments, **inputs):
+        result = score(model, ids, mask, kept, *arguments, **inputs)
+        passes.append((ids, mask, kept, result[0].detach()))
+        return result
+
+    def remember_tokens(prompts):
+        result = write(prompts)
+        written.extend(zip(*result[:2], strict=True))
+        return result
+
+    trainer._get_per_token_logps_and_entropies, trainer._generate = remember_scores, remember_tokens
+    rows, batches = [samples[number // 2] for number in range(2 * ROWS)], []
+    for step in range(2):
+        trainer._step = step
+        batches.append(trainer._prepare_inputs(rows))
+        trainer._compute_loss(trainer.model, batches[-1])
+    own = load(folder)
+    prompts = [encode(trainer.processing_class, sample)["input_ids"][0].tolist() for sample in samples]
+    return SimpleNamespace(
+        trainer=trainer, model=own, samples=samples, prompts=prompts, batches=batches, passes=passes, written=written
+    )
+
+
+def test_a_generating_trainers_log_probabilities_are_those_of_the_row_alone(generated):
+    lengths, compared = [], 0
+    for ids, mask, kept, found in generated.passes:
+        for row, length in enumerate(mask[:, -kept:].sum(dim=1).tolist()):
+            tokens = ids[row][mask[row].bool()].tolist()
+            sample = generated.samples[generated.prompts.index(tokens[:-length])]
+            inputs = encode(generated.trainer.processing_class, sample, tokens[-length:])
+            expected = log_probs_alone(generated.model, inputs, length)
+            torch.testing.assert_close(found[row, :length], expected, atol=1e-5, rtol=0)
+            lengths.append(len(tokens) - length)
+            compared += 1
+    assert compared == 3 * 2 * ROWS  # policy and reference over all, then the loss in two halves
+    assert len(set(lengths)) == ROWS  # of the prompts: the rows are padded
+
+
+def test_a_generating_trainer_writes_what_the_row_alone_gets(generated):
+    assert len(generated.written) == 2 * ROWS
+    for number, (prompt, completion) in enumerate(generated.written):
+        assert prompt == generated.prompts[number // 2]
+        inputs = encode(generated.trainer.processing_class, generated.samples[number // 2])
+        settings = {"max_new_tokens": 6, "do_sample": False, "repetition_penalty": 1.0}
+        alone = generated.model.generate(**inputs, **settings)[0, len(prompt) :].tolist()
+        assert completion == alone
+    assert len({tuple(completion) for _, completion in generated.written}) > 1  # the images make a difference
+
+
+def row_losses(trainer, batch: dict) -> list[float]:
+    """The loss of each row of a batch, the others' tokens left out."""
+    losses = []
+    for row in range(len(batch["completion_mask"])):
+        mask = torch.zeros_like(batch["completion_mask"])
+        mask[row] = batch["completion_mask"][row]
+        losses.append(trainer._compute_loss(trainer.model, batch | {"completion_mask": mask}).item())
+    return losses
+
+
+def test_another_image_changes_its_own_rows_loss_in_grpo_and_ppo(generated):
+    trainer, changes = generated.trainer, 0
+    for batch in generated.batches:
+        batch = batch | {"advantages": torch.ones_like(batch["advantages"])}  # in GRPO equal completions have 0
+        before, shown = row_losses(trainer, batch), set()
+        for row in range(ROWS):
+            prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
+            number = generated.prompts.index(prompt)
+            if number in shown:  # the same study again: its images stand in the first row's place
+                continue
+            shown.add(number)
+            for image in generated.samples[number]["images"]:
+                pixels, place = (
+                    trainer.processing_class.image_processor(each, return_tensors="pt")["pixel_values"]
+                    for each in (image, draw(image.size, 99))
+                )
+                values = batch["pixel_values"].clone()
+                flat = values.view(-1, *pixels.shape[1:])  # LLM-RG4 has a dimension of views
+                start = next(i for i in range(len(flat)) if torch.equal(flat[i : i + len(pixels)], pixels))
+                flat[start : start + len(pixels)] = place
+                changed = has_changed(before, row_losses(trainer, batch | {"pixel_values": values}))
+                assert changed == [own == row for own in range(ROWS)]
+                changes += 1
+    assert changes >= ROWS
+
+
+@pytest.mark.parametrize(
+    ("system", "views", "priors", "word"),
+    [
+        ("llmrg4-atf", "frontal+lateral", False, "view_mask"),  # which of two images there are
+        ("llmrg4-interleaved", "frontal+lateral", False, "view_mask"),
+        ("llmrg4-atf", "frontal", True, "prior_attention_mask, prior_input_ids"),  # written with, trained without
+    ],
+)
+@pytest.mark.parametrize("kind", GENERATING)
+def test_what_trl_would_leave_out_in_training_is_refused(models, tmp_path, kind, system, views, priors, word):
+    samples = to_samples(studies(priors), PROMPT, views, keep=("report",))
+    trainer = make_generating(kind, models(system), samples, tmp_path)
+    with pytest.raises(InputError, match=f"reads {word} of these prompts.*single views without prior reports"):
+        trainer._prepare_inputs([samples[number // 2] for number in range(2 * ROWS)])
+
+
+def test_ppo_remembers_images_by_their_pixels_and_their_shape(models, tmp_path):
+    samples = to_samples(studies(priors=False), PROMPT, "frontal", keep=("report",))
+    trainer = make_generating("ppo", models("lmrrg"), samples, tmp_path)
+    trainer._encode = lambda pixels: pixels.mean(dim=(1, 2, 3))[:, None] + pixels.shape[-1]
+    black, white = torch.zeros(1, 3, 2, 8), torch.ones(1, 3, 2, 8)
+    assert trainer._encode_images(torch.cat([black, white, black])).tolist() == [[8], [9], [8]]
+    assert trainer._encode_images(black.view(1, 3, 8, 2)).tolist() == [[2]]  # the same bytes, another image
 
 
 @pytest.mark.parametrize("saved", ["right", "left"])
 @pytest.mark.parametrize("kind", GENERATING)
-def test_a_tokenizer_pads_left_whatever_it_was_saved_with(settings, kind, saved):
+def test_a_tokenizer_pads_left_whatever_it_was_saved_with(tmp_path, kind, saved):
     trainer_class, config_class = GENERATING[kind]
     tokenizer = make_words()
     tokenizer.padding_side = saved
     trainer = trainer_class(
         model=small_llama(),
         reward_funcs=[says_clear],
-        args=config_class(**settings, num_generations=2),
+        args=config_class(**settings_of(tmp_path), num_generations=2),
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         processing_class=tokenizer,
     )
     assert trainer.processing_class(PROMPTS[:2], padding=True)["attention_mask"] == [[0, 1], [1, 1]]
+
+
+################
+# Supervised fine-tuning
+################
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("sft", "huatuo A"),
+        ("sft", "huatuo D"),
+        ("weighted_sft", "huatuo A"),
+        ("weighted_sft", "llmrg4-atf"),
+        ("weighted_sft", "lmrrg"),
+        ("scenario_sft", "llmrg4-atf"),
+        ("scenario_sft", "llmrg4-interleaved"),
+        ("disease_sft", "lmrrg"),
+    ],
+    ids=" ".join,
+)
+def supervised(request, models, tmp_path_factory):
+    """A trainer, its samples, and its own batch of them."""
+    kind, system = request.param
+    trainer_class, config_class = SUPERVISED[kind]
+    rows = studies(priors=system.startswith("llmrg4"))
+    views = VIEWS.get(system, "all")
+    keep = ("scenario", "key_spans", "disease_labels")
+    samples = to_samples(rows.rename_column("labels", "disease_labels"), PROMPT, views, completion="plain", keep=keep)
+    folder = models(system)
+    trainer = trainer_class(
+        model=load(folder),
+        args=config_class(**settings_of(tmp_path_factory.mktemp("run")), max_length=None, eval_strategy="epoch"),
+        train_dataset=samples,
+        eval_dataset=samples,
+        processing_class=load_processor(str(folder)),
+    )
+    collate = lambda rows: trainer.data_collator([dict(row) for row in rows])  # noqa: E731
+    evaluation = ClinicalEvaluation(
+        trainer, ClinicalArguments(clinical_samples=ROWS, clinical_max_new_tokens=6), rows, PROMPT, views
+    )
+    return SimpleNamespace(
+        trainer=trainer, model=load(folder), samples=list(samples), collate=collate, evaluation=evaluation
+    )
+
+
+def test_a_supervised_trainers_log_probabilities_are_those_of_the_row_alone(supervised):
+    trainer, passes = supervised.trainer, []
+    batch = supervised.collate(supervised.samples)
+    handle = trainer.model.register_forward_hook(
+        lambda module, args, output: passes.append(output.log_probs.detach().clone())  # before they are weighed
+    )
+    trainer.compute_loss(trainer.model.train(), dict(batch))
+    handle.remove()
+    processor = trainer.processing_class
+    lengths = batch["attention_mask"].sum(dim=1)
+    assert len(passes) == 1 and len(set(lengths.tolist())) == ROWS
+    for row, sample in enumerate(supervised.samples):
+        labelled = batch["labels"][row] != -100
+        answer = batch["labels"][row][labelled].tolist()
+        assert processor.tokenizer.decode(answer).startswith(sample["completion"][0]["content"])
+        inputs = encode(processor, sample, answer)
+        assert inputs["input_ids"][0].tolist() == batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
+        expected = log_probs_alone(supervised.model, inputs, len(answer))
+        torch.testing.assert_close(passes[0][row][labelled[1:]], expected, atol=1e-5, rtol=0)
+
+
+def test_an_evaluation_writes_what_the_row_alone_gets(supervised):
+    samples = supervised.evaluation.samples
+    alone = [supervised.evaluation._write(samples[[number]])[0] for number in range(ROWS)]
+    assert supervised.evaluation._write(samples[list(range(ROWS))]) == alone
+    assert len(set(alone)) > 1  # the images make a difference
+
+
+def test_another_image_changes_its_own_rows_loss_in_sft(supervised):
+    trainer = supervised.trainer
+
+    def losses(samples: list[dict]) -> list[float]:
+        found = []
+        for row in range(ROWS):
+            batch = supervised.collate(samples)
+            for name, ignored in (("labels", -100), ("disease_labels", UNKNOWN)):
+                if name in batch:
+                    batch[name][[other for other in range(ROWS) if other != row]] = ignored
+            with torch.no_grad():
+                found.append(trainer.compute_loss(trainer.model, batch).item())
+        return found
+
+    before = losses(supervised.samples)
+    for row, sample in enumerate(supervised.samples):
+        for place, image in enumerate(sample["images"]):
+            images = list(sample["images"])
+            images[place] = draw(image.size, 99)
+            samples = list(supervised.samples)
+            samples[row] = sample | {"images": images}
+            assert has_changed(before, losses(samples)) == [own == row for own in range(ROWS)]
+
+
+################
+# Two processes
+################
+
+
+def one_of_two(model: str, folder: str) -> None:
+    """Two steps of plain gradient descent on all studies' completions, whose words depend on their prompt."""
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    samples = to_samples(studies(priors=False), PROMPT, "all", keep=("report",))
+    trainer = make_generating(
+        "grpo", model, samples, folder, per_device_train_batch_size=2 * ROWS // processes, max_steps=2,
+        optim="sgd", learning_rate=0.1, shuffle_dataset=False, max_grad_norm=0.0, logging_steps=1,
+    )  # fmt: skip
+
+    def answer(prompts, trainer) -> dict:
+        ids = trainer._tokenize_prompts(prompts)[0]
+        ends = trainer.eos_token_ids[0]
+        texts = [[300 + (sum(own) + row % 2) % 50, 310, 320, ends][: 2 + len(own) % 3] for row, own in enumerate(ids)]
+        return {"prompt_ids": ids, "completion_ids": texts, "logprobs": [[0.0] * len(text) for text in texts]}
+
+    def score(completion_ids, **kwargs):
+        return [ids[0] % 7 / 7 for ids in completion_ids]
+
+    trainer.rollout_func, trainer.reward_funcs = answer, [score]
+    trainer.train()
+    if trainer.is_world_process_zero():
+        names = ("loss", "reward", "reward_std", "grad_norm", "kl")
+        rows = [[row[name] for name in names] for row in trainer.state.log_history if "reward" in row]
+        torch.save({"weights": trainer.model.state_dict(), "rows": rows}, Path(folder) / f"{processes}.pt")
+
+
+def test_two_processes_are_one(models, tmp_path, torchrun):
+    model = models("huatuo A")
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])  # replicas.py is there
+    environment = os.environ | {"PYTHONPATH": paths}
+    command = [sys.executable, *torchrun(__file__, model, tmp_path)]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    one_of_two(str(model), str(tmp_path))
+    one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
+    assert len(one["rows"]) == 2 and all(row[2] > 0 and row[3] > 0 for row in one["rows"])
+    np.testing.assert_allclose(two["rows"], one["rows"], atol=1e-5)
+    start = load(model).state_dict()
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], value, atol=1e-6, rtol=1e-5)
+    assert not torch.equal(one["weights"]["model.visual.patch_embed.proj.weight"],
+                           start["model.visual.patch_embed.proj.weight"])  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(lambda: one_of_two(*sys.argv[1:]))
