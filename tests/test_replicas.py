@@ -1,6 +1,8 @@
 """The replicas have the published form: files, sizes in bytes with the published widths put back, and they load."""
 
+import io
 import json
+import math
 import pickle
 import shutil
 import sys
@@ -24,10 +26,12 @@ from transformers import (
 
 from modeling import LLMRG4ForConditionalGeneration, LMRRGForConditionalGeneration
 from modeling.modeling_discbert import DiscBertModel
-from recipes import convert_biomedclip, convert_chexbert, convert_radgraph
+from recipes import convert_biomedclip, convert_chexbert, convert_radgraph, generate, grpo_mrgr1
+from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import InputError, check_model
 from recipes.data.pickles import read_published
 from recipes.data.processors import load_processor
+from recipes.data.schema import write_dataset
 from rewards.bertscore import BERTScore
 from rewards.chexbert import CheXbertLabeler
 from rewards.radgraph_parser import RadGraphParser
@@ -319,6 +323,53 @@ def test_image_processor_called_after_its_model(made, tmp_path, spelling, is_rea
     load_processor(str(folder)).save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved/processor_config.json").read_text())["image_processor"]
     assert saved["image_processor_type"] == "Qwen2VLImageProcessor"  # which every version reads
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory) -> Path:
+    """Four phantom studies with X-rays of other shapes, as detectors give them."""
+    folder = tmp_path_factory.mktemp("data") / "uneven"
+    shapes = [(512, 426), (256, 312), (320, 320), (200, 390)]
+
+    def rows(split: str):
+        for number, shape in enumerate(shapes):
+            row = build_row(split, number, "sn", BuildArguments(size=256))
+            buffer = io.BytesIO()
+            Image.open(io.BytesIO(row["images"][0]["bytes"])).resize(shape).save(buffer, "PNG")
+            yield row | {"images": [{"bytes": buffer.getvalue(), "path": None}]}
+
+    splits = {split: lambda split=split: rows(split) for split in ("train", "validation", "test")}
+    write_dataset(splits, folder, {"builder": "build_phantom", "labeler": "lexical"})
+    return folder
+
+
+@pytest.mark.parametrize("form", ["A", "B", "C", "D"])
+def test_grpo_and_generation_on_every_form(made, uneven, call, tmp_path, form):
+    """One step of the paper's YAML and its checkpoint, then a report for each image, in every form a base may have."""
+    out, base = tmp_path / "out", made("huatuo", form=form, vocab_size=2000)
+    settings = {
+        "model_name_or_path": base,
+        "dataset": uneven,
+        "attn_implementation": "sdpa",  # from here on: no GPU, no weights, a minute
+        "optim": "adamw_torch",
+        "use_cpu": "true",
+        "labeler": "lexical",
+        "effective_batch_size": 4,
+        "max_completion_length": 8,
+        "max_steps": 1,
+        "gradient_checkpointing": "false",
+        "output_dir": out,
+    }
+    words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+    call(grpo_mrgr1.main, "--config", "recipes/configs/mrgr1/iu.yaml", *words)
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"][0]
+    assert math.isfinite(log["loss"]) and log["completions/mean_length"] > 0
+
+    file = tmp_path / "reports.jsonl"
+    options = ("--dataset", uneven, "--split", "test", "--max_new_tokens", 4, "--batch_size", 4, "--out", file)
+    pixels = ("--max_pixels", 64 * 28 * 28)
+    call(generate.main, "--model", out, *options, *pixels)
+    assert len(file.read_text().splitlines()) == 4
 
 
 ################
