@@ -90,7 +90,7 @@ def main() -> None:
         found = openi.stand_in_images(study) if as_phantom else openi.find_images(study, index, arguments.image_root)
         if row["report"] and found:
             row["views"], files = openi.order_views(found, study.caption, projections, arguments.max_images)
-            row["scenario"] = "mn" if len(files) > 1 else "sn"
+            row["scenario"] = openi.scenario_of(row["views"])
             usable[study.study_id] = study, row, files
             continue
         lacking = "human MeSH label that says what to draw" if as_phantom else "image under --image_root"

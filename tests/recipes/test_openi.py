@@ -431,6 +431,27 @@ def test_build_with_stand_ins(tmp_path, build):
     assert rows["CXR13"]["scenario"] == "sn" and len(rows["CXR13"]["images"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("views", "scenario"),
+    [
+        (["PA"], "sn"),
+        (["AP", "LATERAL"], "mn"),
+        (["FRONTAL", "FRONTAL"], "sn"),  # two images, but no lateral view
+        (["LATERAL"], None),  # as 122 of Open-i's studies: LLM-RG4 has no scenario for it, and refuses it as sn
+    ],
+)
+def test_scenario_follows_the_views(views, scenario):
+    assert openi.scenario_of(views) == scenario
+
+
+def test_a_lone_lateral_image_is_built_without_a_scenario(tmp_path, build):
+    reports = {n: xml(n) for n in range(1, 11)} | {11: xml(11, images=["CXR11_IM-0011-2001"])}
+    source = write_reports(tmp_path / "xml", reports)
+    data, _, _ = build("--image_source", "phantom", "--reports", source, "--image_size", 64)
+    rows = {row["study_id"]: row for split in data.values() for row in split}
+    assert (rows["CXR11"]["views"], rows["CXR11"]["scenario"]) == (["LATERAL"], None)
+
+
 def test_stand_ins_depend_on_mesh_alone():
     pair = ["PA", "LATERAL"]
 
