@@ -7,6 +7,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 FUSIONS = ("atf", "interleaved")
 PROJECTORS = ("linear", "mlp")
+PERCEIVERS = ("paper", "authors")
 
 
 class LLMRG4Config(PreTrainedConfig):
@@ -19,8 +20,12 @@ class LLMRG4Config(PreTrainedConfig):
     tokens to each image, compressed by p_f alone, and leaves the prior report to the decoder's own text; on one image
     it is also the paper's first stage, and its weights are those that `atf` has under the same names.
 
-    `projector`: `linear` is the paper's Linear of Eqs. 5 to 8; `mlp` is the authors' code, a hidden layer of
-    `projector_hidden_size` with GELU, then LayerNorm, and LayerNorm after the fusion. `num_perceiver_layers`,
+    `projector`: `linear` is the paper's Linear of Eqs. 5 to 8; `mlp` is the authors' projection, a hidden layer of
+    `projector_hidden_size` with GELU, then LayerNorm, and LayerNorm after the fusion. `perceiver`, of which the paper
+    says its inputs and output: `paper` adds the query to what it read and masks the padding of prior reports;
+    `authors` is their code's, without that residual, with a learned and a zero key beside the features, and a prior
+    report is padded to `prior_length` tokens, all of which are read. Their published weights need `authors` and `mlp`
+    (recipes/convert_llmrg4.py); `paper` is the default, since padding then changes nothing. `num_perceiver_layers`,
     `perceiver_heads` and `perceiver_dropout` are the authors', which the paper does not give. `freeze_vision` and
     `freeze_text`: the encoders get no gradient and no dropout (Eqs. 2 to 4). Raises ValueError on a value that none
     of these allows.
@@ -41,6 +46,8 @@ class LLMRG4Config(PreTrainedConfig):
     fusion: str = "atf"
     projector: str = "linear"
     projector_hidden_size: int = 2048
+    perceiver: str = "paper"
+    prior_length: int = 100
     num_perceiver_layers: int = 1
     perceiver_heads: int = 12
     perceiver_dropout: float = 0.1
@@ -50,7 +57,7 @@ class LLMRG4Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        for name, allowed in (("fusion", FUSIONS), ("projector", PROJECTORS)):
+        for name, allowed in (("fusion", FUSIONS), ("projector", PROJECTORS), ("perceiver", PERCEIVERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.num_visual_tokens < 1:

@@ -30,12 +30,24 @@ from .processing_llmrg4 import LLMRG4Processor
 
 
 class PerceiverLayer(nn.Module):
-    """One block of a perceiver: queries attend to features; a residual and LayerNorm after each step (A-37)."""
+    """One block of a perceiver: queries attend to features, then a linear layer, each with LayerNorm (A-37).
 
-    def __init__(self, hidden_size: int, feature_size: int, heads: int, dropout: float):
+    The paper's adds its input to either step before LayerNorm. The authors' has no residual around attention, whose
+    keys include a learned and a zero one, and adds the linear layer's input after LayerNorm.
+    """
+
+    def __init__(self, hidden_size: int, feature_size: int, heads: int, dropout: float, authors: bool):
         super().__init__()
+        self.authors = authors
         self.attention = nn.MultiheadAttention(
-            hidden_size, heads, dropout=dropout, kdim=feature_size, vdim=feature_size, batch_first=True
+            hidden_size,
+            heads,
+            dropout=dropout,
+            add_bias_kv=authors,
+            add_zero_attn=authors,
+            kdim=feature_size,
+            vdim=feature_size,
+            batch_first=True,
         )
         self.attention_norm = nn.LayerNorm(hidden_size)
         self.linear = nn.Linear(hidden_size, hidden_size)
@@ -43,6 +55,9 @@ class PerceiverLayer(nn.Module):
 
     def forward(self, queries: torch.Tensor, features: torch.Tensor, ignored: torch.Tensor | None) -> torch.Tensor:
         attended, _ = self.attention(queries, features, features, key_padding_mask=ignored, need_weights=False)
+        if self.authors:
+            attended = self.attention_norm(attended)
+            return self.linear_norm(self.linear(attended)) + attended
         queries = self.attention_norm(queries + attended)
         return self.linear_norm(queries + self.linear(queries))
 
@@ -53,7 +68,8 @@ class Perceiver(nn.Module):
     def __init__(self, config: LLMRG4Config, feature_size: int):
         super().__init__()
         sizes = (config.vision_config.hidden_size, feature_size, config.perceiver_heads, config.perceiver_dropout)
-        self.layers = nn.ModuleList([PerceiverLayer(*sizes) for _ in range(config.num_perceiver_layers)])
+        authors = config.perceiver == "authors"
+        self.layers = nn.ModuleList([PerceiverLayer(*sizes, authors) for _ in range(config.num_perceiver_layers)])
 
     def forward(
         self, features: torch.Tensor, queries: torch.Tensor, ignored: torch.Tensor | None = None
@@ -85,7 +101,7 @@ class TokenFusion(nn.Module):
 
         self.queries = nn.Parameter(torch.empty(config.num_visual_tokens, width))  # V'
         self.frontal_perceiver, self.frontal_projection = Perceiver(config, width), projection()
-        self.fuses = config.fusion == "atf"
+        self.fuses, self.reads_padding = config.fusion == "atf", config.perceiver == "authors"
         if self.fuses:
             self.lateral_perceiver, self.lateral_projection = Perceiver(config, width), projection()
             self.prior_perceiver = Perceiver(config, config.prior_config.hidden_size)
@@ -116,8 +132,10 @@ class TokenFusion(nn.Module):
             return h_f
         h_l = self.lateral_projection(self.lateral_perceiver(lateral.to(dtype), seen))  # Eq. 6
         has_prior = prior_mask.any(1)
-        ignored = ~prior_mask
-        ignored[:, 0] &= has_prior  # softmax over nothing would be NaN
+        ignored = None
+        if not self.reads_padding:
+            ignored = ~prior_mask
+            ignored[:, 0] &= has_prior  # softmax over nothing would be NaN
         h_t = self.prior_projection(self.prior_perceiver(prior.to(dtype), seen, ignored))  # Eq. 7
         h_l = h_l.masked_fill(~has_lateral[:, None, None], 0)
         h_t = h_t.masked_fill(~has_prior[:, None, None], 0)
@@ -220,7 +238,10 @@ class LLMRG4Model(LLMRG4PreTrainedModel):
     def _encode_prior(
         self, ids: torch.Tensor | None, mask: torch.Tensor | None, n: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """v_t of Eq. 4, (n, length, D''), zeros where there is no report, and its mask (n, length)."""
+        """v_t of Eq. 4, (n, length, D''), zeros where there is no report, and its mask (n, length).
+
+        For the authors' perceiver, which reads padding too, `length` is `prior_length` whatever the batch.
+        """
         if ids is None:
             ids = torch.zeros(n, 1, dtype=torch.long, device=device)
             mask = torch.zeros_like(ids)
@@ -228,6 +249,9 @@ class LLMRG4Model(LLMRG4PreTrainedModel):
         if ids.shape[1] > longest:
             raise ValueError(f"a prior report of {ids.shape[1]} tokens is longer than the {longest} of its encoder")
         mask = torch.ones_like(ids).bool() if mask is None else mask.bool()
+        if self.config.perceiver == "authors" and (more := self.config.prior_length - ids.shape[1]) > 0:
+            ids = nn.functional.pad(ids, (0, more), value=self.prior_encoder.config.pad_token_id)
+            mask = nn.functional.pad(mask, (0, more))
         rows = mask.any(1)
         rows[0] |= ~rows.any()  # the encoder runs in every pass, or processes that share its weights would wait
         seen = mask[rows]
@@ -391,6 +415,7 @@ class LLMRG4ForConditionalGeneration(LLMRG4PreTrainedModel, GenerationMixin):
             text_config=language_model.config,
             image_token_id=processor.image_token_id,
             dtype=dtype,
+            prior_length=max_prior_tokens,
             **config,
         )
         processor.num_visual_tokens, processor.fusion = full.num_visual_tokens, full.fusion

@@ -22,6 +22,7 @@ def build_llmrg4(
     num_visual_tokens: int = 8,
     fusion: str = "atf",
     projector: str = "linear",
+    perceiver: str = "paper",
     max_prior_tokens: int = 100,
     vocab_size: int = 768,
     seed: int = 0,
@@ -81,6 +82,8 @@ def build_llmrg4(
         num_visual_tokens=num_visual_tokens,
         fusion=fusion,
         projector=projector,
+        perceiver=perceiver,
+        prior_length=max_prior_tokens,
         projector_hidden_size=2 * hidden_size,
         perceiver_heads=vision_size // 16,
     )

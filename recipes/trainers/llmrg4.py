@@ -45,7 +45,8 @@ def load_start(args, model_args: ModelConfig) -> tuple[LLMRG4ForConditionalGener
             check_folder(args.decoder)
             model, processor = LLMRG4ForConditionalGeneration.from_pretrained_parts(
                 args.vision, args.text, args.decoder, getattr(torch, model_args.dtype),
-                fusion="interleaved", projector=args.projector, num_visual_tokens=args.num_visual_tokens,
+                fusion="interleaved", projector=args.projector, perceiver=args.perceiver,
+                num_visual_tokens=args.num_visual_tokens,
             )  # fmt: skip
             model.set_attn_implementation(model_args.attn_implementation or "sdpa")
         else:

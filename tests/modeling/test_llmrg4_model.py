@@ -87,6 +87,11 @@ def mlp():
 
 
 @pytest.fixture(scope="module")
+def authors():
+    return build(projector="mlp", perceiver="authors")
+
+
+@pytest.fixture(scope="module")
 def interleaved():
     return build(fusion="interleaved")
 
@@ -196,7 +201,7 @@ def test_the_order_of_the_concatenation_is_fixed(atf):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["atf", "mlp", "interleaved"])
+@pytest.mark.parametrize("kind", ["atf", "mlp", "authors", "interleaved"])
 def test_sixteen_combinations_in_one_batch_as_one_by_one(kind, request):
     model, processor = request.getfixturevalue(kind)
     studies = [
@@ -212,6 +217,35 @@ def test_sixteen_combinations_in_one_batch_as_one_by_one(kind, request):
         assert visual == (VISUAL if kind != "interleaved" else VISUAL * (1 + lateral))
         assert ("prior_input_ids" in alone) == (prior and kind != "interleaved")
         torch.testing.assert_close(together[number, -length:], model(**alone).logits[0], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_authors_perceiver_reads_padding_and_no_query_past_attention(authors):
+    """What tests/recipes/test_convert_published.py compares in figures, seen by its effects."""
+    model, _ = authors
+    layer = model.model.token_fusion.prior_perceiver.layers[0]
+    assert layer.attention.bias_k is not None and layer.attention.add_zero_attn
+    features = torch.randn(1, 3, 48)
+    layer.attention.out_proj.weight.data, weight = torch.zeros(64, 64), layer.attention.out_proj.weight.data
+    assert torch.equal(layer(torch.randn(1, 5, 64), features, None), layer(torch.randn(1, 5, 64), features, None))
+    layer.attention.out_proj.weight.data = weight
+    ids, mask = torch.randint(5, 20, (1, 6)), torch.ones(1, 6)
+    states, read = model.model._encode_prior(ids, mask, 1, ids.device)
+    assert states.shape[:2] == read.shape == (1, 100) and read.sum() == 6
+    fusion, frontal = model.model.token_fusion, torch.randn(1, 16, 64)
+    absent = {"lateral": frontal, "has_lateral": torch.tensor([False]), "prior_mask": read}
+    changed = torch.cat([states[:, :-1], states[:, -1:] + 1], dim=1)  # the last place is padding
+    assert not torch.equal(fusion(frontal, prior=states, **absent), fusion(frontal, prior=changed, **absent))
+
+
+def test_a_checkpoint_that_names_no_perceiver_has_the_papers(atf, tmp_path):
+    model, _ = atf
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert values.pop("perceiver") == "paper" and values.pop("prior_length")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    back, loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert back.config.perceiver == "paper" and not loaded["missing_keys"] and not loaded["unexpected_keys"]
 
 
 @torch.no_grad()
@@ -637,6 +671,7 @@ def test_the_model_refuses(atf, change, sentence):
     [
         ({"fusion": "late"}, "fusion must be one of atf, interleaved, not 'late'"),
         ({"projector": "conv"}, "projector must be one of linear, mlp"),
+        ({"perceiver": "official"}, "perceiver must be one of paper, authors, not 'official'"),
         ({"num_visual_tokens": 0}, "num_visual_tokens must be at least 1"),
         ({"perceiver_heads": 7}, r"perceiver_heads \(7\) must divide"),
     ],

@@ -129,6 +129,20 @@ def test_stage_2_trains_fusion_and_lora(train, stage1, tmp_path):
     assert (model.config.fusion, AutoProcessor.from_pretrained(out).fusion) == ("atf", "atf")
 
 
+def test_the_authors_perceiver_goes_through_both_stages(train, rows, tmp_path):
+    texts = [row["report"] for row in rows] * 3
+    sizes = {"num_visual_tokens": 4, "fusion": "interleaved", "text_layers": 1, "projector": "mlp"}
+    model, processor = build_llmrg4(texts, vocab_size=400, perceiver="authors", **sizes)
+    model.save_pretrained(tmp_path / "tiny")
+    processor.save_pretrained(tmp_path / "tiny")
+    first = train(1, tmp_path / "tiny", tmp_path / "first")
+    changed, _ = changed_weights(first, train(2, first, tmp_path / "second", max_steps=4, learning_rate=0.01))
+    assert FUSION + "frontal_perceiver.layers.0.attention.bias_k" in changed
+    back, loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "second", output_loading_info=True)
+    assert (back.config.perceiver, back.config.projector) == ("authors", "mlp") and not loaded["missing_keys"]
+    assert all(bool(tensor.isfinite().all()) for tensor in back.state_dict().values())
+
+
 def test_the_lateral_perceiver_may_start_as_the_frontal_one(train, stage1, tmp_path):
     out = train(2, stage1, tmp_path / "out", lateral_start="frontal", learning_rate=0.0, max_steps=1)
     new = load_file(f"{out}/model.safetensors")
@@ -450,6 +464,7 @@ VALUES = {  # the paper's Implementation Details (RG-049), else the authors' cod
     "key_weight": 1.75,
     "optim": "adamw_torch",
     "learning_rate": 3e-4,
+    "weight_decay": 0.01,  # AdamW's default in torch, which their code leaves as it is
     "lr_scheduler_type": "cosine",
     "num_train_epochs": 2,
     "warmup_steps": 0.05,  # a tenth of one of the two epochs
