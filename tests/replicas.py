@@ -346,14 +346,14 @@ def huatuo(folder: Path, form: str = "A", texts: Sequence[str] = SENTENCES, voca
     _qwen2_5_vl(folder, QWEN_7B, 5 if form == "A" else 4, texts, vocab_size)
     if form == "A":
         return folder
-    _, moved = _qwen_ids(QWEN_7B, vocab_size)
+    _, ids = _qwen_ids(QWEN_7B, vocab_size)
     config = json.loads((folder / "config.json").read_text())
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     scaling = {"mrope_section": config["rope_scaling"]["mrope_section"], "rope_type": "default", "type": "default"}
     config |= {"rope_scaling": scaling, "transformers_version": "4.49.0.dev0"}
     settings |= {"extra_special_tokens": {}, "processor_class": "Qwen2_5_VLProcessor", "split_special_tokens": False}
-    names = sorted(QWEN_TOKENS, key=moved.get)
-    write_json(folder / "added_tokens.json", {name: moved[name] for name in sorted(names)})  # 605 bytes
+    names = sorted(QWEN_TOKENS, key=ids.get)
+    write_json(folder / "added_tokens.json", {name: ids[name] for name in sorted(names)})  # 605 bytes
     specials = {"additional_special_tokens": list(names[1:14]), "eos_token": token("<|im_end|>")}
     write_json(folder / "special_tokens_map.json", specials | {"pad_token": token("<|endoftext|>")})  # 613 bytes
     preprocessor, generation = QWEN_SAVED_PREPROCESSOR, QWEN_GENERATION_EARLY
@@ -379,14 +379,14 @@ def huatuo(folder: Path, form: str = "A", texts: Sequence[str] = SENTENCES, voca
     return folder
 
 
-def _qwen2_5_vl(folder: Path, published: dict, shards: int, texts: Sequence[str], vocab_size: int) -> Path:
-    first, ids = _qwen_ids(published, vocab_size)
+def _qwen2_5_vl(folder: Path, original: dict, shards: int, texts: Sequence[str], vocab_size: int) -> Path:
+    first, ids = _qwen_ids(original, vocab_size)
     vision = QWEN_SMALL["vision_config"]
     config = _with_ids(
-        published | QWEN_SMALL | {"vision_config": vision, "vocab_size": vocab_size}, published, vocab_size
+        original | QWEN_SMALL | {"vision_config": vision, "vocab_size": vocab_size}, original, vocab_size
     )
     write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", _with_ids(QWEN_GENERATION, published, vocab_size))
+    write_json(folder / "generation_config.json", _with_ids(QWEN_GENERATION, original, vocab_size))
     write_json(folder / "preprocessor_config.json", QWEN_PREPROCESSOR, end="")
     write_json(folder / "chat_template.json", {"chat_template": QWEN_TEMPLATE})
     write_qwen_tokenizer(folder, texts, first, ids)
@@ -398,7 +398,7 @@ def _qwen2_5_vl(folder: Path, published: dict, shards: int, texts: Sequence[str]
     weights = {}
     for name, tensor in model.state_dict().items():
         name = name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
-        if name != "lm_head.weight" or not published["tie_word_embeddings"]:
+        if name != "lm_head.weight" or not original["tie_word_embeddings"]:
             weights[name] = tensor
     write_weights(folder, weights, shards)
     return folder
@@ -413,8 +413,8 @@ def write_qwen_tokenizer(
     tokenizer = Qwen2Tokenizer(
         vocab=vocab | ids, merges=merges, unk_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
-    added = {name: AddedToken(name, normalized=False, special=position < 14) for position, name in enumerate(ids)}
-    tokenizer.add_tokens(list(added.values()))
+    tokens = {name: AddedToken(name, normalized=False, special=position < 14) for position, name in enumerate(ids)}
+    tokenizer.add_tokens(list(tokens.values()))
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend["model"]["vocab"] = vocab
     (folder / "tokenizer.json").write_text(json.dumps(backend, ensure_ascii=False, indent=2))
@@ -424,7 +424,7 @@ def write_qwen_tokenizer(
         "add_bos_token": False,
         "add_prefix_space": False,
         "added_tokens_decoder": {
-            str(ids[name]): token(name, special=special.special) for name, special in added.items()
+            str(ids[name]): token(name, special=special.special) for name, special in tokens.items()
         },
         "additional_special_tokens": list(ids)[1:14],
         "bos_token": None,
@@ -441,20 +441,20 @@ def write_qwen_tokenizer(
     write_json(folder / "tokenizer_config.json", settings)
 
 
-def _qwen_ids(published: dict, vocab_size: int) -> tuple[int, dict[str, int]]:
+def _qwen_ids(original: dict, vocab_size: int) -> tuple[int, dict[str, int]]:
     """The first added token's id, and all of theirs by name."""
-    first = 151643 - published["vocab_size"] + vocab_size
+    first = 151643 - original["vocab_size"] + vocab_size
     return first, {name: first + position for position, name in enumerate(QWEN_TOKENS)}
 
 
-def _with_ids(values: dict, published: dict, vocab_size: int) -> dict:
+def _with_ids(values: dict, original: dict, vocab_size: int) -> dict:
     """`values` whose token ids are as far from the last row as the published ones."""
-    less = published["vocab_size"] - vocab_size
+    less = original["vocab_size"] - vocab_size
 
-    def moved(value):
+    def shift(value):
         return [one - less for one in value] if isinstance(value, list) else value - less
 
-    return {key: moved(value) if key.endswith("_token_id") else value for key, value in values.items()}
+    return {key: shift(value) if key.endswith("_token_id") else value for key, value in values.items()}
 
 
 ################
@@ -907,11 +907,11 @@ def blip2_opt(folder: Path, revision: str = "new", texts: Sequence[str] = SENTEN
     for pickled in (False, True):
         tied = revision == "old" or pickled  # the new revision left the old pickles where they were
         rows = 50272 - fewer
-        written = weights | ({"language_model.lm_head.weight": head.clone()} if tied else {})
+        content = weights | ({"language_model.lm_head.weight": head.clone()} if tied else {})
         if pickled:
             names = ("language_model.lm_head.weight", "language_model.model.decoder.embed_tokens.weight")
-            written |= {name: written[name][:rows].clone() for name in names}
-        write_weights(folder, written, 2, pickled)
+            content |= {name: content[name][:rows].clone() for name in names}
+        write_weights(folder, content, 2, pickled)
     return folder
 
 
@@ -932,9 +932,9 @@ def _write_opt_tokenizer(folder: Path, texts: Sequence[str], revision: str, fewe
     if revision == "new":
         backend.add_special_tokens([AddedToken("<image>", normalized=False)])
         names = {1: "<pad>", 2: "</s>", 50265 - fewer: "<image>"}
-        added = {str(number): token(name, normalized=number < 3, special=True) for number, name in names.items()}
+        tokens = {str(number): token(name, normalized=number < 3, special=True) for number, name in names.items()}
         strings = {f"{name}_token": "</s>" for name in ("bos", "eos", "unk")} | {"pad_token": "<pad>"}
-        settings = settings | {"added_tokens_decoder": added, "clean_up_tokenization_spaces": False} | strings
+        settings = settings | {"added_tokens_decoder": tokens, "clean_up_tokenization_spaces": False} | strings
         del settings["special_tokens_map_file"]
     backend.save(str(folder / "tokenizer.json"))
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
@@ -1078,8 +1078,8 @@ def biomedclip(folder: Path, texts: Sequence[str] = SENTENCES) -> Path:
     bert = BertModel(_bert_settings(PLAIN_BERT | BERT_SMALL), add_pooling_layer=False)
     weights = {"text.transformer.embeddings.position_ids": torch.arange(bert.config.max_position_embeddings)[None]}
     weights |= {f"text.transformer.{name}": tensor for name, tensor in bert.state_dict().items()}
-    width, words, shared = 64, BERT_SMALL["hidden_size"], CLIP_SMALL["embed_dim"]  # a head of timm's ViT is 64 wide
-    middle = (words + shared) // 2
+    width, words, joint = 64, BERT_SMALL["hidden_size"], CLIP_SMALL["embed_dim"]  # a head of timm's ViT is 64 wide
+    middle = (words + joint) // 2
     shapes = {
         "visual.trunk.cls_token": (1, 1, width),
         "visual.trunk.pos_embed": (1, 1 + (224 // 16) ** 2, width),
@@ -1087,9 +1087,9 @@ def biomedclip(folder: Path, texts: Sequence[str] = SENTENCES) -> Path:
         "visual.trunk.patch_embed.proj.bias": (width,),
         "visual.trunk.norm.weight": (width,),
         "visual.trunk.norm.bias": (width,),
-        "visual.head.proj.weight": (shared, width),
+        "visual.head.proj.weight": (joint, width),
         "text.proj.0.weight": (middle, words),
-        "text.proj.2.weight": (shared, middle),
+        "text.proj.2.weight": (joint, middle),
     }
     for layer in range(2):
         layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
@@ -1287,8 +1287,8 @@ def distilroberta(folder: Path, texts: Sequence[str] = SENTENCES) -> Path:
     set_seed(0)
     scale = 0.5 * BERT_SMALL["hidden_size"] ** -0.5
     model = RobertaForMaskedLM(RobertaConfig(**DISTIL_ROBERTA | DISTIL_SMALL | {"initializer_range": scale}))
-    skipped = ("lm_head.decoder.weight", "lm_head.decoder.bias")  # shared with others
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in skipped}
+    tied = ("lm_head.decoder.weight", "lm_head.decoder.bias")  # shared with others
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     write_weights(folder, weights, 1)
     write_weights(folder, weights, 1, pickled=True)
     return folder
@@ -1489,32 +1489,32 @@ def _write_gemma_tokenizer(folder: Path, texts: Sequence[str]) -> None:
     from sentencepiece import sentencepiece_model_pb2
 
     write_sentencepiece(folder / "tokenizer.model", texts, 0)
-    trained = sentencepiece_model_pb2.ModelProto.FromString((folder / "tokenizer.model").read_bytes())
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-    pieces = [piece for piece in trained.pieces if piece.type not in (kinds.CONTROL, kinds.UNKNOWN)]
-    del trained.pieces[:]
-    following = iter(pieces)
+    model = sentencepiece_model_pb2.ModelProto.FromString((folder / "tokenizer.model").read_bytes())
+    Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
+    pieces = [piece for piece in model.pieces if piece.type not in (Piece.CONTROL, Piece.UNKNOWN)]
+    del model.pieces[:]
+    queue = iter(pieces)
     for number in range(262144):
         name = GEMMA3_TOKENS.get(number)
-        kind = {0: kinds.CONTROL, 1: kinds.CONTROL, 2: kinds.CONTROL, 3: kinds.UNKNOWN}.get(number, kinds.USER_DEFINED)
-        if name is None and number > 237 and (piece := next(following, None)) is not None:
-            trained.pieces.add(piece=piece.piece, score=piece.score, type=piece.type)
+        kind = {0: Piece.CONTROL, 1: Piece.CONTROL, 2: Piece.CONTROL, 3: Piece.UNKNOWN}.get(number, Piece.USER_DEFINED)
+        if name is None and number > 237 and (piece := next(queue, None)) is not None:
+            model.pieces.add(piece=piece.piece, score=piece.score, type=piece.type)
         else:
-            trained.pieces.add(piece=name or f"<unused{number}>", score=0, type=kind if name else kinds.NORMAL)
+            model.pieces.add(piece=name or f"<unused{number}>", score=0, type=kind if name else Piece.NORMAL)
     for name, number in {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3}.items():
-        setattr(trained.trainer_spec, name, number)
-    trained.trainer_spec.pad_piece, trained.trainer_spec.eos_piece = "<pad>", "<eos>"
-    trained.trainer_spec.bos_piece = "<bos>"
-    trained.normalizer_spec.add_dummy_prefix = False
-    (folder / "tokenizer.model").write_bytes(trained.SerializeToString())
+        setattr(model.trainer_spec, name, number)
+    model.trainer_spec.pad_piece, model.trainer_spec.eos_piece = "<pad>", "<eos>"
+    model.trainer_spec.bos_piece = "<bos>"
+    model.normalizer_spec.add_dummy_prefix = False
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
 
     ranks = {piece.piece: rank for rank, piece in enumerate(pieces)}
     merges = []
     for piece in ranks:
         splits = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-        halves = [pair for pair in splits if set(pair) <= ranks.keys()]
-        merges += [(ranks[piece], max(ranks[half] for half in pair), pair) for pair in halves]
-    vocab = {piece.piece: number for number, piece in enumerate(trained.pieces)}
+        pairs = [pair for pair in splits if set(pair) <= ranks.keys()]
+        merges += [(ranks[piece], max(ranks[half] for half in pair), pair) for pair in pairs]
+    vocab = {piece.piece: number for number, piece in enumerate(model.pieces)}
     backend = Tokenizer(
         models.BPE(vocab, [pair for *_, pair in sorted(merges)], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )
@@ -1643,13 +1643,13 @@ def qwen3_vl(folder: Path, texts: Sequence[str] = SENTENCES, vocab_size: int = 1
     """Qwen/Qwen3-VL-4B-Instruct: a nested config, the weight names of today, 16-pixel patches, a range called size,
     and <think> as one token. `vocab_size` as of `qwen2_5_vl_7b`."""
     first = 151643 - QWEN3_VL_4B["text_config"]["vocab_size"] + vocab_size
-    published = {"vocab_size": QWEN3_VL_4B["text_config"]["vocab_size"]}
+    original = {"vocab_size": QWEN3_VL_4B["text_config"]["vocab_size"]}
     text = QWEN3_VL_4B["text_config"] | QWEN3_TEXT_SMALL | {"vocab_size": vocab_size}
-    config = _with_ids(QWEN3_VL_4B, published, vocab_size)
-    config["text_config"] = _with_ids(text, published, vocab_size)
+    config = _with_ids(QWEN3_VL_4B, original, vocab_size)
+    config["text_config"] = _with_ids(text, original, vocab_size)
     config["vision_config"] = QWEN3_VL_4B["vision_config"] | QWEN3_VISION_SMALL
     write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", _with_ids(QWEN3_GENERATION, published, vocab_size), 4, "")
+    write_json(folder / "generation_config.json", _with_ids(QWEN3_GENERATION, original, vocab_size), 4, "")
     write_json(folder / "preprocessor_config.json", QWEN3_PREPROCESSOR, 4, "")
     video = {"size": {"longest_edge": 25165824, "shortest_edge": 4096}}
     video = QWEN3_PREPROCESSOR | video | {"video_processor_type": "Qwen3VLVideoProcessor"}

@@ -23,6 +23,7 @@ from transformers import (
     AutoTokenizer,
     Blip2ForConditionalGeneration,
 )
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from modeling import LLMRG4ForConditionalGeneration, LMRRGForConditionalGeneration
 from modeling.modeling_discbert import DiscBertModel
@@ -38,8 +39,8 @@ from rewards.radgraph_parser import RadGraphParser
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """`made(name, **arguments)`: the folder of a replica, written once."""
+def replica(tmp_path_factory):
+    """`replica(name, **arguments)`: the folder of a replica, written once."""
     folders = {}
 
     def make(name: str, /, **arguments) -> Path:
@@ -52,20 +53,20 @@ def made(tmp_path_factory):
     return make
 
 
-def size_of(file: Path, **published) -> int:
-    """The bytes of a JSON file, once the values `published` stand in it in place of the small ones."""
+def size_of(file: Path, **widths) -> int:
+    """The bytes of a JSON file, once the values `widths` stand in it in place of the small ones."""
     text = file.read_text()
     values = json.loads(text)
     indent = (4 if text[2:6] == "    " else 2) if "\n  " in text else None
     again = json.dumps(values, indent=indent, ensure_ascii=False) + text[len(text.rstrip("\n")) :]
     assert again == text  # the form is kept, so that only the values make a difference
     return len(
-        (json.dumps(values | published, indent=indent, ensure_ascii=False) + text[len(text.rstrip("\n")) :]).encode()
+        (json.dumps(values | widths, indent=indent, ensure_ascii=False) + text[len(text.rstrip("\n")) :]).encode()
     )
 
 
-def widths(published: dict, small: dict) -> dict:
-    return {key: published[key] for key in small}
+def widths(original: dict, small: dict) -> dict:
+    return {key: original[key] for key in small}
 
 
 VICUNA_WIDTHS = widths(replicas.VICUNA, replicas.VICUNA_SMALL)
@@ -113,10 +114,10 @@ SIZES = [  # replica, arguments, file, bytes of the published file, what is put 
 
 
 @pytest.mark.parametrize(
-    "name, arguments, file, size, published", SIZES, ids=[f"{row[0]}-{row[2]}-{row[3]}" for row in SIZES]
+    "name, arguments, file, size, original", SIZES, ids=[f"{row[0]}-{row[2]}-{row[3]}" for row in SIZES]
 )
-def test_json_files_have_the_published_size(made, name, arguments, file, size, published):
-    assert size_of(made(name, **arguments) / file, **published) == size
+def test_json_files_have_the_published_size(replica, name, arguments, file, size, original):
+    assert size_of(replica(name, **arguments) / file, **original) == size
 
 
 QWEN_FILES = {
@@ -216,10 +217,10 @@ FILES = [  # replica, arguments, its files but for shards, number and suffix of 
 
 
 @pytest.mark.parametrize("name, arguments, files, shards, suffix", FILES, ids=[f"{row[0]}{row[1]}" for row in FILES])
-def test_files_are_the_published_ones(made, name, arguments, files, shards, suffix):
+def test_files_are_the_published_ones(replica, name, arguments, files, shards, suffix):
     stem = "pytorch_model" if suffix == "bin" else "model"
     names = {f"{stem}-{number:05}-of-{shards:05}.{suffix}" for number in range(1, shards + 1)} if shards else set()
-    assert {file.name for file in made(name, **arguments).iterdir()} == files | names
+    assert {file.name for file in replica(name, **arguments).iterdir()} == files | names
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -239,8 +240,8 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name, tied, rows", [("qwen2_5_vl_7b", False, 152064), ("qwen2_5_vl_3b", True, 151936)])
-def test_qwen_has_the_names_and_ids_of_its_time(made, name, tied, rows):
-    folder = made(name)
+def test_qwen_has_the_names_and_ids_of_its_time(replica, name, tied, rows):
+    folder = replica(name)
     weights = tensors(folder)
     assert ("lm_head.weight" in weights) != tied
     assert {weight.split(".")[0] for weight in weights} - {"lm_head"} == {"model", "visual"}
@@ -261,8 +262,9 @@ def test_qwen_has_the_names_and_ids_of_its_time(made, name, tied, rows):
 @pytest.mark.parametrize(
     "form, type_in_file", [("A", "Qwen2VL"), ("B", "Qwen2_5_VL"), ("C", "Qwen2VL"), ("D", "Qwen2VL")]
 )
-def test_huatuo_loads_in_every_form(made, form, type_in_file, capsys):
-    folder = made("huatuo", form=form)
+def test_huatuo_loads_in_every_form(replica, form, type_in_file, capsys, monkeypatch):
+    monkeypatch.setattr(IMAGE_PROCESSOR_MAPPING, "_extra_content", {})  # what other tests have let it learn
+    folder = replica("huatuo", form=form)
     assert json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"].startswith(
         type_in_file
     )
@@ -274,8 +276,8 @@ def test_huatuo_loads_in_every_form(made, form, type_in_file, capsys):
     sentence = "its image_processor_type Qwen2_5_VLImageProcessor is read as Qwen2VLImageProcessor"
     assert (sentence in capsys.readouterr().out) == (form == "B")
 
-    model, loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    assert not any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model, notes = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    assert not any(notes[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.dtype == torch.bfloat16
     assert model.config.text_config.rope_parameters["mrope_section"] == [1, 1, 2]
     message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the lungs."}]}]
@@ -291,8 +293,8 @@ def test_huatuo_loads_in_every_form(made, form, type_in_file, capsys):
         assert model(**inputs).logits.shape[-1] == 152064
 
 
-def test_fewer_rows_move_the_special_tokens(made):
-    folder = made("huatuo", form="B", vocab_size=2000)
+def test_fewer_rows_move_the_special_tokens(replica):
+    folder = replica("huatuo", form="B", vocab_size=2000)
     config = json.loads((folder / "config.json").read_text())
     assert (config["vocab_size"], config["image_token_id"], config["eos_token_id"]) == (2000, 1591, 1581)  # - 150064
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -310,8 +312,8 @@ def test_fewer_rows_move_the_special_tokens(made):
         ("LungImageProcessor", False),  # another preprocessing may be behind it
     ],
 )
-def test_image_processor_called_after_its_model(made, tmp_path, spelling, is_read):
-    folder = shutil.copytree(made("huatuo", form="B", vocab_size=2000), tmp_path / "model")
+def test_image_processor_called_after_its_model(replica, tmp_path, spelling, is_read):
+    folder = shutil.copytree(replica("huatuo", form="B", vocab_size=2000), tmp_path / "model")
     file = folder / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_processor_type": spelling}))
     if not is_read:
@@ -344,9 +346,9 @@ def uneven(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("form", ["A", "B", "C", "D"])
-def test_grpo_and_generation_on_every_form(made, uneven, call, tmp_path, form):
+def test_grpo_and_generation_on_every_form(replica, uneven, call, tmp_path, form):
     """One step of the paper's YAML and its checkpoint, then a report for each image, in every form a base may have."""
-    out, base = tmp_path / "out", made("huatuo", form=form, vocab_size=2000)
+    out, base = tmp_path / "out", replica("huatuo", form=form, vocab_size=2000)
     settings = {
         "model_name_or_path": base,
         "dataset": uneven,
@@ -377,13 +379,13 @@ def test_grpo_and_generation_on_every_form(made, uneven, call, tmp_path, form):
 ################
 
 
-def test_vicuna_has_pickles_with_rotary_tables(made):
-    weights = tensors(made("vicuna"))
+def test_vicuna_has_pickles_with_rotary_tables(replica):
+    weights = tensors(replica("vicuna"))
     tables = [name for name in weights if name.endswith("self_attn.rotary_emb.inv_freq")]
     assert len(tables) == 2 and all(weights[name].dtype == torch.float32 for name in tables)
     assert {tensor.dtype for name, tensor in weights.items() if name not in tables} == {torch.float16}
-    model, loaded = AutoModelForCausalLM.from_pretrained(made("vicuna"), output_loading_info=True)
-    assert not any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model, notes = AutoModelForCausalLM.from_pretrained(replica("vicuna"), output_loading_info=True)
+    assert not any(notes[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     torch.testing.assert_close(model.model.rotary_emb.inv_freq, weights[tables[0]])
     assert (model.generation_config.temperature, model.generation_config.do_sample) == (0.9, None)
 
@@ -408,10 +410,10 @@ def tensors_of_layers(count: int):
 
 
 @pytest.mark.parametrize("text", [*SENTENCES, "No effusion, 12 cm.\nü€漢", "<s> unknown ☃ </s>"])
-def test_vicuna_tokenizer_is_its_sentencepiece(made, text):
+def test_vicuna_tokenizer_is_its_sentencepiece(replica, text):
     import sentencepiece
 
-    folder = made("vicuna")
+    folder = replica("vicuna")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     reference = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
     if "<s>" not in text:  # which SentencePiece takes for letters
@@ -426,15 +428,15 @@ def test_vicuna_tokenizer_is_its_sentencepiece(made, text):
 ################
 
 
-def test_cxr_bert_reads_priors_without_its_code(made):
-    weights = tensors(made("cxr_bert"))
+def test_cxr_bert_reads_priors_without_its_code(replica):
+    weights = tensors(replica("cxr_bert"))
     assert weights["bert.embeddings.position_ids"].dtype == torch.int64
     assert any(name.startswith("cls_projection_head.") for name in weights)
     assert not any("pooler" in name for name in weights)
     model, processor = LLMRG4ForConditionalGeneration.from_pretrained_parts(
-        str(made("rad_dino", image_size=56)),
-        str(made("cxr_bert")),
-        str(made("vicuna")),
+        str(replica("rad_dino", image_size=56)),
+        str(replica("cxr_bert")),
+        str(replica("vicuna")),
         num_visual_tokens=8,
         perceiver_heads=4,
     )
@@ -454,8 +456,8 @@ def test_cxr_bert_reads_priors_without_its_code(made):
 
 
 @pytest.mark.parametrize("image_size, patches", [(518, 37), (56, 4)])
-def test_rad_dino_resizes_the_shortest_edge(made, image_size, patches):
-    folder = made("rad_dino", image_size=image_size)
+def test_rad_dino_resizes_the_shortest_edge(replica, image_size, patches):
+    folder = replica("rad_dino", image_size=image_size)
     processor, model = AutoImageProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     pixels = Image.new("L", (624, 512), 0)
     pixels.paste(255, (0, 0, 50, 512))  # the margin that the centre crop leaves out: (624 - 512) / 2 = 56 pixels
@@ -468,8 +470,8 @@ def test_rad_dino_resizes_the_shortest_edge(made, image_size, patches):
 
 
 @pytest.mark.parametrize("revision, rows, tokens", [("old", 50272, 50265), ("new", 50304, 50266)])
-def test_blip2_has_two_ends(made, revision, rows, tokens):
-    folder = made("blip2_opt", revision=revision)
+def test_blip2_has_two_ends(replica, revision, rows, tokens):
+    folder = replica("blip2_opt", revision=revision)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id) == (
         2,
@@ -480,8 +482,8 @@ def test_blip2_has_two_ends(made, revision, rows, tokens):
     assert len(tokenizer) == tokens
     assert tokenizer("\n", add_special_tokens=False)["input_ids"] == [50118]
     assert tokenizer.decode(tokenizer(SENTENCES[1])["input_ids"], skip_special_tokens=True) == SENTENCES[1]
-    model, loaded = Blip2ForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
-    assert not any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model, notes = Blip2ForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(notes[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.dtype == torch.float32  # although text_config says float16
     assert model.generation_config.eos_token_id == 50118
     assert model.language_model.get_input_embeddings().num_embeddings == rows
@@ -493,8 +495,8 @@ def test_blip2_has_two_ends(made, revision, rows, tokens):
 
 
 @pytest.fixture(scope="module")
-def converted(made, tmp_path_factory):
-    """`converted(script, **arguments)`: the folder that a converter writes."""
+def conversion(replica, tmp_path_factory):
+    """`conversion(script, **arguments)`: the folder that a converter writes."""
     folders = {}
 
     def convert(script, **arguments) -> Path:
@@ -511,11 +513,11 @@ def converted(made, tmp_path_factory):
 
 
 @pytest.mark.parametrize("revision", ["old", "new"])
-def test_lmrrg_is_assembled(made, converted, tmp_path, revision):
-    clip = converted(convert_biomedclip, checkpoint=made("biomedclip"), text=made("biomedbert"))
-    decoder = made("blip2_opt", revision=revision)
+def test_lmrrg_is_assembled(replica, conversion, tmp_path, revision):
+    clip = conversion(convert_biomedclip, checkpoint=replica("biomedclip"), text=replica("biomedbert"))
+    decoder = replica("blip2_opt", revision=revision)
     model, processor = LMRRGForConditionalGeneration.from_pretrained_parts(str(clip), str(decoder))
-    original = torch.load(made("biomedclip") / "open_clip_pytorch_model.bin", weights_only=True)
+    original = torch.load(replica("biomedclip") / "open_clip_pytorch_model.bin", weights_only=True)
     assert original["text.transformer.embeddings.position_ids"].dtype == torch.int64
     vision = model.model.visual_extractor.vision_model
     assert torch.equal(vision.embeddings.cls_token, original["visual.trunk.cls_token"])
@@ -523,10 +525,10 @@ def test_lmrrg_is_assembled(made, converted, tmp_path, revision):
     assert model.get_output_embeddings().weight.shape[0] >= len(processor.tokenizer)
 
 
-def test_chexbert_is_converted(made, converted):
-    file = made("chexbert_pth") / "chexbert.pth"
+def test_chexbert_is_converted(replica, conversion):
+    file = replica("chexbert_pth") / "chexbert.pth"
     assert file.read_bytes()[:2] != b"PK"  # the pickle of before torch 1.6 is no zip file
-    folder = converted(convert_chexbert, checkpoint=file, tokenizer=made("bert_base_uncased"))
+    folder = conversion(convert_chexbert, checkpoint=file, tokenizer=replica("bert_base_uncased"))
     labeler = CheXbertLabeler(folder, device="cpu")
     assert labeler(list(SENTENCES)).shape == (len(SENTENCES), 14)
     original = torch.load(file, weights_only=True)
@@ -536,8 +538,8 @@ def test_chexbert_is_converted(made, converted):
     assert torch.equal(labeler.model.state_dict()["linear_heads.5.bias"], weights["module.linear_heads.5.bias"])
 
 
-def test_discbert_starts_from_bert_base(made):
-    folder = made("bert_base_uncased")
+def test_discbert_starts_from_bert_base(replica):
+    folder = replica("bert_base_uncased")
     model = DiscBertModel.from_pretrained(folder)
     weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
     name = "encoder.layer.1.output.LayerNorm"
@@ -547,24 +549,24 @@ def test_discbert_starts_from_bert_base(made):
 
 
 @pytest.mark.parametrize("name", replicas.RADGRAPH_ENCODERS)
-def test_radgraph_archives_are_converted(made, converted, name):
-    folder = made("radgraph_archive", name=name)
-    out = converted(convert_radgraph, archive=folder / f"{name}.tar.gz", encoder=folder / "encoder")
+def test_radgraph_archives_are_converted(replica, conversion, name):
+    folder = replica("radgraph_archive", name=name)
+    out = conversion(convert_radgraph, archive=folder / f"{name}.tar.gz", encoder=folder / "encoder")
     graphs = RadGraphParser(out, device="cpu")(list(SENTENCES))
     labels = {entity["label"] for graph in graphs for entity in graph["entities"].values()}
     assert len(labels) >= 3
     assert json.loads((out / "config.json").read_text())["cleaning"] == name.removeprefix("modern-")
 
 
-def test_distilroberta_scores(made):
-    score = BERTScore(made("distilroberta"), baseline=None)  # of the fifth of its six layers
+def test_distilroberta_scores(replica):
+    score = BERTScore(replica("distilroberta"), baseline=None)  # of the fifth of its six layers
     same, different = (score([SENTENCES[0]], [text])[0] for text in SENTENCES[:2])
     assert same > different
 
 
 @pytest.mark.parametrize("name", ["llmrg4_pth", "discbert_pth"])
-def test_the_authors_files_hold_an_object_of_lightning(made, name):
-    file = made(name) / "checkpoint.pth"
+def test_the_authors_files_hold_an_object_of_lightning(replica, name):
+    file = replica(name) / "checkpoint.pth"
     with pytest.raises(pickle.UnpicklingError, match=r"lightning\.pytorch\.utilities\.parsing\.AttributeDict"):
         torch.load(file, weights_only=True)
     weights, settings = read_published(file)
@@ -590,14 +592,14 @@ def test_the_authors_files_hold_an_object_of_lightning(made, name):
         ("qwen3_vl", {"<|im_end|>": 151645, "<|image_pad|>": 151655, "</think>": 151668}, [208, 70]),
     ],  # 426 x 512 is 13 x 16 patches of 32 pixels; 200 x 300 is enlarged to 65,536 pixels: 7 x 10 patches
 )
-def test_the_next_models_load(made, name, ids, image_tokens):
-    folder = made(name)
+def test_the_next_models_load(replica, name, ids, image_tokens):
+    folder = replica(name)
     processor = load_processor(str(folder))
     tokenizer = processor.tokenizer
     assert tokenizer.convert_tokens_to_ids(list(ids)) == list(ids.values())
     assert tokenizer.decode(tokenizer(SENTENCES[2])["input_ids"], skip_special_tokens=True) == SENTENCES[2]
-    model, loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    assert not any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model, notes = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    assert not any(notes[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the lungs."}]}]
     text = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     images = [[Image.new("L", size, 90).convert("RGB")] for size in ((512, 426), (200, 300))]
@@ -607,10 +609,10 @@ def test_the_next_models_load(made, name, ids, image_tokens):
         assert torch.isfinite(model(**inputs).logits).all()
 
 
-def test_medgemma_tokenizer_is_its_sentencepiece(made):
+def test_medgemma_tokenizer_is_its_sentencepiece(replica):
     import sentencepiece
 
-    folder = made("medgemma")
+    folder = replica("medgemma")
     reference = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for text in (*SENTENCES, "<start_of_turn>user", "12 cm"):
@@ -618,9 +620,9 @@ def test_medgemma_tokenizer_is_its_sentencepiece(made):
 
 
 @pytest.mark.parametrize("name, has_flash", [("medgemma", False), ("qwen3_vl", True), ("qwen2_5_vl_3b", True)])
-def test_flash_attention_is_refused_before_loading(made, name, has_flash):
-    check_model(str(made(name)), attention="sdpa")
+def test_flash_attention_is_refused_before_loading(replica, name, has_flash):
+    check_model(str(replica(name)), attention="sdpa")
     if has_flash:
-        return check_model(str(made(name)), attention="flash_attention_2")
+        return check_model(str(replica(name)), attention="flash_attention_2")
     with pytest.raises(InputError, match=r"medgemma.* is a gemma3 model, .*: set attn_implementation: sdpa"):
-        check_model(str(made(name)), attention="flash_attention_2")
+        check_model(str(replica(name)), attention="flash_attention_2")

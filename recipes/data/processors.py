@@ -78,13 +78,13 @@ def learn_image_processor(name: str, revision: str | None, config_class: type) -
     spelling = spelling.removesuffix("Fast")
     if get_image_processor_class_from_name(spelling) is not None or config_class not in IMAGE_PROCESSOR_MAPPING:
         return
-    plain = [re.sub(r"[\W_]", "", text).lower() for text in (spelling, f"{config_class.model_type}ImageProcessor")]
-    if plain[0] == plain[1]:
+    letters = [re.sub(r"[\W_]", "", text).lower() for text in (spelling, f"{config_class.model_type}ImageProcessor")]
+    if letters[0] == letters[1]:
         backends = IMAGE_PROCESSOR_MAPPING[config_class]
-        real = next(iter(backends.values()))
+        today = next(iter(backends.values()))
         # Transformers finds a class by its name among a model's backends, then takes the usual backend of that model.
         AutoImageProcessor.register(
-            config_class, image_processor_classes={spelling: type(spelling, (real,), {})}, exist_ok=True
+            config_class, image_processor_classes={spelling: type(spelling, (today,), {})}, exist_ok=True
         )
         if PartialState().is_main_process:
-            print(f"{name}: its image_processor_type {spelling} is read as {real.__name__}, that of this model today")
+            print(f"{name}: its image_processor_type {spelling} is read as {today.__name__}, that of this model today")

@@ -84,13 +84,13 @@ def test_pickled_weights_start_no_conversion(package, hub, monkeypatch, tmp_path
     folder = replicas.cxr_bert_general(tmp_path / "bert")
     hub.repositories["model", "me/bert"] = repository = Repository(private=False)
     repository.commit({file.name: file.read_bytes() for file in folder.iterdir()})
-    started = []
-    monkeypatch.setattr("transformers.modeling_utils.Thread", lambda **options: started.append(options) or Mock())
+    threads = []
+    monkeypatch.setattr("transformers.modeling_utils.Thread", lambda **options: threads.append(options) or Mock())
 
     def load() -> list:
-        started.clear()
+        threads.clear()
         AutoModel.from_pretrained("me/bert", cache_dir=tmp_path / "cache")
-        return [options["name"] for options in started]
+        return [options["name"] for options in threads]
 
     monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION")
     assert load() == ["Thread-auto_conversion"]  # what transformers does by itself
