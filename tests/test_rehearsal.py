@@ -32,6 +32,7 @@ def test_nothing_else_is_overridden(name):
         (5e-06, 5e-06, True),
         ("none", [], True),  # report_to, as TrainingArguments has it
         ([".*q_proj"], ".*q_proj", True),  # PEFT takes a list of one pattern as the pattern
+        ('{"min_lr": 1.0e-6}', {"min_lr": 1e-6}, True),  # lr_scheduler_kwargs
         (True, False, False),
         ("adamw_bnb_8bit", "adamw_torch", False),
         (16, None, False),  # an argument that the run does not have

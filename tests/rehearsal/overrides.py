@@ -4,6 +4,7 @@ A YAML's own paths and Hub ids are not changed: every command runs in a folder t
 (`microsoft/rad-dino`) and in which outputs/ lies.
 """
 
+import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -61,7 +62,10 @@ def read_config(file) -> dict:
 
 
 def as_text(value: object) -> str:
-    """A value as a YAML or as run_config.json may write it: lists are joined, none of a kind is nothing."""
+    """A value as a YAML or as run_config.json may write it: lists are joined, none of a kind is nothing, and what is
+    JSON in a text (lr_scheduler_kwargs) is read."""
+    if isinstance(value, str) and value.startswith("{"):
+        value = json.loads(value)
     values = value if isinstance(value, list) else [value]
     return ",".join(str(each).lower() for each in values if each not in (None, "none"))
 
