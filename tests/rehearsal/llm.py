@@ -15,16 +15,18 @@ from rewards.discbert import CATEGORIES
 @contextmanager
 def answering() -> Iterator[str]:
     """The URL of a server that judges and rewrites reports for the length of the block."""
-    judge, rewriter, judging = RuleJudge(), RuleRewriter(), read_prompt(PROMPTS["judge"])
+    judge, rewriter, judge_prompt = RuleJudge(), RuleRewriter(), read_prompt(PROMPTS["judge"])
 
     def answer(messages: list[dict], times: int) -> str:
-        if messages[0]["content"] == judging:
+        if messages[0]["content"] == judge_prompt:
             verdict = judge([messages[1]["content"]])[0]
             return json.dumps({name: bool(value) for name, value in zip(CATEGORIES, verdict, strict=True)})
         sections = next(text for text in reversed(messages) if text["content"].startswith("{"))["content"]
         sections = json.loads(sections.split("\nJudgement:")[0])
-        named = [name for name in CATEGORIES if name.replace("_", " ") in messages[-1]["content"].rpartition(":")[2]]
-        return json.dumps(rewriter.rewrite_sections(sections, named))
+        categories = [
+            name for name in CATEGORIES if name.replace("_", " ") in messages[-1]["content"].rpartition(":")[2]
+        ]
+        return json.dumps(rewriter.rewrite_sections(sections, categories))
 
     with serve(answer) as server:
         yield server.url

@@ -72,5 +72,11 @@ def as_text(value: object) -> str:
 
 def differences(config: Mapping, run: Mapping) -> dict[str, tuple]:
     """The keys of a YAML that a run had other values of: by key the YAML's value and the one in run_config.json."""
-    used = {key: value for settings in run.values() if isinstance(settings, dict) for key, value in settings.items()}
-    return {key: (value, used.get(key)) for key, value in config.items() if as_text(used.get(key)) != as_text(value)}
+    run_values = {
+        key: value for settings in run.values() if isinstance(settings, dict) for key, value in settings.items()
+    }
+    return {
+        key: (value, run_values.get(key))
+        for key, value in config.items()
+        if as_text(run_values.get(key)) != as_text(value)
+    }

@@ -41,7 +41,7 @@ def real_images() -> list[Path]:
 def images(suffix: str) -> Iterator[bytes]:
     """Encoded X-rays without end, as .png or .jpg: the real ones first, then phantoms of the formats in turn."""
 
-    def encoded(image: Image.Image) -> bytes:
+    def encode(image: Image.Image) -> bytes:
         file = io.BytesIO()
         image.save(file, {".png": "PNG", ".jpg": "JPEG"}[suffix])
         return file.getvalue()
@@ -50,12 +50,12 @@ def images(suffix: str) -> Iterator[bytes]:
         if path.suffix == suffix:
             yield path.read_bytes()
         else:
-            yield encoded(load_dicom(path) if path.suffix == ".dcm" else Image.open(path).convert("L"))
+            yield encode(load_dicom(path) if path.suffix == ".dcm" else Image.open(path).convert("L"))
     rng = np.random.default_rng(0)
-    drawn = [render(make_study(sample_states(rng), rng), "frontal", rng, 256) for _ in range(4)]
+    phantoms = [render(make_study(sample_states(rng), rng), "frontal", rng, 256) for _ in range(4)]
     number = 0
     while True:
-        yield encoded(drawn[number % 4].resize(FORMATS[number % len(FORMATS)]))
+        yield encode(phantoms[number % 4].resize(FORMATS[number % len(FORMATS)]))
         number += 1
 
 

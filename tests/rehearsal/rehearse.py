@@ -1,5 +1,6 @@
 """The order of a rehearsal's jobs, two at a time, and its table."""
 
+import resource
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from .runs import Failed, Job, Processes, run_stage
 STUDIES = 30  # of Open-i with images
 
 
-def chosen(jobs: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
+def select_jobs(jobs: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
     """The jobs named, and all that they need, in the order in which they can run."""
     by_name, order = {job.name: job for job in jobs}, []
 
@@ -30,10 +31,10 @@ def chosen(jobs: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
         if by_name[name] not in order:
             order.append(by_name[name])
 
-    checked = [job.name for job in jobs if job.checked]
-    if unknown := set(only or ()) - set(checked):
-        raise InputError(f"there is no run {min(unknown)!r}; choose among {', '.join(checked)}")
-    for name in only or checked:
+    names = [job.name for job in jobs if job.checked]
+    if unknown := set(only or ()) - set(names):
+        raise InputError(f"there is no run {min(unknown)!r}; choose among {', '.join(names)}")
+    for name in only or names:
         add(name)
     return order
 
@@ -52,7 +53,7 @@ def print_overrides(names: Sequence[str]) -> None:
 def run_job(job: Job, out: Path, processes: Processes) -> Job:
     """Runs a job's stages up to one that fails; the job notes what happened."""
     for stage in job.stages:
-        started = time.monotonic()
+        start = time.monotonic()
         log = out / "logs" / f"{job.name.replace('/', '_').replace(': ', '_')}.{stage.name}.log"
         try:
             figures = run_stage(stage, out / "rooms" / job.room, log, processes)
@@ -60,33 +61,33 @@ def run_job(job: Job, out: Path, processes: Processes) -> Job:
             job.figures |= {stage.name: figures} if figures else {}
         except (Failed, OSError, ValueError, KeyError) as error:
             job.failure = f"{stage.name}: {error}"
-        job.seconds[stage.name] = round(time.monotonic() - started, 1)
+        job.seconds[stage.name] = round(time.monotonic() - start, 1)
         if job.failure:
             break
     seconds = " ".join(f"{name} {value:.0f}" for name, value in job.seconds.items())
-    ended, why = ("FAILED", f": {job.failure}") if job.failure else ("done", "")
-    print(f"{ended}: {job.name} ({seconds} s){why}", flush=True)
+    result, reason = ("FAILED", f": {job.failure}") if job.failure else ("done", "")
+    print(f"{result}: {job.name} ({seconds} s){reason}", flush=True)
     return job
 
 
 def run_all(jobs: Sequence[Job], out: Path, workers: int) -> None:
     """Runs all jobs, so many at a time, each after what it needs; whatever ends this, no process is left."""
-    processes, waiting, running = Processes(), list(jobs), {}
+    processes, queue, active = Processes(), list(jobs), {}
     by_name = {job.name: job for job in jobs}
     pool = ThreadPoolExecutor(workers)
     try:
-        while waiting or running:
-            for job in list(waiting):
-                needed = [by_name[name] for name in job.needs]
-                if failed := next((each for each in needed if each.failure), None):
-                    job.failure = f"needs {failed.name}, which failed"
-                    waiting.remove(job)
-                elif len(running) < workers and all(len(each.passed) == len(each.stages) for each in needed):
-                    running[pool.submit(run_job, job, out, processes)] = job
-                    waiting.remove(job)
-            if running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    del running[future]
+        while queue or active:
+            for job in list(queue):
+                prerequisites = [by_name[name] for name in job.needs]
+                if broken := next((each for each in prerequisites if each.failure), None):
+                    job.failure = f"needs {broken.name}, which failed"
+                    queue.remove(job)
+                elif len(active) < workers and all(len(each.passed) == len(each.stages) for each in prerequisites):
+                    active[pool.submit(run_job, job, out, processes)] = job
+                    queue.remove(job)
+            if active:
+                for future in wait(active, return_when=FIRST_COMPLETED).done:
+                    del active[future]
                     future.result()
     finally:
         processes.end()
@@ -95,16 +96,16 @@ def run_all(jobs: Sequence[Job], out: Path, workers: int) -> None:
 
 def rehearse(out: Path, only: Sequence[str] | None = None, workers: int = 2) -> list[dict]:
     """Runs the plan, or the YAMLs that `only` names and what they need; returns the checks of results.json."""
-    started = time.monotonic()
+    start = time.monotonic()
     with answering() as endpoint:
-        jobs = chosen([*llmrg4(endpoint), *lmrrg(), *mrgr1(), *labelers()], only)
+        jobs = select_jobs([*llmrg4(endpoint), *lmrrg(), *mrgr1(), *labelers()], only)
         if out.exists() and not (out / "logs").is_dir():
             raise InputError(f"--out {out} exists and is no earlier rehearsal: name another folder")
         shutil.rmtree(out, ignore_errors=True)
         (out / "logs").mkdir(parents=True)
         print_overrides([job.name for job in jobs if (CONFIGS / job.name).is_file()])
         prepare_rooms(out / "rooms", {job.room for job in jobs}, STUDIES)
-        prepared = time.monotonic()
+        ready = time.monotonic()
         run_all(jobs, out, workers)
     checks = [
         {"name": job.name, "value": len(job.passed), "bar": len(job.stages), "holds": not job.failure}
@@ -114,9 +115,11 @@ def rehearse(out: Path, only: Sequence[str] | None = None, workers: int = 2) -> 
     runs = {
         job.name: {"seconds": job.seconds, "passed": job.passed, "failure": job.failure, **job.figures} for job in jobs
     }
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     figures = {
-        "seconds": round(time.monotonic() - started, 1),
-        "seconds of replicas and raw data": round(prepared - started, 1),
+        "seconds": round(time.monotonic() - start, 1),
+        "seconds of replicas and raw data": round(ready - start, 1),
+        "CPU seconds of the commands": round(usage.ru_utime + usage.ru_stime, 1),  # but for those that were killed
         "runs": runs,
     }
     report(out, figures, checks)

@@ -99,20 +99,20 @@ def run_stage(stage: Stage, room: Path, log: Path, processes: Processes) -> dict
     output = ""
     if stage.command:
         process = processes.start([str(word) for word in stage.command], room, log)
-        started = time.monotonic()
+        start = time.monotonic()
         try:
             while process.poll() is None:
                 if stage.killed and all_checkpoints(room / stage.killed):
                     break
-                if time.monotonic() - started > PATIENCE:
+                if time.monotonic() - start > PATIENCE:
                     raise Failed(f"is not done after {PATIENCE} s")
                 time.sleep(0.02)
-            was_running = process.poll() is None
+            alive = process.poll() is None
         finally:
             processes.kill(process)
         output = log.read_text(errors="replace")
         if stage.killed:
-            if not was_running:
+            if not alive:
                 raise Failed(f"ended by itself ({process.returncode}) before it could be killed: {last_line(output)}")
             check_killed(room / stage.killed)
         elif process.returncode:
@@ -139,7 +139,7 @@ def check_killed(run: Path) -> None:
         raise Failed(f"{run.name} was killed after its last step")
 
 
-def check_trained(run: str, steps: int, changed: Callable[[dict], None]) -> Callable:
+def check_trained(run: str, steps: int, compare: Callable[[dict], None]) -> Callable:
     """A check of a resumed run: it went on from a checkpoint, has all steps, finite losses, and the YAML's values."""
 
     def check(room: Path, output: str) -> dict:
@@ -152,7 +152,7 @@ def check_trained(run: str, steps: int, changed: Callable[[dict], None]) -> Call
             raise Failed("it did not go on from the checkpoint")
         if not all(map(math.isfinite, losses.values())):
             raise Failed(f"losses {losses}")
-        changed(json.loads((folder / "run_config.json").read_text()))
+        compare(json.loads((folder / "run_config.json").read_text()))
         return {"losses": [losses[step] for step in sorted(losses)]}
 
     return check
