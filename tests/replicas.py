@@ -708,8 +708,8 @@ RAD_DINO = {  # 879 bytes
     "use_swiglu_ffn": False,
 }
 RAD_DINO_SMALL = {
-    "hidden_size": 32,
-    "num_attention_heads": 2,
+    "hidden_size": 48,  # which the twelve heads of LLM-RG4's perceivers divide
+    "num_attention_heads": 3,
     "num_hidden_layers": 2,
     "out_features": ["stage2"],
     "out_indices": [2],
