@@ -466,7 +466,7 @@ def test_rad_dino_resizes_the_shortest_edge(replica, image_size, patches):
     black = -0.5307 / 0.2583
     torch.testing.assert_close(inputs, torch.full_like(inputs, black), atol=1e-4, rtol=0)
     with torch.no_grad():
-        assert model(inputs).last_hidden_state.shape == (1, patches**2 + 1, 32)
+        assert model(inputs).last_hidden_state.shape == (1, patches**2 + 1, 48)
 
 
 @pytest.mark.parametrize("revision, rows, tokens", [("old", 50272, 50265), ("new", 50304, 50266)])
@@ -574,7 +574,7 @@ def test_the_authors_files_hold_an_object_of_lightning(replica, name):
     if name == "discbert_pth":
         assert shapes["labeler.comm_heads.weight"] == (2, 32)
         return
-    assert shapes["text_crossattention_block.bias_k"] == (1, 1, 32)
+    assert shapes["text_crossattention_block.bias_k"] == (1, 1, 48)
     assert shapes["iit_proj.weight"] == (64, 3 * 64)
     assert shapes["llama_model.base_model.model.model.layers.1.self_attn.v_proj.lora_B.default.weight"] == (64, 32)
     assert settings["llm_r"] == 32
