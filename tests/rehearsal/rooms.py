@@ -7,7 +7,7 @@ import replicas
 
 from .raw_data import read_texts, write_labelled_csv, write_mimic, write_openi, write_reports
 
-ROWS = 4096  # of Qwen2.5-VL's embeddings; the published 152,064 take most of a step's time
+ROWS = 4096  # of decoders' embeddings; the published 32,000 to 152,064 take most of a step's time and 4 GB
 
 
 def build_replicas(shelf: Path) -> None:
@@ -16,10 +16,10 @@ def build_replicas(shelf: Path) -> None:
     replicas.huatuo(shelf / "FreedomIntelligence/HuatuoGPT-Vision-7B-Qwen2.5VL", texts=texts, vocab_size=ROWS)
     replicas.rad_dino(shelf / "microsoft/rad-dino")
     replicas.cxr_bert(shelf / "microsoft/BiomedVLP-CXR-BERT-specialized", texts)
-    replicas.vicuna(shelf / "lmsys/vicuna-7b-v1.5", texts)
+    replicas.vicuna(shelf / "lmsys/vicuna-7b-v1.5", texts, ROWS)
     replicas.biomedclip(shelf / "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", texts)
     replicas.biomedbert(shelf / "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract", texts)
-    replicas.blip2_opt(shelf / "Salesforce/blip2-opt-2.7b", texts=texts)
+    replicas.blip2_opt(shelf / "Salesforce/blip2-opt-2.7b", texts=texts, fewer=50304 - ROWS)
     for name in ("google-bert/bert-base-uncased", "bert-base-uncased"):
         replicas.bert_base_uncased(shelf / name, texts)
     replicas.chexbert_pth(shelf / "StanfordAIMI/RRG_scorers")
