@@ -7,11 +7,11 @@ from itertools import product
 
 import numpy as np
 import pytest
+import replicas
 import torch
 from datasets import Dataset, Image, List
 from peft import LoraConfig, PeftModel
 from PIL import Image as PILImage
-from tokenizers import AddedToken
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -45,6 +45,7 @@ from modeling.modeling_lmrrg import REGIONS_FILE, read_regions
 from modeling.processing_lmrrg import DEFAULT_INSTRUCTION, IMAGE_TOKEN, make_chat_template
 from modeling.tiny import train_tokenizer
 from modeling.tiny_lmrrg import build_biomedclip, build_lmrrg
+from recipes.data.model_files import find_unreadable
 
 pytestmark = [  # what a later transformers takes away; TRL 1.16 and PEFT name gradient_checkpointing themselves
     pytest.mark.filterwarnings("error::FutureWarning"),
@@ -979,40 +980,23 @@ def test_from_pretrained_parts(parts, decoder, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("size", "image_token", "with_settings"),
-    [
-        (407, False, False),  # Salesforce/blip2-opt-2.7b until 2024: 50,272 rows for 50,265 tokens
-        (439, True, True),  # since then: 50,304 rows for 50,266, <image> among them, and a generation_config.json
-    ],
-)
-def test_both_revisions_of_blip2(parts, size, image_token, with_settings, tmp_path):
-    """Their decoder ends at a newline alone; a report ends at the tokenizer's end token, and it may have lines."""
-    words = train_tokenizer(TEXTS, 399)
-    words.bos_token = words.unk_token = words.eos_token
-    if image_token:
-        words.add_tokens([AddedToken("<image>", special=True, normalized=False)])
-    [newline] = words("\n")["input_ids"]
-    end = words.eos_token_id
-    config = Blip2Config.from_pretrained(parts / "blip2")
-    for name, value in (("vocab_size", size), ("bos_token_id", end), ("eos_token_id", newline)):
-        setattr(config.text_config, name, value)
-    blip = tmp_path / "blip2"
-    original = Blip2ForConditionalGeneration(config).eval()
-    original.save_pretrained(blip)
-    words.save_pretrained(blip)
-    (blip / "generation_config.json").unlink()
-    if with_settings:
-        ids = {"bos_token_id": end, "eos_token_id": newline, "pad_token_id": words.pad_token_id}
-        (blip / "generation_config.json").write_text(json.dumps({"_from_model_config": True, **ids}))
-    model, processor = LMRRGForConditionalGeneration.from_pretrained_parts(str(parts / "clip"), str(blip))
-    assert len(processor.tokenizer) == 400 and model.config.text_config.vocab_size == size  # no row is added
+@pytest.mark.parametrize(("revision", "size"), [("old", 50272), ("new", 50304)])
+def test_both_revisions_of_blip2(parts, revision, size, tmp_path):
+    """Their decoder ends at a newline alone; a report ends at </s>, and it may have lines. No row is added."""
+    blip = replicas.blip2_opt(tmp_path / "blip2", revision)
+    assert find_unreadable(blip) is None
+    model, processor = LMRRGForConditionalGeneration.from_pretrained_parts(
+        str(parts / "clip"), str(blip), vtrans_heads=2
+    )
+    newline, end = 50118, 2
+    assert processor.tokenizer("\n", add_special_tokens=False)["input_ids"] == [newline]
+    assert len(processor.tokenizer) == 50266 and model.config.text_config.vocab_size == size
     model.save_pretrained(tmp_path / "saved")
     processor.save_pretrained(tmp_path / "saved")
     back = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved").eval()
     assert back.generation_config.eos_token_id == back.config.text_config.eos_token_id == end
-    assert back.generation_config.suppress_tokens == list(range(399, size))
-    assert back.generation_config.pad_token_id == words.pad_token_id
+    assert back.generation_config.suppress_tokens == list(range(50265, size))
+    assert back.generation_config.pad_token_id == 1
     inputs = encode(processor)
     torch.testing.assert_close(back(**inputs).logits, model(**inputs).logits)
 
