@@ -11,20 +11,12 @@ Any value of the YAML can be overridden, e.g. `--learning_rate 1e-5`; `--resume_
 
 import sys
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trl import ModelConfig, get_peft_config
 
 import rewards
-from recipes.cli import (
-    InputError,
-    check_hardware,
-    check_model,
-    choose_rewards,
-    parse,
-    read_prompt,
-    run,
-    save_run,
-)
+from recipes.cli import InputError, check_hardware, check_model, choose_rewards, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.processors import load_processor
 from recipes.data.references import load_labeler, with_labels
@@ -53,6 +45,9 @@ class RecipeArguments:
     )
     labeler: str = field(default="lexical", metadata={"help": "lexical, chexbert or chexbert:MODEL."})
     margin: float = field(default=0.2, metadata={"help": "m of MCCS (Eq. 6)."})
+    untagged: Literal["whole", "zero"] = field(
+        default="whole", metadata={"help": "Report of a completion without <report>: whole but reasoning, or none."}
+    )
     stop_on_collapse: int = field(
         default=256, metadata={"help": "Stop once 0.95 of this many completions are one report; 0: never."}
     )
@@ -101,17 +96,18 @@ def main() -> None:
     # Rewards
     ################
     labeler = remembered(labeler)  # for both rewards at once
+    text = {"untagged": args.untagged}
     available = {
-        "mccs": lambda: rewards.make_mccs_reward(margin=args.margin, labeler=labeler),
-        "ce_f1": lambda: rewards.make_ce_f1_reward(labeler),
+        "mccs": lambda: rewards.make_mccs_reward(margin=args.margin, labeler=labeler, **text),
+        "ce_f1": lambda: rewards.make_ce_f1_reward(labeler, **text),
         "positive_f1": lambda: rewards.make_ce_f1_reward(
-            labeler, label_set="13", empty_match=0.0, name="positive_f1_reward"
+            labeler, label_set="13", empty_match=0.0, name="positive_f1_reward", **text
         ),
         "format": rewards.make_format_reward,
-        "bleu": rewards.make_bleu_reward,
-        "rouge": rewards.make_rouge_reward,
-        "cider": lambda: rewards.make_cider_reward(rows["train"]["report"]),  # which give document frequencies
-        "radcliq_lite": rewards.make_radcliq_reward,
+        "bleu": lambda: rewards.make_bleu_reward(**text),
+        "rouge": lambda: rewards.make_rouge_reward(**text),
+        "cider": lambda: rewards.make_cider_reward(rows["train"]["report"], **text),  # which give document frequencies
+        "radcliq_lite": lambda: rewards.make_radcliq_reward(**text),
     }
     reward_funcs = choose_rewards(args.rewards, available, training_args.reward_weights)
 

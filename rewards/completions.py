@@ -4,7 +4,11 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-TAG = re.compile(r"(</?(?:think|report)>)")
+# MRG-R1's tags, and reasoning as other models mark it: <THINK>, < thinking >, <think step="1">, [THINK], <reasoning>
+TAG = re.compile(
+    r"(</?report>|<\s*(?:/\s*)?(?:think(?:ing)?|thoughts?|reasoning)(?:/|\s[^<>]*)?>|\[\s*(?:/\s*)?think(?:ing)?\s*\])",
+    re.IGNORECASE,
+)
 TAGS = ["<think>", "</think>", "<report>", "</report>"]
 
 
@@ -12,7 +16,8 @@ class Completion(NamedTuple):
     """A parsed completion.
 
     `report` is the text to be labelled: what follows the first `<report>` outside the reasoning, up to the next tag
-    or the end; without that tag everything outside `<think>`. Reasoning is never part of it. `tagged` tells whether a
+    or the end; without that tag everything outside `<think>`. Reasoning is never part of it, in whatever spelling its
+    tags are: only one that was opened once and never closed ends where a report begins. `tagged` tells whether a
     `<report>` tag was there. `format_score` is the graded format reward, 1.0, 0.5, 0.25 or 0.0 (`rewards/format.py`).
     """
 
@@ -34,22 +39,33 @@ def completion_text(completion: str | list[dict]) -> str:
 
 
 def parse_completion(completion: str | list[dict]) -> Completion:
-    """Splits a completion into reasoning and report in one linear pass; any text is accepted, tags are lower case."""
+    """Splits a completion into reasoning and report in one linear pass; any text is accepted.
+
+    The format reward is for tags in lower case and no other spelling.
+    """
     return _parse(completion_text(completion))
+
+
+def _kind(tag: str) -> str:
+    """Which of TAGS a tag stands for, or "" for a report tag in another spelling, which is none."""
+    if "report" in tag.lower():
+        return tag if tag in TAGS else ""
+    return "</think>" if tag[1:].lstrip().startswith("/") else "<think>"
 
 
 @lru_cache(maxsize=256)  # each reward of a step reads the same completions
 def _parse(text: str) -> Completion:
     before, *rest = TAG.split(text)
     names, after = rest[::2], rest[1::2]  # tags, and the text behind each
+    kinds = [_kind(name) for name in names]
 
     think, outside, report, thinking = [], [], None, False
-    (think if names[:1] == ["</think>"] else outside).append(before)  # else the opening tag stood in the prompt
-    last_close = len(names) - 1 - names[::-1].index("</think>") if "</think>" in names else -1
-    for i, name in enumerate(names):
-        if name in ("<think>", "</think>"):
-            thinking = name == "<think>"
-        if name == "<report>" and (not thinking or i > last_close):
+    (think if kinds[:1] == ["</think>"] else outside).append(before)  # else the opening tag stood in the prompt
+    cut_off = kinds.count("<think>") == 1 and "</think>" not in kinds
+    for i, kind in enumerate(kinds):
+        if kind in ("<think>", "</think>"):
+            thinking = kind == "<think>"
+        if kind == "<report>" and (not thinking or cut_off):
             report = after[i]
             break
         (think if thinking else outside).append(after[i])

@@ -22,7 +22,8 @@ TINY_PROMPT = ["--prompt_file", "prompts/mrgr1_tiny.txt"]  # in every row: a tin
 
 ROWS = {
     "mrgr1": ("mccs_reasoning", "base", "nlg", "ce_f1", "reasoning", "ce_f1_reasoning", "mccs", "mccs_margin_0",
-              "radcliq_lite", "sft"),  # the short one last: what runs side by side takes as long as the longer one
+              "radcliq_lite", "deepseekmath_kl", "whole_report",
+              "sft"),  # the short one last: what runs side by side takes as long as the longer one
     "lmrrg": ("full", "without_global", "without_region", "names", "without_instruction", "without_disease",
               "without_cqrl", "bleu", "fixed_lambda"),
     "llmrg4": ("stage2_atf_tlw", "stage1_tlw", "stage1_without_tlw", "stage2_interleaved_without_tlw",

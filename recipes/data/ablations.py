@@ -82,6 +82,8 @@ GROUPS = {
                 "mccs_reasoning": "Base + MCCS + reasoning",
                 "mccs_margin_0": "",
                 "radcliq_lite": "",
+                "deepseekmath_kl": "",
+                "whole_report": "",
             },
             {**OF_14, MACRO: "f1", MCCS: None, FORMAT: None},
         )

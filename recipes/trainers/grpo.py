@@ -1,4 +1,11 @@
-"""GRPO with the paper's advantage normalisation (MRG-R1 Eq. 2) on TRL's GRPOTrainer."""
+"""GRPO with the paper's advantage normalisation (MRG-R1 Eq. 2) on TRL's GRPOTrainer.
+
+Two of TRL's settings decide how near its loss is to Eq. 1. `use_bias_correction_kl: true`, TRL's default and the
+YAMLs', multiplies the estimate k3 of a token's KL term by the ratio, so that its expected gradient is that of
+KL(policy || reference), which Eq. 1 writes; without the ratio it is that of KL(reference || policy). Eq. 1's ratio is
+of a whole report, so that all its tokens weigh alike: `loss_type: dr_grpo` does that, `dapo` within one batch, while
+`grpo` divides each report by its length. README.md beside this file has figures.
+"""
 
 import os
 from dataclasses import dataclass, field
@@ -17,7 +24,11 @@ PASS_INPUTS = (
 
 @dataclass
 class MRGR1Config(GRPOConfig):
-    """TRL's GRPOConfig plus what the paper adds. Raises ValueError where the batch sizes do not divide."""
+    """TRL's GRPOConfig plus what the paper adds.
+
+    Raises ValueError where the batch sizes do not divide, and InputError on settings of TRL's normalisation that
+    `advantage_norm` paper would pass over.
+    """
 
     advantage_norm: str = field(
         default="paper",
@@ -42,6 +53,12 @@ class MRGR1Config(GRPOConfig):
                 )
             self.gradient_accumulation_steps = self.effective_batch_size // share
         super().__post_init__()
+        for name, value in (("scale_rewards", "group"), ("multi_objective_aggregation", "sum_then_normalize")):
+            if self.advantage_norm == "paper" and getattr(self, name) != value:
+                raise InputError(
+                    f"{name} {getattr(self, name)} has no effect with advantage_norm paper, whose rewards are summed "
+                    f"and then normalised in their group (Eq. 2): leave it at {value}, or set advantage_norm trl"
+                )
 
 
 def paper_advantages(rewards: torch.Tensor, num_generations: int, std_epsilon: float = 1e-8) -> torch.Tensor:

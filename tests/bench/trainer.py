@@ -57,7 +57,7 @@ def time_block(trainer_class: type[GRPOTrainer], model: Path, samples, folder: s
         loss_type="grpo",
         max_steps=STEPS,
         beta=0.04,
-        use_bias_correction_kl=False,
+        use_bias_correction_kl=True,
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,

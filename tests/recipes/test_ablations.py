@@ -45,6 +45,10 @@ CHANGES = [  # REQUIREMENTS section 7: row, its script, its bases, the arguments
     ("mrgr1/mccs_reasoning", grpo_mrgr1, ("demo",), REWARDS),  # without the demo's third reward
     ("mrgr1/mccs_margin_0", grpo_mrgr1, (*IU_MIMIC, "demo"), {*PLAIN, "margin"}),
     ("mrgr1/radcliq_lite", grpo_mrgr1, (*IU_MIMIC, "demo"), PLAIN),
+    ("mrgr1/deepseekmath_kl", grpo_mrgr1, IU_MIMIC, {"use_bias_correction_kl"}),
+    ("mrgr1/deepseekmath_kl", grpo_mrgr1, ("demo",), {*REWARDS, "use_bias_correction_kl"}),
+    ("mrgr1/whole_report", grpo_mrgr1, IU_MIMIC, {"loss_type"}),
+    ("mrgr1/whole_report", grpo_mrgr1, ("demo",), {*REWARDS, "loss_type"}),
     ("lmrrg/full", ppo_lmrrg, ("iu_cqrl", "mimic_cqrl", "demo_cqrl"), set()),
     ("lmrrg/without_global", sft_lmrrg, (*IU_MIMIC, "demo"), {"use_global_feature"}),
     ("lmrrg/without_region", sft_lmrrg, (*IU_MIMIC, "demo"), {"use_region_features"}),

@@ -45,8 +45,7 @@ PAPER_GRPO = {
     "rewards": ["mccs", "format"],
     "reward_weights": [0.75, 0.25],
     "advantage_norm": "paper",  # MR-011
-    "loss_type": "grpo",  # MR-009
-    "use_bias_correction_kl": False,
+    "use_bias_correction_kl": True,  # MR-010 as section 11 corrects it
     "labeler": "chexbert",  # MR-015
 }
 PROCESSES = 2  # the paper's 2 x A100

@@ -18,7 +18,7 @@ from test_long_runs import small_llama
 from transformers import AutoProcessor
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
-from recipes.cli import run
+from recipes.cli import InputError, run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_dataset
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer, paper_advantages
@@ -245,7 +245,7 @@ def test_loss_is_equation_1(make_trainer, monkeypatch):
     advantages = np.array(PAPER)[:, None]
 
     surrogate = np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.2) * advantages)
-    kl = np.exp(reference - new) - (reference - new) - 1  # never multiplied by the ratio, A-16
+    kl = (np.exp(reference - new) - (reference - new) - 1) * ratio  # so that its gradient is KL(policy || reference)'s
     objective = surrogate - 0.04 * kl
     expected = -np.mean((objective * mask).sum(1) / mask.sum(1))
 
@@ -269,6 +269,56 @@ def test_loss_is_equation_1(make_trainer, monkeypatch):
         },
     )
     assert loss.item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"scale_rewards": "batch"}, "scale_rewards batch has no effect with advantage_norm paper"),
+        ({"scale_rewards": False}, "scale_rewards none has no effect with advantage_norm paper"),
+        (
+            {"multi_objective_aggregation": "normalize_then_sum"},
+            "multi_objective_aggregation normalize_then_sum has no effect .* leave it at sum_then_normalize",
+        ),
+    ],
+)
+def test_settings_without_effect_are_refused(changes, sentence, tmp_path):
+    with pytest.raises(InputError, match=sentence):
+        MRGR1Config(output_dir=str(tmp_path), use_cpu=True, bf16=False, **changes)
+    MRGR1Config(output_dir=str(tmp_path), use_cpu=True, bf16=False, advantage_norm="trl", **changes)
+
+
+def test_no_reward_is_not_a_reward_of_0(make_trainer, samples):
+    """Two of four completions have no reward: they take no part, and the other two are not compared with 0."""
+
+    def half(completions, **kwargs):
+        return [None, 1.0, None, 1.0] * (len(completions) // 4)
+
+    def spread(completions, **kwargs):
+        return [None, 1.0, None, 0.5] * (len(completions) // 4)
+
+    for reward, expected in ((half, [0, 0, 0, 0]), (spread, [0, 1, 0, -1])):
+        trainer = make_trainer(rewards=(reward,))
+        trainer.model.train()
+        output = trainer._generate_and_score_completions([samples[0]] * 4 + [samples[1]] * 4)
+        expected = torch.tensor(expected * 2, dtype=torch.float32)
+        torch.testing.assert_close(output["advantages"], expected, atol=1e-4, rtol=0)
+
+
+def test_two_epochs_have_different_orders(make_trainer):
+    """Each prompt once per epoch, in a new order, and a later run finds the order of its epoch."""
+
+    def orders(epochs) -> list[list[int]]:
+        sampler = make_trainer()._get_train_sampler()
+        found = []
+        for epoch in epochs:
+            sampler.set_epoch(epoch)
+            found.append(list(dict.fromkeys(sampler)))
+        return found
+
+    first, second = orders((0, 1))
+    assert sorted(first) == sorted(second) and first != second
+    assert orders((1,)) == [second]
 
 
 @pytest.mark.parametrize(

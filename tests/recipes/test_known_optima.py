@@ -208,5 +208,42 @@ def test_gradient_of_the_kl_term(trainer_class, config_class, changes, direction
     torch.testing.assert_close(found, policy_ref if direction == "policy_ref" else ref_policy, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("loss_type", "lowest", "highest"),
+    [
+        ("grpo", 0.9, 0.99),  # each report's tokens weigh 1 / its length
+        ("dr_grpo", 0.9999, 1.0),
+        ("dapo", 0.9999, 1.0),  # within one batch
+    ],
+)
+def test_gradient_of_whole_reports(loss_type, lowest, highest, tmp_path):
+    """The cosine of a batch's gradient to that of Eq. 1, mean of ratio x advantage with the ratio of whole reports."""
+    trainer = make_trainer(
+        MRGR1Trainer, MRGR1Config, tmp_path, ARMS, 0, loss_type=loss_type, beta=0.0, max_completion_length=18
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    model, chance = trainer.model, np.random.default_rng(0)
+    model.train()
+    reports = [tuple(chance.integers(0, 8, size=length)) for length in range(6, 19)]
+    advantages = torch.tensor(chance.normal(size=len(reports)), dtype=torch.float32)
+    advantages -= advantages.mean()
+    ids, mask = torch.full((len(reports), 18), 9), torch.zeros(len(reports), 18, dtype=torch.long)
+    for row, report in enumerate(reports):
+        ids[row, : len(report)], mask[row, : len(report)] = torch.tensor(report), 1
+    batch = {
+        "prompt_ids": torch.full((len(reports), 1), 10), "prompt_mask": torch.ones(len(reports), 1, dtype=torch.long),
+        "completion_ids": ids, "completion_mask": mask, "advantages": advantages, "num_items_in_batch": mask.sum(),
+    }  # fmt: skip
+    expected = -sum(
+        advantage * log_probability(model, report) for report, advantage in zip(reports, advantages, strict=True)
+    )
+    gradients = []
+    for loss in (trainer._compute_loss(model, batch), expected):
+        model.zero_grad()
+        loss.backward()
+        gradients.append(torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None]))
+    assert lowest < torch.nn.functional.cosine_similarity(*gradients, dim=0) < highest + 1e-6
+
+
 if __name__ == "__main__":
     run(lambda: one_of_two(sys.argv[1]))

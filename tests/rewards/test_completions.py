@@ -27,8 +27,22 @@ CASES = [
     ("edema</think> No edema.", 0.0, "No edema."),  # the same, without a report tag
     ("<think>a</think><report> </report>", 0.0, ""),  # empty report
     ("<think>a</think> b", 0.0, "b"),  # report tag missing: everything outside the reasoning
-    ("<THINK>a</THINK><REPORT>b</REPORT>", 0.0, "<THINK>a</THINK><REPORT>b</REPORT>"),  # tags are lower case
-    ("< think>a</ think>", 0.0, "< think>a</ think>"),  # no tags
+    ("<THINK>a</THINK><REPORT>b</REPORT>", 0.0, "b"),  # credit is for lower case alone, reasoning is never labelled
+    ("<think>a</THINK><report>b</report>", 0.0, "b"),
+    ("< think>a</ think>", 0.0, ""),
+    ("<thinking>a</thinking><report>b</report>", 0.0, "b"),
+    ("<thinking>a</thinking> b", 0.0, "b"),
+    ("<Think step='1'>a</Think> b", 0.0, "b"),
+    ("[THINK]a[/THINK] b", 0.0, "b"),  # Magistral's
+    ("<reasoning>a</reasoning> <thought>c</thought> b", 0.0, "b"),
+    ("<THINK>a <report>c</report></THINK> b", 0.0, "b"),  # a report in the reasoning
+    ("<think>a</think><think>c<report>b</report>", 0.0, ""),  # in a second one, which is never closed
+    ("<think>a</think><think>c<report>b</report></think>", 0.0, ""),
+    ("<think>a<think>c<report>b</report>", 0.0, ""),  # two were opened, none closed
+    ("a</think><think>c<report>b</report>", 0.0, ""),  # the first was opened in the prompt
+    ("<think>a</think><THINK>c<report>b</report>", 0.0, ""),
+    ("<think>a</think><think>c</think><report>b</report>", 0.0, "b"),
+    ("I think [a] <b> the thinking is reasoning.", 0.0, "I think [a] <b> the thinking is reasoning."),  # no tags
     ("The heart is normal.", 0.0, "The heart is normal."),  # no tags at all
     (" \n\t", 0.0, ""),  # white space only
     ("", 0.0, ""),  # empty
@@ -91,6 +105,8 @@ def test_log_metric_reports_violations():
         ("<report>" * 40_000, ""),  # the first one is empty
         ("<think></think>" * 40_000 + "b", "b"),  # text behind all of them
         ("<" * 40_000, "<" * 40_000),  # no tag at all
+        ("b <" + " " * 40_000, "b <"),
+        ("b " + "<think " * 40_000, "b " + ("<think " * 40_000).strip()),
     ],
 )
 def test_forty_thousand_tags(text, report):
