@@ -19,7 +19,7 @@ from trl import ModelConfig, get_peft_config
 
 from recipes.cli import InputError, check_hardware, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
-from recipes.data.samples import columns_of, to_samples
+from recipes.data.samples import columns_of, prepare_images, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
@@ -98,6 +98,7 @@ def main() -> None:
     ################
     set_seed(training_args.seed)  # of the fusion's new modules
     model, processor = load_start(args, model_args)
+    samples = prepare_images(samples, processor)
     peft_config = get_peft_config(model_args) if args.stage == 2 else None
     if args.stage == 1:
         for name, parameter in model.named_parameters():

@@ -19,7 +19,7 @@ from trl import ModelConfig, SFTConfig, get_peft_config
 from recipes.cli import check_hardware, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.references import load_labeler, with_labels
-from recipes.data.samples import columns_of, to_samples
+from recipes.data.samples import columns_of, prepare_images, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
@@ -99,6 +99,7 @@ def main() -> None:
         model, processor = load_checkpoint(model_args.model_name_or_path, model_args, parts=parts, **changed)
     else:
         model, processor = load_parts(parts, args.lambda_disease, model_args)
+    data = prepare_images(data, processor)
     peft_config = get_peft_config(model_args)
     if peft_config:
         peft_config.target_modules = peft_config.target_modules or LORA_OF_DECODER

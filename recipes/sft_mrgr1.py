@@ -16,7 +16,7 @@ from recipes.cli import check_hardware, check_model, parse, read_prompt, run, sa
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.processors import load_processor
 from recipes.data.references import load_labeler, with_labels
-from recipes.data.samples import to_samples
+from recipes.data.samples import prepare_images, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import WholeCheckpoints, resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
@@ -78,6 +78,7 @@ def main() -> None:
         min_pixels=args.min_pixels,
         max_pixels=args.max_pixels,
     )
+    data = prepare_images(data, processor)
     training_args.model_init_kwargs = {
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation,

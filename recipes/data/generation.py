@@ -14,15 +14,25 @@ from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from pyarrow.compute import list_value_length
 from rich.progress import track
-from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    BatchFeature,
+    GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from recipes.cli import InputError, read_adapter, replacing
 from recipes.data import processors
+from recipes.data.images import pixel_range
+from recipes.data.samples import check_images
 from rewards.completions import parse_completion
 
 PATIENCE = timedelta(days=7)  # how long a process waits for the others: one may have far longer reports to write
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM (0.33) has room for
 OWN_MODELS = ("llmrg4", "lmrrg")  # which vLLM does not know
+COMPARED = 16  # prompts of the first batch that are compared with what vLLM made of them
 VLLM_CHUNK = 32  # batches handed over at once: vLLM forms its own
 BEGINS = b'{"study_id": '
 
@@ -60,7 +70,8 @@ def shuffled_images(samples: Dataset, seed: int) -> Dataset:
             for position, row in enumerate(rows[study]):  # frontal takes frontal where both have it
                 partner[row] = rows[other][position % len(rows[other])]
     images = samples.select_columns("images").select(partner)
-    return concatenate_datasets([samples.remove_columns("images"), images], axis=1)
+    shuffled = concatenate_datasets([samples.remove_columns("images"), images], axis=1)
+    return shuffled.with_format(samples.format["type"], **samples.format["format_kwargs"])  # which reads the images
 
 
 ################
@@ -192,6 +203,25 @@ def chat_texts(processor: ProcessorMixin, images: Sequence[Sequence], prompts: S
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
+def scale_images(processor: ProcessorMixin, images: Sequence[Sequence[Image.Image]]) -> list[list[Image.Image]]:
+    """`images` in the pixel range of `processor`, if it has one, as recipes/data/samples.py has those of samples."""
+    pixels = pixel_range(processor)
+    return [[pixels(image) if pixels else image for image in study] for study in images]
+
+
+def encode_prompts(
+    processor: ProcessorMixin, images: Sequence[Sequence[Image.Image]], prompts: Sequence[str], **options
+) -> BatchFeature:
+    """What the model reads of each prompt and its images; `options` are those of a processor's call.
+
+    A template that begins with the tokenizer's first token, as Gemma's, has it once.
+    """
+    texts = chat_texts(processor, images, prompts)
+    if (start := processor.tokenizer.bos_token) and texts[0].startswith(start):
+        options["add_special_tokens"] = False
+    return processor(images=scale_images(processor, images), text=texts, **options)
+
+
 def report_settings(model: PreTrainedModel, tokenizer, **settings) -> GenerationConfig:
     """How `model` writes reports, wherever it is asked to: greedily unless `settings` (of GenerationConfig) say else.
 
@@ -248,8 +278,7 @@ class TransformersEngine:
         `watching`: a streamer or stopping criteria for `generate`.
         """
         torch.manual_seed(seed)
-        texts = chat_texts(self.processor, images, prompts)
-        inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt").to(self.device)
+        inputs = encode_prompts(self.processor, images, prompts, return_tensors="pt", padding=True).to(self.device)
         tokens = self.model.generate(**inputs, **watching)
         if not self.model.config.is_encoder_decoder:
             tokens = tokens[:, inputs["input_ids"].shape[1] :]
@@ -257,6 +286,20 @@ class TransformersEngine:
         before = torch.isin(tokens, self.ends).cumsum(1).roll(1, dims=1)  # ends before each token
         before[:, 0] = 0
         return list(zip(completions, (before == 0).sum(1).tolist(), strict=True))
+
+
+def compare_prompts(expected: Sequence[Sequence[int]], read: Sequence[Sequence[int]]) -> None:
+    """Raises InputError where the prompts that vLLM has `read` are not those of the model's processor, `expected`.
+
+    Both with as many tokens for an image as it takes; prompts of token ids.
+    """
+    for row, (ours, theirs) in enumerate(zip(expected, read, strict=True)):
+        if list(ours) != list(theirs):
+            raise InputError(
+                f"vLLM reads prompt {row} as {len(theirs)} tokens, the model's processor as {len(ours)} "
+                "(https://github.com/huggingface/trl/issues/6294 is one such case): this version of vLLM does not fit "
+                "the model; go on without vLLM"
+            )
 
 
 class VLLMEngine:
@@ -270,7 +313,7 @@ class VLLMEngine:
         self.processor, adapter = load_processor(args), read_adapter(args.model)
         pixels = {name: getattr(args, name) for name in ("min_pixels", "max_pixels") if getattr(args, name)}
         options = {"mm_processor_kwargs": pixels} if pixels else {}
-        self.request = None
+        self.request, self.compared = None, False
         if adapter:
             from vllm.lora.request import LoRARequest
 
@@ -299,10 +342,15 @@ class VLLMEngine:
 
     def __call__(self, images: list[list[Image.Image]], prompts: list[str], seed: int) -> list[tuple[str, int]]:
         """As of `TransformersEngine`."""
-        texts = chat_texts(self.processor, images, prompts)
+        texts, images = chat_texts(self.processor, images, prompts), scale_images(self.processor, images)
         asked = [{"prompt": text, "multi_modal_data": {"image": own}} for text, own in zip(texts, images, strict=True)]
         settings = [self.sampling(**self.settings, seed=seed + i) for i in range(len(asked))]
         answers = self.llm.generate(asked, settings, lora_request=self.request, use_tqdm=False)
+        if not self.compared:
+            few = slice(COMPARED)
+            encoded = encode_prompts(self.processor, images[few], prompts[few])["input_ids"]
+            compare_prompts([list(ids) for ids in encoded], [list(each.prompt_token_ids) for each in answers[few]])
+            self.compared = True
         return [(each.outputs[0].text, len(each.outputs[0].token_ids)) for each in answers]
 
 
@@ -328,14 +376,17 @@ def check_engine(args, state: PartialState) -> None:
 
 
 def write_reports(samples: Dataset, engine: Callable, shards: Shards, batch_size: int, seed: int) -> float:
-    """Has `engine` write every open sample of this process; returns the tokens a second."""
+    """Has `engine` write every open sample of this process; returns the tokens a second.
+
+    Raises InputError before the first one where an image of `samples` cannot be read (`check_images`).
+    """
+    check_images(samples, pixel_range(engine.processor))
     tokens, seconds = 0, 0.0
     for numbers in shards.batches(batch_size * engine.chunk):
         batch = samples[numbers]
-        images = [[image.convert("RGB") for image in own] for own in batch["images"]]
         prompts = [message[0]["content"] for message in batch["prompt"]]
         started = time.perf_counter()
-        written = engine(images, prompts, seed + numbers[0])
+        written = engine(batch["images"], prompts, seed + numbers[0])
         took = time.perf_counter() - started
         shards.write(batch, numbers, written, took)
         tokens, seconds = tokens + sum(count for _, count in written), seconds + took

@@ -1,15 +1,62 @@
-"""Reading X-ray images of every kind that data sets hold, as 8-bit grey."""
+"""Reading X-ray images of every kind that data sets hold, and scaling them to what a model takes."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from recipes.cli import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # more than 8 bits per pixel
+
+
+@contextmanager
+def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """Pillow's image of `file`, its pixels not yet read.
+
+    Raises InputError, calling the image `name`, where it or what is done with it shows that it is truncated, damaged,
+    no image, or too large to be an X-ray.
+    """
+    try:
+        with Image.open(file) as image:
+            yield image
+    except Image.UnidentifiedImageError as error:
+        raise InputError(f"{name} is not an image that can be read (PNG, JPEG, TIFF or BMP)") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} has far more pixels than an X-ray: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged pixels, chunks and headers
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} is truncated or damaged: {getattr(error, 'strerror', None) or error}") from error
+
+
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """The image in an encoded file's `content` as the models read it: 8 bits, mode "RGB", turned as its EXIF says.
+
+    Deep and transparent images as of `load_image`. Raises InputError, calling it `name`, as `opened` does.
+    """
+    with opened(io.BytesIO(content), name) as image:
+        return _in_eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+
+
+def check_image(content: bytes, name: str) -> tuple[int, int]:
+    """Width and height of the image in an encoded file's `content`, by its header and its last bytes.
+
+    Only a PNG or JPEG without its end is decoded, to be sure. Raises InputError as `decode_image` does, where that
+    much shows it.
+    """
+    with opened(io.BytesIO(content), name) as image:
+        size = image.size
+        if _ENDS.get(image.format, b"") not in content[-64:]:
+            image.load()
+    return size
 
 
 def load_image(path: str | Path, max_side: int | None = None) -> Image.Image:
@@ -26,24 +73,12 @@ def load_image(path: str | Path, max_side: int | None = None) -> Image.Image:
             if file.read(132)[128:] == b"DICM":
                 raise InputError(f"{path} is a DICOM file; convert it to PNG first (the pixels need its window)")
             file.seek(0)
-            with Image.open(file) as image:
-                image.load()
-                if image.mode in _DEEP_MODES:
-                    image = _stretch(image)
-                elif image.has_transparency_data:
-                    rgba = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
-                image = image.convert("L")
+            with opened(file, str(path)) as image:
+                image = _in_eight_bits(image).convert("L")
     except FileNotFoundError as error:
         raise InputError(f"there is no image {path}") from error
-    except Image.UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image that can be read (PNG, JPEG, TIFF or BMP)") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path} has far more pixels than an X-ray: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged pixels, chunks and headers
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is truncated or damaged: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise InputError(f"{path} is truncated or damaged: {error.strerror or error}") from error
     if max_side is not None:
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return image
@@ -66,7 +101,77 @@ def read_png(path: str | Path, max_side: int | None = None) -> bytes:
     return file.getvalue()
 
 
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode in _DEEP_MODES:
+        return _stretch(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
+    return image
+
+
 def _stretch(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     values -= values.min()
     return Image.fromarray(np.rint(values * (255 / (values.max() or 1))).astype(np.uint8))
+
+
+################
+# What a model takes
+################
+
+
+@dataclass(frozen=True)
+class PixelRange:
+    """Scales an image to from `least` to `most` pixels and to sides that are multiples of `factor` pixels.
+
+    It is what the image processors of the Qwen-VL family do, by their authors' own package (qwen-vl-utils), and done
+    with the images themselves, so that whatever reads them afterwards sees the same pixels: a processor leaves such an
+    image as it is. Called with an image it returns one of mode "RGB"; it raises InputError, calling the image `name`,
+    where one side is more than 200 times as long as the other.
+
+    Example: `PixelRange(56 * 56, 1280 * 28 * 28, factor=28)(image)`, with 28 pixels for Qwen2.5-VL (patches of 14, 2
+    x 2 of them a token) and 32 for Qwen3-VL.
+    """
+
+    least: int
+    most: int
+    factor: int
+
+    def size(self, width: int, height: int, name: str = "an image") -> tuple[int, int]:
+        """Width and height that an image of `width` x `height` pixels is scaled to."""
+        from qwen_vl_utils import smart_resize
+
+        try:
+            height, width = smart_resize(height, width, self.factor, self.least, self.most)
+        except ValueError as error:
+            raise InputError(
+                f"{name} has {width} x {height} pixels, a strip that the model does not read (one side is more than "
+                "200 times the other): leave the study out, or cut the image to the chest"
+            ) from error
+        return width, height
+
+    def __call__(self, image: Image.Image, name: str = "an image") -> Image.Image:
+        from qwen_vl_utils import fetch_image
+
+        width, height = self.size(*image.size, name)
+        # In a range too narrow for this shape no size lies within it, and the processor would scale the image a second
+        # time: it gets the image as it is, and scales it once.
+        if min(width, height) == 0 or self.size(width, height) != (width, height):
+            return image.convert("RGB")
+        return fetch_image(
+            {"image": image, "min_pixels": self.least, "max_pixels": self.most}, image_patch_size=self.factor // 2
+        )
+
+
+def pixel_range(processor) -> PixelRange | None:
+    """The range of the image processor in `processor`; None where it has none, as outside the Qwen-VL family."""
+    from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
+
+    images = getattr(processor, "image_processor", None)
+    if not isinstance(images, (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)):
+        return None
+    return PixelRange(
+        images.size["shortest_edge"], images.size["longest_edge"], factor=images.patch_size * images.merge_size
+    )

@@ -11,6 +11,7 @@ from transformers.models.auto.image_processing_auto import (
 )
 
 from recipes.cli import InputError, read_adapter
+from recipes.data.images import pixel_range
 
 
 def load_processor(
@@ -59,12 +60,25 @@ def load_processor(
     except (OSError, ValueError) as error:
         sentence = str(error).split("\n")[0]
         raise InputError(f"the processor of {name} cannot be loaded: {sentence}") from error
+    check_pixels(name, processor, pixels)
     if needs_template and not processor.chat_template:
         raise InputError(
             f"{base} has no chat template (no chat_template.jinja or chat_template.json): copy that of the model that "
             "it was made from into its folder"
         )
     return processor
+
+
+def check_pixels(name: str, processor: ProcessorMixin, asked: dict[str, int | None]) -> None:
+    """Raises InputError where `asked`, min_pixels and max_pixels, say nothing to `processor`, or contradict it."""
+    pixels = pixel_range(processor)
+    if pixels is None and any(asked.values()):
+        raise InputError(
+            f"{name} has no range of pixels that an image is scaled to, as models of the Qwen-VL family have: leave "
+            "out min_pixels and max_pixels"
+        )
+    if pixels and pixels.least > pixels.most:
+        raise InputError(f"min_pixels ({pixels.least}) is above max_pixels ({pixels.most}) of {name}: give both")
 
 
 def learn_image_processor(name: str, revision: str | None, config_class: type) -> None:

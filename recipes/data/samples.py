@@ -1,11 +1,14 @@
 """From a row of the schema to what TRL's trainers read: `prompt`, `images` and, for SFT, `completion`."""
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
 from datasets import Dataset, Image, List
 
 from modeling.processing_llmrg4 import check_views, mark_prior
 from recipes.cli import InputError
+from recipes.data.images import PixelRange, check_image, decode_image, pixel_range
 from rewards.labels import FINDINGS, CheXpertState
 
 VIEWS = ("each", "frontal", "all", "frontal+lateral")
@@ -90,17 +93,22 @@ def to_samples(
     `frontal+lateral` too, as LLM-RG4 takes them: raises InputError naming the study where they are not a frontal one
     and at most one lateral after it. `completion`: `plain` adds the report as the assistant's message, `reasoning`
     adds `write_answer` of it.
+
+    Images are read when a sample is asked for, mode "RGB": InputError naming the study where that fails.
     """
     if views not in VIEWS:
         raise InputError(f"views must be one of {', '.join(VIEWS)}, not {views!r}")
     prompt = prompt.strip()
     encoded = rows.cast_column("images", List(Image(decode=False)))  # moved about without decoding
 
-    def explode(batch: dict) -> dict:
+    def explode(batch: dict, numbers: list[int]) -> dict:
         out = {name: [] for name in ("prompt", "images", *keep, *(("completion",) if completion else ()))}
         for i, report in enumerate(batch["report"]):
             answer = write_answer(batch["labels"][i], report) if completion == "reasoning" else report
-            for text, images in samples_of({name: values[i] for name, values in batch.items()}, prompt, views):
+            study = {name: values[i] for name, values in batch.items()}
+            place = f"study {study['study_id']}" if "study_id" in study else f"row {numbers[i]}"
+            study["images"] = name_images(study["images"], place)
+            for text, images in samples_of(study, prompt, views):
                 out["prompt"].append([{"role": "user", "content": text}])
                 out["images"].append(images)
                 for name in keep:
@@ -109,5 +117,73 @@ def to_samples(
                     out["completion"].append([{"role": "assistant", "content": answer}])
         return out
 
-    samples = encoded.map(explode, batched=True, batch_size=256, remove_columns=encoded.column_names)
-    return samples.cast_column("images", List(Image()))
+    samples = encoded.map(
+        explode, batched=True, with_indices=True, batch_size=256, remove_columns=encoded.column_names
+    )
+    return samples.cast_column("images", List(Image(decode=False))).with_transform(ImageReader())
+
+
+def name_images(images: list[dict] | None, place: str) -> list[dict]:
+    """A row's encoded `images`, each with a name for sentences about it instead of its path; one that is only a path
+    keeps it.
+
+    `place`: the row, as a sentence calls it. Raises InputError where there is nothing in the place of an image.
+    """
+    named = []
+    for number, image in enumerate(images or (), start=1):
+        content, path = (image or {}).get("bytes"), (image or {}).get("path")
+        if content is None and path is None:
+            raise InputError(f"image {number} of {place} is missing; leave it out, or build the data set again")
+        named.append({"bytes": content, "path": path if content is None else f"image {number} of {place}"})
+    return named
+
+
+def encoded_image(image: dict) -> bytes:
+    """The content of an image's file, wherever it is."""
+    if image["bytes"] is not None:
+        return image["bytes"]
+    try:
+        return Path(image["path"]).read_bytes()
+    except OSError as error:
+        raise InputError(f"the image {image['path']} cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads the images of a batch of samples when it is asked for, scaled to `pixels`, if any.
+
+    Raises InputError naming the study of an image that cannot be read.
+    """
+
+    pixels: PixelRange | None = None
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        if "images" in batch:
+            batch["images"] = [[self.read(image) for image in images] for images in batch["images"]]
+        return batch
+
+    def read(self, image: dict):
+        """The image, mode "RGB"; `image`: what `name_images` makes of it."""
+        pixels = decode_image(encoded_image(image), image["path"])
+        return self.pixels(pixels, image["path"]) if self.pixels else pixels
+
+
+def prepare_images(samples: dict[str, Dataset], processor) -> dict[str, Dataset]:
+    """The `samples` of each split with images in the pixel range of `processor`, if it has one.
+
+    Every image is opened, but not decoded (`check_image`). Raises InputError naming the study and
+    the image where it is empty, cut short, no image, or a strip that the processor does not take.
+    """
+    pixels = pixel_range(processor)
+    for split in samples.values():
+        check_images(split, pixels)
+    return {name: split.with_transform(ImageReader(pixels)) for name, split in samples.items()}
+
+
+def check_images(samples: Dataset, pixels: PixelRange | None) -> None:
+    """Raises InputError as `prepare_images` does."""
+    for batch in samples.select_columns("images").with_format("arrow").iter(100):
+        for image in batch["images"].combine_chunks().flatten().to_pylist():
+            size = check_image(encoded_image(image), image["path"])
+            if pixels:
+                pixels.size(*size, image["path"])

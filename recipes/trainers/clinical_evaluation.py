@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
 from recipes.cli import InputError
-from recipes.data.generation import chat_texts, report_settings
+from recipes.data.generation import encode_prompts, report_settings
 from recipes.data.references import load_labeler
 from recipes.data.samples import to_samples
 from recipes.data.scores import score_completions
@@ -68,13 +68,13 @@ class ClinicalEvaluation(TrainerCallback):
         """The completion of each sample of `batch`."""
         tokenizer = self.processor.tokenizer
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        images = [[image.convert("RGB") for image in own] for own in batch["images"]]
-        texts = chat_texts(self.processor, images, [message[0]["content"] for message in batch["prompt"]])
+        prompts = [message[0]["content"] for message in batch["prompt"]]
         side, tokenizer.padding_side = tokenizer.padding_side, "left"
         try:
-            inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt").to(model.device)
+            inputs = encode_prompts(self.processor, batch["images"], prompts, return_tensors="pt", padding=True)
         finally:
             tokenizer.padding_side = side
+        inputs = inputs.to(model.device)
         core = model.get_base_model() if is_peft_model(model) else model
         training, settings = model.training, core.generation_config
         core.generation_config = report_settings(core, tokenizer, max_new_tokens=self.max_new_tokens)

@@ -15,6 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from recipes.cli import InputError
 from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch
+from recipes.trainers.vllm_images import ImageGeneration
 
 PASS_INPUTS = (
     "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
@@ -92,6 +93,8 @@ class MRGR1Trainer(WholeCheckpoints, GRPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._tokenizer.padding_side = "left"  # TRL's prompts are; a processor's mm_token_type_ids must be too
+        if self.use_vllm:
+            self.vllm_generation = ImageGeneration.of(self.vllm_generation)
 
     def _get_train_sampler(self, dataset=None):
         return shuffle_by_epoch(super()._get_train_sampler(dataset))

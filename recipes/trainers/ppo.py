@@ -27,6 +27,7 @@ from trl.trainer.utils import add_fused_lm_head, get_config_model_id
 from recipes.cli import InputError
 from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch, weights_are_split
 from recipes.trainers.grpo import PASS_INPUTS, check_pass_inputs
+from recipes.trainers.vllm_images import ImageGeneration
 
 STATE_FILE = "ppo_state.safetensors"
 LOGIT_CHANGES = (
@@ -264,6 +265,8 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         finally:
             args.beta = beta
         self._tokenizer.padding_side = "left"  # TRL's prompts are; a processor's mm_token_type_ids must be too
+        if self.use_vllm:
+            self.vllm_generation = ImageGeneration.of(self.vllm_generation)
         self.beta = beta
         self.kl_coef = beta  # of ziegler; it changes
         if args.disable_dropout:

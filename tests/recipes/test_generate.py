@@ -254,22 +254,41 @@ def test_vllm_that_is_absent_is_named(write, tmp_path):
 
 @pytest.fixture
 def vllm(monkeypatch):
-    """Stands in for vLLM (0.33's signatures): answers with what it was asked, and keeps it."""
+    """Stands in for vLLM (0.33's signatures): answers with what it was asked, and keeps it.
+
+    Like vLLM it cuts the text into tokens itself and puts as many image tokens into each place as the image takes in
+    its own processor, that of the model's folder with `mm_processor_kwargs`. `module.expanded` has it do so twice.
+    """
     module, requests = types.ModuleType("vllm"), types.ModuleType("vllm.lora.request")
 
     class LLM:
         def __init__(self, model, *, dtype, seed, trust_remote_code, tensor_parallel_size, **options):
             module.loaded = {"model": model, "dtype": dtype, **options}
             module.asked = []
+            self.processor = AutoProcessor.from_pretrained(model, **options.get("mm_processor_kwargs", {}))
+
+        def read(self, prompt, multi_modal_data):
+            images, ids = iter(multi_modal_data["image"]), []
+            for token in self.processor.tokenizer(prompt)["input_ids"]:
+                times = 1
+                if token == self.processor.image_token_id:
+                    width, height = next(images).size
+                    times = self.processor.image_processor.get_number_of_image_patches(height, width) // 4
+                ids += [token] * times * module.expanded if times > 1 else [token]
+            return ids
 
         def generate(self, prompts, sampling_params, *, lora_request, use_tqdm):
             module.asked += list(zip(prompts, sampling_params, [lora_request] * len(prompts), strict=True))
             texts = [f"<report>{len(each['multi_modal_data']['image'])} images</report>" for each in prompts]
             return [
-                types.SimpleNamespace(outputs=[types.SimpleNamespace(text=text, token_ids=[1, 2, 3])])
-                for text in texts
+                types.SimpleNamespace(
+                    prompt_token_ids=self.read(**prompt),
+                    outputs=[types.SimpleNamespace(text=text, token_ids=[1, 2, 3])],
+                )
+                for prompt, text in zip(prompts, texts, strict=True)
             ]
 
+    module.expanded = 1
     module.LLM, module.SamplingParams = LLM, lambda **settings: settings
     requests.LoRARequest = lambda *given: given
     monkeypatch.setitem(sys.modules, "vllm", module)
@@ -305,6 +324,20 @@ def test_vllm_is_asked_as_transformers_is(write, tiny, vllm):
             "seed": 42 + place,
         }
         assert lora is None
+
+
+def test_vllm_gets_images_in_the_pixel_range(write, tiny, vllm):
+    """Phantoms of 64 x 64 in a range of at least 12,544 pixels: 112 x 112, 16 tokens each."""
+    write(engine="vllm", min_pixels=112 * 112, max_pixels=1003520)
+    sizes = {image.size for prompt, *_ in vllm.asked for image in prompt["multi_modal_data"]["image"]}
+    assert sizes == {(112, 112)}
+
+
+def test_a_vllm_that_reads_other_prompts_is_refused(write, tiny, vllm, tmp_path):
+    vllm.expanded = 2
+    with pytest.raises(InputError, match=r"vLLM reads prompt 0 as \d+ tokens, the model's processor as \d+"):
+        write(engine="vllm")
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_vllm_with_an_adapter(write, tiny, vllm, tmp_path):

@@ -47,7 +47,7 @@ def rows():
 def test_views(rows, views, studies, shades):
     samples = to_samples(rows, " Write. ", views, keep=("study_id", "report", "labels"))
     assert samples["study_id"][:] == studies
-    assert [[image.getpixel((0, 0)) for image in images] for images in samples["images"]] == shades
+    assert [[image.getpixel((0, 0))[0] for image in images] for images in samples["images"]] == shades
     assert samples["report"][:] == [f"Report {study}." for study in studies]
     assert samples[0]["prompt"] == [{"role": "user", "content": "Write."}]
     assert set(samples.column_names) == {"prompt", "images", "study_id", "report", "labels"}
