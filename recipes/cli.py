@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -101,11 +102,13 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
     """Parses dataclass arguments with TRL's parser; `--config FILE.yaml` gives defaults, the command line wins.
 
     `--config` may stand more than once: a later file wins over an earlier one, and may hold nothing but comments.
-    Without it, `default_config` (a file beside the recipes) is read. An unreadable file, an unknown key or a bad value
-    raises InputError naming the file.
+    Without it, `default_config` (a file beside the recipes) is read. A file goes through the same check as the command
+    line, and every setting must be within its range (recipes/data/settings.py). An unreadable file, an unknown key or
+    a bad value raises InputError naming the file.
     """
     import yaml
-    from trl import TrlParser
+
+    from recipes.data.settings import check_settings, make_parser, read_values
 
     arguments = [part for word in sys.argv[1:] for part in (word.split("=", 1) if word[:9] == "--config=" else [word])]
     if "--config" not in arguments and default_config and not {"-h", "--help"} & set(arguments):
@@ -125,7 +128,8 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
     def refuse(message: str) -> NoReturn:
         raise InputError(f"{blamed}: {message}; --help lists the arguments")
 
-    parser = TrlParser(types)
+    known_names = {field.name for kind in types for field in fields(kind) if field.init}
+    parser = make_parser(types)
     parser.error = refuse  # argparse's own prints the usage of two hundred arguments first
     try:
         for file in files:
@@ -135,11 +139,18 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
                 continue
             if not isinstance(values, dict):
                 raise InputError(f"{file} must contain a YAML mapping of arguments to values")
-            os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
-            if unknown := parser.set_defaults_with_config(**values):
+            environment = values.pop("env", {})
+            if not isinstance(environment, dict):
+                refuse(f"env must be a mapping of variables to values, not {environment!r}")
+            os.environ.update({name: str(value) for name, value in environment.items()})
+            if unknown := [name for name in values if name not in known_names]:
                 refuse(f"there is no argument {unknown[0]}")
-        blamed = " + ".join(files) or "command line"
-        return parser.parse_args_and_config(rest)
+            blamed = " + ".join(files)  # of several, either may have led to a value that is refused
+            parser.set_defaults_with_config(**read_values(values, types, refuse))
+        arguments = parser.parse_args_and_config(rest)
+        for each in arguments:
+            check_settings(each)
+        return arguments
     except InputError:
         raise
     except (ValueError, TypeError, yaml.YAMLError) as error:
@@ -254,7 +265,7 @@ def save_run(folder: str | Path, *arguments, sources: list[str] | None = None) -
     those of the data that the checkpoint is made of (recipes/data/hub.py: `sources_of`). Tokens are left out.
     """
     import subprocess
-    from dataclasses import MISSING, asdict, fields
+    from dataclasses import MISSING, asdict
     from importlib.metadata import version
 
     commit = subprocess.run(

@@ -24,6 +24,7 @@ from recipes.data.samples import prepare_images, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.collapse import StopOnCollapse
+from recipes.trainers.config import check_run
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards.inputs import remembered
@@ -111,6 +112,7 @@ def main() -> None:
         "radcliq_lite": lambda: rewards.make_radcliq_reward(**text),
     }
     reward_funcs = choose_rewards(args.rewards, available, training_args.reward_weights)
+    check_run(training_args, len(data["train"]), rewards=reward_funcs)
 
     ################
     # Training

@@ -23,6 +23,7 @@ from recipes.data.samples import columns_of, prepare_images, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.collapse import StopOnCollapse
+from recipes.trainers.config import check_run
 from recipes.trainers.interrupt import SaveOnInterrupt
 from recipes.trainers.lmrrg import LORA_OF_DECODER, check_trained, load_checkpoint, make_published_radcliq
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
@@ -94,6 +95,7 @@ def main() -> None:
         "ce_f1": lambda: make_ce_f1_reward(remembered(labeler)),
     }
     reward_funcs = choose_rewards(args.rewards, available, training_args.reward_weights)
+    check_run(training_args, len(data["train"]), rewards=reward_funcs)
 
     ################
     # Model

@@ -23,6 +23,7 @@ from recipes.data.samples import columns_of, prepare_images, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
+from recipes.trainers.config import check_run
 from recipes.trainers.interrupt import SaveOnInterrupt
 from recipes.trainers.llmrg4 import (
     SCENARIOS,
@@ -87,6 +88,7 @@ def main() -> None:
         check_key_spans(rows, args.dataset)
     keep = ("scenario", "key_spans")
     samples = {name: to_samples(each, prompt, VIEWS, completion="plain", keep=keep) for name, each in data.items()}
+    check_run(training_args, len(samples["train"]), clinical.metrics)
     parts = (
         [model_args.model_name_or_path] if model_args.model_name_or_path else [args.vision, args.text, args.decoder]
     )

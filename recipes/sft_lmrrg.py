@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trl import ModelConfig, SFTConfig, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from recipes.cli import check_hardware, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
@@ -23,6 +23,7 @@ from recipes.data.samples import columns_of, prepare_images, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
+from recipes.trainers.config import SFTRecipeConfig, check_run
 from recipes.trainers.disease_sft import DiseaseSFTTrainer
 from recipes.trainers.interrupt import SaveOnInterrupt
 from recipes.trainers.lmrrg import LORA_OF_DECODER, load_checkpoint, load_parts
@@ -67,7 +68,7 @@ def main() -> None:
         RecipeArguments,
         ModelParts,
         ClinicalArguments,
-        SFTConfig,
+        SFTRecipeConfig,
         ModelConfig,
         default_config="configs/lmrrg/mimic.yaml",
     )
@@ -87,6 +88,8 @@ def main() -> None:
         data[split] = to_samples(rows[split], prompt, args.views, completion="plain", keep=keep)
     if args.max_samples:
         data["train"] = data["train"].select(range(min(args.max_samples, len(data["train"]))))
+    losses = ("report_loss", "disease_loss") if args.lambda_disease else ()
+    check_run(training_args, len(data["train"]), (*clinical.metrics, *losses))
     starts = [model_args.model_name_or_path] if model_args.model_name_or_path else [parts.biomedclip, parts.decoder]
     sources = sources_of(rows, *starts, resume)
     repository = claim(training_args, sources, args.public_because)

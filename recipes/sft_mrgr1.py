@@ -10,7 +10,7 @@ Cross-entropy on the reports, with TRL's own SFTTrainer. `--target reasoning` pu
 import sys
 from dataclasses import dataclass, field
 
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+from trl import ModelConfig, SFTTrainer, get_peft_config
 
 from recipes.cli import check_hardware, check_model, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
@@ -20,6 +20,7 @@ from recipes.data.samples import prepare_images, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import WholeCheckpoints, resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
+from recipes.trainers.config import SFTRecipeConfig, check_run
 from recipes.trainers.interrupt import SaveOnInterrupt
 
 
@@ -49,7 +50,7 @@ class MRGR1SFTTrainer(WholeCheckpoints, SFTTrainer):
 
 def main() -> None:
     args, clinical, training_args, model_args = parse(
-        RecipeArguments, ClinicalArguments, SFTConfig, ModelConfig, default_config="configs/mrgr1/sft_iu.yaml"
+        RecipeArguments, ClinicalArguments, SFTRecipeConfig, ModelConfig, default_config="configs/mrgr1/sft_iu.yaml"
     )
     check_hardware(training_args, model_args)
     resume = resume_from(training_args)
@@ -65,6 +66,7 @@ def main() -> None:
         data[split] = to_samples(rows[split], prompt, args.views, completion=args.target)
     if args.max_samples:
         data["train"] = data["train"].select(range(min(args.max_samples, len(data["train"]))))
+    check_run(training_args, len(data["train"]), clinical.metrics)
     sources = sources_of(rows, model_args.model_name_or_path, resume)
     repository = claim(training_args, sources, args.public_because)
 

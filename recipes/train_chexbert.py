@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass, field
 
 import numpy as np
-from transformers import AutoTokenizer, TrainingArguments
+from transformers import AutoTokenizer
 
 from modeling import CheXbertModel
 from modeling.tiny import build_chexbert
@@ -27,6 +27,7 @@ from recipes.data.model_files import load_bert
 from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import check_whole, resume_from, save_final
+from recipes.trainers.config import LabelerConfig, check_run
 from recipes.trainers.evidence import EvidenceCollator, EvidenceTrainer
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards.chexbert import CheXbertLabeler, clean_text, encode
@@ -47,7 +48,7 @@ class RecipeArguments:
 
 
 def main() -> None:
-    args, training_args = parse(RecipeArguments, TrainingArguments, default_config="configs/chexbert/openi.yaml")
+    args, training_args = parse(RecipeArguments, LabelerConfig, default_config="configs/chexbert/openi.yaml")
     check_whole(training_args, "CheXbert")
     resume = resume_from(training_args)
 
@@ -75,6 +76,7 @@ def main() -> None:
         raise InputError(f"of {len(reports)} distinct reports --held_out {args.held_out} leaves none on one side")
     held_out, reports = reports[:size], reports[size:]
     texts = reports if args.csv else mix(reports, args.texts, teacher, rng)
+    check_run(training_args, len(texts))
     labels = [labelled[text] for text in texts] if args.csv else teacher(texts).tolist()
 
     ################

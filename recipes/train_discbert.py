@@ -19,7 +19,7 @@ import random
 import sys
 from dataclasses import dataclass, field
 
-from transformers import BertTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import BertTokenizer, DataCollatorWithPadding, Trainer
 
 from modeling.modeling_discbert import DiscBertModel
 from recipes.cli import InputError, parse, report, run, save_run
@@ -30,6 +30,7 @@ from recipes.data.model_files import load_bert
 from recipes.data.openi import SOURCE, read_studies, text_columns
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import WholeCheckpoints, check_whole, resume_from, save_final
+from recipes.trainers.config import LabelerConfig, check_run
 from recipes.trainers.interrupt import SaveOnInterrupt
 from rewards.chexbert import clean_text, encode
 
@@ -55,7 +56,7 @@ class DiscBertTrainer(WholeCheckpoints, Trainer):
 
 
 def main() -> None:
-    args, training_args = parse(RecipeArguments, TrainingArguments, default_config="configs/discbert/openi.yaml")
+    args, training_args = parse(RecipeArguments, LabelerConfig, default_config="configs/discbert/openi.yaml")
     check_whole(training_args, "DiscBERT")
     resume, out = resume_from(training_args), training_args.output_dir
     by_hand = read_judgements(args.eval_file) if args.eval_file else {}
@@ -86,12 +87,12 @@ def main() -> None:
         raise InputError(f"of {len(reports)} distinct reports --held_out {args.held_out} leaves none on one side")
     held_out, reports = reports[:size], reports[size:]
     if args.export_annotation_sheet:
-        file = f"{out}/annotation_sheet.csv"
-        written = write_sheet(held_out, args.export_annotation_sheet, teacher, file, rng)
-        return print(f"{file}: {written} reports, to be labelled with 0 and 1 in each of the four columns")
+        rows = write_sheet(held_out, args.export_annotation_sheet, teacher, f"{out}/annotation_sheet.csv", rng)
+        return print(f"{out}/annotation_sheet.csv: {rows} reports, to be labelled with 0 or 1 in four columns")
     sources = sorted({*sources, *sources_of(None, args.model, resume)})
     repository = claim(training_args, sources, args.public_because)
     texts = reports if args.judgements else mix(reports, args.texts, teacher, rng)
+    check_run(training_args, len(texts), ["mean_f1"])
     labels = [judged[text] for text in texts] if args.judgements else teacher(texts).tolist()
 
     ################

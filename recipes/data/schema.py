@@ -83,15 +83,15 @@ def with_reports(rows: Dataset, where: str) -> Dataset:
 
     The first process prints it. Raises InputError where no row is left. `where` names the split and its data set.
     """
-    filled = [place for place, report in enumerate(rows["report"]) if has_text(report)]
-    if len(filled) == len(rows):
+    places = [place for place, report in enumerate(rows["report"]) if has_text(report)]
+    if len(places) == len(rows):
         return rows
-    if not filled:
+    if not places:
         raise InputError(f"{where} has no reports: none of its {len(rows)} rows has a text in its column report")
-    bare = next(place for place in range(len(rows)) if place >= len(filled) or filled[place] != place)
-    study = f"study {rows[bare : bare + 1]['study_id'][0]!r}" if "study_id" in rows.column_names else f"row {bare}"
-    say_bare(len(rows) - len(filled), f"{len(rows)} rows of {where}", study)
-    return rows.select(filled)
+    first = next(place for place in range(len(rows)) if place >= len(places) or places[place] != place)
+    study = f"study {rows[first : first + 1]['study_id'][0]!r}" if "study_id" in rows.column_names else f"row {first}"
+    say_bare(len(rows) - len(places), f"{len(rows)} rows of {where}", study)
+    return rows.select(places)
 
 
 def say_bare(number: int, rows: str, first: str) -> None:

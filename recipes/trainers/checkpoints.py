@@ -300,8 +300,11 @@ def save_final(trainer: Trainer, folder: str | Path, merged: bool = False) -> No
     """Saves the trained model to `folder`, which other files may be in, and Trainer's state beside it.
 
     `merged`: without the LoRA adapter that it was trained with, its changes added to the weights. All is written
-    elsewhere first and then renamed file by file: a kill leaves each file old or new, never half.
+    elsewhere first and then renamed file by file: a kill leaves each file old or new, never half. Raises InputError
+    where no step was trained.
     """
+    if not trainer.state.global_step:
+        raise InputError(f"no step was trained, so nothing is saved to {folder}: see the log above for the reason")
     staging = Path(folder) / ".model.tmp"
     if merged:
         save_merged(trainer, staging)

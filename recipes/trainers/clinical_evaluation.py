@@ -25,6 +25,11 @@ class ClinicalArguments:
     clinical_labeler: str = field(default="lexical", metadata={"help": "What reads them: lexical, chexbert:MODEL."})
     clinical_max_new_tokens: int = field(default=256, metadata={"help": "Their length at most."})
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What ClinicalEvaluation adds to an evaluation, without `eval_`."""
+        return ("clinical_f1", "mccs") if self.clinical_samples else ()
+
 
 class ClinicalEvaluation(TrainerCallback):
     """Adds `eval_clinical_f1` and `eval_mccs` to each evaluation: of reports written greedily for validation studies.

@@ -7,15 +7,24 @@ of a whole report, so that all its tokens weigh alike: `loss_type: dr_grpo` does
 `grpo` divides each report by its length. README.md beside this file has figures.
 """
 
-import os
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from recipes.cli import InputError
+from recipes.data.settings import POSITIVE, Range
 from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch
+from recipes.trainers.config import RecipeConfig
 from recipes.trainers.vllm_images import ImageGeneration
+
+EVALUATED = (  # what TRL logs in an evaluation
+    *("entropy", "frac_reward_zero_std", "kl", "num_tokens", "reward", "reward_std", "completions/clipped_ratio"),
+    *(f"completions/{figure}_length" for figure in ("mean", "min", "max")),
+    *(f"completions/{figure}_terminated_length" for figure in ("mean", "min", "max")),
+    *(f"clip_ratio/{figure}" for figure in ("low_mean", "low_min", "high_mean", "high_max", "region_mean")),
+)
 
 PASS_INPUTS = (
     "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
@@ -24,12 +33,15 @@ PASS_INPUTS = (
 
 
 @dataclass
-class MRGR1Config(GRPOConfig):
+class MRGR1Config(RecipeConfig, GRPOConfig):
     """TRL's GRPOConfig plus what the paper adds.
 
-    Raises ValueError where the batch sizes do not divide, and InputError on settings of TRL's normalisation that
-    `advantage_norm` paper would pass over.
+    Raises InputError as RecipeConfig does, and on settings of TRL's normalisation that `advantage_norm` paper would
+    pass over.
     """
+
+    ranges: ClassVar[dict[str, Range]] = {"temperature": POSITIVE}  # completions are sampled
+    metrics: ClassVar[tuple[str, ...]] = EVALUATED
 
     advantage_norm: str = field(
         default="paper",
@@ -39,20 +51,8 @@ class MRGR1Config(GRPOConfig):
         },
     )
     std_epsilon: float = field(default=1e-8, metadata={"help": "The epsilon of Eq. 2; the paper: 1e-8 to 1e-6."})
-    effective_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Completions per optimizer step over all processes; sets gradient_accumulation_steps."},
-    )
 
     def __post_init__(self):
-        if self.effective_batch_size is not None:
-            share = self.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", 1))
-            if self.effective_batch_size % share:
-                raise ValueError(
-                    f"effective_batch_size ({self.effective_batch_size}) must be a multiple of "
-                    f"per_device_train_batch_size x processes ({share})"
-                )
-            self.gradient_accumulation_steps = self.effective_batch_size // share
         super().__post_init__()
         for name, value in (("scale_rewards", "group"), ("multi_objective_aggregation", "sum_then_normalize")):
             if self.advantage_norm == "paper" and getattr(self, name) != value:

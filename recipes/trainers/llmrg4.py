@@ -211,7 +211,7 @@ class ScenarioSFTConfig(WeightedSFTConfig):
 class ScenarioSFTTrainer(WeightedSFTTrainer):
     """WeightedSFTTrainer on rows with a column `scenario`, in the order of `args.scenario_sampling`.
 
-    With round_robin all processes have the same scenario at a time: a block is one batch of each.
+    With round_robin an optimizer step has one scenario, whatever the number of processes and accumulation steps.
     """
 
     def _get_train_sampler(self, train_dataset=None):
@@ -219,5 +219,5 @@ class ScenarioSFTTrainer(WeightedSFTTrainer):
         sampler = super()._get_train_sampler(train_dataset)
         if self.args.scenario_sampling == "mixed":
             return sampler
-        block = self.args.train_batch_size * self.args.world_size
+        block = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return RoundRobinSampler(self.train_dataset["scenario"], SCENARIOS, block, self.args.seed)

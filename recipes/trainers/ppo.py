@@ -25,8 +25,10 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id
 
 from recipes.cli import InputError
+from recipes.data.settings import POSITIVE, Range
 from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch, weights_are_split
-from recipes.trainers.grpo import PASS_INPUTS, check_pass_inputs
+from recipes.trainers.config import RecipeConfig
+from recipes.trainers.grpo import EVALUATED, PASS_INPUTS, check_pass_inputs
 from recipes.trainers.vllm_images import ImageGeneration
 
 STATE_FILE = "ppo_state.safetensors"
@@ -36,13 +38,21 @@ LOGIT_CHANGES = (
 
 
 @dataclass
-class PPOConfig(GRPOConfig):
+class PPOConfig(RecipeConfig, GRPOConfig):
     """TRL's GRPOConfig, and what PPO and LM-RRG add. Raises InputError on what cannot be combined.
 
     From GRPOConfig come `num_iterations` (PPO epochs over one batch of completions), `steps_per_generation`
     (mini-batches of it), `epsilon` (clip range of the policy) and `beta`, the scale of the KL term: with beta = 1 and
     `kl_controller` reward_threshold the weight of a completion's KL term is lambda_KL of Eq. 5.
     """
+
+    ranges: ClassVar[dict[str, Range]] = {"temperature": POSITIVE}  # completions are sampled
+    metrics: ClassVar[tuple[str, ...]] = (
+        *EVALUATED,
+        *("completions/unscored_ratio", "kl_coef", "returns/mean"),
+        *(f"kl_lambda/{figure}" for figure in ("mean", "min", "max", "share_at_1")),
+        *(f"value/{figure}" for figure in ("mean", "explained_variance", "loss", "clip_ratio")),
+    )
 
     num_iterations: int = field(default=4, metadata={"help": "PPO epochs over one batch of completions."})
     num_generations: int | None = field(

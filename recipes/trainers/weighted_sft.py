@@ -12,15 +12,16 @@ from functools import partial
 
 import torch
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from recipes.cli import InputError
 from recipes.trainers.checkpoints import WholeCheckpoints
+from recipes.trainers.config import SFTRecipeConfig
 
 
 @dataclass
-class WeightedSFTConfig(SFTConfig):
-    """TRL's SFTConfig, and how tokens are weighed. Raises InputError on what cannot be combined with weights."""
+class WeightedSFTConfig(SFTRecipeConfig):
+    """SFTRecipeConfig, and how tokens are weighed. Raises InputError on what cannot be combined with weights."""
 
     key_weight: float = field(default=1.75, metadata={"help": "lambda, the weight of the key sentences' tokens."})
     weight_reduction: str = field(

@@ -16,7 +16,7 @@ import yaml
 from test_long_runs import make_trainer as make_trainer_of_words
 from test_long_runs import small_llama
 from transformers import AutoProcessor
-from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
+from trl import GRPOTrainer, ModelConfig, get_peft_config
 
 from recipes.cli import InputError, run
 from recipes.data.samples import to_samples
@@ -56,37 +56,6 @@ def test_paper_advantages(rewards, generations, expected):
 def test_epsilon_stands_inside_the_root(std_epsilon, expected):
     found = paper_advantages(torch.tensor([1.0, 0.0]), 2, std_epsilon)
     torch.testing.assert_close(found, torch.tensor([expected, -expected]), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("world_size", "per_device", "effective", "accumulation"),
-    [
-        ("1", 4, 16, 4),
-        ("2", 4, 16, 2),  # the paper's two GPUs
-        ("2", 8, 16, 1),
-        (None, 4, 16, 4),  # started by plain python
-    ],
-)
-def test_effective_batch_size_counts_all_processes(monkeypatch, world_size, per_device, effective, accumulation):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    if world_size:
-        monkeypatch.setenv("WORLD_SIZE", world_size)
-    monkeypatch.setattr(GRPOConfig, "__post_init__", lambda self: None)  # would wait for the other process
-    args = MRGR1Config(per_device_train_batch_size=per_device, effective_batch_size=effective)
-    assert args.gradient_accumulation_steps == accumulation
-
-
-@pytest.mark.parametrize(
-    ("world_size", "per_device", "effective"),
-    [
-        ("1", 5, 16),  # 16 / 5
-        ("2", 16, 16),  # 32 completions a step already
-    ],
-)
-def test_effective_batch_size_that_does_not_divide(monkeypatch, world_size, per_device, effective):
-    monkeypatch.setenv("WORLD_SIZE", world_size)
-    with pytest.raises(ValueError, match="effective_batch_size"):
-        MRGR1Config(per_device_train_batch_size=per_device, effective_batch_size=effective)
 
 
 def text_of(completion) -> str:

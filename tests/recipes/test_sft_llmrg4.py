@@ -480,6 +480,7 @@ STAGES = {
         "decoder": "lmsys/vicuna-7b-v1.5",
         "scenarios": ["sn"],
         "per_device_train_batch_size": 24,
+        "effective_batch_size": 48,
     },
     2: {
         "use_peft": True,
@@ -489,6 +490,7 @@ STAGES = {
         "scenarios": list(SCENARIOS),
         "scenario_sampling": "round_robin",
         "per_device_train_batch_size": 16,
+        "effective_batch_size": 32,
         "fusion": "atf",
     },
 }

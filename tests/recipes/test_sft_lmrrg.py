@@ -24,6 +24,7 @@ from recipes import generate, ppo_lmrrg, sft_lmrrg
 from recipes.cli import InputError, parse, read_prompt, run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
+from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.disease_sft import UNKNOWN, DiseaseCollator, DiseaseSFTTrainer
 from recipes.trainers.ppo import PPOConfig
 
@@ -362,7 +363,9 @@ def test_configs(file, monkeypatch):
         assert training_args.kl_controller == "reward_threshold" and training_args.beta == 1.0  # Eqs. 4 and 5
         assert training_args.freeze_image_encoder
     else:
-        args, _, training_args, _ = parse(sft_lmrrg.RecipeArguments, sft_lmrrg.ModelParts, SFTConfig, ModelConfig)
+        args, _, training_args, _ = parse(
+            sft_lmrrg.RecipeArguments, sft_lmrrg.ModelParts, SFTRecipeConfig, ModelConfig
+        )
     assert read_prompt(args.prompt_file) == DEFAULT_INSTRUCTION.strip()
     text = file.read_text()
     assert re.findall(r"^# (\w+)$", text, re.MULTILINE) == ["Model", "Data", "Trainer"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from replicas import bert_base_uncased
-from transformers import BertConfig, BertModel, TrainingArguments
+from transformers import BertConfig, BertModel
 
 from modeling.modeling_discbert import DiscBertModel
 from modeling.tiny import build_chexbert
@@ -21,6 +21,7 @@ from recipes.cli import InputError, parse
 from recipes.data.judged import mix, read_judgements, score_heads, write_sheet
 from recipes.data.judges import RuleJudge
 from recipes.data.schema import write_dataset
+from recipes.trainers.config import LabelerConfig
 from rewards.discbert import CATEGORIES, DiscBertJudge
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes/configs/discbert"
@@ -190,7 +191,7 @@ def test_bad_arguments(dataset, tmp_path, call, changes, said):
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_key_is_known_to_the_script(file, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script", "--config", str(file), "--use_cpu", "true", "--bf16", "false"])
-    args, training_args = parse(train_discbert.RecipeArguments, TrainingArguments)
+    args, training_args = parse(train_discbert.RecipeArguments, LabelerConfig)
     assert training_args.output_dir == "outputs/discbert" and args.held_out < 1
 
 
