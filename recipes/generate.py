@@ -70,8 +70,6 @@ class GenerateArguments:
 
 def main() -> None:
     (args,) = parse(GenerateArguments)
-    if args.batch_size < 1 or args.max_new_tokens < 1:
-        raise InputError("--batch_size and --max_new_tokens must be at least 1")
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     set_seed(args.seed)
 
