@@ -32,7 +32,7 @@ from rewards.completions import parse_completion
 PATIENCE = timedelta(days=7)  # how long a process waits for the others: one may have far longer reports to write
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM (0.33) has room for
 OWN_MODELS = ("llmrg4", "lmrrg")  # which vLLM does not know
-COMPARED = 16  # prompts of the first batch that are compared with what vLLM made of them
+SAMPLE = 16  # prompts of the first batch that are compared with what vLLM made of them
 VLLM_CHUNK = 32  # batches handed over at once: vLLM forms its own
 BEGINS = b'{"study_id": '
 
@@ -70,8 +70,8 @@ def shuffled_images(samples: Dataset, seed: int) -> Dataset:
             for position, row in enumerate(rows[study]):  # frontal takes frontal where both have it
                 partner[row] = rows[other][position % len(rows[other])]
     images = samples.select_columns("images").select(partner)
-    shuffled = concatenate_datasets([samples.remove_columns("images"), images], axis=1)
-    return shuffled.with_format(samples.format["type"], **samples.format["format_kwargs"])  # which reads the images
+    controls = concatenate_datasets([samples.remove_columns("images"), images], axis=1)
+    return controls.with_format(samples.format["type"], **samples.format["format_kwargs"])  # which reads the images
 
 
 ################
@@ -209,6 +209,14 @@ def scale_images(processor: ProcessorMixin, images: Sequence[Sequence[Image.Imag
     return [[pixels(image) if pixels else image for image in study] for study in images]
 
 
+def starts_twice(tokenizer, text: str) -> bool:
+    """Whether `tokenizer` would put its first token before `text`, which begins with it already."""
+    start = tokenizer.bos_token
+    if not start or not text.startswith(start):
+        return False
+    return tokenizer(text)["input_ids"][:2] == [tokenizer.bos_token_id] * 2
+
+
 def encode_prompts(
     processor: ProcessorMixin, images: Sequence[Sequence[Image.Image]], prompts: Sequence[str], **options
 ) -> BatchFeature:
@@ -217,7 +225,7 @@ def encode_prompts(
     A template that begins with the tokenizer's first token, as Gemma's, has it once.
     """
     texts = chat_texts(processor, images, prompts)
-    if (start := processor.tokenizer.bos_token) and texts[0].startswith(start):
+    if starts_twice(processor.tokenizer, texts[0]):
         options["add_special_tokens"] = False
     return processor(images=scale_images(processor, images), text=texts, **options)
 
@@ -288,15 +296,15 @@ class TransformersEngine:
         return list(zip(completions, (before == 0).sum(1).tolist(), strict=True))
 
 
-def compare_prompts(expected: Sequence[Sequence[int]], read: Sequence[Sequence[int]]) -> None:
-    """Raises InputError where the prompts that vLLM has `read` are not those of the model's processor, `expected`.
+def compare_prompts(references: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]) -> None:
+    """Raises InputError where `prompts`, as vLLM reads them, are not the model's processor's, `references`.
 
     Both with as many tokens for an image as it takes; prompts of token ids.
     """
-    for row, (ours, theirs) in enumerate(zip(expected, read, strict=True)):
-        if list(ours) != list(theirs):
+    for row, (reference, prompt) in enumerate(zip(references, prompts, strict=True)):
+        if list(reference) != list(prompt):
             raise InputError(
-                f"vLLM reads prompt {row} as {len(theirs)} tokens, the model's processor as {len(ours)} "
+                f"vLLM reads prompt {row} as {len(prompt)} tokens, the model's processor as {len(reference)} "
                 "(https://github.com/huggingface/trl/issues/6294 is one such case): this version of vLLM does not fit "
                 "the model; go on without vLLM"
             )
@@ -313,7 +321,7 @@ class VLLMEngine:
         self.processor, adapter = load_processor(args), read_adapter(args.model)
         pixels = {name: getattr(args, name) for name in ("min_pixels", "max_pixels") if getattr(args, name)}
         options = {"mm_processor_kwargs": pixels} if pixels else {}
-        self.request, self.compared = None, False
+        self.request, self.is_compared = None, False
         if adapter:
             from vllm.lora.request import LoRARequest
 
@@ -343,14 +351,16 @@ class VLLMEngine:
     def __call__(self, images: list[list[Image.Image]], prompts: list[str], seed: int) -> list[tuple[str, int]]:
         """As of `TransformersEngine`."""
         texts, images = chat_texts(self.processor, images, prompts), scale_images(self.processor, images)
+        if starts_twice(self.processor.tokenizer, texts[0]):
+            texts = [text.removeprefix(self.processor.tokenizer.bos_token) for text in texts]
         asked = [{"prompt": text, "multi_modal_data": {"image": own}} for text, own in zip(texts, images, strict=True)]
         settings = [self.sampling(**self.settings, seed=seed + i) for i in range(len(asked))]
         answers = self.llm.generate(asked, settings, lora_request=self.request, use_tqdm=False)
-        if not self.compared:
-            few = slice(COMPARED)
-            encoded = encode_prompts(self.processor, images[few], prompts[few])["input_ids"]
-            compare_prompts([list(ids) for ids in encoded], [list(each.prompt_token_ids) for each in answers[few]])
-            self.compared = True
+        if not self.is_compared:
+            first = slice(SAMPLE)
+            encoded = encode_prompts(self.processor, images[first], prompts[first])["input_ids"]
+            compare_prompts([list(ids) for ids in encoded], [list(each.prompt_token_ids) for each in answers[first]])
+            self.is_compared = True
         return [(each.outputs[0].text, len(each.outputs[0].token_ids)) for each in answers]
 
 

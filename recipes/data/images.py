@@ -18,7 +18,7 @@ _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # more than 8 bits 
 
 
 @contextmanager
-def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+def open_image(file: BinaryIO, name: str) -> Iterator[Image.Image]:
     """Pillow's image of `file`, its pixels not yet read.
 
     Raises InputError, calling the image `name`, where it or what is done with it shows that it is truncated, damaged,
@@ -40,9 +40,9 @@ def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
 def decode_image(content: bytes, name: str) -> Image.Image:
     """The image in an encoded file's `content` as the models read it: 8 bits, mode "RGB", turned as its EXIF says.
 
-    Deep and transparent images as of `load_image`. Raises InputError, calling it `name`, as `opened` does.
+    Deep and transparent images as of `load_image`. Raises InputError, calling it `name`, as `open_image` does.
     """
-    with opened(io.BytesIO(content), name) as image:
+    with open_image(io.BytesIO(content), name) as image:
         return _in_eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
 
 
@@ -52,7 +52,7 @@ def check_image(content: bytes, name: str) -> tuple[int, int]:
     Only a PNG or JPEG without its end is decoded, to be sure. Raises InputError as `decode_image` does, where that
     much shows it.
     """
-    with opened(io.BytesIO(content), name) as image:
+    with open_image(io.BytesIO(content), name) as image:
         size = image.size
         if _ENDS.get(image.format, b"") not in content[-64:]:
             image.load()
@@ -73,7 +73,7 @@ def load_image(path: str | Path, max_side: int | None = None) -> Image.Image:
             if file.read(132)[128:] == b"DICM":
                 raise InputError(f"{path} is a DICOM file; convert it to PNG first (the pixels need its window)")
             file.seek(0)
-            with opened(file, str(path)) as image:
+            with open_image(file, str(path)) as image:
                 image = _in_eight_bits(image).convert("L")
     except FileNotFoundError as error:
         raise InputError(f"there is no image {path}") from error

@@ -69,10 +69,10 @@ def load_processor(
     return processor
 
 
-def check_pixels(name: str, processor: ProcessorMixin, asked: dict[str, int | None]) -> None:
-    """Raises InputError where `asked`, min_pixels and max_pixels, say nothing to `processor`, or contradict it."""
+def check_pixels(name: str, processor: ProcessorMixin, limits: dict[str, int | None]) -> None:
+    """Raises InputError where `limits`, min_pixels and max_pixels, say nothing to `processor`, or contradict it."""
     pixels = pixel_range(processor)
-    if pixels is None and any(asked.values()):
+    if pixels is None and any(limits.values()):
         raise InputError(
             f"{name} has no range of pixels that an image is scaled to, as models of the Qwen-VL family have: leave "
             "out min_pixels and max_pixels"

@@ -129,13 +129,13 @@ def name_images(images: list[dict] | None, place: str) -> list[dict]:
 
     `place`: the row, as a sentence calls it. Raises InputError where there is nothing in the place of an image.
     """
-    named = []
+    entries = []
     for number, image in enumerate(images or (), start=1):
         content, path = (image or {}).get("bytes"), (image or {}).get("path")
         if content is None and path is None:
             raise InputError(f"image {number} of {place} is missing; leave it out, or build the data set again")
-        named.append({"bytes": content, "path": path if content is None else f"image {number} of {place}"})
-    return named
+        entries.append({"bytes": content, "path": path if content is None else f"image {number} of {place}"})
+    return entries
 
 
 def encoded_image(image: dict) -> bytes:

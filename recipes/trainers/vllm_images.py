@@ -42,23 +42,23 @@ class ImageGeneration(VLLMGeneration):
 
     def generate(self, prompts, images, num_generations, profiler=None):
         """TRL's, of prompts with one place for each image."""
-        image, short = self.processing_class.image_token_id, prompts
+        image, places = self.processing_class.image_token_id, prompts
         if self.mode == "colocate" and images is not None:
-            short = [one_place_each(prompt, image) for prompt in prompts]
-        generated = super().generate(short, images, num_generations, profiler)
-        compare_prompts(prompts, generated[0])
-        return generated
+            places = [one_place_each(prompt, image) for prompt in prompts]
+        output = super().generate(places, images, num_generations, profiler)
+        compare_prompts(prompts, output[0])
+        return output
 
     def _place_features(self, features, prompt_ids):
         """TRL's, of features that have as many tokens as their places."""
-        placed = super()._place_features(features, prompt_ids)
-        if placed is not None:
-            theirs, ours = (
-                [place["length"] for place in image["mm_placeholders"]["image"]] for image in (features, placed)
+        result = super()._place_features(features, prompt_ids)
+        if result is not None:
+            server, trainer = (
+                [place["length"] for place in image["mm_placeholders"]["image"]] for image in (features, result)
             )
-            if theirs != ours:
+            if server != trainer:
                 raise InputError(
-                    f"the vLLM server reads a prompt's images as {theirs} tokens, the model's processor as {ours}: "
+                    f"the vLLM server reads a prompt's images as {server} tokens, the model's processor as {trainer}: "
                     "start it on the same model, without a range of pixels of its own"
                 )
-        return placed
+        return result

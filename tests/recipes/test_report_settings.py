@@ -6,9 +6,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, Gemma3Config, GenerationConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Gemma3Config,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
-from recipes.data.generation import TransformersEngine, chat_texts, report_settings
+from recipes.data.generation import TransformersEngine, chat_texts, encode_prompts, report_settings, starts_twice
 from recipes.trainers.clinical_evaluation import ClinicalEvaluation
 
 PROMPT = "Report the findings of this chest X-ray."
@@ -157,3 +166,34 @@ def test_every_end_ends_a_report(loaded, greedy, tmp_path):
     engine = TransformersEngine(arguments(tmp_path), torch.device("cpu"), 1)
     ((_, count),) = engine([IMAGES], [PROMPT], 0)
     assert count == greedy.index(greedy[3]) + 1 < LENGTH
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "twice"),
+    [
+        ("<s> $A", "<s>heart", True),  # Gemma: its chat template writes <bos>, and its tokenizer too
+        ("<s> $A", "heart", False),
+        ("$A", "<s>heart", False),
+        ("$A", "heart", False),
+    ],
+)
+def test_a_first_token_that_would_stand_twice(template, text, twice):
+    core = Tokenizer(WordLevel({"<s>": 0, "heart": 1, "?": 2}, unk_token="?"))
+    core.post_processor = TemplateProcessing(single=template, special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>")
+    assert starts_twice(tokenizer, text) == twice
+
+    class Processor:
+        image_processor = None
+
+        def __init__(self):
+            self.tokenizer = tokenizer
+
+        def apply_chat_template(self, messages, **settings):
+            return [text] * len(messages)
+
+        def __call__(self, images, text, **settings):
+            return {"input_ids": tokenizer(text, **settings)["input_ids"]}
+
+    ids = encode_prompts(Processor(), [[]], ["?"])["input_ids"][0]
+    assert ids == ([0, 1] if "<s>" in template + text else [1])
