@@ -601,7 +601,7 @@ def bert_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {f"{model.base_model_prefix}.embeddings.position_ids": positions} | model.state_dict()
 
 
-BERT_SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+BERT_SMALL = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}  # the published 12 heads divide 48
 CXR_BERT = {  # 843 bytes
     "_name_or_path": "microsoft/BiomedVLP-CXR-BERT-specialized",
     "architectures": ["CXRBertModel"],
@@ -707,9 +707,8 @@ RAD_DINO = {  # 879 bytes
     "transformers_version": "4.34.0",
     "use_swiglu_ffn": False,
 }
-RAD_DINO_SMALL = {
-    "hidden_size": 48,  # which the twelve heads of LLM-RG4's perceivers divide
-    "num_attention_heads": 3,
+RAD_DINO_SMALL = {  # as wide as CXR-BERT, and LLM-RG4's 12 perceiver heads divide it
+    "hidden_size": 48,
     "num_hidden_layers": 2,
     "out_features": ["stage2"],
     "out_indices": [2],
@@ -1316,12 +1315,12 @@ LLMRG4_ARGUMENTS = {  # of their script of stage 2, those that name shapes
 def llmrg4_pth(folder: Path, stage: int = 2, visual_tokens: int = 128, rank: int = 32, seed: int = 0) -> Path:
     """checkpoint.pth of LLM-RG4 for `rad_dino`, `cxr_bert` and `vicuna`: only what was trained, that is the fusion and
     the decoder's LoRA, by the names of the authors' models/LLM_RG4.py and of PEFT 0.3."""
-    width, middle, wide = RAD_DINO_SMALL["hidden_size"], 48, VICUNA_SMALL["hidden_size"]  # for 768, 2048 and 4096
+    width, middle, wide = RAD_DINO_SMALL["hidden_size"], 56, VICUNA_SMALL["hidden_size"]  # for 768, 2048 and 4096
     set_seed(seed)
     weights = {"APPA_visual_query_tokens": 0.02 * torch.randn(1, visual_tokens, width)}
     for branch in ("APPA", "lateral", "text") if stage == 2 else ("APPA",):
         parts = {
-            "crossattention_block": torch.nn.MultiheadAttention(width, 4, add_bias_kv=True, add_zero_attn=True),
+            "crossattention_block": torch.nn.MultiheadAttention(width, 12, add_bias_kv=True, add_zero_attn=True),
             "layernorm_768_1": torch.nn.LayerNorm(width),
             "llama_proj_1": torch.nn.Linear(width, width),
             "layernorm_768_2": torch.nn.LayerNorm(width),

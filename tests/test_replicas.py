@@ -27,7 +27,15 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 
 from modeling import LLMRG4ForConditionalGeneration, LMRRGForConditionalGeneration
 from modeling.modeling_discbert import DiscBertModel
-from recipes import convert_biomedclip, convert_chexbert, convert_radgraph, generate, grpo_mrgr1
+from recipes import (
+    convert_biomedclip,
+    convert_chexbert,
+    convert_discbert,
+    convert_llmrg4,
+    convert_radgraph,
+    generate,
+    grpo_mrgr1,
+)
 from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import InputError, check_model
 from recipes.data.pickles import read_published
@@ -35,6 +43,7 @@ from recipes.data.processors import load_processor
 from recipes.data.schema import write_dataset
 from rewards.bertscore import BERTScore
 from rewards.chexbert import CheXbertLabeler
+from rewards.discbert import DiscBertJudge
 from rewards.radgraph_parser import RadGraphParser
 
 
@@ -438,7 +447,6 @@ def test_cxr_bert_reads_priors_without_its_code(replica):
         str(replica("cxr_bert")),
         str(replica("vicuna")),
         num_visual_tokens=8,
-        perceiver_heads=4,
     )
     for name, tensor in model.model.prior_encoder.state_dict().items():
         assert torch.equal(tensor, weights[f"bert.{name}"])
@@ -534,7 +542,7 @@ def test_chexbert_is_converted(replica, conversion):
     original = torch.load(file, weights_only=True)
     assert original.keys() == {"epoch", "model_state_dict", "optimizer_state_dict"}
     weights = original["model_state_dict"]
-    assert weights["module.linear_heads.13.weight"].shape == (2, 32)
+    assert weights["module.linear_heads.13.weight"].shape == (2, 48)
     assert torch.equal(labeler.model.state_dict()["linear_heads.5.bias"], weights["module.linear_heads.5.bias"])
 
 
@@ -572,12 +580,38 @@ def test_the_authors_files_hold_an_object_of_lightning(replica, name):
     weights, settings = read_published(file)
     shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     if name == "discbert_pth":
-        assert shapes["labeler.comm_heads.weight"] == (2, 32)
+        assert shapes["labeler.comm_heads.weight"] == (2, 48)
         return
     assert shapes["text_crossattention_block.bias_k"] == (1, 1, 48)
     assert shapes["iit_proj.weight"] == (64, 3 * 64)
     assert shapes["llama_model.base_model.model.model.layers.1.self_attn.v_proj.lora_B.default.weight"] == (64, 32)
     assert settings["llm_r"] == 32
+
+
+def test_llmrg4_of_the_authors_is_converted(replica, conversion):
+    """RAD-DINO, CXR-BERT and Vicuna in their own forms, and the file that goes on them."""
+    file = replica("llmrg4_pth", visual_tokens=8) / "checkpoint.pth"
+    parts = {"vision": replica("rad_dino", image_size=56), "text": replica("cxr_bert"), "decoder": replica("vicuna")}
+    model = AutoModelForImageTextToText.from_pretrained(
+        conversion(convert_llmrg4, checkpoint=file, dtype="float32", **parts)
+    )
+    weights, settings = read_published(file)
+    assert torch.equal(model.model.token_fusion.fusion[0].weight, weights["iit_proj.weight"])
+    name = "model.layers.1.self_attn.v_proj"
+    a, b = (weights[f"llama_model.base_model.model.{name}.lora_{part}.default.weight"] for part in "AB")
+    change = settings["llm_alpha"] / settings["llm_r"] * b @ a
+    assert change.abs().max() > 0.1
+    before = tensors(parts["decoder"])[f"{name}.weight"].float()
+    torch.testing.assert_close(model.model.language_model.get_parameter(f"{name[6:]}.weight"), before + change)
+
+
+def test_discbert_of_the_authors_is_converted(replica, conversion):
+    file = replica("discbert_pth") / "checkpoint.pth"
+    folder = conversion(convert_discbert, checkpoint=file, tokenizer=replica("bert_base_uncased"))
+    assert DiscBertJudge(folder, device="cpu")(list(SENTENCES)).shape == (len(SENTENCES), 4)
+    heads = DiscBertModel.from_pretrained(folder).heads
+    weights, _ = read_published(file)
+    assert torch.equal(heads[2].weight, weights["labeler.view_heads.weight"])
 
 
 ################
