@@ -378,7 +378,7 @@ def test_grpo_and_generation_on_every_form(replica, uneven, call, tmp_path, form
 
     file = tmp_path / "reports.jsonl"
     options = ("--dataset", uneven, "--split", "test", "--max_new_tokens", 4, "--batch_size", 4, "--out", file)
-    pixels = ("--max_pixels", 64 * 28 * 28)
+    pixels = ("--min_pixels", 16 * 28 * 28, "--max_pixels", 64 * 28 * 28)
     call(generate.main, "--model", out, *options, *pixels)
     assert len(file.read_text().splitlines()) == 4
 
