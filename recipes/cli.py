@@ -84,7 +84,10 @@ def replacing(path: str | Path, marker: str = "") -> Iterator[Path]:
 
 
 def report(out: str | Path, figures: dict, checks: list[dict]) -> None:
-    """Writes `figures` and `checks` ({name, value, bar, holds}) to `out`/results.json and prints the checks' table."""
+    """Writes `figures` and `checks` ({name, value, bar, holds}) to `out`/results.json and prints the checks' table.
+
+    `holds` is None for what could not be measured here; the value then says why.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -94,7 +97,8 @@ def report(out: str | Path, figures: dict, checks: list[dict]) -> None:
     table = Table("check", "value", "bar", "holds")
     for check in checks:
         value = f"{check['value']:.4g}" if isinstance(check["value"], float) else str(check["value"])
-        table.add_row(check["name"], value, str(check["bar"]), "yes" if check["holds"] else "NO")
+        holds = "-" if check["holds"] is None else "yes" if check["holds"] else "NO"
+        table.add_row(check["name"], value, str(check["bar"]), holds)
     Console(width=120).print(table)
 
 

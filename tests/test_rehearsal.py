@@ -4,7 +4,9 @@ import pytest
 import yaml
 from rehearsal.overrides import ALLOWED, differences, overrides_of
 from rehearsal.plan import CONFIGS, labelers, llmrg4, lmrrg, mrgr1
+from rehearsal.real_weights import judge_texts, real_weights
 from rehearsal.rehearse import rehearse
+from rehearsal.runs import Failed
 
 CUT = (
     *("mrgr1/iu.yaml", "llmrg4/mimic_rg4_stage1.yaml", "llmrg4/mimic_rg4_stage2.yaml"),
@@ -51,3 +53,35 @@ def test_cut(tmp_path):
     checks = rehearse(tmp_path / "rehearsal", CUT)
     assert [check["name"] for check in checks] != []
     assert not [check for check in checks if not check["holds"]], (tmp_path / "rehearsal/results.json").read_text()
+
+
+VOCABULARY = set("the heart is normal in size lungs are clear no effusion or pneumothorax".split())
+NORMAL = "The heart is normal in size. The lungs are clear. No effusion."
+
+
+@pytest.mark.parametrize(
+    ("texts", "ended", "sentence"),
+    [
+        ([NORMAL, "No effusion or scoliosis. The lungs are clear."], [True, False], None),  # one word is another
+        (["I am an assistant and cannot look at the images."] * 2, [True, True], "0.10 of the words"),
+        ([NORMAL, "Clear lungs."], [True, True], "the shortest report has 2 words"),
+        ([NORMAL + " No effusion. No effusion."], [True], "'no effusion' stands 3 times"),
+        ([NORMAL + " No no no effusion."], [True], "stammers: 'no no no'"),
+        ([NORMAL] * 3, [True, False, False], "1 of 3 end by themselves"),  # the end was never learned
+    ],
+)
+def test_what_is_a_readable_report(texts, ended, sentence):
+    if sentence is None:
+        assert judge_texts(texts, VOCABULARY, ended)["ended"] == 1
+    else:
+        with pytest.raises(Failed, match=sentence):
+            judge_texts(texts, VOCABULARY, ended)
+
+
+def test_without_the_packages_the_real_weights_have_a_row_that_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("rehearsal.real_weights.find_absent", lambda: "needs gguf: pip install gguf")
+    monkeypatch.setattr("rehearsal.rehearse.prepare_rooms", lambda *arguments: None)
+    names = [job.name for job in real_weights() if job.checked]
+    checks = rehearse(tmp_path / "rehearsal", names)
+    assert [check["name"] for check in checks] == names and len(names) == 4
+    assert {(check["value"], check["holds"]) for check in checks} == {("skipped: needs gguf: pip install gguf", None)}

@@ -5,8 +5,9 @@
 
 Each YAML is trained through `accelerate launch` from a synthetic raw tree that its own builder reads, killed after its
 first checkpoint, resumed, saved, loaded by a process that has not this project, and its reports written and scored.
-What is changed in a YAML is printed first (overrides.py); plan.py has the commands. `--out` then holds results.json, a
-log for each command, and what the commands wrote. The exit status is 1 where a check failed.
+What is changed in a YAML is printed first (overrides.py); plan.py has the commands. Where packages with weights are
+installed, LLM-RG4 and LM-RRG are trained on real text weights too (real_weights.py). `--out` then holds results.json,
+a log for each command, and what the commands wrote. The exit status is 1 where a check failed.
 """
 
 import signal
@@ -30,7 +31,7 @@ def main() -> None:
     (args,) = parse(RehearsalArguments)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     checks = rehearse(Path(args.out).resolve(), args.only, args.workers)
-    if failed := [check["name"] for check in checks if not check["holds"]]:
+    if failed := [check["name"] for check in checks if check["holds"] is False]:
         sys.exit(f"failed: {', '.join(failed)}")
 
 

@@ -15,6 +15,7 @@ from recipes.cli import InputError, report
 from .llm import answering
 from .overrides import overrides_of, read_config
 from .plan import CONFIGS, labelers, llmrg4, lmrrg, mrgr1
+from .real_weights import print_changes, real_weights
 from .rooms import prepare_rooms
 from .runs import Failed, Job, Processes, run_stage
 
@@ -98,12 +99,16 @@ def rehearse(out: Path, only: Sequence[str] | None = None, workers: int = 2) -> 
     """Runs the plan, or the YAMLs that `only` names and what they need; returns the checks of results.json."""
     start = time.monotonic()
     with answering() as endpoint:
-        jobs = select_jobs([*llmrg4(endpoint), *lmrrg(), *mrgr1(), *labelers()], only)
+        plan = [*llmrg4(endpoint), *lmrrg(), *mrgr1(), *labelers(), *real_weights()]
+        selection = select_jobs(plan, only)
+        jobs = [job for job in selection if not job.skipped]
         if out.exists() and not (out / "logs").is_dir():
             raise InputError(f"--out {out} exists and is no earlier rehearsal: name another folder")
         shutil.rmtree(out, ignore_errors=True)
         (out / "logs").mkdir(parents=True)
         print_overrides([job.name for job in jobs if (CONFIGS / job.name).is_file()])
+        if any(job.room == "real_text_random_vision" for job in jobs):
+            print_changes()
         prepare_rooms(out / "rooms", {job.room for job in jobs}, STUDIES)
         ready = time.monotonic()
         run_all(jobs, out, workers)
@@ -111,6 +116,11 @@ def rehearse(out: Path, only: Sequence[str] | None = None, workers: int = 2) -> 
         {"name": job.name, "value": len(job.passed), "bar": len(job.stages), "holds": not job.failure}
         for job in jobs
         if job.checked
+    ]
+    checks += [
+        {"name": job.name, "value": f"skipped: {job.skipped}", "bar": len(job.stages), "holds": None}
+        for job in selection
+        if job.checked and job.skipped
     ]
     runs = {
         job.name: {"seconds": job.seconds, "passed": job.passed, "failure": job.failure, **job.figures} for job in jobs

