@@ -35,7 +35,7 @@ from transformers.hf_argparser import HfArg
 
 from recipes.cli import InputError, replacing, run
 from recipes.data import openi, phantom
-from recipes.data.images import below, read_png
+from recipes.data.images import SIDES, below, read_png
 from recipes.data.schema import SPLITS, read_build, write_dataset
 from rewards.labelers import LexicalLabeler
 
@@ -52,7 +52,8 @@ class BuildArguments:
     cleaning: Literal["plain", "r2gen"] = HfArg(default="plain", help="r2gen: lower case, ' . ' between sentences")
     split_scheme: str | None = HfArg(default=None, help="random (70/10/20), r2gen (as named) or rexrank (rest: train)")
     split_file: str | None = HfArg(default=None, help="annotation.json, or ReXrank's JSONs with commas between")
-    image_size: int | None = HfArg(default=None, help="longest side in pixels; default 512, phantoms 112")
+    image_size: int | None = HfArg(default=None, help="pixels of the side below; default 512, phantoms 112")
+    image_size_of: Literal[SIDES] = HfArg(default="longest", help="what is shrunk to that: longest or shortest side")
     max_images: int = HfArg(default=2, help="images per study: a frontal one, a lateral one, then others")
     limit: int | None = HfArg(default=None, help="use only so many studies, drawn at random")
     seed: int = HfArg(default=0, help="of the split, of --limit and of the phantoms")
@@ -61,7 +62,7 @@ class BuildArguments:
 def main() -> None:
     arguments, unknown = HfArgumentParser(BuildArguments).parse_args_into_dataclasses(return_remaining_strings=True)
     out, as_phantom = Path(arguments.out), arguments.image_source == "phantom"
-    size = arguments.image_size or (112 if as_phantom else 512)
+    size, side = arguments.image_size or (112 if as_phantom else 512), arguments.image_size_of
     if unknown:
         raise InputError(f"there is no argument {unknown[0]}; --help lists those that there are")
     if arguments.image_source not in (None, "phantom") or as_phantom == bool(arguments.image_root):
@@ -123,7 +124,7 @@ def main() -> None:
                 if as_phantom:
                     images = openi.draw_stand_ins(study, row["views"], size, arguments.seed)
                 else:
-                    images = [read_png(below(file, arguments.image_root), size) for file in files]
+                    images = [read_png(below(file, arguments.image_root), size, side) for file in files]
             except InputError as error:
                 skipped.append(openi.Skipped(key, study.file, str(error)))
                 continue
@@ -134,12 +135,12 @@ def main() -> None:
 
     note = f"stand-ins drawn from human MeSH labels. {phantom.NOTE}" if as_phantom else "X-rays"
     build = {name: getattr(arguments, name) for name in ("reports", "cleaning", "max_images", "limit", "seed")}
-    build |= {"labeler": "lexical", "image_source": note, "image_size": size, "target": target, "split_scheme": scheme}
+    build |= {"labeler": "lexical", "target": target, "split_scheme": scheme}
+    build |= {"image_source": note, "image_size": size, "image_size_of": side}
     with replacing(out, marker="build.json") as folder:
         splits = {split: partial(rows_of, split) for split in SPLITS if split in split_of.values()}
         sizes = write_dataset(splits, folder, build)
-        build = read_build(folder) | {"skipped": len(skipped)}
-        (folder / "build.json").write_text(json.dumps(build, indent=2) + "\n")
+        (folder / "build.json").write_text(json.dumps(read_build(folder) | {"skipped": len(skipped)}, indent=2) + "\n")
         with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([openi.Skipped._fields, *skipped])
     print(f"{out}: {sizes}; {len(skipped)} studies skipped, see {out / 'skipped.csv'}")

@@ -4,7 +4,8 @@ Text only (mimic-cxr-reports.zip and two CSVs, 150 MB), which is all that labels
 
     python recipes/build_mimic_cxr.py --root physionet.org/files --out outputs/data/mimic_cxr_text
 
-With images (the JPG or DICOM tree, or a copy made smaller), stored as PNGs of at most 512 pixels a side:
+With images (the JPG or DICOM tree, or a copy made smaller), stored as PNGs of at most 512 pixels a side (for RAD-DINO,
+which crops: --image_size 518 --image_size_of shortest):
 
     python recipes/build_mimic_cxr.py --root physionet.org/files --images physionet.org/files/mimic-cxr-jpg/2.1.0 \
         --image_size 512 --out outputs/data/mimic_cxr
@@ -32,6 +33,7 @@ from typing import Literal
 from recipes.cli import InputError, parse, replacing, run
 from recipes.data import mimic
 from recipes.data.dataset_repository import push_dataset
+from recipes.data.images import SIDES
 from recipes.data.mimic_sections import CLEANINGS
 from recipes.data.references import load_labeler
 from recipes.data.schema import read_build
@@ -57,7 +59,10 @@ class BuildArguments:
     cleaning: str = argument("plain", "plain, r2gen, or rg4 (LLM-RG4's)")
     labeler: str = argument("lexical", "lexical, chexbert:MODEL, or chexpert_csv (PhysioNet's table)")
     sample_unit: Literal["study", "image"] = argument("study", "image: a row for each image (MRG-R1)")
-    image_size: int = argument(512, "longest side in pixels; 0 stores the files as they are")
+    image_size: int = argument(512, "pixels of the side that --image_size_of names; 0 stores the files as they are")
+    image_size_of: Literal[SIDES] = argument(
+        "longest", "the side that is shrunk to --image_size; shortest: for a model that crops"
+    )
     max_images: int = argument(0, "images per study: a frontal one, a lateral one, then others; 0: all")
     limit: int = argument(0, "use only the first so many subjects of each split; 0: all")
     workers: int = argument(2, "processes; the result is the same for any number")
@@ -93,7 +98,7 @@ def main() -> None:
     # Plan: images by study, studies by split and shard
     named = mimic.read_split(split_file)
     planned = mimic.plan_images(named, split_file, metadata, arguments.limit, skipped)
-    keys = ("target", "cleaning", "sample_unit", "image_size", "max_images")
+    keys = ("target", "cleaning", "sample_unit", "image_size", "image_size_of", "max_images")
     choices = {key: getattr(arguments, key) for key in keys}
     settings = mimic.Settings(str(reports), images, labeler, arguments.labeler, **choices)
     listed = mimic.list_reports(reports)

@@ -19,7 +19,7 @@ from trl import ModelConfig, get_peft_config
 
 from recipes.cli import InputError, check_hardware, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
-from recipes.data.samples import columns_of, prepare_images, to_samples
+from recipes.data.samples import columns_of, prepare_images, report_enlarged, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
@@ -108,6 +108,7 @@ def main() -> None:
     elif peft_config:
         peft_config.modules_to_save = ["token_fusion"]
     if training_args.process_index == 0:
+        report_enlarged(samples["train"], processor)
         report_long_priors(rows, processor)
         count_tokens(samples["train"], processor)
 

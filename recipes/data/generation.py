@@ -26,7 +26,7 @@ from transformers import (
 from recipes.cli import InputError, read_adapter, replacing
 from recipes.data import processors
 from recipes.data.images import pixel_range
-from recipes.data.samples import check_images
+from recipes.data.samples import check_images, report_enlarged
 from rewards.completions import parse_completion
 
 PATIENCE = timedelta(days=7)  # how long a process waits for the others: one may have far longer reports to write
@@ -391,6 +391,8 @@ def write_reports(samples: Dataset, engine: Callable, shards: Shards, batch_size
     Raises InputError before the first one where an image of `samples` cannot be read (`check_images`).
     """
     check_images(samples, pixel_range(engine.processor))
+    if shards.state.is_main_process:
+        report_enlarged(samples, engine.processor)
     tokens, seconds = 0, 0.0
     for numbers in shards.batches(batch_size * engine.chunk):
         batch = samples[numbers]

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from recipes.cli import InputError
 
+SIDES = ("longest", "shortest")  # of an image, which a size is that of
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # more than 8 bits per pixel
@@ -59,8 +60,22 @@ def check_image(content: bytes, name: str) -> tuple[int, int]:
     return size
 
 
-def load_image(path: str | Path, max_side: int | None = None) -> Image.Image:
-    """Reads an X-ray as an 8-bit grey image (mode "L"), shrunk so that no side is longer than `max_side` pixels.
+def shrink(image: Image.Image, size: int, side: str = "longest") -> Image.Image:
+    """`image` made smaller, its shape kept, so that its `side` of `SIDES` has `size` pixels; never enlarged.
+
+    A model that resizes the shortest side and crops the rest, as RAD-DINO does, wants "shortest": an X-ray of 2544 x
+    3056 pixels becomes 518 x 622, of which it crops 518 x 518. With "longest" it is 431 x 518, and the model enlarges.
+    """
+    if min(image.size) > size and side == "shortest":
+        return ImageOps.cover(image, (size, size), Image.Resampling.LANCZOS)
+    if max(image.size) > size and side == "longest":
+        image = image.copy()
+        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return image
+
+
+def load_image(path: str | Path, size: int | None = None, side: str = "longest") -> Image.Image:
+    """Reads an X-ray as an 8-bit grey image (mode "L"), shrunk to `size` pixels (`shrink`) if that is named.
 
     Accepts PNG, JPEG, TIFF and BMP with 1, 8, 16 or 32 bits, grey, palette, RGB or RGBA. Deeper images are stretched
     from their own minimum and maximum to 0..255, since a 16-bit file mostly holds 10 to 14 bits. What is transparent
@@ -79,9 +94,7 @@ def load_image(path: str | Path, max_side: int | None = None) -> Image.Image:
         raise InputError(f"there is no image {path}") from error
     except OSError as error:
         raise InputError(f"{path} is truncated or damaged: {error.strerror or error}") from error
-    if max_side is not None:
-        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    return image
+    return image if size is None else shrink(image, size, side)
 
 
 def below(path: str | Path, root: str | Path) -> Path:
@@ -94,10 +107,10 @@ def below(path: str | Path, root: str | Path) -> Path:
     return Path(path)
 
 
-def read_png(path: str | Path, max_side: int | None = None) -> bytes:
+def read_png(path: str | Path, size: int | None = None, side: str = "longest") -> bytes:
     """`load_image` as the bytes of a PNG."""
     file = io.BytesIO()
-    load_image(path, max_side).save(file, "PNG")
+    load_image(path, size, side).save(file, "PNG")
     return file.getvalue()
 
 
@@ -120,6 +133,21 @@ def _stretch(image: Image.Image) -> Image.Image:
 ################
 # What a model takes
 ################
+
+
+def enlarged_by(processor, width: int, height: int) -> bool:
+    """Whether the image processor in `processor` enlarges an image of `width` x `height` pixels.
+
+    Known of processors that resize the shortest side (RAD-DINO's), or to a fixed height and width; of any other False.
+    """
+    images = getattr(processor, "image_processor", None)
+    size = getattr(images, "size", None) or {}
+    if not getattr(images, "do_resize", False):
+        return False
+    if size.get("height") and size.get("width"):
+        return width < size["width"] or height < size["height"]
+    shortest = size.get("shortest_edge") if pixel_range(processor) is None else None  # Qwen's is an area
+    return shortest is not None and min(width, height) < shortest
 
 
 @dataclass(frozen=True)

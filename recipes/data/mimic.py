@@ -31,6 +31,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from recipes.cli import InputError, replacing
+from recipes.data import images as image_files
 from recipes.data import mimic_images, mimic_sections, sections
 from recipes.data.mimic_images import find_image, read_as_stored
 from recipes.data.mimic_sections import clean_mimic, read_sections
@@ -91,6 +92,7 @@ class Settings:
     cleaning: str
     sample_unit: str
     image_size: int
+    image_size_of: str
     max_images: int
 
 
@@ -470,7 +472,7 @@ def _stored_images(study: Study, settings: Settings, notes: dict) -> Iterator[tu
         try:
             if path is None:
                 raise InputError("there is no .jpg, .png or .dcm of it")
-            content = read_as_stored(path, settings.image_size)
+            content = read_as_stored(path, settings.image_size, settings.image_size_of)
         except InputError as error:
             reason = "there is no file of it" if path is None else "its file cannot be read"
             notes["skipped"].append(Skipped(study.study_id, dicom_id, "image", reason, str(error)))
@@ -535,7 +537,7 @@ def name_shard(studies: list[Study], settings: Settings) -> str:
 
 @cache
 def _code() -> str:
-    modules = (labelers, mimic_images, mimic_sections, sections, sys.modules[__name__])
+    modules = (labelers, image_files, mimic_images, mimic_sections, sections, sys.modules[__name__])
     return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from recipes.cli import InputError
-from recipes.data.images import load_image
+from recipes.data.images import load_image, shrink
 
 SUFFIXES = (".jpg", ".png", ".dcm")
 
@@ -19,8 +19,8 @@ def find_image(root: str, subject_id: str, study_id: str, dicom_id: str) -> Path
     return next((path for suffix in SUFFIXES if (path := folder / (dicom_id + suffix)).is_file()), None)
 
 
-def read_as_stored(path: Path, size: int) -> bytes:
-    """The bytes to store: a PNG of 8-bit grey with no side longer than `size`.
+def read_as_stored(path: Path, size: int, side: str = "longest") -> bytes:
+    """The bytes to store: a PNG of 8-bit grey, its longest or shortest `side` of at most `size` pixels.
 
     With `size` 0, the file's own bytes (checked to be readable), or for a DICOM a PNG of all its pixels. Raises
     InputError, naming the file, where it cannot be read.
@@ -29,7 +29,7 @@ def read_as_stored(path: Path, size: int) -> bytes:
     if not size and path.suffix != ".dcm":
         return path.read_bytes()
     if size:
-        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+        image = shrink(image, size, side)
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()

@@ -8,7 +8,7 @@ from datasets import Dataset, Image, List
 
 from modeling.processing_llmrg4 import check_views, mark_prior
 from recipes.cli import InputError
-from recipes.data.images import PixelRange, check_image, decode_image, pixel_range
+from recipes.data.images import PixelRange, check_image, decode_image, enlarged_by, pixel_range
 from rewards.labels import FINDINGS, CheXpertState
 
 VIEWS = ("each", "frontal", "all", "frontal+lateral")
@@ -178,6 +178,24 @@ def prepare_images(samples: dict[str, Dataset], processor) -> dict[str, Dataset]
     for split in samples.values():
         check_images(split, pixels)
     return {name: split.with_transform(ImageReader(pixels)) for name, split in samples.items()}
+
+
+def report_enlarged(samples: Dataset, processor, most: int = 200) -> int:
+    """Prints how many images of `most` samples, spread over all of them, the image processor of `processor` enlarges.
+
+    By the headers of their files; nothing is printed where there are none. Returns the number.
+    """
+    shares = range(0, len(samples), max(1, len(samples) // most))[:most]
+    rows = samples.select(shares).select_columns("images").with_format(None)
+    images = [image for row in rows for image in row["images"]]
+    sizes = [check_image(encoded_image(image), image["path"]) for image in images]
+    small = [size for size in sizes if enlarged_by(processor, *size)]
+    if small:
+        width, height = small[0]
+        print(f"{len(small)} of {len(images)} images looked at are enlarged by the model's image processor, the first "
+              f"from {width} x {height} pixels: build the data set with a larger --image_size, and --image_size_of "
+              "shortest for a model that crops", flush=True)  # fmt: skip
+    return len(small)
 
 
 def check_images(samples: Dataset, pixels: PixelRange | None) -> None:

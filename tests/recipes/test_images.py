@@ -45,13 +45,26 @@ def test_every_kind_becomes_8_bit_grey(tmp_path, name, image, expected, toleranc
 
 
 @pytest.mark.parametrize(
-    ("max_side", "size"),
-    [(32, (32, 24)), (64, (64, 48)), (500, (64, 48)), (None, (64, 48))],  # shrunk, never enlarged
+    ("arguments", "size"),  # of an image of 64 x 48: shrunk, never enlarged
+    [
+        ((32,), (32, 24)),
+        ((64,), (64, 48)),
+        ((500,), (64, 48)),
+        ((), (64, 48)),
+        ((24, "shortest"), (32, 24)),
+        ((24, "longest"), (24, 18)),
+        ((47, "shortest"), (63, 47)),  # 47 * 64 / 48 = 62.7
+        ((48, "shortest"), (64, 48)),
+        ((50, "shortest"), (64, 48)),  # the shortest side is smaller already
+        ((None, "shortest"), (64, 48)),
+    ],
 )
-def test_size(tmp_path, max_side, size):
-    Image.fromarray(RAMP).save(tmp_path / "ramp.png")
-    assert load_image(tmp_path / "ramp.png", max_side).size == size
-    assert Image.open(io.BytesIO(read_png(tmp_path / "ramp.png", max_side))).size == size
+@pytest.mark.parametrize("upright", [False, True])
+def test_size(tmp_path, arguments, size, upright):
+    Image.fromarray(RAMP.T if upright else RAMP).save(tmp_path / "ramp.png")
+    size = size[::-1] if upright else size
+    assert load_image(tmp_path / "ramp.png", *arguments).size == size
+    assert Image.open(io.BytesIO(read_png(tmp_path / "ramp.png", *arguments))).size == size
 
 
 def _png(noise: bool = False) -> bytes:

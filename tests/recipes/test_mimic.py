@@ -333,12 +333,14 @@ def with_images(root: Path, suffix=".jpg") -> Path:
     return root
 
 
+@pytest.mark.parametrize(("side", "size"), [("longest", (30, 20)), ("shortest", (45, 30))])  # of 60 x 40
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".dcm"])
-def test_images_are_stored_once_at_the_models_size(tmp_path, build, suffix):
+def test_images_are_stored_once_at_the_models_size(tmp_path, build, suffix, side, size):
     root = with_images(write_tree(tmp_path / "mimic"), suffix)
-    built = build(root, "--images", root, "--image_size", 30)
+    built = build(root, "--images", root, "--image_size", 30, "--image_size_of", side)
     row = built.by_study["50000003"]
-    assert [image.size for image in row["images"]] == [(30, 20)] * 2 and row["views"] == ["PA", "LATERAL"]
+    assert [image.size for image in row["images"]] == [size] * 2 and row["views"] == ["PA", "LATERAL"]
+    assert (built.note["image_size"], built.note["image_size_of"]) == (30, side)
     stored = read_dataset(str(built.out))["train"].with_format("arrow")[:]["images"].to_pylist()
     digest = {hashlib.sha256(image["bytes"]).hexdigest() for images in stored for image in images}
     with (built.out / "manifest.csv").open(newline="") as file:

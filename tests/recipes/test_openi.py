@@ -495,7 +495,9 @@ def test_build_with_images(tmp_path, build):
     assert "CXR5_IM-0005/1.png is truncated or damaged" in {row["study_id"]: row["reason"] for row in skipped}["CXR5"]
     assert data["train"][0]["images"][0].size == (64, 32) and data["train"][0]["report"] == CLEAR
     assert data["test"][0]["views"] == FL
-    data, _, _ = build(*arguments, "--cleaning", "r2gen")  # replaces the earlier build
+    # replaces the earlier build
+    data, note, _ = build(*arguments, "--cleaning", "r2gen", "--image_size_of", "shortest")
+    assert data["train"][0]["images"][0].size == (128, 64) and note["image_size_of"] == "shortest"
     assert data["train"][0]["report"].startswith("the lungs are clear . heart size is normal .")
     assert data["train"][0]["labels"] == [
         int(state) for state in data["test"][0]["labels"]

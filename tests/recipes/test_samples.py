@@ -1,11 +1,14 @@
 """From rows to TRL's samples."""
 
+from types import SimpleNamespace
+
 import pytest
 from datasets import Dataset
 from PIL import Image
+from transformers import BitImageProcessor, Qwen2VLImageProcessor, SiglipImageProcessor
 
 from recipes.cli import InputError
-from recipes.data.samples import to_samples, write_reasoning
+from recipes.data.samples import report_enlarged, to_samples, write_reasoning
 from recipes.data.schema import FEATURES, read_dataset
 from rewards.completions import parse_completion
 from rewards.labels import FINDINGS, CheXpertState
@@ -34,6 +37,39 @@ def rows():
         ],
         features=FEATURES,
     )
+
+
+RAD_DINO = {"size": {"shortest_edge": 518}, "crop_size": {"height": 518, "width": 518}}
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes", "enlarged"),
+    [
+        (BitImageProcessor(**RAD_DINO), [(431, 518), (518, 622), (518, 518), (2544, 3056)], 1),
+        (BitImageProcessor(**RAD_DINO), [(517, 700), (700, 517), (518, 700)], 2),
+        (BitImageProcessor(**RAD_DINO), [(518, 622)], 0),
+        (BitImageProcessor(**RAD_DINO, do_resize=False), [(9, 9)], 0),
+        (SiglipImageProcessor(size={"height": 60, "width": 50}), [(50, 59), (49, 60), (50, 60), (90, 90)], 2),
+        (Qwen2VLImageProcessor(), [(9, 9)], 0),  # its shortest_edge is an area: samples are in its range already
+    ],
+)
+def test_images_that_the_model_would_enlarge_are_counted(images, sizes, enlarged, capsys):
+    studies = [
+        dict.fromkeys(FEATURES) | {"study_id": str(i), "images": [Image.new("L", size)], "report": "Clear."}
+        for i, size in enumerate(sizes)
+    ]
+    samples = to_samples(Dataset.from_list(studies, features=FEATURES), "Write.")
+    assert report_enlarged(samples, SimpleNamespace(image_processor=images)) == enlarged
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{enlarged} of {len(sizes)} images looked at are enlarged") if enlarged else not printed
+
+
+def test_of_many_samples_some_are_looked_at(capsys):
+    study = dict.fromkeys(FEATURES) | {"images": [Image.new("L", (8, 8))] * 2, "report": "Clear."}
+    rows = Dataset.from_list([study | {"study_id": str(i)} for i in range(11)], features=FEATURES)
+    processor = SimpleNamespace(image_processor=BitImageProcessor(**RAD_DINO))
+    assert report_enlarged(to_samples(rows, "Write.", "all"), processor, most=3) == 6
+    assert "the first from 8 x 8 pixels" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
