@@ -70,6 +70,7 @@ def load_checkpoint(
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id  # OPT's own is the newline
     wrong = [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in loaded[kind]]
     if wrong := sorted(key for key in wrong if "disease_head" not in key):
         raise InputError(f"the weights of {name} are not those of its config.json: {wrong[0]} does not fit")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from known_optima import (
+from small_policies import (
     ARMS,
     PAIRS,
     distance,

@@ -775,6 +775,35 @@ def test_the_penalty_of_a_missing_end(words, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("ends", "goes_on"),
+    [
+        ([1], True),  # the tokenizer's end token alone
+        ([1, 5], False),  # as BLIP-2's OPT, which has the newline too
+    ],
+)
+def test_where_a_completion_ends(ends, goes_on, words, tmp_path):
+    """A newline (here word 5) is a word like others unless the model's generation_config has it as an end token."""
+    model = small_llama()
+    model.generation_config.eos_token_id = ends
+    trainer = make_trainer(
+        tmp_path, words, model, missing_eos_penalty=0.25, lam=1.0, beta=0.0, kl_controller="fixed",
+        rewards=lambda completions, **_: [1.0] * len(completions), per_device_train_batch_size=32,
+    )  # fmt: skip
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": "pull"}] * 32)
+    rows = [
+        ids[: sum(mask)]
+        for ids, mask in zip(*(batch[f"completion_{name}"].tolist() for name in ("ids", "mask")), strict=True)
+    ]
+    assert any(5 in row[:-1] for row in rows) == goes_on
+    assert any(5 in row for row in rows)
+    for row, returns in zip(rows, batch["returns"].tolist(), strict=True):
+        assert not set(row[:-1]) & set(ends)
+        expected = 1.0 if row[-1] in ends else 0.75
+        assert returns == [pytest.approx(expected)] * len(row) + [0.0] * (len(returns) - len(row))
+
+
+@pytest.mark.parametrize(
     ("reward", "changes", "sentence"),
     [
         (lambda completions, **_: [None] * len(completions), {}, r"every reward of a whole batch \(8 completions\)"),

@@ -13,6 +13,7 @@ import torch
 from radgraph_models import save_tiny
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, RobertaConfig, RobertaModel
+from trl import ModelConfig
 
 from modeling.processing_lmrrg import IMAGE_TOKEN
 from modeling.tiny import build_chexbert, train_tokenizer
@@ -21,7 +22,7 @@ from recipes import generate, ppo_lmrrg, sft_lmrrg
 from recipes.cli import InputError
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import find_damage
-from recipes.trainers.lmrrg import check_trained, make_published_radcliq
+from recipes.trainers.lmrrg import check_trained, load_checkpoint, make_published_radcliq
 from recipes.trainers.ppo import STATE_FILE
 
 CONFIGS = Path(ppo_lmrrg.__file__).parent / "configs/lmrrg"
@@ -81,6 +82,20 @@ def changed_weights(before: str, after: str) -> set[str]:
     old, new = (load_file(f"{folder}/model.safetensors") for folder in (before, after))
     assert set(old) == set(new)  # nothing of the value head, and the disease head is kept
     return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+def test_a_newline_ends_no_report(fresh, tmp_path):
+    """A folder whose generation_config has OPT's newline, as BLIP-2's decoder does, trains to the tokenizer's end."""
+    folder = tmp_path / "model"
+    shutil.copytree(fresh, folder)
+    file = folder / "generation_config.json"
+    tokenizer = AutoProcessor.from_pretrained(fresh).tokenizer
+    newline = tokenizer.convert_tokens_to_ids("\u010a")  # how byte-level tokenizers write it
+    assert newline not in (None, tokenizer.unk_token_id, tokenizer.eos_token_id)
+    ends = [newline, tokenizer.eos_token_id]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ends}))
+    model, _ = load_checkpoint(str(folder), ModelConfig(dtype="float32"))
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("words", [(), ("--use_peft", "true", "--lora_r", "4")], ids=["whole", "LoRA"])
