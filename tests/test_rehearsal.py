@@ -4,7 +4,7 @@ import pytest
 import yaml
 from rehearsal.overrides import ALLOWED, differences, overrides_of
 from rehearsal.plan import CONFIGS, labelers, llmrg4, lmrrg, mrgr1
-from rehearsal.real_weights import judge_texts, real_weights
+from rehearsal.real_weights import judge_texts, real_weights, split_words
 from rehearsal.rehearse import rehearse
 from rehearsal.runs import Failed
 
@@ -55,7 +55,7 @@ def test_cut(tmp_path):
     assert not [check for check in checks if not check["holds"]], (tmp_path / "rehearsal/results.json").read_text()
 
 
-VOCABULARY = set("the heart is normal in size lungs are clear no effusion or pneumothorax".split())
+VOCABULARY = set(split_words("The heart is normal in size. Lungs are clear. No effusion or pneumothorax."))
 NORMAL = "The heart is normal in size. The lungs are clear. No effusion."
 
 
@@ -65,7 +65,7 @@ NORMAL = "The heart is normal in size. The lungs are clear. No effusion."
         ([NORMAL, "No effusion or scoliosis. The lungs are clear."], [True, False], None),  # one word is another
         (["I am an assistant and cannot look at the images."] * 2, [True, True], "0.10 of the words"),
         ([NORMAL, "Clear lungs."], [True, True], "the shortest report has 2 words"),
-        ([NORMAL + " No effusion. No effusion."], [True], "'no effusion' stands 3 times"),
+        ([NORMAL + " No effusion." * 3], [True], "'no effusion' stands 4 times"),
         ([NORMAL + " No no no effusion."], [True], "stammers: 'no no no'"),
         ([NORMAL] * 3, [True, False, False], "1 of 3 end by themselves"),  # the end was never learned
     ],
