@@ -120,7 +120,7 @@ def load(folder: Path):
     return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").eval()
 
 
-def settings_of(output_dir: Path | str, **changed) -> dict:
+def settings_of(output_dir: Path | str, **settings) -> dict:
     """Arguments of a trainer: four rows a batch on a CPU."""
     return {
         "output_dir": str(output_dir),
@@ -131,7 +131,7 @@ def settings_of(output_dir: Path | str, **changed) -> dict:
         "disable_tqdm": True,
         "save_strategy": "no",
         "report_to": "none",
-    } | changed
+    } | settings
 
 
 def encode(processor, sample: dict, answer: list[int] = ()) -> dict[str, torch.Tensor]:
@@ -169,7 +169,7 @@ def score_length(completions, report, **kwargs):
     return [len(text) / 400 for text in report]
 
 
-def make_generating(kind: str, folder: Path | str, samples: Dataset, output_dir: Path | str, **changed):
+def make_generating(kind: str, folder: Path | str, samples: Dataset, output_dir: Path | str, **settings):
     """A trainer of the model in `folder`, whose processor was handed in padding right."""
     trainer_class, config_class = GENERATING[kind]
     processor = load_processor(str(folder))
@@ -178,7 +178,7 @@ def make_generating(kind: str, folder: Path | str, samples: Dataset, output_dir:
         model=str(folder),
         reward_funcs=[score_length],
         args=config_class(
-            **settings_of(output_dir, **changed),
+            **settings_of(output_dir, **settings),
             num_generations=2,
             beta=0.04,
             max_completion_length=6,
@@ -205,7 +205,7 @@ def make_generating(kind: str, folder: Path | str, samples: Dataset, output_dir:
     ],
     ids=" ".join,
 )
-def generated(request, models, tmp_path_factory):
+def policy(request, models, tmp_path_factory):
     """A trainer that wrote two completions for each study, split into two shuffled batches, and all its passes."""
     kind, system = request.param
     folder = models(system)
@@ -213,16 +213,16 @@ def generated(request, models, tmp_path_factory):
     samples = to_samples(studies(priors=False), PROMPT, views, keep=("report",))
     two_halves = {"steps_per_generation": 2, "gradient_accumulation_steps": 2, "num_iterations": 2}
     trainer = make_generating(kind, folder, samples, tmp_path_factory.mktemp("run"), **two_halves)
-    passes, written, score, write = [], [], trainer._get_per_token_logps_and_entropies, trainer._generate
+    passes, completions, score, write = [], [], trainer._get_per_token_logps_and_entropies, trainer._generate
 
-    def remember_scores(model, ids, mask, kept, *arguments, **inputs):
-        result = score(model, ids, mask, kept, *arguments, **inputs)
-        passes.append((ids, mask, kept, result[0].detach()))
+    def remember_scores(model, ids, mask, number, *arguments, **inputs):
+        result = score(model, ids, mask, number, *arguments, **inputs)
+        passes.append((ids, mask, number, result[0].detach()))
         return result
 
     def remember_tokens(prompts):
         result = write(prompts)
-        written.extend(zip(*result[:2], strict=True))
+        completions.extend(zip(*result[:2], strict=True))
         return result
 
     trainer._get_per_token_logps_and_entropies, trainer._generate = remember_scores, remember_tokens
@@ -231,37 +231,42 @@ def generated(request, models, tmp_path_factory):
         trainer._step = step
         batches.append(trainer._prepare_inputs(rows))
         trainer._compute_loss(trainer.model, batches[-1])
-    own = load(folder)
+    model = load(folder)
     prompts = [encode(trainer.processing_class, sample)["input_ids"][0].tolist() for sample in samples]
     return SimpleNamespace(
-        trainer=trainer, model=own, samples=samples, prompts=prompts, batches=batches, passes=passes, written=written
+        trainer=trainer,
+        model=model,
+        samples=samples,
+        prompts=prompts,
+        batches=batches,
+        passes=passes,
+        completions=completions,
     )
 
 
-def test_a_generating_trainers_log_probabilities_are_those_of_the_row_alone(generated):
-    lengths, compared = [], 0
-    for ids, mask, kept, found in generated.passes:
-        for row, length in enumerate(mask[:, -kept:].sum(dim=1).tolist()):
+def test_a_generating_trainers_log_probabilities_are_those_of_the_row_alone(policy):
+    lengths, rows = [], 0
+    for ids, mask, number, log_probs in policy.passes:
+        for row, length in enumerate(mask[:, -number:].sum(dim=1).tolist()):
             tokens = ids[row][mask[row].bool()].tolist()
-            sample = generated.samples[generated.prompts.index(tokens[:-length])]
-            inputs = encode(generated.trainer.processing_class, sample, tokens[-length:])
-            expected = log_probs_alone(generated.model, inputs, length)
-            torch.testing.assert_close(found[row, :length], expected, atol=1e-5, rtol=0)
+            sample = policy.samples[policy.prompts.index(tokens[:-length])]
+            inputs = encode(policy.trainer.processing_class, sample, tokens[-length:])
+            expected = log_probs_alone(policy.model, inputs, length)
+            torch.testing.assert_close(log_probs[row, :length], expected, atol=1e-5, rtol=0)
             lengths.append(len(tokens) - length)
-            compared += 1
-    assert compared == 3 * 2 * ROWS  # policy and reference over all, then the loss in two halves
+            rows += 1
+    assert rows == 3 * 2 * ROWS  # policy and reference over all, then the loss in two halves
     assert len(set(lengths)) == ROWS  # of the prompts: the rows are padded
 
 
-def test_a_generating_trainer_writes_what_the_row_alone_gets(generated):
-    assert len(generated.written) == 2 * ROWS
-    for number, (prompt, completion) in enumerate(generated.written):
-        assert prompt == generated.prompts[number // 2]
-        inputs = encode(generated.trainer.processing_class, generated.samples[number // 2])
+def test_a_generating_trainer_writes_what_the_row_alone_gets(policy):
+    assert len(policy.completions) == 2 * ROWS
+    for number, (prompt, completion) in enumerate(policy.completions):
+        assert prompt == policy.prompts[number // 2]
+        inputs = encode(policy.trainer.processing_class, policy.samples[number // 2])
         settings = {"max_new_tokens": 6, "do_sample": False, "repetition_penalty": 1.0}
-        alone = generated.model.generate(**inputs, **settings)[0, len(prompt) :].tolist()
-        assert completion == alone
-    assert len({tuple(completion) for _, completion in generated.written}) > 1  # the images make a difference
+        assert completion == policy.model.generate(**inputs, **settings)[0, len(prompt) :].tolist()
+    assert len({tuple(completion) for _, completion in policy.completions}) > 1  # the images make a difference
 
 
 def row_losses(trainer, batch: dict) -> list[float]:
@@ -274,18 +279,18 @@ def row_losses(trainer, batch: dict) -> list[float]:
     return losses
 
 
-def test_another_image_changes_its_own_rows_loss_in_grpo_and_ppo(generated):
-    trainer, changes = generated.trainer, 0
-    for batch in generated.batches:
+def test_another_image_changes_its_own_rows_loss_in_grpo_and_ppo(policy):
+    trainer, images = policy.trainer, 0
+    for batch in policy.batches:
         batch = batch | {"advantages": torch.ones_like(batch["advantages"])}  # in GRPO equal completions have 0
-        before, shown = row_losses(trainer, batch), set()
+        before, numbers = row_losses(trainer, batch), set()
         for row in range(ROWS):
             prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
-            number = generated.prompts.index(prompt)
-            if number in shown:  # the same study again: its images stand in the first row's place
+            number = policy.prompts.index(prompt)
+            if number in numbers:  # the same study again: its images stand in the first row's place
                 continue
-            shown.add(number)
-            for image in generated.samples[number]["images"]:
+            numbers.add(number)
+            for image in policy.samples[number]["images"]:
                 pixels, place = (
                     trainer.processing_class.image_processor(each, return_tensors="pt")["pixel_values"]
                     for each in (image, draw(image.size, 99))
@@ -294,10 +299,10 @@ def test_another_image_changes_its_own_rows_loss_in_grpo_and_ppo(generated):
                 flat = values.view(-1, *pixels.shape[1:])  # LLM-RG4 has a dimension of views
                 start = next(i for i in range(len(flat)) if torch.equal(flat[i : i + len(pixels)], pixels))
                 flat[start : start + len(pixels)] = place
-                changed = has_changed(before, row_losses(trainer, batch | {"pixel_values": values}))
-                assert changed == [own == row for own in range(ROWS)]
-                changes += 1
-    assert changes >= ROWS
+                changes = has_changed(before, row_losses(trainer, batch | {"pixel_values": values}))
+                assert changes == [i == row for i in range(ROWS)]
+                images += 1
+    assert images >= ROWS
 
 
 @pytest.mark.parametrize(
@@ -325,12 +330,12 @@ def test_ppo_remembers_images_by_their_pixels_and_their_shape(models, tmp_path):
     assert trainer._encode_images(black.view(1, 3, 8, 2)).tolist() == [[2]]  # the same bytes, another image
 
 
-@pytest.mark.parametrize("saved", ["right", "left"])
+@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", GENERATING)
-def test_a_tokenizer_pads_left_whatever_it_was_saved_with(tmp_path, kind, saved):
+def test_a_tokenizer_pads_left_whatever_it_was_saved_with(tmp_path, kind, side):
     trainer_class, config_class = GENERATING[kind]
     tokenizer = make_words()
-    tokenizer.padding_side = saved
+    tokenizer.padding_side = side
     trainer = trainer_class(
         model=small_llama(),
         reward_funcs=[says_clear],
@@ -360,7 +365,7 @@ def test_a_tokenizer_pads_left_whatever_it_was_saved_with(tmp_path, kind, saved)
     ],
     ids=" ".join,
 )
-def supervised(request, models, tmp_path_factory):
+def supervision(request, models, tmp_path_factory):
     """A trainer, its samples, and its own batch of them."""
     kind, system = request.param
     trainer_class, config_class = SUPERVISED[kind]
@@ -385,9 +390,9 @@ def supervised(request, models, tmp_path_factory):
     )
 
 
-def test_a_supervised_trainers_log_probabilities_are_those_of_the_row_alone(supervised):
-    trainer, passes = supervised.trainer, []
-    batch = supervised.collate(supervised.samples)
+def test_a_supervised_trainers_log_probabilities_are_those_of_the_row_alone(supervision):
+    trainer, passes = supervision.trainer, []
+    batch = supervision.collate(supervision.samples)
     handle = trainer.model.register_forward_hook(
         lambda module, args, output: passes.append(output.log_probs.detach().clone())  # before they are weighed
     )
@@ -396,45 +401,45 @@ def test_a_supervised_trainers_log_probabilities_are_those_of_the_row_alone(supe
     processor = trainer.processing_class
     lengths = batch["attention_mask"].sum(dim=1)
     assert len(passes) == 1 and len(set(lengths.tolist())) == ROWS
-    for row, sample in enumerate(supervised.samples):
+    for row, sample in enumerate(supervision.samples):
         labelled = batch["labels"][row] != -100
         answer = batch["labels"][row][labelled].tolist()
         assert processor.tokenizer.decode(answer).startswith(sample["completion"][0]["content"])
         inputs = encode(processor, sample, answer)
         assert inputs["input_ids"][0].tolist() == batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
-        expected = log_probs_alone(supervised.model, inputs, len(answer))
+        expected = log_probs_alone(supervision.model, inputs, len(answer))
         torch.testing.assert_close(passes[0][row][labelled[1:]], expected, atol=1e-5, rtol=0)
 
 
-def test_an_evaluation_writes_what_the_row_alone_gets(supervised):
-    samples = supervised.evaluation.samples
-    alone = [supervised.evaluation._write(samples[[number]])[0] for number in range(ROWS)]
-    assert supervised.evaluation._write(samples[list(range(ROWS))]) == alone
-    assert len(set(alone)) > 1  # the images make a difference
+def test_an_evaluation_writes_what_the_row_alone_gets(supervision):
+    samples = supervision.evaluation.samples
+    texts = [supervision.evaluation._write(samples[[number]])[0] for number in range(ROWS)]
+    assert supervision.evaluation._write(samples[list(range(ROWS))]) == texts
+    assert len(set(texts)) > 1  # the images make a difference
 
 
-def test_another_image_changes_its_own_rows_loss_in_sft(supervised):
-    trainer = supervised.trainer
+def test_another_image_changes_its_own_rows_loss_in_sft(supervision):
+    trainer = supervision.trainer
 
     def losses(samples: list[dict]) -> list[float]:
-        found = []
+        values = []
         for row in range(ROWS):
-            batch = supervised.collate(samples)
+            batch = supervision.collate(samples)
             for name, ignored in (("labels", -100), ("disease_labels", UNKNOWN)):
                 if name in batch:
-                    batch[name][[other for other in range(ROWS) if other != row]] = ignored
+                    batch[name][[i for i in range(ROWS) if i != row]] = ignored
             with torch.no_grad():
-                found.append(trainer.compute_loss(trainer.model, batch).item())
-        return found
+                values.append(trainer.compute_loss(trainer.model, batch).item())
+        return values
 
-    before = losses(supervised.samples)
-    for row, sample in enumerate(supervised.samples):
+    before = losses(supervision.samples)
+    for row, sample in enumerate(supervision.samples):
         for place, image in enumerate(sample["images"]):
             images = list(sample["images"])
             images[place] = draw(image.size, 99)
-            samples = list(supervised.samples)
+            samples = list(supervision.samples)
             samples[row] = sample | {"images": images}
-            assert has_changed(before, losses(samples)) == [own == row for own in range(ROWS)]
+            assert has_changed(before, losses(samples)) == [i == row for i in range(ROWS)]
 
 
 ################
@@ -455,7 +460,10 @@ def one_of_two(model: str, folder: str) -> None:
     def answer(prompts, trainer) -> dict:
         ids = trainer._tokenize_prompts(prompts)[0]
         ends = trainer.eos_token_ids[0]
-        texts = [[300 + (sum(own) + row % 2) % 50, 310, 320, ends][: 2 + len(own) % 3] for row, own in enumerate(ids)]
+        texts = [
+            [300 + (sum(prompt) + row % 2) % 50, 310, 320, ends][: 2 + len(prompt) % 3]
+            for row, prompt in enumerate(ids)
+        ]
         return {"prompt_ids": ids, "completion_ids": texts, "logprobs": [[0.0] * len(text) for text in texts]}
 
     def score(completion_ids, **kwargs):
