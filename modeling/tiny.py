@@ -34,6 +34,7 @@ SPECIAL_TOKENS = [
     "<|video_pad|>",
 ]
 TAGS = ["<think>", "</think>", "<report>", "</report>"]
+PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 14 * 14 * 4 * 16384}  # Qwen2.5-VL's own range of an image's pixels
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
@@ -70,19 +71,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> Qwen2Tokeniz
 
 def build_qwen2_5_vl(
     tokenizer: Qwen2Tokenizer,
-    image_size: int = 112,
     hidden_size: int = 128,
     text_layers: int = 3,
     vision_layers: int = 3,
     seed: int = 0,
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-    """A random-weight Qwen2.5-VL and its processor: images are resized to `image_size` x `image_size` pixels.
+    """A random-weight Qwen2.5-VL and its processor, which reads images in their own size and shape as the real one's.
 
-    An image takes (`image_size` / 28) ** 2 tokens. Raises ValueError where `image_size` is no multiple of 28 or
-    `hidden_size` no multiple of 64.
+    Each side becomes the nearest multiple of 28 pixels, and an image takes one token for 28 x 28 of them. Raises
+    ValueError where `hidden_size` is no multiple of 64.
     """
-    if image_size % 28 or hidden_size % 64:
-        raise ValueError(f"image_size ({image_size}) must be a multiple of 28, hidden_size ({hidden_size}) of 64")
+    if hidden_size % 64:
+        raise ValueError(f"hidden_size ({hidden_size}) must be a multiple of 64")
     set_seed(seed)
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS), strict=True))
     heads = hidden_size // 32
@@ -108,7 +108,6 @@ def build_qwen2_5_vl(
             "intermediate_size": 384,
             "num_heads": 4,
             "out_hidden_size": hidden_size,
-            "window_size": image_size,
             "fullatt_block_indexes": list(range(vision_layers)),
         },
         image_token_id=ids["<|image_pad|>"],
@@ -120,11 +119,10 @@ def build_qwen2_5_vl(
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    size = {"shortest_edge": image_size**2, "longest_edge": image_size**2}
     processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
+        image_processor=Qwen2VLImageProcessor(size=PIXELS),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=size),
+        video_processor=Qwen2VLVideoProcessor(size=PIXELS),
         chat_template=CHAT_TEMPLATE,
     )
     return model, processor
@@ -144,8 +142,9 @@ def warm_up(
     """Teaches `model` in place to see and to say it: one image, what is on it as numbers, and the answer to `prompt`.
 
     The vision tower predicts `targets` (n, 13), values in [0, 1], through a linear head that is dropped afterwards,
-    and the language model writes the image's answer. Returns the mean loss (cross-entropy of the answer plus binary
-    cross-entropy) of the last 50 steps.
+    and the language model writes the image's answer. Images may have any sizes: the head reads their tokens by row and
+    column, from the upper left corner. Returns the mean loss (cross-entropy of the answer plus binary cross-entropy)
+    of the last 50 steps.
     """
     message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
     question = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)[0]
@@ -156,16 +155,18 @@ def warm_up(
         padding_side="right",
         return_tensors="pt",
     )
-    prompt_length = processor(images=[images[0]], text=[question], return_tensors="pt")["input_ids"].shape[1]
-    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    inputs["labels"][:, :prompt_length] = -100
-    patches = inputs.pop("pixel_values").view(len(images), -1, 3 * 2 * 14 * 14)
-    tokens = patches.shape[1] // 4
-    head = nn.Linear(tokens * model.config.text_config.hidden_size, targets.shape[1])
+    rest = len(processor.tokenizer(question)["input_ids"]) - 1  # of the question, without its image
+    grids = inputs["image_grid_thw"][:, 1:] // 2  # rows and columns of an image's tokens
+    places = torch.arange(inputs["input_ids"].shape[1])
+    ignored = (inputs["attention_mask"] == 0) | (places < rest + grids.prod(1, keepdim=True))
+    inputs["labels"] = inputs["input_ids"].masked_fill(ignored, -100)
+    patches = inputs.pop("pixel_values").split((4 * grids.prod(1)).tolist())
+    most_rows, most_columns = grids.max(dim=0).values.tolist()
+    head = nn.Linear(most_rows * most_columns * model.config.text_config.hidden_size, targets.shape[1])
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    seen = []
-    handle = model.model.visual.register_forward_hook(lambda module, args, output: seen.append(output.pooler_output))
+    tokens = []
+    handle = model.model.visual.register_forward_hook(lambda module, args, output: tokens.append(output.pooler_output))
     model.train()
     losses = []
     for step in range(1, steps + 1):
@@ -173,8 +174,13 @@ def warm_up(
         batch = {name: values[rows] for name, values in inputs.items()}
         length = int(batch["attention_mask"].sum(1).max())
         batch = {name: v[:, :length] if v.shape[1] > length else v for name, v in batch.items()}
-        loss = model(**batch, pixel_values=patches[rows].flatten(0, 1)).loss
-        logits = head(seen.pop().view(batch_size, -1))
+        loss = model(**batch, pixel_values=torch.cat([patches[row] for row in rows])).loss
+        features = tokens.pop().split(grids[rows].prod(1).tolist())
+        fields = [
+            nn.functional.pad(image.T.unflatten(1, (height, width)), (0, most_columns - width, 0, most_rows - height))
+            for image, (height, width) in zip(features, grids[rows].tolist(), strict=True)
+        ]
+        logits = head(torch.stack(fields).flatten(1))
         loss = loss + nn.functional.binary_cross_entropy_with_logits(logits, targets[rows])
         optimizer.zero_grad()
         loss.backward()

@@ -19,6 +19,7 @@ import numpy as np
 from recipes.cli import InputError, parse, replacing, run
 from recipes.data.phantom import (
     NOTE,
+    SHAPES,
     STYLES,
     contact_sheet,
     earlier,
@@ -43,7 +44,11 @@ class BuildArguments:
     n_train: int = field(default=2000, metadata={"help": "Studies of the train split."})
     n_validation: int = field(default=200, metadata={"help": "Studies of the validation split."})
     n_test: int = field(default=400, metadata={"help": "Studies of the test split."})
-    size: int = field(default=112, metadata={"help": "Width and height of an image in pixels, 64 to 1024."})
+    size: int = field(default=112, metadata={"help": "Width of an image in pixels, 64 to 1024."})
+    shapes: str = field(
+        default="portrait,square,landscape",
+        metadata={"help": "Shapes of images, drawn for each: 1.2, 1.0 or 0.8 times as high as wide."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of all draws."})
     scenarios: str = field(
         default="mn", metadata={"help": "Input scenarios in turn: s/m one or two views, n/w prior."}
@@ -62,10 +67,17 @@ def build_row(split: str, index: int, scenario: str, args: BuildArguments) -> di
     shown = ("frontal", "lateral") if scenario[0] == "m" else ("frontal",)
     indication, history = write_request(rng)
     findings = write_report(study, rng, args.style, prior, len(shown))
+    films = np.random.default_rng(
+        (args.seed, SPLITS.index(split), index, 1)
+    )  # of its own: no other draw depends on it
+    shapes = [str(shape) for shape in films.choice(args.shapes.split(","), len(shown))]
     return {
         "study_id": f"phantom-{args.seed}-{split}-{index:06d}",
         "subject_id": f"phantom-{args.seed}-{split}-{index:06d}",
-        "images": [{"bytes": to_png(render(study, view, rng, args.size)), "path": None} for view in shown],
+        "images": [
+            {"bytes": to_png(render(study, view, rng, args.size, shape=shape)), "path": None}
+            for view, shape in zip(shown, shapes, strict=True)
+        ],
         "views": ["PA", "LATERAL"][: len(shown)],
         "indication": indication,
         "history": history,
@@ -91,6 +103,8 @@ def main() -> None:
             raise InputError(f"--n_{split} is a number of studies and must be at least 1, got {size}")
     if not 64 <= args.size <= 1024:
         raise InputError(f"--size must be from 64 to 1024 pixels, got {args.size}")
+    if unknown := [shape for shape in args.shapes.split(",") if shape not in SHAPES]:
+        raise InputError(f"--shapes takes a comma-separated list of {', '.join(SHAPES)}, got {unknown[0]!r}")
     if args.seed < 0:
         raise InputError(f"--seed must not be negative, got {args.seed}")
     if not 0 <= args.abnormal <= 1:

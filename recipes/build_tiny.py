@@ -42,7 +42,7 @@ class TinyArguments:
     warm_up: str | None = field(default=None, metadata={"help": "A built data set for the warm-up; none: no warm-up."})
     warm_up_steps: int = field(default=300)
     prompt_file: str = field(default="prompts/mrgr1_tiny.txt", metadata={"help": "The prompt of the later training."})
-    image_size: int = field(default=112, metadata={"help": "Pixels, a multiple of 28."})
+    image_size: int = field(default=112, metadata={"help": "llmrg4, lmrrg: side in pixels, a multiple of 28."})
     hidden_size: int = field(default=128, metadata={"help": "Width of the language model, a multiple of 64."})
     vocab_size: int = field(default=768, metadata={"help": "Entries of the tokenizer, at least 280."})
     tagged: float = field(default=1.0, metadata={"help": "qwen2_5_vl: share of warm-up answers in tags, 0 to 1."})
@@ -79,7 +79,7 @@ def make_qwen2_5_vl(args: TinyArguments) -> tuple:
     rows = read_split(args.dataset, "train", ("report", "labels"))
     answers = [write_answer(row["labels"], row["report"]) for row in rows.select_columns(["labels", "report"])]
     tokenizer = train_tokenizer([*answers, read_prompt(args.prompt_file)], args.vocab_size)
-    model, processor = build_qwen2_5_vl(tokenizer, args.image_size, args.hidden_size, seed=args.seed)
+    model, processor = build_qwen2_5_vl(tokenizer, args.hidden_size, seed=args.seed)
     if args.warm_up:
         columns = ["images", "labels", "report"]
         rows = list(read_split(args.warm_up, "train", columns).select_columns(columns))

@@ -37,14 +37,14 @@ OPTIONS = {
     "phantom": {
         "data": [*PHANTOM, "--abnormal", "0.6", "--seed", "6", "--n_train", "2500", "--n_test", "1000"],
         "balanced": BALANCED,
-        "tiny": ["--warm_up_steps", "300"],
+        "tiny": ["--warm_up_steps", "450"],
         "sft": SFT_DEMO,
         "grpo": GRPO_DEMO,
         "minutes": 15,
     },
     "openi": {
         "data": ["recipes/build_iu_xray.py", "--image_source", "phantom", "--target", "findings+impression"],
-        "balanced": BALANCED,
+        "balanced": [*BALANCED, "--shapes", "square"],
         "tiny": ["--warm_up_steps", "500", "--vocab_size", "1024"],
         "sft": [*SFT_DEMO, "--max_steps", "800"],
         "grpo": [*GRPO_DEMO, "--max_steps", "120", "--max_completion_length", "160"],

@@ -29,6 +29,7 @@ from recipes.data.references import load_labeler, with_labels
 from recipes.data.schema import read_split
 
 PHANTOM = ["recipes/build_phantom.py", "--balanced", "--style", "prose", "--n_validation", "1"]
+PHANTOM += ["--shapes", "square"]
 DATA = [*PHANTOM, "--scenarios", "sn,sw,mn,mw", "--seed", "42", "--n_train", "5000", "--n_test", "1000"]
 BALANCED = [*PHANTOM, "--scenarios", "mn,mw", "--seed", "43", "--n_train", "4000", "--n_test", "1"]
 LABELER = ["recipes/train_chexbert.py", "--texts", "20000", "--bar", "0.9"]

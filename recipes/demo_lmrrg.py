@@ -28,7 +28,7 @@ from recipes.data.demo_table3 import BLEU, CQRL, FIXED, SHUFFLED, STAGE1, compar
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.schema import read_split
 
-PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn", "--n_validation", "1"]
+PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn", "--shapes", "square", "--n_validation", "1"]
 DATA = [*PHANTOM, "--abnormal", "0.6", "--seed", "60", "--n_train", "2500", "--n_test", "1000"]
 BALANCED = [*PHANTOM, "--balanced", "--seed", "61", "--n_train", "3000", "--n_test", "1"]
 TINY = ["recipes/build_tiny.py", "--system", "lmrrg", "--prompt_file", "prompts/lmrrg.txt"]

@@ -15,7 +15,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory) -> Path:
-    """A built phantom data set of 12, 4 and 6 studies, frontal and lateral, at 64 pixels."""
+    """A built phantom data set of 12, 4 and 6 studies, frontal and lateral, 64 pixels wide."""
     from recipes.build_phantom import BuildArguments, build_row
     from recipes.data.schema import write_dataset
 
@@ -32,7 +32,7 @@ def phantom(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, phantom) -> Path:
-    """The smallest Qwen2.5-VL that `modeling.tiny` builds: one layer each, width 64, 4 tokens an image."""
+    """The smallest Qwen2.5-VL that `modeling.tiny` builds: one layer each, width 64, 4 or 6 tokens an image."""
     from datasets import load_dataset
 
     from modeling.tiny import build_qwen2_5_vl, train_tokenizer
@@ -43,9 +43,7 @@ def tiny(tmp_path_factory, phantom) -> Path:
         split="train",
         cache_dir=str(tmp_path_factory.mktemp("cache")),
     )["report"]
-    model, processor = build_qwen2_5_vl(
-        train_tokenizer(reports, 400), image_size=56, hidden_size=64, text_layers=1, vision_layers=1
-    )
+    model, processor = build_qwen2_5_vl(train_tokenizer(reports, 400), hidden_size=64, text_layers=1, vision_layers=1)
     out = tmp_path_factory.mktemp("models") / "tiny"
     model.save_pretrained(out)
     processor.save_pretrained(out)

@@ -12,7 +12,7 @@ STAGE1_STEPS, PPO_STEPS = 200, 64  # LM-RRG; 64 steps are 16 batches of completi
 MIXED_STEPS = 400  # LLM-RG4's stage 2 on four settings; on one the same number of epochs, a quarter of the steps
 TAGGED = 0.15  # of the base's answers: few enough to leave the format to be learned, enough to be sampled
 
-TEST = ["--n_validation", "1", "--n_test", "500"]
+TEST = ["--shapes", "square", "--n_validation", "1", "--n_test", "500"]
 SN = ["recipes/build_phantom.py", "--scenarios", "sn", *TEST]
 PROSE = ["recipes/build_phantom.py", "--balanced", "--style", "prose", *TEST]
 WARM_UP = ["--balanced", "--n_train", "3000"]

@@ -2,8 +2,9 @@
 
 `make_study` decides side, size and zone of every finding once; `render` draws the study from the front or from the
 side and `write_report` describes it, so that picture and text agree. Image left is the patient's right. Lengths are
-in half image widths: x in [-1, 1] to the image's right, y in [-1, 1] downwards. An image is the sum of soft tissue
-and bone minus the air on the way of the ray; a sign mostly takes air away, so borders vanish as they do in a patient.
+in half image widths: x in [-1, 1] to the image's right, y from -1 downwards, to 1 where the image is square. An image
+is the sum of soft tissue and bone minus the air on the way of the ray; a sign mostly takes air away, so borders vanish
+as they do in a patient.
 """
 
 import io
@@ -19,6 +20,7 @@ from rewards.labels import CONDITIONS, FINDINGS, CheXpertState
 
 NOTE = "Synthetic phantom drawn by recipes/data/phantom.py from finding states; not medical data."
 VIEWS = ("frontal", "lateral")
+SHAPES = {"portrait": 1.2, "square": 1.0, "landscape": 0.8}  # height over width; detectors have 35 x 43 or 43 x 43 cm
 STYLES = ("terse", "prose", "systematic", "mimic")
 DEVICES = ("pacemaker", "central venous catheter", "endotracheal tube", "chest tube")
 STRENGTH = {CheXpertState.POSITIVE: 1.0, CheXpertState.UNCERTAIN: 0.5}  # contrast of a sign; other states: absent
@@ -167,23 +169,25 @@ SIDES = {"right": -1.0, "left": 1.0}  # towards the patient's left is towards +x
 Stroke = tuple[Sequence, float, float]  # points (n, 2), width, brightness from 0 to 1
 
 
-@lru_cache(maxsize=4)
-def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    axis = ((np.arange(size) + 0.5) * 2 / size - 1).astype(np.float32)
-    return np.broadcast_to(axis, (size, size)), np.broadcast_to(axis[:, None], (size, size))
+@lru_cache(maxsize=len(SHAPES))
+def _grid(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    column, row = (((np.arange(length) + 0.5) * 2 / width - 1).astype(np.float32) for length in (width, height))
+    return np.broadcast_to(column, (height, width)), np.broadcast_to(row[:, None], (height, width))
 
 
 class _Canvas:
     """Coordinates of one image: a slightly shifted, scaled and turned patient, and what can be drawn on it.
 
-    Fields are float32 arrays (size, size).
+    `size` is its width in pixels, `shape` one of `SHAPES`. Fields are float32 arrays (height, width). A higher image
+    shows more below the chest, none more above.
     """
 
-    def __init__(self, size: int, rng: np.random.Generator):
+    def __init__(self, size: int, shape: str, rng: np.random.Generator):
         self.size, self.pixel = size, 2 / size
+        self.height = round(size * SHAPES[shape])
         self.shift_x, self.shift_y, self.turn = (rng.uniform(-1, 1, 3) * [0.04, 0.04, 0.035]).tolist()
         self.scale = rng.uniform(0.93, 1.03)
-        column, row = _grid(size)
+        column, row = _grid(size, self.height)
         column, row = (column - self.shift_x) / self.scale, (row - self.shift_y) / self.scale
         self.x, self.y = column + self.turn * row, row - self.turn * column
         self.strokes_per_pixel = 3 if size < 200 else 2  # how much finer lines are drawn, to smooth them
@@ -215,12 +219,12 @@ class _Canvas:
     def clouds(self, rng: np.random.Generator, cells: int) -> np.ndarray:
         """Smooth noise of about unit variance with `cells` lumps across the image."""
         coarse = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
-        return np.asarray(coarse.resize((self.size, self.size), Image.Resampling.BICUBIC))
+        return np.asarray(coarse.resize((self.size, self.height), Image.Resampling.BICUBIC))
 
     def lines(self, strokes: list[Stroke], rounded: bool = False) -> np.ndarray:
         """Polylines, the later over the earlier; `rounded` joints are slower and only matter for thick ones."""
         fine = self.size * self.strokes_per_pixel
-        image = Image.new("L", (fine, fine))
+        image = Image.new("L", (fine, self.height * self.strokes_per_pixel))
         pen = ImageDraw.Draw(image)
         points = np.concatenate([stroke[0] for stroke in strokes])
         x, y = points[:, 0], points[:, 1]
@@ -283,21 +287,29 @@ def _covered(opacities: list[np.ndarray]) -> np.ndarray | float:
 
 
 def render(
-    states: Sequence[int] | Study, view: str, rng: np.random.Generator, size: int = 112, lateral_only: bool = True
+    states: Sequence[int] | Study,
+    view: str,
+    rng: np.random.Generator,
+    size: int = 112,
+    lateral_only: bool = True,
+    shape: str = "square",
 ) -> Image.Image:
     """Draws a study (or 13 or 14 states, whose signs are then drawn from `rng` too) as an 8-bit grey image.
 
     Anatomy, exposure and noise vary with `rng` and do not depend on the states. POSITIVE findings are clear,
-    UNCERTAIN ones faint, others absent. `view` is "frontal" or "lateral"; `size` in pixels, from 64 to 1024;
-    `lateral_only` as in `make_study`. Raises ValueError on other values.
+    UNCERTAIN ones faint, others absent. `view` is "frontal" or "lateral"; `size` the width in pixels, from 64 to 1024;
+    `lateral_only` as in `make_study`; `shape` one of `SHAPES`, each with the whole chest at the same scale. Raises
+    ValueError on other values.
     """
     if view not in VIEWS:
         raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
+    if shape not in SHAPES:
+        raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {shape!r}")
     if not 64 <= size <= 1024:
         raise ValueError(f"size must be from 64 to 1024 pixels, got {size}")
     study_rng, anatomy_rng, sign_rng, film_rng = map(np.random.default_rng, rng.integers(2**62, size=4).tolist())
     study = states if isinstance(states, Study) else make_study(states, study_rng, lateral_only)
-    canvas = _Canvas(size, anatomy_rng)
+    canvas = _Canvas(size, shape, anatomy_rng)
     hidden = study.lateral_only if view == "frontal" else ()
     strength = {name: 0.0 if name in hidden else STRENGTH.get(study.state(name), 0.0) for name in FINDINGS}
     draw = _frontal if view == "frontal" else _lateral
@@ -309,7 +321,7 @@ def render(
     image = np.clip(image * gain + offset, 0, 1)
     image = image + bend * image * (1 - image)
     image = image + 0.012 * canvas.clouds(film_rng, max(size // 6, 8))
-    image = image + 0.010 * film_rng.standard_normal((size, size), dtype=np.float32)
+    image = image + 0.010 * film_rng.standard_normal((canvas.height, size), dtype=np.float32)
     return Image.fromarray(np.clip(255 * image, 0, 255).astype(np.uint8))
 
 

@@ -145,6 +145,21 @@ def test_the_picture_does_not_depend_on_the_size(size):
     assert np.abs(small - reference).mean() < 5  # grey levels of 255: only noise and line widths differ
 
 
+@pytest.mark.parametrize("shape, height", [("portrait", 134), ("landscape", 90)])
+@pytest.mark.parametrize("view", phantom.VIEWS)
+@pytest.mark.parametrize("name", FINDINGS)
+def test_every_shape_shows_the_same_chest_with_its_finding(name, view, shape, height):
+    """All begin at the same height; a portrait image shows more below the chest, a landscape one less."""
+    draw = lambda state, shape: np.asarray(  # noqa: E731
+        render(only(name, state), view, np.random.default_rng(5), 112, False, shape), dtype=float
+    )
+    image, square = draw(POSITIVE, shape), draw(POSITIVE, "square")
+    assert image.shape == (height, 112)
+    both, same = image[:112], square[:height]
+    assert np.abs(both - same).mean() < 12 < np.abs(both[8:] - same[:-8]).mean()  # grey levels; the noise differs
+    assert (np.abs(image - draw(BLANK, shape)) > 25).sum() >= 60  # as above: the finding is not cut off
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -152,6 +167,7 @@ def test_the_picture_does_not_depend_on_the_size(size):
         (([0] * 12, "frontal"), "13 or 14"),
         (([4] * 13, "frontal"), "0 to 3"),
         (([0] * 13, "frontal", 8), "64 to 1024"),
+        (([0] * 13, "frontal", 112, True, "round"), "portrait, square, landscape"),
     ],
 )
 def test_bad_arguments_of_render(arguments, words):
@@ -296,7 +312,9 @@ def test_build_follows_the_schema_and_repeats(monkeypatch, tmp_path, labeler):
         assert (row["prior_report"] is not None) == (row["scenario"][1] == "w")
         assert row["labels"] == labeler([row["report"]])[0].tolist()
         assert (row["source"], row["license"]) == ("phantom", "CC0-1.0")
-        assert row["images"][0].size == (64, 64) and "not medical data" in row["images"][0].text["Description"]
+        assert row["images"][0].width == 64 and "not medical data" in row["images"][0].text["Description"]
+    heights = {image.height for rows in a.values() for row in rows for image in row["images"]}
+    assert heights == {77, 64, 51}  # 1.2, 1.0 and 0.8 x 64
     note = read_build(tmp_path / "a")
     assert note["builder"] == "build_phantom" and note["labeler"] == "lexical" and note["seed"] == 0
     assert "not medical data" in note["note"] and str(tmp_path) not in json.dumps(note)
@@ -309,6 +327,7 @@ def test_build_follows_the_schema_and_repeats(monkeypatch, tmp_path, labeler):
         (["--out", "x", "--n_train", "-3"], "--n_train"),
         (["--out", "x", "--size", "0"], "--size"),
         (["--out", "x", "--seed", "-1"], "--seed"),
+        (["--out", "x", "--shapes", "square,round"], "portrait, square, landscape, got 'round'"),
         (["--out", "x", "--abnormal", "1.5"], "--abnormal"),
         (["--out", "x", "--style", "verse"], "--style is one of terse, prose, systematic, mimic, not 'verse'"),
         (["--out", "x", "--scenarios", "sn,xx"], "'xx'"),

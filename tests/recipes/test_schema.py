@@ -21,7 +21,7 @@ def test_written_and_read(phantom):
     dataset = read_dataset(str(phantom))
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 12, "validation": 4, "test": 6}
     assert dataset["train"].features == FEATURES
-    assert dataset["train"][0]["images"][0].size == (64, 64)
+    assert dataset["train"][0]["images"][0].width == 64
     assert read_build(phantom)["rows"] == {"train": 12, "validation": 4, "test": 6}
 
 
