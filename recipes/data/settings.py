@@ -82,14 +82,16 @@ def choices_of(hint: Any) -> tuple:
 def check_settings(arguments: Any) -> None:
     """Raises InputError on a field of the dataclass `arguments` that is not among its choices, or out of its range.
 
-    Every number must be finite, and within `RANGES`, or within the `ranges` of the class where it has its own. The
-    sentence has the name, the value and what is allowed.
+    Every number must be finite, and within `RANGES`, or within the `ranges` of the class where it has its own; what a
+    field has by default is always allowed. The sentence has the name, the value and what is allowed.
     """
     ranges, hints = RANGES | getattr(arguments, "ranges", {}), get_type_hints(type(arguments))
     for field in fields(arguments):
         name, value = field.name, getattr(arguments, field.name)
+        if value == field.default:  # such as a limit of 0, which is none
+            continue
         choices = field.metadata.get("choices") or choices_of(hints[name])
-        if choices and value != field.default and value not in choices:
+        if choices and value not in choices:
             raise InputError(f"--{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
         if value is None and name in NEVER_NULL:
             raise InputError(f"--{name} must be {ranges[name]}, not null")

@@ -172,6 +172,67 @@ def test_prior_is_the_study_before_by_date_and_time_and_scenarios_follow(tmp_pat
     assert reasons(built) == {("50000004", "scenario", named), ("50000006", "scenario", named)}
 
 
+def study(number: int, date: int | None, time: float | None) -> mimic.Study:
+    return mimic.Study(f"{number}", "1", "train", date, time, (), None, "", None)
+
+
+@pytest.mark.parametrize(
+    ("others", "prior"),  # of study 50, on day 20 at 12:00; others as (id, day, time)
+    [
+        ([(90, 20, 80000.0), (10, 20, 110000.0), (70, 20, 90000.0)], "10"),  # by time and not by id
+        ([(10, 20, 80000.0), (90, 20, 80000.5)], "90"),  # fractions of a second
+        (
+            [(90, 19, 235959.0), (10, 20, 0.0)],
+            "10",
+        ),  # midnight is after the whole day before
+        ([(10, 19, None), (90, 18, 235959.0)], "10"),  # a later day without a time
+        ([(10, 19, None), (90, 19, 1.0)], "90"),  # one with a time goes before one without
+        ([(10, 19, None), (9, 19, None)], "10"),  # as numbers: 10 is greater than 9
+        ([(10, 20, 120000.0), (90, 20, 130000.0), (70, 21, 1.0)], None),  # none is earlier
+        ([(50, 20, 120000.0)], None),  # nor is a study its own prior
+        ([(10, None, 80000.0), (90, 20, None)], None),
+    ],
+)
+def test_the_prior_among_several(others, prior):
+    group = [study(*each) for each in others]
+    for order in (group, group[::-1]):
+        chosen = mimic.find_prior(order, study(50, 20, 120000.0))
+        assert (chosen.study_id if chosen else None) == prior
+
+
+def test_another_patients_study_is_no_prior(tmp_path, build):
+    reports = {(subject, name): f"FINAL REPORT\n FINDINGS: Of {subject}." for subject, name in
+               (("10000032", "50000002"), ("10000033", "50000001"), ("10000032", "50000003"))}  # fmt: skip
+    images = [
+        ("a", "10000032", "50000002", "train", "PA", "21300102", "100000.0"),
+        ("b", "10000033", "50000001", "train", "PA", "21300101", "100000.0"),  # the day before, the id before
+        ("c", "10000032", "50000003", "train", "PA", "21300103", "100000.0"),
+    ]
+    rows = build(write_tree(tmp_path / "mimic", reports=reports, images=images)).by_study
+    priors = {name: row["prior_report"] for name, row in rows.items()}
+    assert priors == {"50000001": None, "50000002": None, "50000003": "Of 10000032."}
+
+
+@pytest.mark.parametrize(
+    ("views", "without", "with_prior"),
+    [
+        (["PA"], "sn", "sw"),
+        (["AP"], "sn", "sw"),
+        (["PA", "AP"], "sn", "sw"),  # two frontal images are one view
+        (["AP", "AP"], "sn", "sw"),
+        (["PA", "LATERAL"], "mn", "mw"),
+        (["AP", "LL"], "mn", "mw"),  # the other name of a lateral view
+        (["PA", "AP", "LATERAL"], "mn", "mw"),
+        (["LATERAL"], None, None),  # all four scenarios have a frontal image
+        (["LATERAL", "LL"], None, None),
+        ([], None, None),
+    ],
+)
+def test_scenarios(views, without, with_prior):
+    assert mimic.scenario_of(views, None) == mimic.scenario_of(views, "") == without
+    assert mimic.scenario_of(views, "The lungs are clear.") == with_prior
+
+
 @pytest.mark.parametrize(
     ("date", "time", "other_date", "other_time", "prior"),
     [

@@ -1,10 +1,11 @@
 """Settings: by YAML and by command line the same is refused, in one sentence; a batch holds on any number of GPUs."""
 
+import importlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from recipes import generate, grpo_mrgr1, ppo_lmrrg, sft_llmrg4, sft_lmrrg, sft_mrgr1, train_chexbert, train_discbert
 from recipes.cli import InputError, parse
-from recipes.data.settings import RANGES, Range, check_settings
+from recipes.data.settings import RANGES, Range, check_settings, choices_of
 from recipes.trainers.checkpoints import save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments
 from recipes.trainers.config import LabelerConfig, SFTRecipeConfig, check_run
@@ -245,6 +246,26 @@ def test_every_range_is_of_a_setting_that_there_is():
     names = {name for kinds, _ in SCRIPTS.values() for kind in kinds for name in kind.__dataclass_fields__}
     elsewhere = {"timeout", "token_budget"}  # build_mimic_rg4.py, weigh_tokens.py
     assert set(RANGES) - elsewhere <= names
+
+
+def test_the_defaults_of_every_script_are_allowed():
+    scripts = [
+        path.stem for path in Path(sft_mrgr1.__file__).parent.glob("*.py") if path.stem not in ("__init__", "cli")
+    ]
+    kinds = {
+        kind
+        for script in scripts
+        for kind in vars(importlib.import_module(f"recipes.{script}")).values()
+        if isinstance(kind, type) and is_dataclass(kind) and kind.__module__ in {f"recipes.{each}" for each in scripts}
+    }
+    assert len(kinds) > 20
+    for kind in kinds:
+        arguments, hints = object.__new__(kind), get_type_hints(kind)
+        for each in fields(kind):
+            value = each.default if each.default_factory is MISSING else each.default_factory()
+            value = next(iter(choices_of(hints[each.name])), "x") if value is MISSING else value
+            object.__setattr__(arguments, each.name, value)
+        check_settings(arguments)
 
 
 def test_a_required_literal_is_checked():
