@@ -425,8 +425,8 @@ def damaged(folder: Path, tiny: Path) -> Path:
         ({"--models": ["a", "b", "c"]}, ["one checkpoint or two, not 3"]),
         ({"--models": "./absent"}, ["./absent"]),
         ({"--models": text_model}, ["bert", "no images"]),
-        ({"--models": without_weights}, ["bare cannot be loaded"]),
-        ({"--models": damaged}, ["bare cannot be loaded"]),
+        ({"--models": without_weights}, ["bare has no weights"]),
+        ({"--models": damaged}, ["bare has a damaged model.safetensors"]),
         ({"--prompt_files": None}, ["run_config.json", "--prompt_files"]),  # nothing says how it was trained
         ({"--prompt_files": "absent.txt"}, ["absent.txt"]),
         ({"--prompt_files": [TINY_PROMPT, TINY_PROMPT]}, ["--prompt_files", "(1)"]),
