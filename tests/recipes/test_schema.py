@@ -140,13 +140,13 @@ def with_silence(folder: Path, reports: list, study_ids: bool = True) -> str:
 @pytest.mark.parametrize("report", SILENT, ids=repr)
 def test_rows_without_a_report_are_left_out_and_counted(tmp_path, capsys, report):
     data = with_silence(tmp_path / "x", ["Clear.", report, "XXXX.", "?", "3"])
-    said = f"2 of 5 rows of split train of {data} have no report and are left out, study 's1' first\n"
+    sentence = f"2 of 5 rows of split train of {data} have no report and are left out, study 's1' first\n"
     rows = read_split(data, "train")
     assert rows["study_id"] == ["s0", "s2", "s4"] and rows["report"] == ["Clear.", "XXXX.", "3"]
-    assert capsys.readouterr().out == said  # of the split that is read, and once
+    assert capsys.readouterr().out == sentence  # of the split that is read, and once
     splits = read_dataset(data)
     assert [splits[name]["study_id"] for name in ("train", "test")] == [["s0", "s2", "s4"]] * 2
-    assert capsys.readouterr().out == said + said.replace("train", "test")
+    assert capsys.readouterr().out == sentence + sentence.replace("train", "test")
     assert len(read_split(data, "train", bare=True)) == len(read_dataset(data, bare=True)["train"]) == 5
     assert len(read_split(data, "train", ("images",))) == 5  # who asks for no reports has them all
     assert not capsys.readouterr().out
@@ -154,7 +154,7 @@ def test_rows_without_a_report_are_left_out_and_counted(tmp_path, capsys, report
 
 def test_a_row_without_a_study_is_named_by_its_place(tmp_path, capsys):
     read_split(with_silence(tmp_path / "x", ["Clear.", "Edema.", None, None], study_ids=False), "test")
-    assert "2 of 4 rows of split test" in (said := capsys.readouterr().out) and "row 2 first" in said
+    assert "2 of 4 rows of split test" in (sentence := capsys.readouterr().out) and "row 2 first" in sentence
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0), (None, 1)])

@@ -54,8 +54,8 @@ def test_csv_of_chexpert(tmp_path, capsys):
         (" ...", {"Edema": "1"}),
     ]
     labelled = read_csv(str(write_csv(tmp_path / "x.csv", rows)), "Report Impression")
-    said = "2 of 6 records of --csv .*x.csv have no report and are left out, record 6 first\n"
-    assert re.fullmatch(said, capsys.readouterr().out)
+    sentence = "2 of 6 records of --csv .*x.csv have no report and are left out, record 6 first\n"
+    assert re.fullmatch(sentence, capsys.readouterr().out)
     assert list(labelled) == ["A small effusion", "Clear.", "Edema."]
     named = [dict(zip(CONDITIONS, states, strict=True)) for states in labelled.values()]
     assert {name: state for name, state in named[0].items() if state} == {
