@@ -12,7 +12,8 @@ As in the paper: DiscBERT judges, an LLM behind a local OpenAI-compatible server
 
 The published MIMIC-RG4 (already rewritten) into the same schema:
 
-    python recipes/build_mimic_rg4.py --published sn:sn.json mw:mw.json --image_root mimic-cxr-jpg
+    python recipes/build_mimic_rg4.py --published sn:sn.json mw:mw.json --image_root mimic-cxr-jpg --image_size 518 \
+        --image_size_of shortest --cleaning rg4 --target findings
 
 `--out` then holds a data set for each scenario (sn, sw, mn, mw), provenance.parquet (rounds, satisfied and the history
 of each report), discarded.csv (each report left out, and why) and build.json. Answers of an LLM are kept beside it in
@@ -27,8 +28,11 @@ from typing import Literal
 
 from recipes.cli import InputError, parse, replacing, run
 from recipes.data import rg4
+from recipes.data.images import SIDES
+from recipes.data.mimic_sections import CLEANINGS
 from recipes.data.references import load_labeler
 from recipes.data.schema import read_build, write_dataset
+from recipes.data.sections import TARGETS
 from rewards.discbert import SCENARIOS
 
 
@@ -37,6 +41,14 @@ class BuildArguments:
     dataset: str | None = field(default=None, metadata={"help": "A built data set, a folder or a Hub id."})
     published: list[str] = field(default_factory=list, metadata={"help": "Published files, each as SCENARIO:FILE."})
     image_root: str | None = field(default=None, metadata={"help": "The published files' images; none: text only."})
+    image_size: int | None = field(default=None, metadata={"help": "Their pixels of the side below; default 512."})
+    image_size_of: Literal[SIDES] | None = field(default=None, metadata={"help": "What is shrunk; default longest."})
+    target: Literal[(*TARGETS,)] | None = field(
+        default=None, metadata={"help": "Of the published files; default findings+impression."}
+    )
+    cleaning: Literal["none", *CLEANINGS] = field(
+        default="none", metadata={"help": "Of reports and prior reports, after the rewriting; rg4: the authors'."}
+    )
     out: str = field(default="outputs/data/rg4", metadata={"help": "Folder to write; an earlier build gives way."})
     scenarios: list[str] = field(default_factory=lambda: list(SCENARIOS), metadata={"help": "Some of sn sw mn mw."})
     judge: str = field(default="rule", metadata={"help": "rule, discbert:MODEL, rule+discbert:MODEL or llm."})
@@ -64,10 +76,7 @@ class BuildArguments:
 def main() -> None:
     (args,) = parse(BuildArguments)
     out = Path(args.out)
-    if bool(args.dataset) == bool(args.published):
-        raise InputError(
-            "give either --dataset (to rewrite) or --published (MIMIC-RG4's own files, rewritten already)"
-        )
+    rg4.check_published(args)
     if wrong := set(args.scenarios) - set(SCENARIOS):
         raise InputError(f"--scenarios must be some of {', '.join(SCENARIOS)}, not {min(wrong)!r}")
     if min(args.max_rounds, args.concurrency, args.max_tokens) < 1 or (args.limit is not None and args.limit < 1):
@@ -81,12 +90,13 @@ def main() -> None:
     # Dataset
     ################
     made: dict[str, dict] = {}
+    bare: dict[str, dict] = {}  # by scenario and split, studies without the target
     if args.published:
         for named in args.published:
-            scenario, rows = rg4.read_published(named, args.image_root, labeler)
+            scenario, rows, studies = rg4.read_published(named, args, labeler)
             if scenario in made:
                 raise InputError(f"--published names two files of the scenario {scenario}")
-            made[scenario] = rows
+            made[scenario], bare[scenario] = rows, studies
         build |= {"judge": "as published", "rewriter": "as published"}
         splits, answers = {}, None
     else:
@@ -101,9 +111,11 @@ def main() -> None:
         folder.mkdir()
         with rg4.Notes(folder, build) as notes:
             for split, every in splits.items():
-                rows = rg4.rows_for(every, None)
-                failed = "it has no scenario: no frontal view"
-                notes.add(rows, [rg4.Case("none", [{}], failed=failed) for _ in range(len(rows))], split)
+                studies = rg4.rows_for(every, None)["study_id"]
+                notes.leave_out(studies, "none", split, "it has no scenario: no frontal view")
+            for scenario, by_split in bare.items():
+                for split, studies in by_split.items():
+                    notes.leave_out(studies, scenario, split, f"it has no {args.target}")
 
             ################
             # Loop
@@ -114,18 +126,20 @@ def main() -> None:
                     rows = rg4.rows_for(every, scenario)
                     cases = rg4.run_loop(rg4.read_sections(rows), scenario, judge, rewriter, args.max_rounds)
                     rg4.guard(cases, labeler, args.guard)
+                    rg4.discard_bare(rows, cases, args.cleaning)
                     if args.on_max_rounds == "discard":
                         rg4.discard_unsatisfied(cases)
                     notes.add(rows, cases, split)
                     if not all(case.failed for case in cases):
-                        made.setdefault(scenario, {})[split] = partial(rg4.write_rows, rows, cases, labeler)
-                if scenario in made:
+                        written = partial(rg4.write_rows, rows, cases, labeler, args.cleaning)
+                        made.setdefault(scenario, {})[split] = written
+                if made.get(scenario):
                     sizes[scenario] = write_dataset(made.pop(scenario), folder / scenario, build)
         if answers:
             print(f"{answers.asked} requests, {answers.recalled} answers kept from before, in {answers.file}")
         if not sizes:
-            scenarios = " ".join(args.scenarios)
-            raise InputError(f"no report of {args.dataset} is left in scenarios {scenarios}{notes.why()}")
+            source, scenarios = args.dataset or args.published[0], " ".join(args.scenarios)
+            raise InputError(f"no report of {source} is left in scenarios {scenarios}{notes.why()}")
         figures = {"reports": notes.counts}
         (folder / "build.json").write_text(json.dumps({**build, "rows": sizes, **figures}, indent=2) + "\n")
     print(f"{out}: {sizes}; {json.dumps(figures)}")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,9 +24,10 @@ from recipes.data.images import read_png
 from recipes.data.judges import RuleJudge, RuleRewriter
 from recipes.data.llm import Answers, Endpoint, InProcess, LLMJudge, LLMRewriter, check_url, is_loopback
 from recipes.data.mimic import is_lateral
+from recipes.data.mimic_sections import clean_mimic
 from recipes.data.privacy import private_among
-from recipes.data.schema import FEATURES, read_dataset
-from recipes.data.sections import TARGETS, target_text
+from recipes.data.schema import FEATURES, has_text, read_build, read_dataset
+from recipes.data.sections import target_of, target_text
 from rewards.discbert import CATEGORIES, DISCBERT, FORBIDDEN, SCENARIOS, DiscBertJudge
 from rewards.labels import CONDITIONS, CheXpertState
 
@@ -34,8 +36,8 @@ GUARDS = ("impression", "findings", "report")
 BATCH = 256  # reports labelled at once
 SAMPLE = 500  # reports judged for an estimate
 NOTES = 4096  # reports whose provenance is written at once
-IMAGE_SIZE = 512  # longest side in pixels of an imported image
 CHARACTERS_PER_TOKEN = 4  # of English prose in an LLM's vocabulary, roughly
+BARE = "nothing is left of the report"
 WHY_MINE = (
     "The machine at --endpoint is yours. MIMIC-CXR's data use agreement forbids passing its text to a third party, so "
     "rows of any source but phantom go to this machine only, unless you say that the other one is run by people whom "
@@ -109,7 +111,7 @@ def run_loop(
             else:
                 case.texts.append({name: answer.get(name, "") for name in case.texts[0]})
                 if not joined(answer).strip():
-                    case.failed = "nothing is left of the report"
+                    case.failed = BARE
         pending = [case for case in pending if not case.failed]
     return cases
 
@@ -238,9 +240,8 @@ def sections_of(row: dict) -> tuple[dict[str, str], str | None]:
     The findings and the impression where the report is made of them, else the report itself, with None.
     """
     sections = {name: row.get(name) for name in ("findings", "impression")}
-    for target in TARGETS:
-        if target_text(sections, target) == row["report"]:
-            return {name: text for name, text in sections.items() if text}, target
+    if target := target_of(sections, row["report"]):
+        return {name: text for name, text in sections.items() if text}, target
     return {"report": row["report"]}, None
 
 
@@ -251,27 +252,58 @@ def discard_unsatisfied(cases: Sequence[Case]) -> None:
             case.failed = f"after {case.rounds} rewrites it is still judged to hold {', '.join(case.judged[-1])}"
 
 
-def write_rows(rows: Dataset, cases: Sequence[Case], labeler: Callable) -> Iterator[dict]:
-    """The rows of the cases that did not fail: their last text and its labels, and the inputs of their scenario."""
+def write_rows(rows: Dataset, cases: Sequence[Case], labeler: Callable, cleaning: str = "none") -> Iterator[dict]:
+    """The rows of the cases that did not fail: their last text and its labels, and the inputs of their scenario.
+
+    The text and the prior report are cleaned by `cleaning` (of `CLEANINGS`) after they are labelled.
+    """
     kept = [i for i, case in enumerate(cases) if not case.failed]
     for start in range(0, len(kept), BATCH):
-        made = [_to_row(rows[i], cases[i]) for i in kept[start : start + BATCH]]
-        labels = labeler([row["report"] for row in made]).tolist()
-        yield from (row | {"labels": states} for row, states in zip(made, labels, strict=True))
+        yield from _labelled([_to_row(rows[i], cases[i]) for i in kept[start : start + BATCH]], labeler, cleaning)
+
+
+def _labelled(rows: list[dict], labeler: Callable, cleaning: str) -> Iterator[dict]:
+    """`rows` with the labels of their reports, then cleaned: the labelers read punctuation and capitals."""
+    labels = labeler([row["report"] for row in rows]).tolist()
+    yield from (cleaned_row(row, cleaning) | {"labels": states} for row, states in zip(rows, labels, strict=True))
+
+
+def cleaned_row(row: dict, cleaning: str) -> dict:
+    """`row` with the sections, the report and the prior report under `cleaning`; "none" leaves all as it is.
+
+    As the authors do when they load a report, and after the rewriter, which needs the points of "3.5 cm" (RG-102).
+    """
+    if cleaning == "none":
+        return row
+    cleaned = {name: clean_mimic(row[name], cleaning) for name in ("findings", "impression", "prior_report")}
+    target = target_of(row, row["report"])
+    report = target_text(cleaned, target) if target else clean_mimic(row["report"], cleaning)
+    return row | cleaned | {"report": report}
+
+
+def discard_bare(rows: Dataset, cases: Sequence[Case], cleaning: str = "none") -> None:
+    """Marks the cases as failed of whose report nothing is left under `cleaning`."""
+    for row, case in zip(rows.select_columns(["findings", "impression", "report"]), cases, strict=True):
+        text = _last_text(row, case) | {"prior_report": None}
+        if not case.failed and not has_text(cleaned_row(text, cleaning)["report"]):
+            case.failed = BARE
+
+
+def _last_text(row: dict, case: Case) -> dict:
+    """The columns findings, impression and report after the last rewrite."""
+    target, last = sections_of(row)[1], case.texts[-1]
+    sections = {name: last.get(name) or None for name in ("findings", "impression")}
+    return {**sections, "report": last["report"] if target is None else target_text(sections, target)}
 
 
 def _to_row(row: dict, case: Case) -> dict:
-    target = sections_of(row)[1]
-    last = case.texts[-1]
-    sections = {name: last.get(name) or None for name in ("findings", "impression")}
     lateral = [is_lateral(view) for view in row["views"]]
     chosen = [lateral.index(False)] if False in lateral else []
     if case.scenario[0] == "m" and True in lateral:
         chosen.append(lateral.index(True))
     return {
         **row,
-        **sections,
-        "report": last["report"] if target is None else target_text(sections, target),
+        **_last_text(row, case),
         "images": [row["images"][i] for i in chosen] if row["images"] else [],
         "views": [row["views"][i] for i in chosen],
         "prior_report": row["prior_report"] if case.scenario[1] == "w" else None,
@@ -304,7 +336,7 @@ class Notes:
         if self.table:
             self.table.close()
 
-    def add(self, rows: Dataset, cases: Sequence[Case], split: str) -> None:
+    def add(self, rows: Dataset | dict, cases: Sequence[Case], split: str) -> None:
         """Writes down what became of `rows`, whose `cases` these are."""
         for start in range(0, len(cases), NOTES):
             some = slice(start, start + NOTES)
@@ -333,6 +365,10 @@ class Notes:
             outcome = "discarded" if case.failed else "satisfied" if case.satisfied else "unsatisfied"
             self.counts.setdefault(case.scenario, Counter())[outcome] += 1
             self.counts[case.scenario]["rewritten"] += case.rounds > 0
+
+    def leave_out(self, studies: Sequence[str], scenario: str, split: str, reason: str) -> None:
+        """Writes down that `studies` are in no data set, and why."""
+        self.add({"study_id": studies}, [Case(scenario, [{}], failed=reason) for _ in studies], split)
 
     def why(self) -> str:
         """The most frequent reason for discarding, as the end of a sentence."""
@@ -388,15 +424,47 @@ _SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
 _MIMIC_PATH = re.compile(r"p(\d{8})/s(\d{8})")
 
 
+def check_published(args) -> None:
+    """Raises InputError where `args`, of recipes/build_mimic_rg4.py, mix what rewrites rows and what imports files.
+
+    Fills in what --published does where nothing is named: the longest side has 512 pixels, findings and impression.
+    """
+    if bool(args.dataset) == bool(args.published):
+        raise InputError(
+            "give either --dataset (to rewrite) or --published (MIMIC-RG4's own files, rewritten already)"
+        )
+    defaults = {"image_size": 512, "image_size_of": "longest", "target": "findings+impression"}
+    named = [name for name in ("image_root", *defaults) if getattr(args, name) is not None]
+    if args.dataset and named:
+        raise InputError(
+            f"--{named[0]} is of --published: the rows of --dataset keep the images and the target that they were "
+            "built with"
+        )
+    for name, value in defaults.items():
+        if args.published and name not in named:
+            setattr(args, name, value)
+    if args.image_size is not None and args.image_size < 1:
+        raise InputError(f"--image_size must be at least 1 pixel, not {args.image_size}")
+    cleaning = read_build(args.dataset).get("cleaning", "plain") if args.dataset else "plain"
+    if cleaning != "plain":
+        raise InputError(
+            f"{args.dataset} was built with --cleaning {cleaning}, by which numbers lost their points before anything "
+            "is rewritten: build it with --cleaning plain, and clean here with --cleaning"
+        )
+
+
 def read_published(
-    named: str, image_root: str | None, labeler: Callable
-) -> tuple[str, dict[str, Callable[[], Iterator[dict]]]]:
+    named: str, args, labeler: Callable
+) -> tuple[str, dict[str, Callable[[], Iterator[dict]]], dict[str, list[str]]]:
     """The scenario and, by split, the rows of one file of the published MIMIC-RG4; `named` is SCENARIO:FILE.
+
+    `args` are those of recipes/build_mimic_rg4.py: images, cleaning and target. The third of what is returned are, by
+    split, the studies that have no text for the target and so no row.
 
     A file is {"train", "val", "test": [record]}. Of a record "s" stands for a missing finding or impression and 0 for
     a missing history or indication (REQUIREMENTS RG-102). Its `new_scores` are weights of the tokens of one language
-    model and no characters, so `key_spans` stays null: recipes/weigh_tokens.py makes them again. Without `image_root`
-    the rows have no images. Raises InputError naming the file and the record.
+    model and no characters, so `key_spans` stays null: recipes/weigh_tokens.py makes them again. Without
+    `args.image_root` the rows have no images. Raises InputError naming the file and the record.
     """
     scenario, _, file = named.partition(":")
     if scenario not in SCENARIOS or not file:
@@ -415,51 +483,57 @@ def read_published(
                 raise InputError(f"--published: {file}, record {number} of {split} has no {missing[0]!r}")
             if record["finding"] == record["impression"] == "s":
                 raise InputError(f"--published: {file}, record {number} of {split} has neither finding nor impression")
-    rows = {
-        _SPLIT_NAMES[split]: partial(_published_rows, records, scenario, image_root, labeler)
-        for split, records in published.items()
-        if split in _SPLIT_NAMES and records
-    }
-    return scenario, rows
+    rows, without = {}, {}
+    for split, name in _SPLIT_NAMES.items():
+        texts = [_published_text(record, scenario, args.target) for record in published.get(split, ())]
+        written = [has_text(cleaned_row(text, args.cleaning)["report"]) for text in texts]
+        pairs = list(zip(published.get(split, ()), texts, strict=True))
+        without[name] = [text["study_id"] for text, filled in zip(texts, written, strict=True) if not filled]
+        if any(written):
+            rows[name] = partial(_published_rows, list(compress(pairs, written)), scenario, args, labeler)
+    return scenario, rows, without
 
 
-def _published_rows(records: list[dict], scenario: str, image_root: str | None, labeler: Callable) -> Iterator[dict]:
-    for start in range(0, len(records), BATCH):
-        made = [_published_row(record, scenario, image_root) for record in records[start : start + BATCH]]
-        labels = labeler([row["report"] for row in made]).tolist()
-        yield from (row | {"labels": states} for row, states in zip(made, labels, strict=True))
+def _published_rows(pairs: list[tuple[dict, dict]], scenario: str, args, labeler: Callable) -> Iterator[dict]:
+    for start in range(0, len(pairs), BATCH):
+        rows = [text | _published_images(record, scenario, args) for record, text in pairs[start : start + BATCH]]
+        yield from _labelled(rows, labeler, args.cleaning)
 
 
-def _published_row(record: dict, scenario: str, image_root: str | None) -> dict:
+def _published_text(record: dict, scenario: str, target: str) -> dict:
+    """The columns of `record` but images, views and labels."""
+
     def text(key: str, missing: str | int) -> str | None:
         return None if record.get(key, missing) in (missing, None, "") else record[key]
 
+    ids = _MIMIC_PATH.search(record.get("APPA_imagepath") or "")
+    sections = {"findings": text("finding", "s"), "impression": text("impression", "s")}
+    prior = [text(key, "s") for key in ("last_finding", "last_impression")] if scenario[1] == "w" else []
+    return {
+        "study_id": ids[2] if ids else str(record["id"]),
+        "subject_id": ids[1] if ids else str(record["id"]),
+        "indication": text("indication", 0),
+        "history": text("history", 0),
+        "prior_report": " ".join(filter(None, prior)) or None,
+        **sections,
+        "report": target_text(sections, target),
+        "scenario": scenario,
+        "source": "mimic-rg4",
+        "license": "PhysioNet Credentialed Health Data License 1.5.0",
+    }
+
+
+def _published_images(record: dict, scenario: str, args) -> dict:
     paths = [record.get("APPA_imagepath") or ""]
     views = [record["APPA_flag"] if record.get("APPA_flag") in ("PA", "AP") else "FRONTAL"]
     if scenario[0] == "m":
         paths.append(record.get("lateral_imagepath") or "")
         views.append("LATERAL")
     images = []
-    if image_root:
+    if args.image_root:
         for path in paths:
-            file = (Path(image_root) / path.lstrip("/")).resolve()
-            if not file.is_relative_to(Path(image_root).resolve()):
+            file = (Path(args.image_root) / path.lstrip("/")).resolve()
+            if not file.is_relative_to(Path(args.image_root).resolve()):
                 raise InputError(f"record {record['id']}: the image path {path} leaves --image_root")
-            images.append({"bytes": read_png(file, IMAGE_SIZE), "path": None})
-    found = _MIMIC_PATH.search(paths[0])
-    sections = {"findings": text("finding", "s"), "impression": text("impression", "s")}
-    prior = [text(key, "s") for key in ("last_finding", "last_impression")] if scenario[1] == "w" else []
-    return {
-        "study_id": found[2] if found else str(record["id"]),
-        "subject_id": found[1] if found else str(record["id"]),
-        "images": images,
-        "views": views,
-        "indication": text("indication", 0),
-        "history": text("history", 0),
-        "prior_report": " ".join(filter(None, prior)) or None,
-        **sections,
-        "report": target_text(sections, "findings+impression"),
-        "scenario": scenario,
-        "source": "mimic-rg4",
-        "license": "PhysioNet Credentialed Health Data License 1.5.0",
-    }
+            images.append({"bytes": read_png(file, args.image_size, args.image_size_of), "path": None})
+    return {"images": images, "views": views}

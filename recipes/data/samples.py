@@ -9,6 +9,7 @@ from datasets import Dataset, Image, List
 from modeling.processing_llmrg4 import check_views, mark_prior
 from recipes.cli import InputError
 from recipes.data.images import PixelRange, check_image, decode_image, enlarged_by, pixel_range
+from recipes.data.sections import TARGETS, target_of
 from rewards.labels import FINDINGS, CheXpertState
 
 VIEWS = ("each", "frontal", "all", "frontal+lateral")
@@ -38,8 +39,8 @@ def fill_prompt(prompt: str, study: dict) -> str:
     """`prompt` with its fields filled from one row of the schema; a prompt without fields comes back as it is.
 
     `{prior_report}`: marked for LLM-RG4's processor. `{indication}`, `{history}`: a line each. All three are empty
-    where the study has none. `{view}`: of the first image. `{sections}`: findings, impression, or both, as the study's
-    report holds them, so that with `{view}` there are nine instructions (RG-053).
+    where the study has none. `{view}`: of the first image. `{sections}`: findings, impression, or both, whichever the
+    study's report is made of (findings where of none), so that with `{view}` there are nine instructions (RG-053).
     """
 
     def fill(field: re.Match) -> str:
@@ -49,8 +50,8 @@ def fill_prompt(prompt: str, study: dict) -> str:
         if name == "view":
             return FRONTAL.get(study["views"][0], "frontal")
         if name == "sections":
-            held = [each for each in ("findings", "impression") if study[each] and study[each] in study["report"]]
-            return " and ".join(held) or "findings"
+            names = TARGETS[target_of(study, study["report"]) or "findings"]
+            return " and ".join(each for each in names if study[each]) or "findings"
         return f"{name.capitalize()}: {study[name].strip()}\n" if study[name] else ""
 
     return FIELD.sub(fill, prompt)

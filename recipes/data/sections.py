@@ -58,6 +58,15 @@ def clean_as_r2gen(text: str) -> str:
     return " ".join(" . ".join([*sentences, ""]).split())
 
 
+def target_of(sections: dict[str, str | None], report: str | None) -> str | None:
+    """The target of `TARGETS` that `report` is, of `sections`; None where it is not made of whole sections.
+
+    >>> target_of({"findings": "No change. Clear.", "impression": "Clear."}, "No change. Clear.")
+    'findings'
+    """
+    return next((target for target in TARGETS if report and target_text(sections, target) == report), None)
+
+
 def target_text(sections: dict[str, str | None], target: str) -> str | None:
     """The target report of cleaned `sections` ("findings", "impression"); None where every wanted one is missing.
 

@@ -18,6 +18,7 @@ from recipes.data import rg4
 from recipes.data.llm import InProcess, Refused, is_loopback, read_sections, read_verdict
 from recipes.data.schema import read_dataset, write_dataset
 from rewards.discbert import ALLOWED, CATEGORIES, FORBIDDEN
+from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -63,8 +64,8 @@ def dataset(tmp_path) -> Path:
     return build(tmp_path / "data", ROWS)
 
 
-def build(folder: Path, rows: list[dict]) -> Path:
-    write_dataset({"train": lambda: iter(rows)}, folder, {"labeler": "lexical"})
+def build(folder: Path, rows: list[dict], **note) -> Path:
+    write_dataset({"train": lambda: iter(rows)}, folder, {"labeler": "lexical", **note})
     return folder
 
 
@@ -530,6 +531,12 @@ def test_a_model_in_this_process(tmp_path):
         ({"max_rounds": 0}, "at least 1"),
         ({"labeler": "nlp"}, "'nlp'"),
         ({"published": "sn:x.json"}, "either --dataset"),
+        ({"target": "findings"}, "--target is of --published"),
+        ({"image_size": 518}, "--image_size is of --published"),
+        ({"image_size_of": "shortest"}, "--image_size_of is of --published"),
+        ({"image_root": "images"}, "--image_root is of --published"),
+        ({"cleaning": "r2"}, "r2"),
+        ({"dataset": "cleaned"}, "was built with --cleaning rg4, by which numbers lost their points"),
         ({"scenarios": "mw", "limit": 1, "dataset": "sn only"}, "no report of"),
     ],
     ids=str,
@@ -537,6 +544,8 @@ def test_a_model_in_this_process(tmp_path):
 def test_mistakes(dataset, tmp_path, call, arguments, said):
     if arguments.get("dataset") == "sn only":
         arguments = arguments | {"dataset": build(tmp_path / "alone", ROWS[3:])}
+    if arguments.get("dataset") == "cleaned":
+        arguments = {"dataset": build(tmp_path / "cleaned", ROWS, cleaning="rg4")}
     with pytest.raises(InputError) as refused:
         run(call, **({"dataset": dataset, "out": tmp_path / "rg4"} | arguments))
     assert said in str(refused.value) and "\n" not in str(refused.value)
@@ -593,6 +602,44 @@ def test_a_verdict():
     assert read_sections('{"findings": " a\\n b "}', ["findings"]) == {"findings": "a b"}
 
 
+def test_cleaning_comes_after_the_rewriter(tmp_path, call, monkeypatch):
+    """The rewriter reads "3.5 cm", the labeler capitals and commas, and only what is written is cleaned."""
+    rewriter, labeler, texts = rg4.RuleRewriter(), LexicalLabeler(), {"rewriter": [], "labeler": []}
+
+    def rewrite(cases):
+        texts["rewriter"] += [case.texts[-1]["findings"] for case in cases]
+        return rewriter(cases)
+
+    def label(reports):
+        texts["labeler"] += reports
+        return labeler(reports)
+
+    rewrite.name = label.name = "watched"
+    monkeypatch.setattr(rg4, "RuleRewriter", lambda: rewrite)
+    monkeypatch.setattr(build_mimic_rg4, "load_labeler", lambda name: label)
+    rows = [
+        row("a", "Mass of 3.5 cm, stable since yesterday. No edema.", "1. Mass.", prior_report="Heart: enlarged."),
+        row("b", "No edema.", "XXXX."),  # its impression has no word
+    ]
+    written = run(
+        call, build(tmp_path / "data", rows), tmp_path / "rg4", scenarios="sw sn", cleaning="rg4", guard="report"
+    )
+    assert any("3.5 cm" in text for text in texts["rewriter"])
+    assert all("35 cm" not in text for text in texts["labeler"] + texts["rewriter"])
+    sn, sw = (written[name]["a"] for name in ("sn", "sw"))
+    assert sn["findings"].startswith("mass of 35 cm") and sn["findings"].endswith("no edema .")
+    assert sn["impression"] == "mass ." and sn["report"] == f"{sn['findings']} mass ."
+    assert (sn["prior_report"], sw["prior_report"]) == (None, "heart : enlarged .")
+    assert written["sn"]["b"]["impression"] is None and written["sn"]["b"]["report"] == "no edema ."
+    assert json.loads((tmp_path / "rg4/build.json").read_text())["cleaning"] == "rg4"
+
+
+def test_a_report_of_which_cleaning_leaves_nothing_is_discarded(tmp_path, call):
+    dataset = build(tmp_path / "data", [row("a", "XXXX.", None), row("b", "Clear.", None)])
+    assert set(run(call, dataset, tmp_path / "rg4", scenarios="sn", cleaning="plain")["sn"]) == {"b"}
+    assert discarded(tmp_path / "rg4") == {("sn", "a"): "nothing is left of the report"}
+
+
 # --- the published data set (REQUIREMENTS RG-102) -----------------------------------------------------------------
 
 RECORD = {
@@ -634,6 +681,62 @@ def test_import(tmp_path, call):
     assert (sn["prior_report"], mw["prior_report"]) == (None, "Clear.")
     assert sn["views"] == ["PA"] and mw["views"] == ["PA", "LATERAL"] and len(mw["images"]) == 2
     assert sn["key_spans"] is None and sn["labels"][CONDITIONS.index("Pleural Effusion")] == CheXpertState.POSITIVE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),  # of an image of 40 x 60; the shortest side is asked for, never enlarged
+    [
+        ((), (40, 60)),
+        (("--image_size", 30), (20, 30)),
+        (("--image_size", 30, "--image_size_of", "shortest"), (30, 45)),
+        (("--image_size", 50, "--image_size_of", "shortest"), (40, 60)),
+    ],
+)
+def test_size_of_imported_images(tmp_path, call, arguments, size):
+    path = tmp_path / "jpg" / RECORD["APPA_imagepath"]
+    path.parent.mkdir(parents=True)
+    Image.new("L", (40, 60)).save(path)
+    import_(call, tmp_path / "rg4", f"sn:{published(tmp_path, RECORD)}", "--image_root", tmp_path / "jpg", *arguments)
+    assert read_dataset(str(tmp_path / "rg4/sn"))["train"][0]["images"][0].size == size
+    note = json.loads((tmp_path / "rg4/build.json").read_text())
+    assert note["image_size"] == (arguments[1] if arguments else 512)
+    assert note["image_size_of"] == ("shortest" if "shortest" in arguments else "longest")
+
+
+BOTH = {"finding": "Mass: 3.5 cm.", "impression": "Edema,  XXXX.", "last_finding": "Heart: large.", "id": "both"}
+LONE = {"finding": "s", "impression": "1. Edema.", "APPA_imagepath": "x.jpg", "id": "lone"}  # no finding
+
+
+@pytest.mark.parametrize(
+    ("target", "cleaning", "reports", "prior"),
+    [
+        (None, "none", {"both": "Mass: 3.5 cm. Edema,  XXXX.", "lone": "1. Edema."}, "Heart: large. Clear."),
+        ("findings", "none", {"both": "Mass: 3.5 cm."}, "Heart: large. Clear."),
+        ("impression", "plain", {"both": "Edema, XXXX.", "lone": "Edema."}, "Heart: large. Clear."),
+        ("findings", "rg4", {"both": "mass : 35 cm ."}, "heart : large . clear ."),
+        ("findings+impression", "rg4", {"both": "mass : 35 cm . edema xxxx .", "lone": "edema ."},
+         "heart : large . clear ."),
+        ("findings", "r2gen", {"both": "mass 35 cm ."}, "heart large . clear ."),
+    ],
+)  # fmt: skip
+def test_target_and_cleaning_of_the_published_files(tmp_path, call, target, cleaning, reports, prior):
+    pair = [RECORD | BOTH | {"APPA_imagepath": "y.jpg"}, RECORD | LONE]
+    file = published(tmp_path, RECORD, train=pair)
+    import_(call, tmp_path / "rg4", f"sw:{file}", "--cleaning", cleaning, *(("--target", target) if target else ()))
+    rows = {each["study_id"]: each for each in read_dataset(str(tmp_path / "rg4/sw"))["train"]}
+    assert {study: each["report"] for study, each in rows.items()} == reports
+    assert rows["both"]["prior_report"] == prior
+    edema = rows["both"]["labels"][CONDITIONS.index("Edema")]  # of the report before it was cleaned
+    assert edema == (CheXpertState.BLANK if target == "findings" else CheXpertState.POSITIVE)
+    left_out = {} if "lone" in reports else {("sw", "lone"): f"it has no {target}"}
+    assert discarded(tmp_path / "rg4") == left_out
+
+
+def test_published_files_without_any_target(tmp_path, call):
+    file = published(tmp_path, RECORD | LONE)
+    with pytest.raises(InputError, match=r"no report of sn:.* is left.*it has no findings"):
+        import_(call, tmp_path / "rg4", f"sn:{file}", "--target", "findings")
+    assert not (tmp_path / "rg4").exists()
 
 
 def test_import_without_images(tmp_path, call):

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import BitImageProcessor, Qwen2VLImageProcessor, SiglipImageProcessor
 
 from recipes.cli import InputError
-from recipes.data.samples import report_enlarged, to_samples, write_reasoning
+from recipes.data.samples import fill_prompt, report_enlarged, to_samples, write_reasoning
 from recipes.data.schema import FEATURES, read_dataset
 from rewards.completions import parse_completion
 from rewards.labels import FINDINGS, CheXpertState
@@ -37,6 +37,24 @@ def rows():
         ],
         features=FEATURES,
     )
+
+
+@pytest.mark.parametrize(
+    ("findings", "impression", "report", "sections"),
+    [
+        ("No change. Clear.", "Clear.", "No change. Clear.", "findings"),  # the impression is a part of the findings
+        ("Clear.", "All is Clear. So far.", "All is Clear. So far.", "impression"),
+        ("Clear.", "Normal.", "Clear. Normal.", "findings and impression"),
+        (None, "Normal.", "Normal.", "impression"),
+        ("Clear.", None, "Clear.", "findings"),
+        ("Clear.", "Normal.", "Something else.", "findings"),  # a report that no section tells of
+        (None, None, "A whole report.", "findings"),
+        (None, None, None, "findings"),
+    ],
+)
+def test_sections_in_a_prompt(findings, impression, report, sections):
+    study = {"findings": findings, "impression": impression, "report": report}
+    assert fill_prompt("Write the {sections}.", study) == f"Write the {sections}."
 
 
 RAD_DINO = {"size": {"shortest_edge": 518}, "crop_size": {"height": 518, "width": 518}}

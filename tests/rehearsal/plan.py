@@ -122,7 +122,7 @@ def lmrrg() -> list[Job]:
 def llmrg4(endpoint: str) -> list[Job]:
     """recipes/configs/llmrg4/README.md; a server at `endpoint` stands in for the LLM."""
     physionet = "physionet.org/files"
-    trees = {"root": physionet, "images": f"{physionet}/mimic-cxr-jpg/2.1.0", "image_size": 518, "cleaning": "rg4"}
+    trees = {"root": physionet, "images": f"{physionet}/mimic-cxr-jpg/2.1.0", "image_size": 518}
     trees["image_size_of"] = "shortest"
     build = {"config": CONFIGS / "rg4/mimic.yaml", "endpoint": endpoint}
     judged = {"judge": "llm", "scenarios": "sn", "limit": 10000, "out": "outputs/data/rg4_judged"}
