@@ -18,6 +18,7 @@ from test_long_runs import small_llama
 from transformers import AutoProcessor
 from trl import GRPOTrainer, ModelConfig, get_peft_config
 
+from recipes import grpo_mrgr1
 from recipes.cli import InputError, run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_dataset
@@ -272,6 +273,30 @@ def test_no_reward_is_not_a_reward_of_0(make_trainer, samples):
         output = trainer._generate_and_score_completions([samples[0]] * 4 + [samples[1]] * 4)
         expected = torch.tensor(expected * 2, dtype=torch.float32)
         torch.testing.assert_close(output["advantages"], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["whole", "zero"])
+def test_untagged_reaches_every_reward(mode, call, tiny, phantom, tmp_path, monkeypatch):
+    """A completion that is the reference, without a tag, earns something with `whole` and nothing with `zero`."""
+    functions = {}
+
+    def stop(names, available, weights):
+        functions.update({name: make() for name, make in available.items()})
+        raise InputError("far enough")
+
+    monkeypatch.setattr(grpo_mrgr1, "choose_rewards", stop)
+    config = ROOT / "recipes/configs/mrgr1/phantom.yaml"
+    with pytest.raises(InputError, match="far enough"):
+        call(
+            grpo_mrgr1.main, "--config", config, "--model_name_or_path", tiny, "--dataset", phantom,
+            "--output_dir", tmp_path, "--untagged", mode,
+        )  # fmt: skip
+    del functions["format"]
+    assert {"mccs", "ce_f1", "positive_f1", "bleu", "rouge", "cider", "radcliq_lite"} <= set(functions)
+    report = "There is a small left pleural effusion. The heart is enlarged."
+    for name, function in functions.items():
+        (score,) = function([[{"role": "assistant", "content": report}]], report=[report])
+        assert (score > 0.5) if mode == "whole" else (score == 0), name
 
 
 def test_two_epochs_have_different_orders(make_trainer):
