@@ -114,6 +114,8 @@ def run_stage(stage: Stage, room: Path, log: Path, processes: Processes) -> dict
             alive = process.poll() is None
         finally:
             processes.kill(process)
+        if processes.ended:
+            raise Failed("the rehearsal was ended")
         output = log.read_text(errors="replace")
         if stage.killed:
             if not alive:
