@@ -82,8 +82,8 @@ def main() -> None:
     ################
     # Model
     ################
-    if args.model:
-        model, tokenizer = load_bert(args.model, AutoTokenizer, CheXbertModel)
+    if start := args.model or resume:  # a tiny one's tokenizer, trained anew, would be another
+        model, tokenizer = load_bert(start, AutoTokenizer, CheXbertModel)
     else:
         model, tokenizer = build_chexbert(reports, seed=training_args.seed)
 

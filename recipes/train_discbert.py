@@ -98,8 +98,8 @@ def main() -> None:
     ################
     # Model
     ################
-    if args.model:
-        model, tokenizer = load_bert(args.model, BertTokenizer, DiscBertModel)
+    if start := args.model or resume:  # a tiny one's tokenizer, trained anew, would be another
+        model, tokenizer = load_bert(start, BertTokenizer, DiscBertModel)
     else:
         model, tokenizer = build_discbert(reports, seed=training_args.seed)
 

@@ -237,3 +237,14 @@ def test_checkpoints_of_the_published_bert_are_read_back(call, dataset, tmp_path
         torch.equal(value, best[name]) for name, value in DiscBertModel.from_pretrained(first).state_dict().items()
     )
     assert not [record for record in caplog.records if "missing keys in the checkpoint" in record.getMessage()]
+
+
+def test_a_tiny_one_goes_on_with_its_own_tokenizer(call, dataset, tmp_path, monkeypatch):
+    """Its training is no pure function of the texts: another run's tokenizer may number the same words otherwise."""
+    settings = SMALL | {"dataset": dataset, "output_dir": tmp_path, "save_strategy": "steps", "save_steps": 1}
+    run(call, **settings)
+    vocabulary = (tmp_path / "checkpoint-2/tokenizer.json").read_text()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    monkeypatch.setattr(train_discbert, "build_discbert", None)  # it may not be asked
+    run(call, resume_from_checkpoint="latest", **settings)
+    assert (tmp_path / "tokenizer.json").read_text() == vocabulary

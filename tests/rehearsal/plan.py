@@ -11,7 +11,18 @@ from pathlib import Path
 from rewards.discbert import SCENARIOS
 
 from .overrides import ALLOWED, STEPS, differences, overrides_of, read_config
-from .runs import ROOT, Failed, Job, Stage, check_lines, check_loaded, check_scenarios, check_scores, check_trained
+from .runs import (
+    ROOT,
+    Failed,
+    Job,
+    Stage,
+    check_equal,
+    check_lines,
+    check_loaded,
+    check_scenarios,
+    check_scores,
+    check_trained,
+)
 
 CHEXBERT, RADGRAPH = "StanfordAIMI/RRG_scorers/chexbert.pth", "StanfordAIMI/RRG_scorers/radgraph.tar.gz"
 BIOMEDCLIP = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
@@ -34,8 +45,12 @@ def recipe(script: str, **arguments) -> list:
     return [sys.executable, RECIPES / script, *words(arguments)]
 
 
-def training(script: str, config: str, **required) -> list[Stage]:
-    """A YAML's training, killed after its first checkpoint, and gone on with. `required`: what a README adds."""
+def training(script: str, config: str, repeatable: bool = True, **required) -> list[Stage]:
+    """A YAML's training, killed after its first checkpoint, gone on with, and compared with one that was not killed.
+
+    `repeatable`: the last; not of PPO with several epochs on a batch, whose completions are written anew after a
+    resume, nor of a model whose tokenizer is trained first. `required`: what a README adds.
+    """
     values = read_config(CONFIGS / config)
     changes = {change.key: change.value for change in overrides_of(values)}
     if wrong := changes.keys() - ALLOWED | required.keys() & values.keys():
@@ -47,8 +62,9 @@ def training(script: str, config: str, **required) -> list[Stage]:
             raise Failed(f"{config} was not run as it is: {different}")
 
     out = values["output_dir"]
-    resumed = [*command, "--resume_from_checkpoint", "latest"]
-    return [Stage("kill", command, killed=out), Stage("resume", resumed, check_trained(out, STEPS, as_published))]
+    resume = Stage("resume", [*command, "--resume_from_checkpoint", "latest"], check_trained(out, STEPS, as_published))
+    whole = Stage("whole", [*command, "--output_dir", f"{out}_whole"], check_equal(out, f"{out}_whole"))
+    return [Stage("kill", command, killed=out), resume, *([whole] if repeatable else [])]
 
 
 def scored(model: str, system: str, generate: Mapping, evaluate: Mapping, load: str = "") -> list[Stage]:
@@ -113,7 +129,7 @@ def lmrrg() -> list[Job]:
         first += scored(f"outputs/lmrrg/{name}", "lmrrg", generate, evaluate, "trust")
         needs = (f"lmrrg: data, {name}", "lmrrg: biomedclip", "lmrrg: chexbert", "lmrrg: radgraph")
         jobs.append(Job(f"lmrrg/{name}.yaml", "lmrrg", first, needs, checked=True))
-        second = training("ppo_lmrrg.py", f"lmrrg/{name}_cqrl.yaml")
+        second = training("ppo_lmrrg.py", f"lmrrg/{name}_cqrl.yaml", repeatable=False)
         second += scored(f"outputs/lmrrg/{name}_cqrl", "lmrrg", generate, evaluate, "trust")
         jobs.append(Job(f"lmrrg/{name}_cqrl.yaml", "lmrrg", second, [f"lmrrg/{name}.yaml"], checked=True))
     return jobs
@@ -213,12 +229,12 @@ def labelers() -> list[Job]:
         ("chexbert/csv.yaml", "chexbert_csv", {"csv": "labelled_reports.csv"}),
         ("chexbert/openi.yaml", "chexbert_openi", {}),
     ):
-        stages = training("train_chexbert.py", config, **required)
+        stages = training("train_chexbert.py", config, repeatable=room != "chexbert_openi", **required)
         stages += [Stage("load", [*LOAD, "outputs/chexbert", "AutoModel", "trust"], check_loaded)]
         command = recipe("evaluate.py", predictions="x=reports.jsonl", labeler="chexbert", out="outputs/scores")
         stages += [Stage("evaluate", command, check_scores("outputs/scores", "x"))]
         jobs.append(Job(config, room, stages, checked=True))
-    stages = training("train_discbert.py", "discbert/openi.yaml")
+    stages = training("train_discbert.py", "discbert/openi.yaml", repeatable=False)
     stages += [Stage("load", [*LOAD, "outputs/discbert", "AutoModel", "trust"], check_loaded)]
     stages += [hallucinations("outputs/discbert")]
     jobs.append(Job("discbert/openi.yaml", "discbert_openi", stages, checked=True))

@@ -12,6 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 from recipes.trainers.checkpoints import all_checkpoints, find_damage
 from rewards.discbert import SCENARIOS
 
@@ -160,6 +163,22 @@ def check_trained(run: str, steps: int, compare: Callable[[dict], None]) -> Call
             raise Failed(f"losses {losses}")
         compare(json.loads((folder / "run_config.json").read_text()))
         return {"losses": [losses[step] for step in sorted(losses)]}
+
+    return check
+
+
+def check_equal(one: str, other: str) -> Callable:
+    """A check that two runs ended with the same weights, to the last bit."""
+
+    def check(room: Path, output: str) -> dict:
+        files = {path.name for run in (one, other) for path in (room / run).glob("*.safetensors")}
+        for name in sorted(files):
+            first, second = (load_file(room / run / name) for run in (one, other))
+            if wrong := [key for key in first if not torch.equal(first[key], second[key])]:
+                raise Failed(
+                    f"{len(wrong)} of {len(first)} weights differ from those of a run without a kill: {wrong[0]}"
+                )
+        return {"files": sorted(files)}
 
     return check
 
