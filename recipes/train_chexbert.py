@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass, field
 
 import numpy as np
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, set_seed
 
 from modeling import CheXbertModel
 from modeling.tiny import build_chexbert
@@ -82,6 +82,7 @@ def main() -> None:
     ################
     # Model
     ################
+    set_seed(training_args.seed)  # of new heads
     if start := args.model or resume:  # a tiny one's tokenizer, trained anew, would be another
         model, tokenizer = load_bert(start, AutoTokenizer, CheXbertModel)
     else:

@@ -19,7 +19,7 @@ import random
 import sys
 from dataclasses import dataclass, field
 
-from transformers import BertTokenizer, DataCollatorWithPadding, Trainer
+from transformers import BertTokenizer, DataCollatorWithPadding, Trainer, set_seed
 
 from modeling.modeling_discbert import DiscBertModel
 from recipes.cli import InputError, parse, report, run, save_run
@@ -98,6 +98,7 @@ def main() -> None:
     ################
     # Model
     ################
+    set_seed(training_args.seed)  # of new heads
     if start := args.model or resume:  # a tiny one's tokenizer, trained anew, would be another
         model, tokenizer = load_bert(start, BertTokenizer, DiscBertModel)
     else:

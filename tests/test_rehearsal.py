@@ -39,7 +39,9 @@ def test_nothing_else_is_overridden(name):
         ("none", [], True),  # report_to, as TrainingArguments has it
         ([".*q_proj"], ".*q_proj", True),  # PEFT takes a list of one pattern as the pattern
         ('{"min_lr": 1.0e-6}', {"min_lr": 1e-6}, True),  # lr_scheduler_kwargs
+        (1, 1.0, True),
         (True, False, False),
+        (True, 1, False),
         ("adamw_bnb_8bit", "adamw_torch", False),
         (16, None, False),  # an argument that the run does not have
         ([0.75, 0.25], [0.25, 0.75], False),

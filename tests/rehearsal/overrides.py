@@ -63,11 +63,12 @@ def read_config(file) -> dict:
 
 def as_text(value: object) -> str:
     """A value as a YAML or as run_config.json may write it: lists are joined, none of a kind is nothing, and what is
-    JSON in a text (lr_scheduler_kwargs) is read."""
+    JSON in a text (lr_scheduler_kwargs) is read; 1 is 1.0."""
     if isinstance(value, str) and value.startswith("{"):
         value = json.loads(value)
     values = value if isinstance(value, list) else [value]
-    return ",".join(str(each).lower() for each in values if each not in (None, "none"))
+    texts = [repr(float(each)) if type(each) in (int, float) else str(each).lower() for each in values]
+    return ",".join(text for text in texts if text != "none")
 
 
 def differences(config: Mapping, run: Mapping) -> dict[str, tuple]:
