@@ -18,7 +18,7 @@ OWN = ("demo", "phantom")  # settings for tiny models, which make demo runs
 
 def test_every_yaml_of_a_paper_is_rehearsed():
     jobs = [*mrgr1(), *llmrg4("http://127.0.0.1:1/v1"), *lmrrg(), *labelers()]
-    assert {job.name for job in jobs if job.checked} == {
+    assert {job.name for job in jobs if job.in_table} == {
         name for name in PAPERS if not any(word in name for word in OWN)
     }
 
@@ -83,7 +83,7 @@ def test_what_is_a_readable_report(texts, ended, sentence):
 def test_without_the_packages_the_real_weights_have_a_row_that_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("rehearsal.real_weights.find_absent", lambda: "needs gguf: pip install gguf")
     monkeypatch.setattr("rehearsal.rehearse.prepare_rooms", lambda *arguments: None)
-    names = [job.name for job in real_weights() if job.checked]
+    names = [job.name for job in real_weights() if job.in_table]
     checks = rehearse(tmp_path / "rehearsal", names)
     assert [check["name"] for check in checks] == names and len(names) == 4
     assert {(check["value"], check["holds"]) for check in checks} == {("skipped: needs gguf: pip install gguf", None)}

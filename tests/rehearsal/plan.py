@@ -64,7 +64,7 @@ def training(script: str, config: str, repeatable: bool = True, **required) -> l
     out = values["output_dir"]
     resume = Stage("resume", [*command, "--resume_from_checkpoint", "latest"], check_trained(out, STEPS, as_published))
     whole = Stage("whole", [*command, "--output_dir", f"{out}_whole"], check_equal(out, f"{out}_whole"))
-    return [Stage("kill", command, killed=out), resume, *([whole] if repeatable else [])]
+    return [Stage("kill", command, kill_in=out), resume, *([whole] if repeatable else [])]
 
 
 def scored(model: str, system: str, generate: Mapping, evaluate: Mapping, load: str = "") -> list[Stage]:
@@ -99,11 +99,11 @@ def mrgr1() -> list[Job]:
         needs = (f"mrgr1: data, {name}", "mrgr1: chexbert")
         grpo = training("grpo_mrgr1.py", f"mrgr1/{name}.yaml")
         grpo += scored(f"outputs/mrgr1/{name}", "mrgr1", {**dataset, **pixels}, scores)
-        jobs.append(Job(f"mrgr1/{name}.yaml", "mrgr1", grpo, needs, checked=True))
+        jobs.append(Job(f"mrgr1/{name}.yaml", "mrgr1", grpo, needs, in_table=True))
         sft = training("sft_mrgr1.py", f"mrgr1/sft_{name}.yaml")
         plain = {**dataset, **pixels, "prompt_file": "prompts/mrgr1_plain.txt"}
         sft += scored(f"outputs/mrgr1/sft_{name}", "sft", plain, scores)
-        jobs.append(Job(f"mrgr1/sft_{name}.yaml", "mrgr1", sft, needs, checked=True))
+        jobs.append(Job(f"mrgr1/sft_{name}.yaml", "mrgr1", sft, needs, in_table=True))
     return jobs
 
 
@@ -128,10 +128,10 @@ def lmrrg() -> list[Job]:
         first = training("sft_lmrrg.py", f"lmrrg/{name}.yaml")
         first += scored(f"outputs/lmrrg/{name}", "lmrrg", generate, evaluate, "trust")
         needs = (f"lmrrg: data, {name}", "lmrrg: biomedclip", "lmrrg: chexbert", "lmrrg: radgraph")
-        jobs.append(Job(f"lmrrg/{name}.yaml", "lmrrg", first, needs, checked=True))
+        jobs.append(Job(f"lmrrg/{name}.yaml", "lmrrg", first, needs, in_table=True))
         second = training("ppo_lmrrg.py", f"lmrrg/{name}_cqrl.yaml", repeatable=False)
         second += scored(f"outputs/lmrrg/{name}_cqrl", "lmrrg", generate, evaluate, "trust")
-        jobs.append(Job(f"lmrrg/{name}_cqrl.yaml", "lmrrg", second, [f"lmrrg/{name}.yaml"], checked=True))
+        jobs.append(Job(f"lmrrg/{name}_cqrl.yaml", "lmrrg", second, [f"lmrrg/{name}.yaml"], in_table=True))
     return jobs
 
 
@@ -158,7 +158,7 @@ def llmrg4(endpoint: str) -> list[Job]:
             recipe("build_mimic_rg4.py", **build, **judged),
             needs=["llmrg4: data", "llmrg4: chexbert"],
         ),
-        Job("discbert/mimic.yaml", "llmrg4", discbert, ["llmrg4: judgements"], checked=True),
+        Job("discbert/mimic.yaml", "llmrg4", discbert, ["llmrg4: judgements"], in_table=True),
         Job(
             "rg4/mimic.yaml",
             "llmrg4",
@@ -167,7 +167,7 @@ def llmrg4(endpoint: str) -> list[Job]:
                 Stage("build", recipe("build_mimic_rg4.py", **build), check_scenarios("outputs/data/rg4")),
             ],
             ["discbert/mimic.yaml"],
-            checked=True,
+            in_table=True,
         ),
         preparation(
             "llmrg4: rg4, findings",
@@ -199,7 +199,7 @@ def llmrg4(endpoint: str) -> list[Job]:
         stages = training("sft_llmrg4.py", f"llmrg4/{kind}_stage1.yaml")
         generate = {"dataset": f"outputs/data/{data}/sn", **decoding, "prompt_file": "prompts/llmrg4_stage1.txt"}
         stages += scored(run, "llmrg4", generate, {"dataset": f"outputs/data/{data}/sn", **scores}, "trust")
-        jobs.append(Job(f"llmrg4/{kind}_stage1.yaml", "llmrg4", stages, [f"llmrg4: weights, {kind}"], checked=True))
+        jobs.append(Job(f"llmrg4/{kind}_stage1.yaml", "llmrg4", stages, [f"llmrg4: weights, {kind}"], in_table=True))
         run = f"outputs/llmrg4/{kind}_stage2"
         stages = training("sft_llmrg4.py", f"llmrg4/{kind}_stage2.yaml")
         stages += [Stage("load", [*LOAD, run, "AutoModelForImageTextToText", "trust"], check_loaded)]
@@ -218,7 +218,7 @@ def llmrg4(endpoint: str) -> list[Job]:
             **scores,
         )
         stages.append(Stage("evaluate", command, check_scores(f"{run}_scores", "llmrg4")))
-        jobs.append(Job(f"llmrg4/{kind}_stage2.yaml", "llmrg4", stages, [f"llmrg4/{kind}_stage1.yaml"], checked=True))
+        jobs.append(Job(f"llmrg4/{kind}_stage2.yaml", "llmrg4", stages, [f"llmrg4/{kind}_stage1.yaml"], in_table=True))
     return jobs
 
 
@@ -233,11 +233,11 @@ def labelers() -> list[Job]:
         stages += [Stage("load", [*LOAD, "outputs/chexbert", "AutoModel", "trust"], check_loaded)]
         command = recipe("evaluate.py", predictions="x=reports.jsonl", labeler="chexbert", out="outputs/scores")
         stages += [Stage("evaluate", command, check_scores("outputs/scores", "x"))]
-        jobs.append(Job(config, room, stages, checked=True))
+        jobs.append(Job(config, room, stages, in_table=True))
     stages = training("train_discbert.py", "discbert/openi.yaml", repeatable=False)
     stages += [Stage("load", [*LOAD, "outputs/discbert", "AutoModel", "trust"], check_loaded)]
     stages += [hallucinations("outputs/discbert")]
-    jobs.append(Job("discbert/openi.yaml", "discbert_openi", stages, checked=True))
+    jobs.append(Job("discbert/openi.yaml", "discbert_openi", stages, in_table=True))
     return jobs
 
 

@@ -105,23 +105,23 @@ def real_weights() -> list[Job]:
                 written("outputs/llmrg4_stage2", llmrg4),
             ],
             needs,
-            checked=True,
+            in_table=True,
         ),
         Job(
             f"{room}/lmrrg",
             room,
             [*trained("outputs/lmrrg"), written("outputs/lmrrg", lmrrg)],
             needs,
-            checked=True,
+            in_table=True,
         ),
         Job(
             f"{room}/lmrrg_cqrl",
             room,
             [*trained("outputs/lmrrg_cqrl"), written("outputs/lmrrg_cqrl", lmrrg)],
             [f"{room}/lmrrg"],
-            checked=True,
+            in_table=True,
         ),
-        Job(f"{room}/bertscore", room, [Stage("orderings", scores, check_passed)], checked=True),
+        Job(f"{room}/bertscore", room, [Stage("orderings", scores, check_passed)], in_table=True),
     ]
     for job in (parts, *jobs):
         job.skipped = absent

@@ -32,7 +32,7 @@ def select_jobs(jobs: Sequence[Job], only: Sequence[str] | None) -> list[Job]:
         if by_name[name] not in order:
             order.append(by_name[name])
 
-    names = [job.name for job in jobs if job.checked]
+    names = [job.name for job in jobs if job.in_table]
     if unknown := set(only or ()) - set(names):
         raise InputError(f"there is no run {min(unknown)!r}; choose among {', '.join(names)}")
     for name in only or names:
@@ -58,7 +58,7 @@ def run_job(job: Job, out: Path, processes: Processes) -> Job:
         log = out / "logs" / f"{job.name.replace('/', '_').replace(': ', '_')}.{stage.name}.log"
         try:
             figures = run_stage(stage, out / "rooms" / job.room, log, processes)
-            job.passed.append(stage.name)
+            job.successes.append(stage.name)
             job.figures |= {stage.name: figures} if figures else {}
         except (Failed, OSError, ValueError, KeyError) as error:
             job.failure = f"{stage.name}: {error}"
@@ -83,7 +83,7 @@ def run_all(jobs: Sequence[Job], out: Path, workers: int) -> None:
                 if broken := next((each for each in prerequisites if each.failure), None):
                     job.failure = f"needs {broken.name}, which failed"
                     queue.remove(job)
-                elif len(active) < workers and all(len(each.passed) == len(each.stages) for each in prerequisites):
+                elif len(active) < workers and all(len(each.successes) == len(each.stages) for each in prerequisites):
                     active[pool.submit(run_job, job, out, processes)] = job
                     queue.remove(job)
             if active:
@@ -113,17 +113,18 @@ def rehearse(out: Path, only: Sequence[str] | None = None, workers: int = 2) -> 
         ready = time.monotonic()
         run_all(jobs, out, workers)
     checks = [
-        {"name": job.name, "value": len(job.passed), "bar": len(job.stages), "holds": not job.failure}
+        {"name": job.name, "value": len(job.successes), "bar": len(job.stages), "holds": not job.failure}
         for job in jobs
-        if job.checked
+        if job.in_table
     ]
     checks += [
         {"name": job.name, "value": f"skipped: {job.skipped}", "bar": len(job.stages), "holds": None}
         for job in selection
-        if job.checked and job.skipped
+        if job.in_table and job.skipped
     ]
     runs = {
-        job.name: {"seconds": job.seconds, "passed": job.passed, "failure": job.failure, **job.figures} for job in jobs
+        job.name: {"seconds": job.seconds, "stages": job.successes, "failure": job.failure, **job.figures}
+        for job in jobs
     }
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     figures = {

@@ -30,19 +30,19 @@ class Failed(Exception):
 class Stage:
     """One thing that is done for a run: a command, or a function of this process, and a look at what came out.
 
-    `command` runs in the job's room. `killed`: the run's folder; a SIGKILL comes once it holds a checkpoint.
+    `command` runs in the job's room. `kill_in`: the run's folder; a SIGKILL comes once it holds a checkpoint.
     `check(room, output)` raises Failed; it returns figures or None.
     """
 
     name: str
     command: Sequence[str | Path] = ()
     check: Callable[[Path, str], dict | None] = lambda room, output: None
-    killed: str | None = None
+    kill_in: str | None = None
 
 
 @dataclass
 class Job:
-    """Stages in their order, in the folder `room`, after the jobs that `needs` names; `checked`: it has a row.
+    """Stages in their order, in the folder `room`, after the jobs that `needs` names; `in_table`: it has a row.
 
     `skipped`: why it cannot be run here, which its row then says.
     """
@@ -51,9 +51,9 @@ class Job:
     room: str
     stages: list[Stage]
     needs: Sequence[str] = ()
-    checked: bool = False
+    in_table: bool = False
     skipped: str | None = None
-    passed: list[str] = field(default_factory=list)
+    successes: list[str] = field(default_factory=list)
     failure: str | None = None
     figures: dict = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -109,7 +109,7 @@ def run_stage(stage: Stage, room: Path, log: Path, processes: Processes) -> dict
         start = time.monotonic()
         try:
             while process.poll() is None:
-                if stage.killed and all_checkpoints(room / stage.killed):
+                if stage.kill_in and all_checkpoints(room / stage.kill_in):
                     break
                 if time.monotonic() - start > PATIENCE:
                     raise Failed(f"is not done after {PATIENCE} s")
@@ -120,10 +120,10 @@ def run_stage(stage: Stage, room: Path, log: Path, processes: Processes) -> dict
         if processes.ended:
             raise Failed("the rehearsal was ended")
         output = log.read_text(errors="replace")
-        if stage.killed:
+        if stage.kill_in:
             if not alive:
                 raise Failed(f"ended by itself ({process.returncode}) before it could be killed: {last_line(output)}")
-            check_killed(room / stage.killed)
+            check_killed(room / stage.kill_in)
         elif process.returncode:
             raise Failed(f"exit status {process.returncode}: {last_line(output)}")
     return stage.check(room, output) or {}
