@@ -95,13 +95,20 @@ def run_all(jobs: Sequence[Job], out: Path, workers: int) -> None:
         pool.shutdown()
 
 
-def rehearse(out: Path, only: Sequence[str] | None = None, workers: int = 2) -> list[dict]:
-    """Runs the plan, or the YAMLs that `only` names and what they need; returns the checks of results.json."""
+def rehearse(
+    out: Path, only: Sequence[str] | None = None, workers: int = 2, without: Sequence[str] = ()
+) -> list[dict]:
+    """Runs the plan, or the YAMLs that `only` names and what they need; returns the checks of results.json.
+
+    `without`: names of stages that are left out.
+    """
     start = time.monotonic()
     with answering() as endpoint:
         plan = [*llmrg4(endpoint), *lmrrg(), *mrgr1(), *labelers(), *real_weights()]
         selection = select_jobs(plan, only)
         jobs = [job for job in selection if not job.skipped]
+        for job in jobs:
+            job.stages = [stage for stage in job.stages if stage.name not in without]
         if out.exists() and not (out / "logs").is_dir():
             raise InputError(f"--out {out} exists and is no earlier rehearsal: name another folder")
         shutil.rmtree(out, ignore_errors=True)
