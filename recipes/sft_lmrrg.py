@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
+from transformers import set_seed
 from trl import ModelConfig, get_peft_config
 
 from recipes.cli import check_hardware, parse, read_prompt, run, save_run
@@ -97,6 +98,7 @@ def main() -> None:
     ################
     # Model
     ################
+    set_seed(training_args.seed)  # of new modules
     if model_args.model_name_or_path:
         changed = {"freeze_extractor": False, "lambda_disease": args.lambda_disease}
         model, processor = load_checkpoint(model_args.model_name_or_path, model_args, parts=parts, **changed)

@@ -125,6 +125,18 @@ def test_a_resumed_run_ends_where_the_whole_one_does(lora, train, tiny_lmrrg, tm
     assert changed_weights(whole, resumed) == set()
 
 
+@pytest.mark.parametrize("seed", [7, 11])
+def test_new_modules_follow_the_seed(seed, train, tmp_path, monkeypatch):
+    """Region blocks, VTrans and the disease head are new: two runs with one seed would begin with other weights."""
+
+    def load(*arguments, **config):
+        raise InputError(f"seed {torch.initial_seed()}")
+
+    monkeypatch.setattr(sft_lmrrg, "load_checkpoint", load)
+    with pytest.raises(InputError, match=f"^seed {seed}$"):
+        train("x", tmp_path, seed=seed)
+
+
 def test_a_frozen_extractor_learns_again(train, tiny_lmrrg, tmp_path):
     """A model that stage 2 saved has E frozen; another stage 1 trains it."""
     frozen = str(tmp_path / "frozen")
