@@ -9,6 +9,7 @@ from datasets import Dataset, Image, List
 from modeling.processing_llmrg4 import check_views, mark_prior
 from recipes.cli import InputError
 from recipes.data.images import PixelRange, check_image, decode_image, enlarged_by, pixel_range
+from recipes.data.mimic import is_lateral
 from recipes.data.sections import TARGETS, target_of
 from rewards.labels import FINDINGS, CheXpertState
 
@@ -63,6 +64,16 @@ def columns_of(prompt: str, views: str) -> tuple[str, ...]:
     return ("study_id", "report", "images", *(inputs or ("views",) * (views == "frontal+lateral")))
 
 
+def first_views(views: list[str]) -> list[int]:
+    """The places of the frontal image and of the first lateral one, as recipes/build_mimic_rg4.py takes them.
+
+    The builders store frontal views first, and any number of either. All places where the first is a lateral one,
+    which `check_views` refuses.
+    """
+    laterals = [place for place, view in enumerate(views) if is_lateral(view)]
+    return list(range(len(views))) if 0 in laterals else [0, *laterals[:1]]
+
+
 def samples_of(study: dict, prompt: str, views: str) -> list[tuple[str, list]]:
     """What one row of the schema becomes, each a sample: the prompt's text and its images; `views` as of `to_samples`.
 
@@ -74,9 +85,12 @@ def samples_of(study: dict, prompt: str, views: str) -> list[tuple[str, list]]:
         raise InputError(f"study {study['study_id']} has no image")
     try:
         if views == "frontal+lateral":
-            check_views(study["views"])
             if len(images) != len(study["views"]):
                 raise ValueError(f"{len(images)} images have {len(study['views'])} views")
+            places = first_views(study["views"])
+            study = study | {"views": [study["views"][place] for place in places]}
+            images = [images[place] for place in places]
+            check_views(study["views"])
         text = fill_prompt(prompt, study)
     except ValueError as error:
         raise InputError(f"study {study['study_id']}: {error}") from error
@@ -91,9 +105,9 @@ def to_samples(
 
     `prompt` may have the fields of `fill_prompt`. `views`: `each` makes every image a sample of its own with the
     study's report (MRG-R1 section IV-A), `frontal` keeps a study's first image, `all` gives all of them at once,
-    `frontal+lateral` too, as LLM-RG4 takes them: raises InputError naming the study where they are not a frontal one
-    and at most one lateral after it. `completion`: `plain` adds the report as the assistant's message, `reasoning`
-    adds `write_answer` of it.
+    `frontal+lateral` its first frontal and first lateral one, as LLM-RG4 takes them: raises InputError naming the
+    study where the first image is no frontal one. `completion`: `plain` adds the report as the assistant's message,
+    `reasoning` adds `write_answer` of it.
 
     Images are read when a sample is asked for, mode "RGB": InputError naming the study where that fails.
     """

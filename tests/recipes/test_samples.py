@@ -57,6 +57,31 @@ def test_sections_in_a_prompt(findings, impression, report, sections):
     assert fill_prompt("Write the {sections}.", study) == f"Write the {sections}."
 
 
+@pytest.mark.parametrize(
+    ("views", "shades"),  # of the images, 0, 1, 2 ...
+    [
+        (["PA"], [0]),
+        (["PA", "LATERAL"], [0, 1]),
+        (["PA", "AP"], [0]),  # as build_mimic_rg4.py takes them: a second frontal view is left out
+        (["PA", "AP", "LATERAL", "LL"], [0, 2]),
+        (["AP", ""], [0]),
+        (["PA", "XTABLE LATERAL", "LL"], [0, 1]),
+        (["LATERAL", "PA"], None),
+        (["LATERAL"], None),
+    ],
+)
+def test_llmrg4_takes_the_first_frontal_and_the_first_lateral_view(views, shades):
+    images = [Image.new("L", (8, 8), shade) for shade in range(len(views))]
+    study = dict.fromkeys(FEATURES) | {"study_id": "a", "images": images, "views": views, "report": "Clear."}
+    rows = Dataset.from_list([study], features=FEATURES)
+    if shades is None:
+        with pytest.raises(InputError, match="study a: a study with the views LATERAL"):
+            to_samples(rows, "Write.", "frontal+lateral")
+    else:
+        samples = to_samples(rows, "Write.", "frontal+lateral")
+        assert [image.getpixel((0, 0))[0] for image in samples[0]["images"]] == shades
+
+
 RAD_DINO = {"size": {"shortest_edge": 518}, "crop_size": {"height": 518, "width": 518}}
 
 
