@@ -99,16 +99,8 @@ class LLMRG4Processor(ProcessorMixin):
         studies = self._group(images, len(texts))
         priors = []
         for number, (study, content) in enumerate(zip(studies, texts, strict=True)):
-            markers = content.count(IMAGE_TOKEN)
-            if markers != len(study):
-                raise ValueError(f"text {number} has {markers} {IMAGE_TOKEN} markers and {len(study)} images")
-            texts[number], prior = self._take_prior(content, number)
-            if prior and not study:
-                raise ValueError(f"text {number} has a prior report but no image, which LLM-RG4 needs")
+            texts[number], prior = self.write_out(content, len(study), number)
             priors.append(prior)
-            block = IMAGE_TOKEN * self.num_visual_tokens
-            blocks = iter([block, block if self.fusion == "interleaved" else ""])
-            texts[number] = re.sub(IMAGE_TOKEN, lambda match, blocks=blocks: next(blocks), texts[number])
         options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         options["text_kwargs"].setdefault("add_special_tokens", False)
         tensors = options["text_kwargs"].get("return_tensors")
@@ -118,6 +110,21 @@ class LLMRG4Processor(ProcessorMixin):
         if any(priors) and self.fusion == "atf":
             data |= self._encode(priors)
         return BatchFeature(data, tensor_type=tensors)
+
+    def write_out(self, text: str, images: int, number: int = 0) -> tuple[str, dict | None]:
+        """`text` as the tokenizer reads it, markers of its `images` as placeholders; and its prior report, encoded.
+
+        Raises ValueError, calling it text `number`, where images, markers or a prior report do not fit.
+        """
+        markers = text.count(IMAGE_TOKEN)
+        if markers != images:
+            raise ValueError(f"text {number} has {markers} {IMAGE_TOKEN} markers and {images} images")
+        text, prior = self._take_prior(text, number)
+        if prior and not images:
+            raise ValueError(f"text {number} has a prior report but no image, which LLM-RG4 needs")
+        block = IMAGE_TOKEN * self.num_visual_tokens
+        blocks = iter([block, block if self.fusion == "interleaved" else ""])
+        return re.sub(IMAGE_TOKEN, lambda match: next(blocks), text), prior
 
     def _group(self, images, texts: int) -> list[list]:
         """The images of each text, checked."""

@@ -351,7 +351,7 @@ def count_inputs(data: str, out: str, seeds: list[int], rows: list[str]) -> dict
     samples = to_samples(studies, prompt, "frontal+lateral", keep=("scenario",))
     found = {}
     for row in wanted:
-        counts = count_tokens(samples, LLMRG4Processor.from_pretrained(f"{out}/seed{seeds[0]}/{row}"), len(samples))
+        counts = count_tokens(samples, LLMRG4Processor.from_pretrained(f"{out}/seed{seeds[0]}/{row}"))
         found[row] = {name: counts["mw"][name] for name in ("visual, largest", "prompt, largest")}
     return found
 

@@ -352,6 +352,27 @@ def test_tokens_by_scenario(tiny, dataset, fusion, two_views):
     assert all(row["samples"] == 2 for row in counts.values())
 
 
+@pytest.mark.parametrize("fusion", ["atf", "interleaved"])
+def test_the_most_tokens_are_those_of_the_last_row_too(tiny, rows, tmp_path, fusion):
+    """Of 60 rows the last has the longest prompt; the counts are those of the processor itself, with images."""
+    study = {**rows[3], "indication": None, "history": None}
+    last = {**study, "history": "Cough and fever. " * 20}
+    folder = write(tmp_path / "data", [study] * 59 + [last])
+    samples = to_samples(read_split(folder, "train", ()), PROMPT, "frontal+lateral", "plain", keep=("scenario",))
+    processor = AutoProcessor.from_pretrained(tiny, fusion=fusion)
+    lengths = []
+    for i in (0, 59):
+        content = [*({"type": "image"} for _ in samples[i]["images"])]
+        content.append({"type": "text", "text": samples[i]["prompt"][0]["content"]})
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        lengths.append(len(processor(images=[samples[i]["images"]], text=[text])["input_ids"][0]))
+    counts = count_tokens(samples, processor)["mw"]
+    assert (counts["samples"], counts["prompt, largest"]) == (60, lengths[1]) and lengths[1] > lengths[0] + 20
+    assert counts["prompt"] == pytest.approx((59 * lengths[0] + lengths[1]) / 60)
+
+
 def test_long_priors_are_counted(tiny, dataset, capsys):
     rows = read_split(dataset, "train", ())
     processor = AutoProcessor.from_pretrained(tiny)
