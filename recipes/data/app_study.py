@@ -145,7 +145,7 @@ def make_study(
         "images": [each.png for each in (frontal, lateral) if each],
         "views": [view or "FRONTAL", "LATERAL"][: 2 if lateral else 1],
         **{name: (text or "").strip() or None for name, text in texts.items()},
-        # A data set's row says by its texts which sections are asked for, so their names stand for them.
+        # A data set's row says by its texts which sections its report is made of, so their names stand for them.
         **{name: name if name in asked else None for name in ("findings", "impression")},
-        "report": sections,
+        "report": " ".join(asked),
     }

@@ -516,6 +516,8 @@ REPORT = "There is a left pleural effusion. No pneumothorax. " + NASTY
 def parrot(tmp_path_factory, tiny) -> Path:
     """The tiny model, having learnt one answer by heart."""
     model, processor = AutoModelForImageTextToText.from_pretrained(tiny), AutoProcessor.from_pretrained(tiny)
+    # Four tokens for any picture, as in its lessons: an answer known by heart does not survive a longer prompt.
+    processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 56 * 56}
     images = [Image.effect_noise((56, 56), spread) for spread in (1, 30, 60, 200)]
     answers = [f"<think>{REASONING}{NASTY}</think><report>{REPORT}</report><|im_end|>"] * 4
     prompt = read_prompt(TINY_PROMPT)

@@ -327,10 +327,14 @@ def test_vllm_is_asked_as_transformers_is(write, tiny, vllm):
 
 
 def test_vllm_gets_images_in_the_pixel_range(write, tiny, vllm):
-    """Phantoms of 64 x 64 in a range of at least 12,544 pixels: 112 x 112, 16 tokens each."""
+    """Phantoms of 64 x 64, 64 x 77 and 64 x 51 in a range of at least 12,544 pixels, in multiples of 28.
+
+    By hand: sides grow by the square root of 12,544 / pixels and are rounded up. 64 x 77: by 1.595, to 102 x 123, so
+    112 x 140. 64 x 51: by 1.960, to 125 x 100, so 140 x 112.
+    """
     write(engine="vllm", min_pixels=112 * 112, max_pixels=1003520)
     sizes = {image.size for prompt, *_ in vllm.asked for image in prompt["multi_modal_data"]["image"]}
-    assert sizes == {(112, 112)}
+    assert sizes == {(112, 112), (112, 140), (140, 112)}
 
 
 def test_a_vllm_that_reads_other_prompts_is_refused(write, tiny, vllm, tmp_path):

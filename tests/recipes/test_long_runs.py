@@ -382,6 +382,7 @@ def test_two_processes(tmp_path, torchrun):
 def test_a_kill_while_the_final_model_is_saved(tmp_path, monkeypatch):
     """What an earlier run left in the folder stays as it was."""
     trainer = make_trainer("weighted_sft", tmp_path, max_steps=1, save_strategy="no")
+    trainer.train()
     save_final(trainer, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "trainer_state.json"} <= set(before)
