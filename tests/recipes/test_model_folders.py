@@ -28,8 +28,8 @@ CONFIGS = Path(grpo_mrgr1.__file__).parent / "configs"
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    """Eight studies that every recipe takes."""
-    rows = [build_row("train", number, "sn", BuildArguments(size=64)) for number in range(8)]
+    """Studies that every recipe takes: as many as a generation batch of LM-RRG's PPO has prompts."""
+    rows = [build_row("train", number, "sn", BuildArguments(size=64)) for number in range(32)]
     rows = [row | {"key_spans": [[0, 5]]} for row in rows]
     folder = tmp_path_factory.mktemp("data") / "sn"
     write_dataset({"train": lambda: iter(rows), "test": lambda: iter(rows)}, folder, {"labeler": "lexical"})

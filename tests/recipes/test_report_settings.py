@@ -21,7 +21,7 @@ from recipes.data.generation import TransformersEngine, chat_texts, encode_promp
 from recipes.trainers.clinical_evaluation import ClinicalEvaluation
 
 PROMPT = "Report the findings of this chest X-ray."
-LENGTH, SEED = 12, 6
+LENGTH, SEED = 40, 6
 
 # generation_config.json as the repositories have it, with their token ids.
 QWEN25_EARLY = """{"bos_token_id": 151643, "do_sample": true, "eos_token_id": [151645, 151643], "pad_token_id": 151643,

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image, List
 from transformers import AutoModelForImageTextToText, BertConfig
 
 from recipes import generate, grpo_mrgr1, sft_mrgr1
@@ -300,6 +300,7 @@ def test_lora_run_saves_an_adapter(grpo, call):
 def test_trl_takes_our_rewards_by_name(tiny, phantom, tmp_path, monkeypatch):
     samples = to_samples(read_dataset(str(phantom))["train"], "Report.", "frontal", keep=("report", "labels"))
     (tmp_path / "data").mkdir()
+    samples = samples.with_format(None).cast_column("images", List(Image()))  # TRL's script does not decode them
     samples.to_parquet(tmp_path / "data/train.parquet")
     monkeypatch.chdir(tmp_path)  # TRL puts the current folder on the path; ours must be found without
     monkeypatch.setattr(sys, "path", list(sys.path))

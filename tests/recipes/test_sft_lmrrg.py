@@ -163,7 +163,7 @@ def make_samples(phantom: str) -> Dataset:
         labels[i][i + 1 :] = [UNKNOWN] * (13 - i)
     labels[4] = None
     dataset = dataset.remove_columns("disease_labels").add_column("disease_labels", labels)
-    return dataset.cast_column("images", List(Image()))
+    return dataset.with_format(None).cast_column("images", List(Image()))
 
 
 def trained(samples, folder, size: int, accumulation: int, trainer_class=DiseaseSFTTrainer, **config):
