@@ -44,10 +44,10 @@ class BuildArguments:
     image_size: int | None = field(default=None, metadata={"help": "Their pixels of the side below; default 512."})
     image_size_of: Literal[SIDES] | None = field(default=None, metadata={"help": "What is shrunk; default longest."})
     target: Literal[(*TARGETS,)] | None = field(
-        default=None, metadata={"help": "Of the published files; default findings+impression."}
+        default=None, metadata={"help": "Sections of a published report; default both."}
     )
     cleaning: Literal["none", *CLEANINGS] = field(
-        default="none", metadata={"help": "Of reports and prior reports, after the rewriting; rg4: the authors'."}
+        default="none", metadata={"help": "Cleaning of all texts, after the rewriting; rg4: the authors'."}
     )
     out: str = field(default="outputs/data/rg4", metadata={"help": "Folder to write; an earlier build gives way."})
     scenarios: list[str] = field(default_factory=lambda: list(SCENARIOS), metadata={"help": "Some of sn sw mn mw."})

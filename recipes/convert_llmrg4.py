@@ -40,7 +40,7 @@ class ConvertArguments:
     out: str = field(metadata={"help": "Folder of the converted model."})
     vision: str = field(default="microsoft/rad-dino", metadata={"help": "Image encoder: a folder or a Hub id."})
     text: str = field(default="microsoft/BiomedVLP-CXR-BERT-specialized", metadata={"help": "Prior reports' encoder."})
-    decoder: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "Its decoder, of the Llama family."})
+    decoder: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "Decoder of the Llama family."})
     dtype: str = field(default="bfloat16", metadata={"help": "Of the weights: bfloat16 or float32."})
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from replicas import QWEN3_PREPROCESSOR, QWEN_PREPROCESSOR
 from transformers import AutoImageProcessor, AutoProcessor, CLIPImageProcessor
 
 from recipes import generate, grpo_mrgr1, sft_mrgr1
@@ -18,26 +19,6 @@ from recipes.data.processors import load_processor
 from recipes.data.samples import prepare_images, to_samples
 from recipes.data.schema import FEATURES, write_dataset
 
-# preprocessor_config.json of Qwen2.5-VL and of Qwen3-VL, as their repositories have it
-QWEN25 = {
-    "min_pixels": 3136,
-    "max_pixels": 12845056,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "image_processor_type": "Qwen2VLImageProcessor",
-}
-QWEN3 = {
-    "size": {"longest_edge": 16777216, "shortest_edge": 65536},
-    "patch_size": 16,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "image_processor_type": "Qwen2VLImageProcessorFast",
-}
 SIZES = [(512, 426), (624, 512), (64, 64), (97, 301), (3000, 2500), (2048, 2500), (1000, 40), (31, 5000), (28, 28)]
 
 
@@ -69,7 +50,7 @@ def test_size(range_, size, scaled):
     assert PixelRange(*range_)(noise(*size)).size == scaled
 
 
-@pytest.mark.parametrize(("published", "factor"), [(QWEN25, 28), (QWEN3, 32)])
+@pytest.mark.parametrize(("published", "factor"), [(QWEN_PREPROCESSOR, 28), (QWEN3_PREPROCESSOR, 32)])
 @pytest.mark.parametrize("pixels", [{}, {"min_pixels": 200704, "max_pixels": 1003520}, {"max_pixels": 200704}])
 def test_a_processor_leaves_a_scaled_image_as_it_is(tmp_path, published, factor, pixels):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(published))
