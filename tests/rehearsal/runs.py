@@ -19,7 +19,7 @@ from recipes.trainers.checkpoints import all_checkpoints, find_damage
 from rewards.discbert import SCENARIOS
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 600  # seconds that one command may take
+PATIENCE = 1800  # seconds that one command may take, also on a machine that is busy with other work
 
 
 class Failed(Exception):
