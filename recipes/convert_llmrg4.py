@@ -41,7 +41,7 @@ class ConvertArguments:
     vision: str = field(default="microsoft/rad-dino", metadata={"help": "Image encoder: a folder or a Hub id."})
     text: str = field(default="microsoft/BiomedVLP-CXR-BERT-specialized", metadata={"help": "Prior reports' encoder."})
     decoder: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "Decoder of the Llama family."})
-    dtype: str = field(default="bfloat16", metadata={"help": "Of the weights: bfloat16 or float32."})
+    dtype: str = field(default="bfloat16", metadata={"help": "Type of the weights: bfloat16 or float32."})
 
 
 def split_weights(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

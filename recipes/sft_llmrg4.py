@@ -54,7 +54,7 @@ class RecipeArguments:
     text: str = field(default="microsoft/BiomedVLP-CXR-BERT-specialized", metadata={"help": "Prior reports' encoder."})
     decoder: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "Decoder of the Llama family."})
     projector: Literal["linear", "mlp"] = field(default="linear", metadata={"help": "Its projections (A-37)."})
-    perceiver: Literal["paper", "authors"] = field(default="paper", metadata={"help": "Its perceivers (A-37)."})
+    perceiver: Literal["paper", "authors"] = field(default="paper", metadata={"help": "Layout of the perceivers."})
     num_visual_tokens: int = field(default=128, metadata={"help": "Number of visual tokens (N)."})
     max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
     public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})

@@ -71,7 +71,7 @@ ROWS = [
 
 @dataclass
 class BenchArguments:
-    updates: int = field(default=600, metadata={"help": "Of each training; four on a batch of 128 completions."})
+    updates: int = field(default=600, metadata={"help": "Updates of a training; four on a batch of 128 completions."})
 
 
 def distances(task: dict, optimum, trainer: tuple, settings: dict, updates: int) -> list[float]:
