@@ -36,9 +36,9 @@ class TinyArguments:
     out: str = field(metadata={"help": "Folder of the new model."})
     system: Literal["qwen2_5_vl", "llmrg4", "lmrrg"] = field(default="qwen2_5_vl")
     chexbert: str | None = field(
-        default=None,
-        metadata={"help": "llmrg4: a tiny CheXbert that reads prior reports, for CXR-BERT; none: random."},
+        default=None, metadata={"help": "llmrg4: tiny CheXbert that reads prior reports, for CXR-BERT; none: random."}
     )
+    perceiver: Literal["paper", "authors"] = field(default="paper", metadata={"help": "llmrg4: layout."})
     warm_up: str | None = field(default=None, metadata={"help": "A built data set for the warm-up; none: no warm-up."})
     warm_up_steps: int = field(default=300)
     prompt_file: str = field(default="prompts/mrgr1_tiny.txt", metadata={"help": "The prompt of the later training."})
@@ -47,8 +47,7 @@ class TinyArguments:
     vocab_size: int = field(default=768, metadata={"help": "Entries of the tokenizer, at least 280."})
     tagged: float = field(default=1.0, metadata={"help": "qwen2_5_vl: share of warm-up answers in tags, 0 to 1."})
     parts_of: str | None = field(
-        default=None,
-        metadata={"help": "lmrrg: the folder of another one, whose image encoder and decoder are taken warmed up."},
+        default=None, metadata={"help": "lmrrg: folder of another one whose image encoder and decoder are taken."}
     )
     use_global_feature: bool = field(default=True, metadata={"help": "lmrrg; so the next three (its Table 3)."})
     use_region_features: bool = field(default=True)
@@ -109,6 +108,7 @@ def make_llmrg4(args: TinyArguments) -> tuple:
         vision_layers=3,
         num_visual_tokens=16,
         fusion="interleaved",
+        perceiver=args.perceiver,
         vocab_size=args.vocab_size,
         seed=args.seed,
     )

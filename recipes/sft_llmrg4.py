@@ -53,9 +53,13 @@ class RecipeArguments:
     vision: str = field(default="microsoft/rad-dino", metadata={"help": "Stage 1 without a model: image encoder."})
     text: str = field(default="microsoft/BiomedVLP-CXR-BERT-specialized", metadata={"help": "Prior reports' encoder."})
     decoder: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "Decoder of the Llama family."})
-    projector: Literal["linear", "mlp"] = field(default="linear", metadata={"help": "Its projections (A-37)."})
-    perceiver: Literal["paper", "authors"] = field(default="paper", metadata={"help": "Layout of the perceivers."})
-    num_visual_tokens: int = field(default=128, metadata={"help": "Number of visual tokens (N)."})
+    projector: Literal["linear", "mlp"] | None = field(
+        default=None, metadata={"help": "Projections of a new fusion; none: linear."}
+    )
+    perceiver: Literal["paper", "authors"] | None = field(
+        default=None, metadata={"help": "Layout of a new fusion's perceivers; none: paper."}
+    )
+    num_visual_tokens: int | None = field(default=None, metadata={"help": "Visual tokens of a new fusion; none: 128."})
     max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
     public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 

@@ -27,7 +27,8 @@ ROWS = {
     "lmrrg": ("full", "without_global", "without_region", "names", "without_instruction", "without_disease",
               "without_cqrl", "bleu", "fixed_lambda"),
     "llmrg4": ("stage2_atf_tlw", "stage1_tlw", "stage1_without_tlw", "stage2_interleaved_without_tlw",
-               "stage2_interleaved_tlw", "stage2_atf_without_tlw", "single_sn", "single_sw", "single_mn", "single_mw"),
+               "stage2_interleaved_tlw", "stage2_atf_without_tlw", "single_sn", "single_sw", "single_mn", "single_mw",
+               "stage1_authors_perceiver", "stage2_authors_perceiver"),
 }  # fmt: skip
 MADE_OTHERWISE = ("without_global", "without_region", "names", "without_instruction")  # LM-RRG: another network
 
@@ -129,14 +130,19 @@ def _plan_lmrrg(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]], 
 
 def _plan_llmrg4(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]], dict[str, str]]:
     name, own, data = f"seed {seed}: ", f"{out}/seed{seed}", f"{out}/data"
-    tiny, weighed = f"{own}/tiny", f"{out}/weighed"
+    weighed = f"{out}/weighed"
     build = ["recipes/build_tiny.py", "--system", "llmrg4", "--prompt_file", "prompts/llmrg4.txt", "--dataset", data]
     build += ["--chexbert", f"{out}/labeler", "--warm_up", f"{out}/balanced", "--warm_up_steps", "650"]
-    build += ["--seed", str(seed), "--out", tiny]
+    build += ["--seed", str(seed)]
     models = {row: f"{own}/{row}" for row in rows}
-    stage1, stage2, options = {}, [], {}
+    tiny_models, stage1, stage2, options = {}, {}, [], {}
     for row in rows:
-        start = f"stage1{'_without' * row.endswith('without_tlw')}_tlw"
+        start, network, kind = f"stage1{'_without' * row.endswith('without_tlw')}_tlw", [], ""
+        if row.endswith("authors_perceiver"):  # another network from the warm-up on
+            start, kind = "stage1_authors_perceiver", "_authors"
+            network = ["--config", row_file("llmrg4", start)]
+        tiny = f"{own}/tiny{kind}"
+        tiny_models[tiny] = (f"{name}tiny model{kind}", tiny, [*build, *network, "--out", tiny])
         command = _train(
             "sft_llmrg4", "llmrg4/demo_stage1", row_file("llmrg4", start), seed, tiny, weighed, f"{own}/{start}"
         )
@@ -149,7 +155,7 @@ def _plan_llmrg4(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]],
         prompt = f"prompts/llmrg4{'_stage1' * row.startswith('stage1')}.txt"
         options[row] = ["--prompt_file", prompt, "--views", "frontal+lateral", "--max_new_tokens", "100"]
     reports = _reports(name, own, data, models, options)
-    return [[(f"{name}tiny model", tiny, build)], [*stage1.values()], stage2, reports], models
+    return [[*tiny_models.values()], [*stage1.values()], stage2, reports], models
 
 
 def _train(script: str, base: str, row: str | None, seed: int, model: str, data: str, out: str) -> list[str]:

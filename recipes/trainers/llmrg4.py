@@ -46,8 +46,7 @@ def load_start(args, model_args: ModelConfig) -> tuple[LLMRG4ForConditionalGener
             check_folder(args.decoder)
             model, processor = LLMRG4ForConditionalGeneration.from_pretrained_parts(
                 args.vision, args.text, args.decoder, getattr(torch, model_args.dtype),
-                fusion="interleaved", projector=args.projector, perceiver=args.perceiver,
-                num_visual_tokens=args.num_visual_tokens,
+                fusion="interleaved", **_network(args),
             )  # fmt: skip
             model.set_attn_implementation(model_args.attn_implementation or "sdpa")
         else:
@@ -71,6 +70,11 @@ def _load(name: str, args, model_args: ModelConfig) -> tuple[LLMRG4ForConditiona
         run = json.loads(Path(note).read_text()) if note else {}
         if config.fusion != "interleaved" or run.get("RecipeArguments", {}).get("stage") != 1:
             raise InputError(f"{name} is no checkpoint of stage 1, which stage 2 starts from: train --stage 1 first")
+    for key, value in _network(args).items():
+        if value != getattr(config, key):
+            raise InputError(
+                f"--{key} {value} is for a new model, and {name} has {getattr(config, key)}: leave it out"
+            )
     fusion = "interleaved" if args.stage == 1 else args.fusion
     model, loaded = LLMRG4ForConditionalGeneration.from_pretrained(
         name,
@@ -93,6 +97,12 @@ def _load(name: str, args, model_args: ModelConfig) -> tuple[LLMRG4ForConditiona
             atf.lateral_projection.load_state_dict(atf.frontal_projection.state_dict())
             linear.weight[:, size : 2 * size] += 0.5 * torch.eye(size)
     return model, LLMRG4Processor.from_pretrained(name, fusion=fusion)
+
+
+def _network(args) -> dict:
+    """What `args` says of a new fusion; a checkpoint's is as it is."""
+    values = {key: getattr(args, key) for key in ("projector", "perceiver", "num_visual_tokens")}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _put_together(module: nn.Module):

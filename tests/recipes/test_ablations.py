@@ -65,6 +65,8 @@ CHANGES = [  # REQUIREMENTS section 7: row, its script, its bases, the arguments
     ("llmrg4/stage2_interleaved_tlw", sft_llmrg4, ("mimic_rg4_stage2", "demo_stage2"), {"fusion"}),
     ("llmrg4/stage2_atf_without_tlw", sft_llmrg4, ("mimic_rg4_stage2", "demo_stage2"), {"key_weight"}),
     ("llmrg4/stage2_atf_tlw", sft_llmrg4, ("mimic_rg4_stage2", "demo_stage2"), set()),
+    ("llmrg4/stage1_authors_perceiver", sft_llmrg4, ("mimic_rg4_stage1", "demo_stage1"), {"perceiver"}),
+    ("llmrg4/stage2_authors_perceiver", sft_llmrg4, ("mimic_rg4_stage2", "demo_stage2"), {"perceiver"}),
     *((f"llmrg4/single_{name}", sft_llmrg4, ("mimic_rg4_stage2", "demo_stage2"), {"scenarios"})
       for name in ("sn", "sw", "mn", "mw")),
 ]  # fmt: skip
@@ -121,6 +123,8 @@ def test_a_row_changes_its_keys_alone(read, row, script, bases, changed):
         ("lmrrg/fixed_lambda", "kl_controller", "fixed"),  # LM-053
         ("llmrg4/stage1_without_tlw", "key_weight", 1),  # RG-080
         ("llmrg4/stage2_interleaved_tlw", "fusion", "interleaved"),  # RG-083
+        ("llmrg4/stage1_authors_perceiver", "perceiver", "authors"),
+        ("llmrg4/stage2_authors_perceiver", "perceiver", "authors"),  # else another stage 1 would go unnoticed
         ("llmrg4/single_mn", "scenarios", ["mn"]),  # RG-090
     ],
 )
@@ -199,6 +203,7 @@ def test_rows_are_trained_alike_but_for_their_files(system, excepted):
         ("lmrrg", ["without_cqrl"], {"full", "full_stage1"}),  # its stage 1 is the whole system's
         ("lmrrg", ["names"], {"full", "names"}),
         ("llmrg4", ["stage1_tlw"], {"stage2_atf_tlw", "stage1_tlw"}),
+        ("llmrg4", ["stage2_authors_perceiver"], {"stage2_atf_tlw", "stage2_authors_perceiver"}),
     ],
 )
 def test_a_plan_of_some_rows(system, rows, models):
@@ -206,6 +211,22 @@ def test_a_plan_of_some_rows(system, rows, models):
     assert {Path(folder).name for folder in found.values()} == models
     made = {out for jobs in levels for _, out, _ in jobs}
     assert set(found.values()) <= made  # nothing is scored that was not trained
+
+
+def test_the_authors_perceiver_is_another_network_from_the_warm_up_on():
+    rows = ["stage2_atf_tlw", "stage1_tlw", "stage2_authors_perceiver"]
+    words = {out: " ".join(command) for jobs in plan("llmrg4", "out", 0, rows)[0] for _, out, command in jobs}
+    own, file = "out/seed0/", f"--config {row_file('llmrg4', 'stage1_authors_perceiver')} "
+    assert {out for out in words if file in words[out]} == {own + "tiny_authors", own + "stage1_authors_perceiver"}
+    assert f"--config {row_file('llmrg4', rows[2])} " in words[own + rows[2]]
+    assert words[own + "tiny_authors"].replace(file, "") == words[own + "tiny"] + "_authors"
+    for start, out in (
+        ("tiny", "stage1_tlw"),
+        ("stage1_tlw", "stage2_atf_tlw"),
+        ("tiny_authors", "stage1_authors_perceiver"),
+        ("stage1_authors_perceiver", "stage2_authors_perceiver"),
+    ):
+        assert f"--model_name_or_path {own}{start} " in words[own + out]
 
 
 def test_a_row_that_is_not_there():

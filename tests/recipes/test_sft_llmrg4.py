@@ -15,7 +15,7 @@ import yaml
 from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file, save_file
 from torch.utils.data import BatchSampler
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from trl import ModelConfig, SFTTrainer
 
 from modeling.processing_llmrg4 import PRIOR_END, PRIOR_START
@@ -26,6 +26,7 @@ from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import InputError, parse, read_prompt
 from recipes.data.samples import fill_prompt, to_samples
 from recipes.data.schema import read_split, write_dataset
+from recipes.trainers import llmrg4
 from recipes.trainers.llmrg4 import SCENARIOS, RoundRobinSampler, ScenarioSFTConfig, count_tokens, report_long_priors
 
 CONFIGS = Path(sft_llmrg4.__file__).parent / "configs/llmrg4"
@@ -215,6 +216,19 @@ def test_the_demos_model_is_a_start(call, train, dataset, rows, tmp_path):
     train(2, stage1, tmp_path / "stage2", max_steps=1)
 
 
+def test_the_ablation_row_with_the_authors_perceiver(call, train, dataset, tmp_path):
+    """Its file makes the tiny model, and goes over the demo's of stage 1 (`recipes/ablations.py`)."""
+    row = CONFIGS / "ablations/stage1_authors_perceiver.yaml"
+    call(build_tiny.main, "--system", "llmrg4", "--prompt_file", "prompts/llmrg4.txt", "--image_size", 56,
+         "--hidden_size", 64, "--vocab_size", 400, "--dataset", dataset, "--warm_up", dataset, "--warm_up_steps", 2,
+         "--config", row, "--out", tmp_path / "tiny")  # fmt: skip
+    both = [CONFIGS / "demo_stage1.yaml", "--config", row]
+    stage1 = train(1, str(tmp_path / "tiny"), tmp_path / "stage1", max_steps=1, config=both)
+    both = [CONFIGS / "demo_stage2.yaml", "--config", CONFIGS / "ablations/stage2_authors_perceiver.yaml"]
+    stage2 = train(2, stage1, tmp_path / "stage2", max_steps=1, config=both)
+    assert [AutoConfig.from_pretrained(folder).perceiver for folder in (tmp_path / "tiny", stage2)] == ["authors"] * 2
+
+
 # Prompts
 
 
@@ -283,6 +297,21 @@ def test_two_processes_have_one_scenario_at_a_time(size, block):
     first, second = (list(BatchSamplerShard(batches, 2, rank)) for rank in range(2))
     steps = [{scenarios[i] for i in one + other} for one, other in zip(first, second, strict=True)]
     assert steps == [{name} for name in SCENARIOS] * (len(steps) // 4)
+
+
+def test_a_block_is_what_an_optimizer_step_takes(train, stage1, tmp_path, monkeypatch):
+    blocks = []
+
+    class Watched(RoundRobinSampler):
+        def __init__(self, scenarios, order, block, seed):
+            blocks.append((block, seed))
+            super().__init__(scenarios, order, block, seed)
+
+    monkeypatch.setattr(llmrg4, "RoundRobinSampler", Watched)
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_steps": 1, "seed": 5}
+    train(2, stage1, tmp_path / "out", **options)
+    train(2, stage1, tmp_path / "mixed", scenario_sampling="mixed", **options)
+    assert blocks == [(6, 5)]  # and none where the scenarios are mixed
 
 
 def test_trl_gives_what_is_relied_on():
@@ -446,6 +475,19 @@ def test_stage_2_refuses_other_checkpoints(train, stage1, tmp_path, damage, sent
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "own"),
+    [("perceiver", "authors", "paper"), ("projector", "mlp", "linear"), ("num_visual_tokens", 128, "4")],
+)
+def test_a_network_other_than_the_checkpoints(train, tiny, stage1, tmp_path, option, value, own):
+    """It would be passed over: the checkpoint's network is trained."""
+    for stage, start in ((1, tiny), (2, stage1)):
+        sentence = f"--{option} {value} is for a new model, and .* has {own}: leave it out"
+        with pytest.raises(InputError, match=sentence):
+            train(stage, start, tmp_path / "out", **{option: value})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("stage", "model", "sentence"),
     [
         (2, "none", "stage 2 starts from a checkpoint of stage 1: train --stage 1"),
@@ -514,6 +556,22 @@ STAGES = {
         "fusion": "atf",
     },
 }
+
+
+DECODING = {  # the authors' code (RG-052); a temperature would sample
+    "--num_beams": 3,
+    "--min_new_tokens": 50,
+    "--max_new_tokens": 200,
+    "--repetition_penalty": 2.0,
+    "--length_penalty": 2.0,
+}
+
+
+def test_decoding_of_the_readme_is_the_authors():
+    [command] = re.findall(r"python recipes/generate\.py (?:.*\\\n)*.*", (CONFIGS / "README.md").read_text())
+    words = command.replace("\\\n", " ").split()
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    assert {name: float(options[name]) for name in DECODING} == DECODING and "--temperature" not in options
 
 
 @pytest.mark.parametrize("variant", ["mimic_rg4", "mimic_rg4_findings"])
