@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 # MRG-R1's tags, and reasoning as other models mark it: <THINK>, < thinking >, <think step="1">, [THINK], <reasoning>
@@ -16,9 +17,11 @@ class Completion(NamedTuple):
     """A parsed completion.
 
     `report` is the text to be labelled: what follows the first `<report>` outside the reasoning, up to the next tag
-    or the end; without that tag everything outside `<think>`. Reasoning is never part of it, in whatever spelling its
-    tags are: only one that was opened once and never closed ends where a report begins. `tagged` tells whether a
-    `<report>` tag was there. `format_score` is the graded format reward, 1.0, 0.5, 0.25 or 0.0 (`rewards/format.py`).
+    or the end; without that tag everything outside the reasoning. Text is reasoning, in whatever spelling the tags
+    are, where the nearest tag of reasoning before it opens or the nearest one after it closes: to the end of nested
+    reasoning, and from the start where the prompt opened it. Only reasoning that was opened once and never closed ends
+    where a report begins. `tagged` tells whether there was such a `<report>`. `format_score` is the graded format
+    reward, 1.0, 0.5, 0.25 or 0.0 (`rewards/format.py`).
     """
 
     report: str
@@ -59,16 +62,22 @@ def _parse(text: str) -> Completion:
     names, after = rest[::2], rest[1::2]  # tags, and the text behind each
     kinds = [_kind(name) for name in names]
 
-    think, outside, report, thinking = [], [], None, False
-    (think if kinds[:1] == ["</think>"] else outside).append(before)  # else the opening tag stood in the prompt
+    def nearest(last: str, kind: str) -> str:
+        return kind if kind in TAGS[:2] else last
+
+    opening = accumulate(kinds, nearest, initial="")
+    closing = list(accumulate(reversed(kinds), nearest, initial=""))[::-1]
+    reasoning = [
+        last == "<think>" or following == "</think>" for last, following in zip(opening, closing, strict=True)
+    ]
     cut_off = kinds.count("<think>") == 1 and "</think>" not in kinds
-    for i, kind in enumerate(kinds):
-        if kind in ("<think>", "</think>"):
-            thinking = kind == "<think>"
-        if kind == "<report>" and (not thinking or cut_off):
-            report = after[i]
+
+    think, outside, report = [], [], None
+    for text_of_tag, kind, inside in zip([before, *after], ["", *kinds], reasoning, strict=True):
+        if kind == "<report>" and (not inside or cut_off):
+            report = text_of_tag
             break
-        (think if thinking else outside).append(after[i])
+        (think if inside else outside).append(text_of_tag)
 
     score = 0.0
     if names == TAGS and after[2].strip():

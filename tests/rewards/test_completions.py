@@ -42,6 +42,11 @@ CASES = [
     ("a</think><think>c<report>b</report>", 0.0, ""),  # the first was opened in the prompt
     ("<think>a</think><THINK>c<report>b</report>", 0.0, ""),
     ("<think>a</think><think>c</think><report>b</report>", 0.0, "b"),
+    ("<think>a<think>c</think><report>b</report></think>", 0.0, ""),  # the outer one of two closes behind the report
+    ("<think>a<think>c</think><report>b</report>", 0.0, "b"),  # opened twice, closed once: what follows is outside
+    ("<think>a</think> c </think> b", 0.0, "b"),  # up to the last tag that closes
+    ("<report>a</report></think><report>b</report>", 0.0, "b"),  # opened in the prompt, the first report in it
+    ("edema <report>a</report> c</think> No edema.", 0.0, "No edema."),
     ("I think [a] <b> the thinking is reasoning.", 0.0, "I think [a] <b> the thinking is reasoning."),  # no tags
     ("The heart is normal.", 0.0, "The heart is normal."),  # no tags at all
     (" \n\t", 0.0, ""),  # white space only
@@ -56,6 +61,62 @@ def test_truth_table(completion, score, report):
     assert (parsed.format_score, parsed.report) == (score, report)
     assert format_reward([completion]) == [score]
     assert make_format_reward(partial_credit=False)([completion]) == [float(score == 1)]
+
+
+SPELLINGS = [
+    ("<think>", "</think>"),
+    ("<THINK>", "</THINK>"),
+    ("< think >", "< / think >"),
+    ("<Think step='1'>", "</Think>"),
+    ("<thinking>", "</ thinking>"),
+    ("<thought>", "</thought>"),
+    ("<Thoughts>", "</Thoughts>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("[ Thinking ]", "[ / Thinking ]"),
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "report"),
+    [
+        ("{}a{}{}c<report>b</report>{}", ""),  # in a second one
+        ("{}a{}{}c<report>b</report>", ""),  # which is never closed
+        ("a{1}{2}c<report>b</report>", ""),  # the first was opened in the prompt
+        ("{0}a{2}c{1}<report>b</report>{3}", ""),  # the second one is in the first
+        ("<report>b</report>{1}", ""),
+        ("{}a<report>b</report>{}<report>d</report>", "d"),
+        ("{}a{}{}c<report>b</report>{} d", "d"),
+        ("{}a{}{}c{}<report>d</report>", "d"),
+    ],
+)
+@pytest.mark.parametrize("first", SPELLINGS)
+@pytest.mark.parametrize("second", SPELLINGS)
+def test_a_report_in_the_reasoning_is_never_labelled(form, report, first, second):
+    for tags in ((*first, *second), (first[0], second[1], second[0], first[1])):  # closed in another spelling too
+        parsed = parse_completion(form.format(*tags))
+        assert parsed.report == report and "b" not in parsed.report
+        assert parsed.format_score == 0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                ["{}think{n}{}", "{}think{n}<report>think</report>{}", "<report>report{n}</report>", "text{n}"]
+            ),
+            st.sampled_from(SPELLINGS),
+        )
+    )
+)
+def test_the_first_report_outside_the_reasoning(parts):
+    """Reasoning, reasoning with a report in it, reports and plain text in any order and spelling."""
+    texts = [form.format(*tags, n=number) for number, (form, tags) in enumerate(parts)]
+    reports = [f"report{number}" for number, (form, _) in enumerate(parts) if form.startswith("<report>")]
+    outside = [text for text in texts if text.startswith("text")]
+    parsed = parse_completion(" ".join(texts))
+    assert parsed.report.split() == (reports[:1] or outside)
+    assert parsed.tagged == bool(reports)
 
 
 @pytest.mark.parametrize(
