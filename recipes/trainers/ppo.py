@@ -574,7 +574,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
 
         if self.value_head is not None:
             old, returns = inputs["values"], inputs["returns"]
-            clipped = old + (now.values - old).clamp(-args.cliprange_value, args.cliprange_value)
+            clipped = now.values.clamp(old - args.cliprange_value, old + args.cliprange_value)
             free, bound = (now.values - returns).square(), (clipped - returns).square()
             value_loss = 0.5 * torch.max(free, bound)
             loss = loss + args.vf_coef * self._reduced(value_loss, mask, inputs)

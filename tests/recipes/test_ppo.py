@@ -142,6 +142,12 @@ def arm_reward(completions, **kwargs):
     return [{"right": 1.0, "left": 0.2}.get(word, 0.0) for word in first]
 
 
+def some_arms_reward(completions, **kwargs):
+    """arm_reward, and none where the number of words is odd."""
+    rewards = zip(completions, arm_reward(completions), strict=True)
+    return [None if len(completion.split()) % 2 else reward for completion, reward in rewards]
+
+
 def make_trainer(folder, words, model=None, rewards=arm_reward, prompts=PROMPTS, extra=None, **changes) -> PPOTrainer:
     data = Dataset.from_dict({"prompt": list(prompts) * 8})
     model = small_llama() if model is None else model
@@ -208,24 +214,34 @@ def by_hand(model, weights, batch, temperature) -> tuple[np.ndarray, np.ndarray]
         {"whiten_advantages": True},  # both parts of Eq. 4 are divided
         {"whiten_advantages": True, "kl_mode": "reward"},  # the KL part is in the rewards already
         {"cliprange_value": 0.01, "epsilon": 0.02},  # both clips act
+        {"num_iterations": 1},  # TRL makes no pass for the old log-probabilities
+        {"rewards": some_arms_reward},  # completions without a reward take part in nothing
+        {"rewards": some_arms_reward, "loss_type": "grpo", "whiten_advantages": True, "missing_eos_penalty": 0.4},
     ],
 )
 def test_the_loss_of_a_batch_in_numpy(changes, words, tmp_path):
     trainer, batch = spoken_to(tmp_path, words, **changes)
     args = trainer.args
-    mask, ids = batch["completion_mask"].numpy().astype(float), batch["completion_ids"].numpy()
+    tokens, ids = batch["completion_mask"].numpy().astype(float), batch["completion_ids"].numpy()
     chosen = lambda whole: np.take_along_axis(whole, ids[..., None], -1)[..., 0]  # noqa: E731
     old, old_values = by_hand(trainer, trainer.before, batch, args.temperature)
     new, new_values = by_hand(trainer, trainer.model.state_dict(), batch, args.temperature)
     reference, _ = by_hand(trainer, small_llama().state_dict(), batch, args.temperature)
-    assert len(set(mask.sum(1))) > 1  # or a wrong mean could pass
 
-    scores = np.array(arm_reward(words.batch_decode(batch["completion_ids"], skip_special_tokens=True)))
-    weight = np.ones(8) * args.beta
+    reward = changes.get("rewards", arm_reward)
+    scores = np.array(reward(words.batch_decode(batch["completion_ids"], skip_special_tokens=True)), dtype=float)
+    scored = ~np.isnan(scores)
+    assert scored.all() == ("rewards" not in changes) and scored.sum() > 2
+    mask, scores = tokens * scored[:, None], np.nan_to_num(scores)
+    own, lengths = mask > 0, list(enumerate(mask.sum(1).astype(int)))
+    assert len(set(tokens.sum(1))) > 1  # or a wrong mean could pass
+    weight = scored * args.beta
     if args.kl_controller == "reward_threshold":
-        weight = args.beta * np.where(scores >= args.theta, 1, scores / args.theta)
+        weight = weight * np.where(scores >= args.theta, 1, scores / args.theta)
     rewards = np.zeros_like(mask)
-    for row, length in enumerate(mask.sum(1).astype(int)):
+    for row, length in lengths:
+        if length == 0:
+            continue
         cut = ids[row, length - 1] != WORDS.index("<eos>")
         rewards[row, length - 1] = scores[row] - (args.missing_eos_penalty or 0) * cut
     cost = weight[:, None] * (chosen(old) - chosen(reference)) * mask
@@ -237,23 +253,24 @@ def test_the_loss_of_a_batch_in_numpy(changes, words, tmp_path):
 
     lam = 1.0 if args.value_model == "none" else args.lam
     advantages = np.zeros_like(mask)
-    for row, length in enumerate(mask.sum(1).astype(int)):
+    for row, length in lengths:
         for t in range(length):
             for later in range(t, length):
                 following = old_values[row, later + 1] if later + 1 < length else 0.0
                 delta = rewards[row, later] + args.gamma * following - old_values[row, later]
                 advantages[row, t] += (args.gamma * lam) ** (later - t) * delta
-    returns = advantages + old_values
+    returns = (advantages + old_values) * mask
     if args.kl_mode == "loss":
         advantages += cost  # of later tokens' KL terms alone
-    advantages -= advantages[mask > 0].mean()
-    deviation = np.sqrt((advantages[mask > 0] ** 2).mean() + 1e-8) if args.whiten_advantages else 1.0
+    advantages -= advantages[own].mean()
+    deviation = np.sqrt((advantages[own] ** 2).mean() + 1e-8) if args.whiten_advantages else 1.0
     advantages /= deviation
 
     ratio = np.exp(chosen(new) - chosen(old))
     surrogate = np.minimum(ratio * advantages, np.clip(ratio, 1 - args.epsilon, 1 + args.epsilon) * advantages)
     clipped = np.clip(new_values, old_values - args.cliprange_value, old_values + args.cliprange_value)
-    value_loss = 0.5 * np.maximum((new_values - returns) ** 2, (clipped - returns) ** 2)
+    free, bound = (new_values - returns) ** 2, (clipped - returns) ** 2
+    value_loss = 0.5 * np.maximum(free, bound)
     if args.value_model == "none":
         value_loss = value_loss * 0
     if args.kl_direction == "policy_ref_exact":
@@ -267,23 +284,32 @@ def test_the_loss_of_a_batch_in_numpy(changes, words, tmp_path):
         gap = chosen(reference) - chosen(new)
         kl = (np.exp(gap) - gap - 1) * ratio
     assert (kl >= 0).all()
-    if args.kl_mode == "reward":
-        kl = kl * 0
-    per_token = -surrogate + args.vf_coef * value_loss + weight[:, None] / deviation * kl
+    in_loss = kl * (args.kl_mode == "loss")
+    per_token = (-surrogate + args.vf_coef * value_loss + weight[:, None] / deviation * in_loss) * mask
     if args.loss_type == "grpo":
-        expected = ((per_token * mask).sum(1) / mask.sum(1)).mean()
+        expected = (per_token.sum(1) / tokens.sum(1)).mean()
     else:
-        expected = (per_token * mask).sum() / mask.sum()
+        expected = per_token.sum() / tokens.sum()
     assert trainer._compute_loss(trainer.model, batch).item() == pytest.approx(expected, abs=2e-5)
-    if changes.get("epsilon"):
-        assert trainer._metrics["train"]["clip_ratio/region_mean"][0] > 0
-        assert trainer._metrics["train"]["value/clip_ratio"][0] > 0
+
+    logged = trainer._metrics["train"]
+    figures = {"completions/unscored_ratio": 1 - scored.mean(), "returns/mean": returns[own].mean()}
+    if args.value_model != "none":
+        figures["value/mean"] = old_values[own].mean()
+        figures["value/explained_variance"] = 1 - (returns - old_values)[own].var() / returns[own].var()
+        figures["value/loss"] = value_loss[own].mean()
+        figures["value/clip_ratio"] = (bound > free)[own].mean()
+    if args.beta:
+        figures |= {"kl_coef": args.beta, "kl": kl[own].mean()}
     if args.beta and args.kl_controller == "reward_threshold":
-        shares = weight / args.beta
-        logged = {name: trainer._metrics["train"][f"kl_lambda/{name}"] for name in ("mean", "min", "max")}
-        expected = {"mean": [shares.mean()], "min": [shares.min()], "max": [shares.max()]}
-        assert logged == {name: pytest.approx(value, abs=1e-6) for name, value in expected.items()}
-        assert trainer._metrics["train"]["kl_lambda/share_at_1"] == [pytest.approx((shares >= 1).mean())]
+        shares = weight[scored] / args.beta
+        figures |= {f"kl_lambda/{name}": getattr(shares, name)() for name in ("mean", "min", "max")}
+        figures["kl_lambda/share_at_1"] = (shares >= 1).mean()
+    assert {name: logged[name] for name in figures} == {
+        name: [pytest.approx(value, rel=1e-5, abs=1e-5)] for name, value in figures.items()
+    }
+    if changes.get("epsilon"):
+        assert logged["clip_ratio/region_mean"][0] > 0 and figures["value/clip_ratio"] > 0
 
 
 def test_old_log_probs_are_those_of_the_sampling_policy(words, tmp_path):
@@ -319,6 +345,18 @@ def test_a_model_with_dropout_of_its_own_has_none(adapter, words, tmp_path):
     first = trainer.state.log_history[0]
     assert first["clip_ratio/region_mean"] == 0
     assert first["kl"] == pytest.approx(0, abs=1e-7)  # before its first step the policy is the reference
+
+
+@pytest.mark.parametrize(("disable", "rate"), [(True, 0.0), (False, 0.3)])
+def test_dropout_stays_where_it_is_wanted(disable, rate, words, tmp_path):
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 1}
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "num_attention_heads": 2}
+    model = OPTForCausalLM(
+        OPTConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes, **special, dropout=0.3)
+    )
+    trainer = make_trainer(tmp_path, words, model, disable_dropout=disable)
+    for each in (trainer.model, trainer.ref_model):
+        assert each.model.decoder.layers[0].dropout == rate
 
 
 # What it learns
@@ -366,17 +404,21 @@ def test_the_value_head_learns_a_constant_reward(words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shift", "factor"),
+    ("shift", "rewards", "factor"),
     [
-        (0.0, 1 - 0.2 * 8 / 40),  # at the reference: KL 0, the miss of -1 is clipped
-        (2.7, 1 - 0.1 * 8 / 40),  # a tenth below the target
-        (3.3, 1 + 0.1 * 8 / 40),  # a tenth above
-        (9.0, 1 + 0.2 * 8 / 40),  # far above
+        (0.0, [1.0, 1.0], 1 - 0.2 * 8 / 40),  # at the reference: KL 0, the miss of -1 is clipped
+        (2.7, [1.0, 1.0], 1 - 0.1 * 8 / 40),  # a tenth below the target
+        (3.3, [1.0, 1.0], 1 + 0.1 * 8 / 40),  # a tenth above
+        (9.0, [1.0, 1.0], 1 + 0.2 * 8 / 40),  # far above
+        (3.3, [None, 1.0], 1 + 0.1 * 4 / 40),  # half have no reward: neither in the mean nor in the number
     ],
 )
-def test_ziegler_steers_to_its_target(shift, factor, words, tmp_path, monkeypatch):
+def test_ziegler_steers_to_its_target(shift, rewards, factor, words, tmp_path, monkeypatch):
     """Ziegler et al. 2019, section 2.2: the miss is clipped to .2, times 8 completions / the horizon of 40."""
-    trainer = make_trainer(tmp_path, words, kl_controller="ziegler", beta=0.5, kl_target=3.0, kl_horizon=40.0)
+    trainer = make_trainer(
+        tmp_path, words, kl_controller="ziegler", beta=0.5, kl_target=3.0, kl_horizon=40.0,
+        rewards=lambda completions, **_: rewards * (len(completions) // 2),
+    )  # fmt: skip
     trainer.model.train()
     inputs = [{"prompt": prompt} for prompt in PROMPTS for _ in range(2)]
     generate = GRPOTrainer._generate_and_score_completions
@@ -389,10 +431,11 @@ def test_ziegler_steers_to_its_target(shift, factor, words, tmp_path, monkeypatc
 
     monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", shifted)
     batch = trainer._generate_and_score_completions(inputs)
-    assert batch["kl_weight"].tolist() == [pytest.approx(0.5)] * 8  # the coefficient of this batch
+    present = [reward is not None for reward in rewards] * 4
+    assert batch["kl_weight"].tolist() == [pytest.approx(0.5 * each) for each in present]  # this batch's coefficient
     assert trainer.kl_coef == pytest.approx(0.5 * factor, abs=1e-6)
     later = trainer._generate_and_score_completions(inputs)
-    assert later["kl_weight"].tolist() == [pytest.approx(0.5 * factor, abs=1e-6)] * 8
+    assert later["kl_weight"].tolist() == [pytest.approx(0.5 * factor * each, abs=1e-6) for each in present]
     coefficient = trainer.kl_coef
     trainer.model.eval()
     trainer._generate_and_score_completions(inputs)
@@ -410,6 +453,7 @@ def test_the_reference_is_a_copy_of_what_is_trained(words, tmp_path):
     trainer.train()
     assert trainer.ref_model.model.embed_tokens.weight is model.model.embed_tokens.weight
     assert trainer.ref_model.lm_head.weight is not model.lm_head.weight
+    assert trainer.beta == trainer.args.beta == 1.0  # which a checkpoint's arguments hold
     assert all(torch.equal(value, before[name]) for name, value in trainer.ref_model.state_dict().items())
     kls = [row["kl"] for row in trainer.state.log_history if "kl" in row]
     assert kls[0] == pytest.approx(0, abs=1e-6) and kls[1] > 0
@@ -460,6 +504,47 @@ def test_images(kind, lora, tiny, studies, tmp_path):
         assert len(modes) == 2  # two batches of completions: generation, old, reference and both epochs share them
     rows = [row for row in trainer.state.log_history if "kl" in row]
     assert len(rows) == 4 and all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_an_image_encoder_that_is_trained(tiny, studies, tmp_path):
+    model, processor = AutoModelForImageTextToText.from_pretrained(tiny), AutoProcessor.from_pretrained(tiny)
+    before = {name: value.clone() for name, value in model.model.visual.state_dict().items()}
+    args = settings(tmp_path, num_iterations=1, per_device_train_batch_size=4, freeze_image_encoder=False)
+    PPOTrainer(model, letters_reward, args, studies, processing_class=processor).train()
+    assert any(not torch.equal(value, before[name]) for name, value in model.model.visual.state_dict().items())
+
+
+def test_an_encoder_that_is_trained_is_asked_each_time(studies, tmp_path):
+    """LM-RRG's features are not remembered: they change."""
+    model, processor = build_lmrrg(studies["report"], vision_layers=1, text_layers=1)
+    args = settings(tmp_path, per_device_train_batch_size=4, freeze_image_encoder=False)
+    trainer = PPOTrainer(model, letters_reward, args, studies, processing_class=processor)
+    assert trainer._encode is None
+    assert any(each.requires_grad for each in model.model.visual_extractor.parameters())
+
+
+@pytest.mark.parametrize("kind", ["qwen", "lmrrg"])
+def test_the_pass_for_old_log_probabilities_sees_the_images(kind, tiny, studies, tmp_path):
+    """Of one epoch, where TRL makes none: before its first step the policy's ratio is 1."""
+    if kind == "qwen":
+        model, processor = AutoModelForImageTextToText.from_pretrained(tiny), AutoProcessor.from_pretrained(tiny)
+    else:
+        model, processor = build_lmrrg(studies["report"], vision_layers=1, text_layers=1)
+    changes = {"num_iterations": 1, "per_device_train_batch_size": 4}
+    trainer = PPOTrainer(model, letters_reward, settings(tmp_path, **changes), studies, processing_class=processor)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    passes, score = [], trainer._get_per_token_logps_and_entropies
+
+    def remember(*args, **kwargs):
+        passes.append(score(*args, **kwargs))
+        return passes[-1]
+
+    trainer._get_per_token_logps_and_entropies = remember
+    batch = trainer._prepare_inputs([studies[number // 2] for number in range(4)])
+    trainer._compute_loss(trainer.model, batch)
+    mask = batch["completion_mask"].bool()
+    torch.testing.assert_close(passes[-1][0][mask], batch["old_per_token_logps"][mask], atol=1e-5, rtol=0)
 
 
 def test_an_image_is_encoded_once_a_batch(words, tmp_path):
@@ -567,6 +652,18 @@ def test_going_on_after_a_kill(lora, words, tmp_path):
     assert torch.equal(head, resumed.optimizer.state[resumed.value_head.weight]["exp_avg"])
 
 
+def test_a_fixed_weight_is_the_settings_own_after_a_resume(words, tmp_path):
+    """Only ziegler's coefficient is the checkpoint's; and a head is not dropped in silence."""
+    changes = {"save_strategy": "steps", "save_steps": 2, "num_iterations": 1}
+    make_trainer(tmp_path, words, kl_controller="fixed", beta=0.5, **changes).train()
+    checkpoint = {"resume_from_checkpoint": str(tmp_path / "checkpoint-2")}
+    trainer = make_trainer(tmp_path, words, kl_controller="fixed", beta=0.25, max_steps=3, **changes)
+    trainer.train(**checkpoint)
+    assert trainer.kl_coef == 0.25
+    with pytest.raises(InputError, match="checkpoint-2 has a value head: go on with the value_model"):
+        make_trainer(tmp_path, words, value_model="none", max_steps=3, **changes).train(**checkpoint)
+
+
 def test_a_checkpoint_that_is_not_ppos(words, tmp_path):
     changes = {"save_strategy": "steps", "save_steps": 2}
     make_trainer(tmp_path, words, value_model="none", **changes).train()
@@ -577,13 +674,23 @@ def test_a_checkpoint_that_is_not_ppos(words, tmp_path):
         make_trainer(tmp_path, words, **changes).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
-def test_the_value_heads_own_learning_rate(words, tmp_path):
-    trainer = make_trainer(tmp_path, words, value_learning_rate=0.5)
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (0.5, 0.5),
+        (0.0, 0.0),  # a head that stays as it is
+        (None, 0.01),  # the policy's
+    ],
+)
+def test_the_value_heads_own_learning_rate(rate, expected, words, tmp_path):
+    trainer = make_trainer(tmp_path, words, value_learning_rate=rate, weight_decay=0.1)
     trainer.create_optimizer()
-    rates = {id(each): group["lr"] for group in trainer.optimizer.param_groups for each in group["params"]}
-    assert rates.pop(id(trainer.value_head.weight)) == rates.pop(id(trainer.value_head.bias)) == 0.5
-    assert set(rates.values()) == {0.01}
-    assert len(rates) + 2 == len(list(trainer.model.parameters()))
+    groups = trainer.optimizer.param_groups
+    rates = {id(each): (group["lr"], group["weight_decay"]) for group in groups for each in group["params"]}
+    head = list(trainer.value_head.parameters())
+    assert [rates.pop(id(each)) for each in head] == [(expected, 0.0)] * 2
+    assert set(rates.values()) == {(0.01, 0.1), (0.01, 0.0)}  # Trainer decays no bias and no norm
+    assert sum(len(group["params"]) for group in groups) == len(list(trainer.model.parameters()))  # none twice
 
 
 def test_evaluation(words, tmp_path):
@@ -610,6 +717,16 @@ def test_whether_the_value_loss_reaches_the_model(value_model, reaches, words, t
     assert changed == (set(small) if reaches else set())
 
 
+def test_two_epochs_have_different_orders(words, tmp_path):
+    """A later run finds the order of its epoch."""
+    sampler = make_trainer(tmp_path, words)._get_train_sampler()
+    orders = []
+    for epoch in (0, 1, 1):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1] == orders[2]
+
+
 # Several processes and accumulation
 
 
@@ -630,10 +747,11 @@ def said(prompts, trainer) -> dict:
 
 def trained_on_said(folder: str, size: int, accumulation: int, **changes) -> PPOTrainer:
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    changes = {"kl_direction": "ref_policy"} | changes
     trainer = make_trainer(
         folder, make_words(), per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
         max_steps=4, num_iterations=2, optim="sgd", learning_rate=0.5, shuffle_dataset=False,
-        kl_direction="ref_policy", extra={"rollout_func": said}, **changes,
+        extra={"rollout_func": said}, **changes,
     )  # fmt: skip
     trainer.value_head.weight.data += 0.1
     trainer.train()
@@ -676,24 +794,37 @@ def test_mini_batches_of_one_batch_of_completions(loss_type, words, tmp_path):
     assert np.mean(losses[4]) == pytest.approx(losses[8][0], abs=1e-6)
 
 
+RUNS_OF_TWO = {
+    "Eq. 5": {},
+    "a mean over completions": {
+        "loss_type": "grpo", "kl_controller": "ziegler", "kl_horizon": 20.0, "kl_direction": "policy_ref",
+        "whiten_advantages": True, "rewards": some_arms_reward,
+    },
+}  # fmt: skip
+
+
 def one_of_two(folder: str) -> None:
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    trainer = trained_on_said(folder, 8 // processes, 1)
-    if trainer.is_world_process_zero():
+    processes, results = int(os.environ.get("WORLD_SIZE", 1)), {}
+    names = ("kl", "value/loss", "value/mean", "returns/mean", "value/explained_variance", "kl_coef")
+    names += ("kl_lambda/mean", "completions/unscored_ratio")
+    for run_name, changes in RUNS_OF_TWO.items():
+        trainer = trained_on_said(folder, 8 // processes, 1, **changes)
         rows = [row for row in trainer.state.log_history if "kl" in row]
-        names = ("kl", "value/loss", "value/mean", "returns/mean", "kl_lambda/mean", "value/explained_variance")
-        torch.save(
-            {"weights": trainer.model.state_dict(), "rows": [[row.get(name, 0) for name in names] for row in rows]},
-            Path(folder) / f"{processes}.pt",
-        )
+        rows = [[row.get(name, 0) for name in names] for row in rows]
+        results[run_name] = {"weights": trainer.model.state_dict(), "rows": rows}
+    if trainer.is_world_process_zero():
+        torch.save(results, Path(folder) / f"{processes}.pt")
 
 
 def test_two_processes_are_one(tmp_path, torchrun):
     subprocess.run([sys.executable, *torchrun(__file__, tmp_path)], check=True, timeout=300)
     one_of_two(str(tmp_path))
     one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
-    close(one["weights"], two["weights"], start=small_llama().state_dict())
-    np.testing.assert_allclose(one["rows"], two["rows"], atol=1e-5)
+    for name in RUNS_OF_TWO:
+        close(one[name]["weights"], two[name]["weights"], start=small_llama().state_dict())
+        np.testing.assert_allclose(one[name]["rows"], two[name]["rows"], atol=1e-5)
+    second = one["a mean over completions"]["rows"][2]  # of the second batch of completions, before its second epoch
+    assert second[5] != 1 and 0 < second[7] < 1  # the coefficient moved, and some completions had no reward
 
 
 # Bad input
@@ -752,13 +883,18 @@ def test_no_reward_is_not_a_reward_of_0(words, tmp_path):
         (arm_reward, {"generation_kwargs": {"suppress_tokens": [0, 2, 3, 4, 5, 6]}}),  # nothing but the end token
         (arm_reward, {"num_generations": 4, "gradient_accumulation_steps": 2}),
         (arm_reward, {"value_model": "detached", "kl_direction": "ref_policy"}),
+        # all advantages are 0, and their deviation with them
+        (
+            lambda completions, **_: [0.3] * len(completions),
+            {"whiten_advantages": True, "lam": 1.0, "beta": 0.0, "kl_controller": "fixed", "value_model": "none"},
+        ),
     ],
 )
 def test_odd_batches_end_in_numbers(reward, changes, words, tmp_path):
     trainer = make_trainer(tmp_path, words, rewards=reward, **changes)
     trainer.train()
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
-    rows = [row for row in trainer.state.log_history if "kl" in row]
+    rows = [row for row in trainer.state.log_history if "loss" in row]
     assert rows and all(np.isfinite(row["loss"]) for row in rows)
 
 
@@ -772,6 +908,52 @@ def test_the_penalty_of_a_missing_end(words, tmp_path):
     assert 0 < ended.sum() < 8
     first = batch["returns"][:, 0]
     torch.testing.assert_close(first, torch.where(ended, 0.5, 0.1))
+
+
+def rollout(*rows: tuple[list[int], list[int]]):
+    """A rollout function that gives all prompts these completions in turn, and 1 where a token is the model's own."""
+
+    def rollout(prompts, trainer) -> dict:
+        chosen = [rows[number % len(rows)] for number in range(len(prompts))]
+        return {
+            "prompt_ids": [trainer.processing_class(prompt)["input_ids"] for prompt in prompts],
+            "completion_ids": [ids for ids, _ in chosen],
+            "env_mask": [own for _, own in chosen],
+            "logprobs": [[0.0] * len(ids) for ids, _ in chosen],
+        }
+
+    return {"rollout_func": rollout}
+
+
+def test_an_end_token_inside_a_report_is_not_its_end(words, tmp_path, monkeypatch):
+    """Rollouts may hold some, as between two turns: a penalty is for what stands last, and the reward stands there."""
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    rows = [([6, 1, 5, 3], [1] * 4), ([6, 1, 5, 1], [1] * 4), ([6, 3, 1], [1] * 3), ([1], [1])]
+    trainer = make_trainer(
+        tmp_path, words, missing_eos_penalty=0.25, gamma=0.5, lam=1.0, beta=0.0, kl_controller="fixed",
+        rewards=lambda completions, **_: [1.0] * len(completions), extra=rollout(*rows),
+    )  # fmt: skip
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": "pull"}] * 8)
+    expected = [[0.09375, 0.1875, 0.375, 0.75], [0.125, 0.25, 0.5, 1], [0.25, 0.5, 1, 0], [1, 0, 0, 0]]
+    torch.testing.assert_close(batch["returns"], torch.tensor(expected * 2))
+
+
+def test_a_tools_answer_takes_no_part(words, tmp_path, monkeypatch):
+    """Of four tokens the second and the last are not the model's: one reward, discounted once, two tokens to learn."""
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    trainer = make_trainer(
+        tmp_path, words, gamma=0.5, lam=1.0, beta=0.0, kl_controller="fixed", vf_coef=0.4,
+        rewards=lambda completions, **_: [1.0] * len(completions), extra=rollout(([6, 2, 5, 3], [1, 0, 1, 0])),
+    )  # fmt: skip
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    batch = trainer._prepare_inputs([{"prompt": "pull"}] * 8)
+    torch.testing.assert_close(batch["returns"], torch.tensor([[0.5, 0.0, 1.0, 0.0]] * 8))
+    torch.testing.assert_close(batch["advantages"], torch.tensor([[-0.25, 0.0, 0.25, 0.0]] * 8))  # their mean is .75
+    loss = trainer._compute_loss(trainer.model, batch).item()
+    assert trainer._metrics["train"]["value/loss"] == [pytest.approx((0.5 * 0.25 + 0.5) / 2)]  # the head is at 0
+    assert loss == pytest.approx(0.4 * (0.5 * 0.25 + 0.5) / 2)  # the ratio is 1, so the surrogates cancel
 
 
 @pytest.mark.parametrize(
@@ -822,7 +1004,13 @@ def test_rewards_to_refuse(reward, changes, sentence, words, tmp_path):
 
 
 def test_a_reward_at_the_ends_of_its_range(words, tmp_path):
-    make_trainer(tmp_path, words, reward_range=[0.0, 1.0]).train()
+    """Both ends are within it, and a completion without a reward, whose sum would be 0, is not asked."""
+    trainer = make_trainer(
+        tmp_path, words, reward_range=[0.25, 1.0], rewards=lambda completions, **_: [None, 0.25, 1.0, 0.5] * 2
+    )
+    trainer.model.train()
+    trainer._generate_and_score_completions([{"prompt": "pull"}] * 8)
+    assert trainer._scores.nan_to_num(-1.0).tolist() == [-1.0, 0.25, 1.0, 0.5] * 2
 
 
 @pytest.mark.parametrize(
@@ -833,18 +1021,33 @@ def test_a_reward_at_the_ends_of_its_range(words, tmp_path):
         ({"theta": float("nan")}, "theta must be above 0, not nan"),
         ({"vf_coef": float("nan")}, "vf_coef must not be below 0, and is nan"),
         ({"kl_target": float("nan")}, "kl_target and kl_horizon must be above 0"),
+        ({"kl_horizon": 0.0}, "kl_target and kl_horizon must be above 0"),
+        ({"kl_horizon": float("nan")}, "kl_target and kl_horizon must be above 0"),
+        ({"theta": float("inf")}, "theta must be above 0, not inf"),
+        ({"beta": float("inf")}, "beta must not be below 0, and is inf"),
+        ({"beta": 0.0, "kl_controller": "ziegler"}, "no reference for kl_controller ziegler"),
         ({"beta": -0.1}, "beta must not be below 0"),
         ({"beta": 0.0}, "beta is 0, so there is no reference for kl_controller reward_threshold"),
         ({"kl_mode": "reward", "kl_direction": "ref_policy"}, "kl_direction ref_policy needs kl_mode loss"),
         ({"kl_mode": "reward", "kl_direction": "policy_ref_exact"}, "policy_ref_exact needs kl_mode loss"),
         ({"kl_controller": "adaptive"}, "kl_controller is one of reward_threshold, fixed, ziegler, not adaptive"),
+        ({"kl_mode": "both"}, "kl_mode is one of loss, reward, not both"),
+        ({"value_model": "tail"}, "value_model is one of head, detached, none, not tail"),
+        ({"kl_direction": "both"}, "kl_direction is one of policy_ref, policy_ref_exact, ref_policy, not both"),
         ({"gamma": 0.0}, "gamma must be above 0"),
+        ({"gamma": 1.1}, "gamma must be above 0 and at most 1, not 1.1"),
         ({"lam": 1.1}, "lam must be from 0 to 1"),
+        ({"lam": -0.1}, "lam must be from 0 to 1"),
+        ({"lam": float("nan")}, "lam must be from 0 to 1, not nan"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
         ({"vf_coef": -1.0}, "vf_coef"),
-        ({"cliprange_value": 0.0}, "cliprange_value"),
+        ({"vf_coef": float("inf")}, "vf_coef must not be below 0, and is inf"),
+        ({"cliprange_value": 0.0}, "cliprange_value must be above 0, not 0.0"),
         ({"kl_target": 0.0}, "kl_target and kl_horizon"),
         ({"reward_range": [1.0, 0.0]}, r"reward_range is the lowest and the highest reward, not \[1.0, 0.0\]"),
-        ({"reward_range": [1.0]}, "reward_range"),
+        ({"reward_range": [1.0]}, r"reward_range is the lowest and the highest reward, not \[1.0\]"),
+        ({"reward_range": [0.0, 0.5, 1.0]}, "reward_range is the lowest and the highest reward"),
+        ({"reward_range": [1.0, 1.0]}, "reward_range is the lowest and the highest reward"),
         ({"loss_type": "cispo"}, r"loss_type is dapo .* or grpo .*, not cispo"),
         ({"importance_sampling_level": "sequence"}, "importance_sampling_level token"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "sum_then_normalize"),
@@ -856,6 +1059,18 @@ def test_settings_to_refuse(changes, sentence, tmp_path):
         settings(tmp_path, **changes)
 
 
+def test_defaults(tmp_path):
+    """Eqs. 3 to 5 as the paper has them; what it leaves open is as in TRL's former PPO, and theta as in its README."""
+    args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    papers = {"kl_controller": "reward_threshold", "beta": 1.0, "kl_mode": "loss", "freeze_image_encoder": True}
+    trls = {"num_iterations": 4, "gamma": 1.0, "lam": 0.95, "epsilon": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1}
+    trls |= {"kl_target": 6.0, "kl_horizon": 10000.0, "missing_eos_penalty": None, "temperature": 1.0}  # Ziegler's
+    ours = {"theta": 0.5, "value_model": "head", "whiten_advantages": False, "kl_direction": "policy_ref"}
+    ours |= {"disable_dropout": True, "loss_type": "dapo", "value_learning_rate": None, "reward_range": None}
+    expected = papers | trls | ours
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
 def test_models_to_refuse(words, tmp_path):
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=7, d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8))
     with pytest.raises(InputError, match="decoder-only model, and t5 has an encoder"):
@@ -865,10 +1080,22 @@ def test_models_to_refuse(words, tmp_path):
         make_trainer(tmp_path, words, str(tmp_path / "t5"))
     with pytest.raises(InputError, match=r"the model .*nowhere cannot be loaded"):
         make_trainer(tmp_path, words, str(tmp_path / "nowhere"))
-    capped = small_llama()
-    capped.config.final_logit_softcapping = 30.0
-    with pytest.raises(InputError, match="llama changes its logits after the output layer"):
-        make_trainer(tmp_path, words, capped, kl_direction="ref_policy")
+
+    def capped_anew() -> LlamaForCausalLM:
+        model = small_llama()
+        model.config.final_logit_softcapping = 30.0
+        return model
+
+    capped = capped_anew()
+    for changes in ({"kl_direction": "ref_policy"}, {"kl_direction": "policy_ref_exact"}):
+        with pytest.raises(InputError, match="llama changes its logits after the output layer: kl_direction policy_r"):
+            make_trainer(tmp_path, words, capped, **changes)
+    make_trainer(tmp_path, words, capped)  # the sampled tokens' log-probabilities are TRL's
+    none = {"beta": 0.0, "kl_controller": "fixed"}  # and without a KL term there is no direction
+    make_trainer(tmp_path, words, capped_anew(), kl_direction="ref_policy", **none)
+    scaled = small_llama()
+    scaled.config.logit_scale = 1.0  # changes nothing
+    make_trainer(tmp_path, words, scaled, kl_direction="ref_policy")
 
 
 def test_a_model_of_another_trainer(words, tmp_path):
@@ -886,6 +1113,23 @@ def test_a_missing_reference(split_by, words, tmp_path, monkeypatch):
         monkeypatch.setattr("recipes.trainers.checkpoints.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(InputError, match="this model was made in memory: save it"):
         PPOTrainer(small_llama(), arm_reward, args, Dataset.from_dict({"prompt": PROMPTS}), processing_class=words)
+
+
+def test_split_weights_without_a_whole_output_layer(words, tmp_path, monkeypatch):
+    monkeypatch.setattr("recipes.trainers.ppo.weights_are_split", lambda args: True)
+    lora = {"extra": {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}}
+    for direction in ("ref_policy", "policy_ref_exact"):
+        with pytest.raises(
+            InputError, match=f"kl_direction {direction} needs the whole output layer: no ZeRO-3 and no"
+        ):
+            make_trainer(tmp_path, words, kl_direction=direction, **lora)
+    trainer = make_trainer(tmp_path, words, **lora)  # the model without its adapter is the reference
+    assert trainer.ref_model is None and trainer.beta == trainer.args.beta == 1.0
+    make_trainer(tmp_path, words, beta=0.0, kl_controller="fixed")  # there is none
+    model = small_llama()
+    model.save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")  # TRL loads the reference from there
+    assert make_trainer(tmp_path, words, model).ref_model is not None
 
 
 # What is relied on in TRL

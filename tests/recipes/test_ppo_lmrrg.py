@@ -24,6 +24,7 @@ from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import find_damage
 from recipes.trainers.lmrrg import check_trained, load_checkpoint, make_published_radcliq
 from recipes.trainers.ppo import STATE_FILE
+from rewards import make_radcliq_reward
 
 CONFIGS = Path(ppo_lmrrg.__file__).parent / "configs/lmrrg"
 EXTRACTOR, TRANSFER, DECODER = "model.visual_extractor.", "model.visual_transfer.", "model.language_model."
@@ -172,6 +173,26 @@ def test_rows_and_rewards(changed, reward, train, stage1, tmp_path):
     row = json.loads(Path(out, "trainer_state.json").read_text())["log_history"][0]
     assert f"rewards/{reward}/mean" in row
     assert ("kl_lambda/min" in row) == (changed.get("kl_controller") != "fixed")
+
+
+@pytest.mark.parametrize(("version", "transform"), [("v1", "affine"), ("v0", "affine"), ("v1", "exp")])
+def test_the_settings_of_radcliq_reach_it(version, transform, train, stage1, tmp_path, monkeypatch):
+    """The lexical one; two reports, of which no two settings think the same."""
+    rewards, text = {}, ["There is a left pleural effusion.", "The heart is enlarged. There is a pleural effusion."]
+
+    def stop(names, available, weights):
+        rewards["radcliq_lite"] = available["radcliq_lite"]()
+        raise InputError("far enough")
+
+    monkeypatch.setattr(ppo_lmrrg, "choose_rewards", stop)
+    with pytest.raises(InputError, match="far enough"):
+        train(stage1, tmp_path / "out", radcliq_version=version, reward_transform=transform)
+    settings = [("v1", "affine"), ("v0", "affine"), ("v1", "exp")]
+    values = {
+        each: make_radcliq_reward(version=each[0], transform=each[1])(text[:1], report=text[1:]) for each in settings
+    }
+    assert len({value[0] for value in values.values()}) == 3
+    assert rewards["radcliq_lite"](text[:1], report=text[1:]) == values[version, transform]
 
 
 def test_the_published_radcliq(phantom, tmp_path):
