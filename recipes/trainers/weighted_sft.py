@@ -128,7 +128,7 @@ class WeightedSFTTrainer(WholeCheckpoints, SFTTrainer):
             keys = sum(batch["key_tokens"][..., 1:].sum() for batch in batch_samples).to(device)
             if self.args.average_tokens_across_devices and self.args.world_size > 1:
                 keys = self.accelerator.gather(keys).sum()
-            self._key_share = keys / number
+            self._key_share = keys / number.clamp(min=1)  # as TRL's loss of a batch without a token to learn
         return number
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -18,7 +18,12 @@ from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.weighted_sft import KeyTokenCollator, WeightedSFTConfig, WeightedSFTTrainer, weighted_text
 
-REDUCTIONS = ["token_mean", "weight_mean", "official"]
+LOSSES = {  # of all tokens' losses, 1 where a token is key, and key_weight - 1
+    "token_mean": lambda loss, key, extra: (loss * (1 + extra * key)).sum() / len(loss),  # Eq. 10
+    "weight_mean": lambda loss, key, extra: (loss * (1 + extra * key)).sum() / (1 + extra * key).sum(),
+    "official": lambda loss, key, extra: loss.mean() + extra * loss[key.bool()].mean(),  # the authors' code (A-39)
+}
+REDUCTIONS = list(LOSSES)
 TEXTS = [
     "The heart is normal. There is a small left pleural effusion. No pneumothorax.",
     "Mild edema.",
@@ -65,18 +70,29 @@ def logged_losses(trainer) -> list[float]:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("kind", ["text", "images"])
-def test_weight_1_is_sft_to_the_last_bit(kind, reduction, tokenizer, tiny, phantom, tmp_path):
-    if kind == "text":
-        rows, processing = Dataset.from_list(ROWS), tokenizer
-    else:
+@pytest.mark.parametrize(
+    ("kind", "weight"),
+    [
+        ("text", 1.0),
+        ("images", 1.0),
+        ("no spans", 1.75),  # a share of 0, which `official` divides by
+        ("no column", 1.75),
+    ],
+)
+def test_weight_1_is_sft_to_the_last_bit(kind, weight, reduction, tokenizer, tiny, phantom, tmp_path):
+    rows, processing = Dataset.from_list(ROWS), tokenizer
+    if kind == "images":
         rows, processing = with_images(phantom), AutoProcessor.from_pretrained(tiny)
+    elif kind == "no spans":
+        rows = Dataset.from_list([row | {"key_spans": spans} for row, spans in zip(ROWS, [[], None] * 2, strict=True)])
+    elif kind == "no column":
+        rows = rows.remove_columns("key_spans")
     results = []
     for trainer, config, changes in (
         (SFTTrainer, SFTConfig, {}),
-        (WeightedSFTTrainer, WeightedSFTConfig, {"key_weight": 1.0, "weight_reduction": reduction}),
+        (WeightedSFTTrainer, WeightedSFTConfig, {"key_weight": weight, "weight_reduction": reduction}),
     ):
-        model = small_llama(tokenizer) if kind == "text" else AutoModelForImageTextToText.from_pretrained(tiny)
+        model = small_llama(tokenizer) if kind != "images" else AutoModelForImageTextToText.from_pretrained(tiny)
         args = settings(tmp_path, config, **changes)
         results.append(trained(trainer(model, args, train_dataset=rows, processing_class=processing)))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
@@ -106,15 +122,8 @@ def losses_by_hand(model, tokenizer) -> list[tuple[torch.Tensor, list[bool]]]:
     return rows
 
 
-@pytest.mark.parametrize(
-    ("reduction", "expected"),
-    [
-        ("token_mean", lambda loss, key: (loss * (1 + 0.75 * key)).sum() / len(loss)),  # Eq. 10 with c = 1.75
-        ("weight_mean", lambda loss, key: (loss * (1 + 0.75 * key)).sum() / (1 + 0.75 * key).sum()),
-        ("official", lambda loss, key: loss.mean() + 0.75 * loss[key.bool()].mean()),  # the authors' code (A-39)
-    ],
-)
-def test_the_loss_by_hand(reduction, expected, tokenizer, tmp_path):
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_loss_by_hand(reduction, tokenizer, tmp_path):
     args = settings(tmp_path, per_device_train_batch_size=4, max_steps=1, weight_reduction=reduction)
     trainer = WeightedSFTTrainer(
         small_llama(tokenizer), args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer
@@ -122,8 +131,9 @@ def test_the_loss_by_hand(reduction, expected, tokenizer, tmp_path):
     losses, keys = zip(*losses_by_hand(trainer.model.eval(), tokenizer), strict=True)
     keys = torch.tensor([key for row in keys for key in row]).float()
     assert 0 < keys.mean() < 1
+    expected = float(LOSSES[reduction](torch.cat(losses), keys, 0.75))  # key_weight is 1.75
     trainer.train()
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(expected(torch.cat(losses), keys)), abs=2e-4)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=2e-4)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -152,10 +162,16 @@ def two_processes(tokenizer_folder: str, out: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     rows, results = Dataset.from_list(ROWS), {}
+    alike = Dataset.from_list([ROWS[0]] * 4)  # each process has the share of all, and must not count the other's
     for reduction in REDUCTIONS:
-        args = settings(out, per_device_train_batch_size=4 // processes, weight_reduction=reduction)
-        trainer = WeightedSFTTrainer(small_llama(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
-        results[reduction] = {"weights": trained(trainer), "loss": torch.tensor(logged_losses(trainer))}
+        for steps, data, average in ((1, rows, True), (2, rows, True), (1, alike, False)):
+            args = settings(
+                out, per_device_train_batch_size=4 // processes // steps, gradient_accumulation_steps=steps,
+                weight_reduction=reduction, average_tokens_across_devices=average,
+            )  # fmt: skip
+            trainer = WeightedSFTTrainer(small_llama(tokenizer), args, train_dataset=data, processing_class=tokenizer)
+            name = f"{reduction}, {steps}, {'all' if average else 'own'}"
+            results[name] = {"weights": trained(trainer), "loss": torch.tensor(logged_losses(trainer))}
     if trainer.is_world_process_zero():
         torch.save(results, Path(out) / f"{processes}.pt")
 
@@ -166,20 +182,42 @@ def test_two_processes_are_one(tokenizer, tmp_path, torchrun):
     subprocess.run([sys.executable, *torchrun(*arguments)], check=True, timeout=300)
     two_processes(*arguments[1:])
     one, two = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (1, 2))
-    assert [*one] == REDUCTIONS and len({float(run["loss"][0]) for run in one.values()}) == len(REDUCTIONS)
     torch.testing.assert_close(two, one, atol=1e-6, rtol=1e-5)
+    for reduction in REDUCTIONS:
+        runs = [two[f"{reduction}, {steps}, all"] for steps in (1, 2)]  # with accumulation, and without
+        torch.testing.assert_close(*runs, atol=1e-6, rtol=1e-5)
+    assert len({float(one[f"{reduction}, 1, all"]["loss"][0]) for reduction in REDUCTIONS}) == len(REDUCTIONS)
 
 
-def test_evaluation_weighs_too(tokenizer, tmp_path):
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_evaluation_weighs_too(reduction, tokenizer, tmp_path):
+    """By its own share of key tokens, not by that of the training batch before it, and each time anew."""
     rows = Dataset.from_list(ROWS)
-    args = settings(tmp_path, per_device_eval_batch_size=4, key_weight=3.0)
+    args = settings(
+        tmp_path, per_device_train_batch_size=1, per_device_eval_batch_size=4, key_weight=3.0, learning_rate=0.0,
+        max_steps=1, weight_reduction=reduction,
+    )  # fmt: skip
     trainer = WeightedSFTTrainer(
         small_llama(tokenizer), args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer
     )
     losses, keys = zip(*losses_by_hand(trainer.model.eval(), tokenizer), strict=True)
     losses, keys = torch.cat(losses), torch.tensor([key for row in keys for key in row]).float()
-    expected = float((losses * (1 + 2 * keys)).sum() / len(losses))
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=2e-4)
+    expected = float(LOSSES[reduction](losses, keys, 2.0))
+    trainer.train()
+    for _ in range(2):
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_batch_without_a_token_to_learn(reduction, tokenizer, tmp_path):
+    args = settings(tmp_path, weight_reduction=reduction)
+    rows = Dataset.from_list(ROWS)
+    trainer = WeightedSFTTrainer(small_llama(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    batch["labels"].fill_(-100)
+    batch["key_tokens"].fill_(False)
+    number = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    assert trainer.compute_loss(trainer.model, batch, num_items_in_batch=number).item() == 0
 
 
 def test_key_tokens_are_those_of_the_sentence(tiny, phantom, tmp_path):
@@ -198,22 +236,49 @@ def test_key_tokens_are_those_of_the_sentence(tiny, phantom, tmp_path):
     assert not (batch["key_tokens"] & (batch["labels"] == -100)).any()
 
 
-@pytest.mark.parametrize(
-    ("length", "found"),
-    [
-        (None, "There is a small left pleural effusion."),
-        (12, None),  # cut off within the sentence: its tokens that are left
-    ],
-)
-def test_a_text_that_was_cut_off(length, found, tokenizer):
-    ids = tokenizer(TEXTS[0])["input_ids"][:length]
+def key_tokens(ids: list[int], text: str, spans: list, tokenizer) -> list[bool]:
+    """Of a row whose labelled tokens are `ids`."""
 
     def collate(rows):
         return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([ids])}
 
-    keys = KeyTokenCollator(collate, tokenizer)([{"completion": TEXTS[0], "key_spans": KEYS[0]}])["key_tokens"][0]
-    said = tokenizer.decode(torch.tensor(ids)[keys]).strip()
-    assert said == found if found else "There is a small left pleural effusion.".startswith(said)
+    return KeyTokenCollator(collate, tokenizer)([{"completion": text, "key_spans": spans}])["key_tokens"][0].tolist()
+
+
+def test_a_text_that_was_cut_off(tokenizer):
+    """A key sentence that was cut keeps the tokens that are left of it."""
+    encoded = tokenizer(TEXTS[0], return_offsets_mapping=True)
+    expected = [end > 21 and start < 60 for start, end in encoded["offset_mapping"]]
+    for length in range(1, len(expected) + 1):
+        found = key_tokens(encoded["input_ids"][:length], TEXTS[0], KEYS[0], tokenizer)
+        assert found == expected[:length]
+    chosen = [number for number, key in zip(encoded["input_ids"], expected, strict=True) if key]
+    assert tokenizer.decode(chosen).strip() == "There is a small left pleural effusion."
+
+
+@pytest.mark.parametrize(
+    ("span", "first"),
+    [
+        ([0, 11], True),
+        ([0, 1], True),
+        ([5, 11], False),  # the second word alone
+    ],
+)
+def test_a_first_token_that_was_merged(span, first, tokenizer):
+    """With what stands before the text, as in sentencepiece: the joint token is key where the text's first one is."""
+    encoded = tokenizer(TEXTS[1], return_offsets_mapping=True)
+    start, merged = tokenizer("The heart")["input_ids"], tokenizer("z")["input_ids"][:1]
+    rest, offsets = encoded["input_ids"][1:], encoded["offset_mapping"][1:]
+    assert merged[0] != encoded["input_ids"][0]
+    expected = [begin < span[1] and span[0] < end for begin, end in offsets]
+    found = key_tokens(start + merged + rest, TEXTS[1], [span], tokenizer)
+    assert found == [False] * len(start) + [first] + expected
+
+
+def test_a_text_that_stands_twice(tokenizer):
+    """In the prompt, which is labelled too, and behind it: the last one is the completion."""
+    ids = tokenizer(TEXTS[1])["input_ids"]
+    assert key_tokens(ids + ids, TEXTS[1], [[0, 11]], tokenizer) == [False] * len(ids) + [True] * len(ids)
 
 
 def test_trl_gives_what_is_relied_on():
@@ -227,7 +292,9 @@ def test_trl_gives_what_is_relied_on():
     ("changes", "sentence"),
     [
         ({"key_weight": 0.0}, "key_weight must be above 0"),
+        ({"key_weight": -1.0}, "key_weight must be above 0"),
         ({"packing": True, "max_length": 64}, "set packing and padding_free to false"),
+        ({"padding_free": True}, "set packing and padding_free to false"),
         ({"loss_type": "dft"}, "not dft"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
     ],
