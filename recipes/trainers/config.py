@@ -44,8 +44,12 @@ class RecipeConfig:
         if devices == 1 and not self.use_cpu:
             devices = max(1, torch.cuda.device_count())  # Trainer shares a lone process's batch among all GPUs
         batch, size = self.effective_batch_size, self.per_device_train_batch_size
-        if batch % devices:
-            raise InputError(f"effective_batch_size ({batch}) must be a multiple of the processes ({devices})")
+
+        def check_multiple(divisor: int, name: str) -> None:
+            if batch % divisor:
+                raise InputError(f"effective_batch_size ({batch}) must be a multiple of {name} ({divisor})")
+
+        check_multiple(devices, "the processes")
         if size * devices > batch:
             self.per_device_train_batch_size = batch // devices
             if os.environ.get("RANK", "0") == "0":
@@ -55,11 +59,7 @@ class RecipeConfig:
                     flush=True,
                 )
         share = self.per_device_train_batch_size * devices
-        if batch % share:
-            raise InputError(
-                f"effective_batch_size ({batch}) must be a multiple of per_device_train_batch_size x processes "
-                f"({share})"
-            )
+        check_multiple(share, "per_device_train_batch_size x processes")
         if self.gradient_accumulation_steps not in (1, batch // share):
             raise InputError(
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) contradicts effective_batch_size "

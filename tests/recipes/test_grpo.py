@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from datasets import Dataset
+from peft import LoraConfig
 from test_long_runs import make_trainer as make_trainer_of_words
-from test_long_runs import small_llama
+from test_long_runs import make_words, small_llama
 from transformers import AutoProcessor
 from trl import GRPOTrainer, ModelConfig, get_peft_config
 
@@ -22,7 +24,11 @@ from recipes import grpo_mrgr1
 from recipes.cli import InputError, run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_dataset
+from recipes.sft_mrgr1 import MRGR1SFTTrainer
+from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer, paper_advantages
+from recipes.trainers.ppo import PPOConfig, PPOTrainer
+from rewards.labelers import LexicalLabeler
 
 ROOT = Path(__file__).resolve().parents[2]
 NAN = float("nan")
@@ -66,6 +72,10 @@ def text_of(completion) -> str:
 def letters_reward(completions, **kwargs):
     """Differs between completions, so that no group is without spread."""
     return [len(set(text_of(completion))) / 10 for completion in completions]
+
+
+def text_reward(completions, **kwargs):
+    return [float(len(completion)) for completion in completions]
 
 
 def even_reward(completions, **kwargs):
@@ -197,6 +207,23 @@ def test_output_of_generation_that_we_rely_on(make_trainer, samples, trainer_cla
     assert trainer.num_generations == 4
 
 
+@pytest.mark.parametrize(
+    ("std_epsilon", "expected"),
+    [
+        (0.421875, [0.5, -0.5]),  # rewards of .75 and 0: deviation .375, sigma sqrt(.140625 + .421875) = .75
+        (1e-8, [1.0, -1.0]),
+    ],
+)
+def test_the_settings_epsilon_is_the_advantages(make_trainer, samples, std_epsilon, expected):
+    def one_of_two_reward(completions, **kwargs):
+        return [1.0, 0.0] * (len(completions) // 2)
+
+    trainer = make_trainer(rewards=(one_of_two_reward,), std_epsilon=std_epsilon)
+    trainer.model.train()
+    output = trainer._generate_and_score_completions([samples[0]] * 4 + [samples[1]] * 4)
+    torch.testing.assert_close(output["advantages"], torch.tensor(expected * 4), atol=1e-4, rtol=0)
+
+
 def test_evaluation_groups_by_its_own_size(make_trainer, samples):
     trainer = make_trainer(rewards=(fixed_reward,), num_generations_eval=2, per_device_eval_batch_size=4)
     trainer.model.eval()
@@ -267,30 +294,74 @@ def test_no_reward_is_not_a_reward_of_0(make_trainer, samples):
     def spread(completions, **kwargs):
         return [None, 1.0, None, 0.5] * (len(completions) // 4)
 
-    for reward, expected in ((half, [0, 0, 0, 0]), (spread, [0, 1, 0, -1])):
-        trainer = make_trainer(rewards=(reward,))
+    def tenth(completions, **kwargs):
+        return [0.1] * len(completions)
+
+    for rewards, expected in (
+        ((half,), [0, 0, 0, 0]),
+        ((spread,), [0, 1, 0, -1]),
+        ((half, tenth), [-1, 1, -1, 1]),  # one of two functions is enough, and the sums are .025, .775 by turns
+    ):
+        trainer = make_trainer(rewards=rewards)
         trainer.model.train()
         output = trainer._generate_and_score_completions([samples[0]] * 4 + [samples[1]] * 4)
         expected = torch.tensor(expected * 2, dtype=torch.float32)
         torch.testing.assert_close(output["advantages"], expected, atol=1e-4, rtol=0)
 
 
+@pytest.fixture
+def rewards_of_the_recipe(call, tiny, phantom, tmp_path, monkeypatch):
+    """`rewards_of_the_recipe(*arguments)`: all reward functions as recipes/grpo_mrgr1.py makes them."""
+
+    def rewards_of_the_recipe(*arguments) -> dict:
+        functions = {}
+
+        def stop(names, available, weights):
+            functions.update({name: make() for name, make in available.items()})
+            raise InputError("far enough")
+
+        monkeypatch.setattr(grpo_mrgr1, "choose_rewards", stop)
+        config = ROOT / "recipes/configs/mrgr1/phantom.yaml"
+        with pytest.raises(InputError, match="far enough"):
+            call(
+                grpo_mrgr1.main, "--config", config, "--model_name_or_path", tiny, "--dataset", phantom,
+                "--output_dir", tmp_path, *arguments,
+            )  # fmt: skip
+        return functions
+
+    return rewards_of_the_recipe
+
+
+@pytest.mark.parametrize(
+    ("margin", "expected"),
+    [
+        (0.0, 0.8165),  # REQUIREMENTS section 10: two of three positive findings
+        (0.2, 0.7706),
+        (0.5, 0.6330),
+        (0.9, 0.0),
+    ],
+)
+def test_the_margin_reaches_mccs(margin, expected, rewards_of_the_recipe):
+    functions = rewards_of_the_recipe("--margin", margin)
+    report = "There is a left pleural effusion. There is a pneumothorax."
+    (found,) = LexicalLabeler()([report])
+    assert sorted(found[:13]) == [0] * 11 + [1, 1]
+    truth = list(found)
+    truth[list(found[:13]).index(0)] = 1  # a third finding in the reference
+    assert functions["mccs"]([report], labels=[truth])[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_positive_f1_is_of_the_positive_findings_alone(rewards_of_the_recipe):
+    """A normal study, which ce_f1 pays for, earns nothing by it."""
+    functions, normal = rewards_of_the_recipe(), "The heart is normal. The lungs are clear."
+    assert functions["ce_f1"]([normal], report=[normal])[0] == 1
+    assert functions["positive_f1"]([normal], report=[normal])[0] == 0
+
+
 @pytest.mark.parametrize("mode", ["whole", "zero"])
-def test_untagged_reaches_every_reward(mode, call, tiny, phantom, tmp_path, monkeypatch):
+def test_untagged_reaches_every_reward(mode, rewards_of_the_recipe):
     """A completion that is the reference, without a tag, earns something with `whole` and nothing with `zero`."""
-    functions = {}
-
-    def stop(names, available, weights):
-        functions.update({name: make() for name, make in available.items()})
-        raise InputError("far enough")
-
-    monkeypatch.setattr(grpo_mrgr1, "choose_rewards", stop)
-    config = ROOT / "recipes/configs/mrgr1/phantom.yaml"
-    with pytest.raises(InputError, match="far enough"):
-        call(
-            grpo_mrgr1.main, "--config", config, "--model_name_or_path", tiny, "--dataset", phantom,
-            "--output_dir", tmp_path, "--untagged", mode,
-        )  # fmt: skip
+    functions = rewards_of_the_recipe("--untagged", mode)
     del functions["format"]
     assert {"mccs", "ce_f1", "positive_f1", "bleu", "rouge", "cider", "radcliq_lite"} <= set(functions)
     report = "There is a small left pleural effusion. The heart is enlarged."
@@ -313,6 +384,33 @@ def test_two_epochs_have_different_orders(make_trainer):
     first, second = orders((0, 1))
     assert sorted(first) == sorted(second) and first != second
     assert orders((1,)) == [second]
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class"),
+    [(MRGR1Trainer, MRGR1Config), (PPOTrainer, PPOConfig), (MRGR1SFTTrainer, SFTRecipeConfig)],
+)
+def test_loras_start_follows_the_seed(trainer_class, config_class, tmp_path):
+    """Whatever was drawn before; TRL sets the seed before it adds an adapter."""
+
+    def start(seed: int, earlier: int) -> torch.Tensor:
+        model = small_llama()
+        torch.manual_seed(earlier)
+        reward = {} if trainer_class is MRGR1SFTTrainer else {"reward_funcs": text_reward}
+        trainer = trainer_class(
+            model=model,
+            args=config_class(output_dir=str(tmp_path), use_cpu=True, bf16=False, seed=seed),
+            train_dataset=Dataset.from_dict({"prompt": ["lungs "] * 8, "completion": ["clear"] * 8}),
+            processing_class=make_words(),
+            peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+            **reward,
+        )
+        (value,) = [value for name, value in trainer.model.named_parameters() if "lora_A" in name]
+        return value.detach().clone()
+
+    first = start(seed=1, earlier=5)
+    assert torch.equal(first, start(seed=1, earlier=6))
+    assert not torch.equal(first, start(seed=2, earlier=5))
 
 
 @pytest.mark.parametrize(

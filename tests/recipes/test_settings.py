@@ -1,6 +1,7 @@
 """Settings: by YAML and by command line the same is refused, in one sentence; a batch holds on any number of GPUs."""
 
 import importlib
+import re
 import sys
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -136,10 +137,9 @@ def test_refused(monkeypatch, tmp_path, script, name, value, words, form):
         arguments = ["--config", tmp_path / "row.yaml"]
     else:
         arguments = [f"--{name}", *value] if isinstance(value, list) else [f"--{name}={value}"]
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=name) as refused:
         parsed(monkeypatch, script, *arguments)
-    assert "\n" not in str(refused.value) and name in str(refused.value)
-    assert all(word in str(refused.value) for word in words)
+    assert "\n" not in str(refused.value) and all(word in str(refused.value) for word in words)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_refused(monkeypatch, tmp_path, script, name, value, words, form):
 )
 def test_refused_in_a_yaml(monkeypatch, tmp_path, script, text, words):
     (tmp_path / "row.yaml").write_text(text)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=re.escape(words[0])) as refused:
         parsed(monkeypatch, script, "--config", tmp_path / "row.yaml")
     assert "\n" not in str(refused.value) and all(word in str(refused.value) for word in words)
 
@@ -346,6 +346,22 @@ def test_a_lone_process_shares_with_all_gpus_that_it_sees(processes, monkeypatch
     assert SFTRecipeConfig("out", **settings).gradient_accumulation_steps == 2  # accelerate's single_gpu.yaml
 
 
+def test_the_accumulation_that_follows_may_be_named(processes):
+    processes(2)
+    settings = {"per_device_train_batch_size": 4, "effective_batch_size": 16, "gradient_accumulation_steps": 2}
+    assert SFTRecipeConfig("out", **settings).gradient_accumulation_steps == 2
+
+
+def test_one_process_says_that_the_batch_is_smaller(processes, monkeypatch, capsys):
+    processes(8)
+    monkeypatch.setenv("RANK", "3")
+    assert SFTRecipeConfig("out", effective_batch_size=16).per_device_train_batch_size == 2
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "0")
+    SFTRecipeConfig("out", effective_batch_size=16)
+    assert "per_device_train_batch_size is 2 instead of 8" in capsys.readouterr().out
+
+
 PAPERS = [  # file, script, samples of one optimizer step, numbers of GPUs
     ("mrgr1/iu.yaml", "grpo", 16, (1, 2, 4, 8)),  # MR-034, completions (A-23)
     ("mrgr1/mimic.yaml", "grpo", 16, (1, 2, 4, 8)),
@@ -410,6 +426,17 @@ def test_enough_samples(kind, changes, samples, need):
         check_run(args, samples)
 
 
+def test_samples_of_all_processes(monkeypatch):
+    """With dataloader_drop_last a step needs a whole batch in each of three processes."""
+    args = run_settings(SFTRecipeConfig, per_device_train_batch_size=8, dataloader_drop_last=True)
+    monkeypatch.setattr(SFTRecipeConfig, "world_size", 3)
+    check_run(args, 24)
+    with pytest.raises(
+        InputError, match="there are 23 training samples, and with dataloader_drop_last a step takes 24"
+    ):
+        check_run(args, 23)
+
+
 def test_nothing_is_saved_at_step_0(tmp_path):
     trainer = SimpleNamespace(state=SimpleNamespace(global_step=0))
     with pytest.raises(InputError, match=f"no step was trained, so nothing is saved to {tmp_path}/run"):
@@ -435,6 +462,7 @@ def reward(completions, **kwargs):
         (ScenarioSFTConfig, "mean_token_accuracy", {}, True),
         (MRGR1Config, "reward", {}, True),
         (MRGR1Config, "rewards/reward/mean", {"rewards": [reward]}, True),
+        (MRGR1Config, "eval_rewards/reward/std", {"rewards": [reward]}, True),
         (MRGR1Config, "rewards/mccs_reward/mean", {"rewards": [reward]}, False),  # not a reward of this run
         (MRGR1Config, "rewards/reward", {"rewards": [reward]}, False),
         (MRGR1Config, "reward/part", {"rewards": [reward]}, True),  # what a reward logs of its own
