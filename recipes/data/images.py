@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
@@ -150,6 +151,17 @@ def enlarged_by(processor, width: int, height: int) -> bool:
     return shortest is not None and min(width, height) < shortest
 
 
+def _qwen_vl_utils() -> ModuleType:
+    """The Qwen-VL family's own package. Raises InputError where it is not installed."""
+    try:
+        import qwen_vl_utils
+    except ImportError as error:
+        raise InputError(
+            "models of the Qwen-VL family need the package qwen-vl-utils: pip install qwen-vl-utils"
+        ) from error
+    return qwen_vl_utils
+
+
 @dataclass(frozen=True)
 class PixelRange:
     """Scales an image to from `least` to `most` pixels and to sides that are multiples of `factor` pixels.
@@ -169,10 +181,9 @@ class PixelRange:
 
     def size(self, width: int, height: int, name: str = "an image") -> tuple[int, int]:
         """Width and height that an image of `width` x `height` pixels is scaled to."""
-        from qwen_vl_utils import smart_resize
-
+        package = _qwen_vl_utils()
         try:
-            height, width = smart_resize(height, width, self.factor, self.least, self.most)
+            height, width = package.smart_resize(height, width, self.factor, self.least, self.most)
         except ValueError as error:
             raise InputError(
                 f"{name} has {width} x {height} pixels, a strip that the model does not read (one side is more than "
@@ -181,14 +192,12 @@ class PixelRange:
         return width, height
 
     def __call__(self, image: Image.Image, name: str = "an image") -> Image.Image:
-        from qwen_vl_utils import fetch_image
-
         width, height = self.size(*image.size, name)
         # In a range too narrow for this shape no size lies within it, and the processor would scale the image a second
         # time: it gets the image as it is, and scales it once.
         if min(width, height) == 0 or self.size(width, height) != (width, height):
             return image.convert("RGB")
-        return fetch_image(
+        return _qwen_vl_utils().fetch_image(
             {"image": image, "min_pixels": self.least, "max_pixels": self.most}, image_patch_size=self.factor // 2
         )
 

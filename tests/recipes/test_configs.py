@@ -9,8 +9,8 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from trl import ModelConfig
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from trl import ModelConfig, get_peft_config
 
 from recipes import grpo_mrgr1, sft_mrgr1
 from recipes.cli import parse, read_prompt
@@ -75,6 +75,95 @@ def test_values_of_the_paper(name, key, value):
 @pytest.mark.parametrize(("key", "value"), PAPER_GRPO.items(), ids=str)
 def test_values_of_the_paper_for_grpo(name, key, value):
     assert load(name)[key] == value
+
+
+LMRRG = {  # what LM-RRG states, and where
+    "region_prompt": "description",  # section 2.1
+    "region_attn_mode": "image_query",  # the image is the query
+    "region_text": "pooled",  # one vector of a region
+    "use_global_feature": True,  # section 2.2
+    "use_region_features": True,
+    "use_instruction": True,
+    "prompt_file": "prompts/lmrrg.txt",
+    "rewards": ["radcliq"],  # section 2.3
+    "kl_controller": "reward_threshold",  # Eq. 5
+    "beta": 1.0,  # Eq. 4
+    "kl_mode": "loss",
+    "freeze_image_encoder": True,
+}
+LLMRG4 = {  # section Implementation Details, Eq. 10 and section 3.2
+    "stage": (1, 2),
+    "vision": "microsoft/rad-dino",
+    "text": "microsoft/BiomedVLP-CXR-BERT-specialized",
+    "decoder": "lmsys/vicuna-7b-v1.5",
+    "num_visual_tokens": 128,
+    "scenarios": (["sn"], ["sn", "sw", "mn", "mw"]),
+    "fusion": "atf",
+    "use_peft": True,
+    "lora_target_modules": [r".*language_model.*\.(q|v)_proj"],
+    "projector": "linear",  # Eqs. 5 to 8
+    "key_weight": 1.75,
+    "weight_reduction": "token_mean",  # Eq. 10
+}
+MRGR1 = PAPER | PAPER_GRPO | {"std_epsilon": 1e-8}  # 1e-8 to 1e-6
+MRGR1["lora_target_modules"] = [r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"]
+
+
+@pytest.mark.parametrize(
+    ("names", "stated"),
+    [
+        ("mrgr1/iu mrgr1/mimic mrgr1/sft_iu mrgr1/sft_mimic", MRGR1),
+        ("lmrrg/iu lmrrg/mimic lmrrg/iu_cqrl lmrrg/mimic_cqrl", LMRRG),
+        ("llmrg4/mimic_rg4_stage1 llmrg4/mimic_rg4_stage2", LLMRG4),
+        ("llmrg4/mimic_rg4_findings_stage1 llmrg4/mimic_rg4_findings_stage2", LLMRG4),
+    ],
+)
+def test_every_value_has_its_source(names, stated):
+    """A line that calls itself neither ours nor the authors' code has a value of the paper, and none is missing."""
+    papers = set()
+    for name in names.split():
+        file = ROOT / f"recipes/configs/{name}.yaml"
+        values = yaml.safe_load(file.read_text())
+        for line in file.read_text().splitlines():
+            key, colon, rest = line.partition(":")
+            if not colon or not key.isidentifier() or re.search(r"# (ours|authors' code)\b", rest):
+                continue
+            expected = stated.get(key, "a value that the paper does not state")
+            assert values[key] in expected if isinstance(expected, tuple) else values[key] == expected, (name, line)
+            papers.add(key)
+    assert papers == set(stated)
+
+
+def test_lora_on_the_vision_tower_too(tiny):
+    """MR-030: one argument, as the README has it; without it LoRA is in the language model alone (test_grpo.py)."""
+    readme = (FOLDER / "README.md").read_text()
+    (pattern,) = re.findall(r"--lora_target_modules '(.+?)'", readme)
+    model = AutoModelForImageTextToText.from_pretrained(tiny)
+    config = get_peft_config(ModelConfig(use_peft=True, lora_target_modules=[pattern.replace("\\|", "|")]))
+    names = [name for name, _ in get_peft_model(model, config).named_parameters() if "lora_A" in name]
+    for part, layers in (
+        (".visual.", ["attn.qkv", "attn.proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]),
+        (
+            ".language_model.",
+            [*(f"self_attn.{each}_proj" for each in "qkvo"), "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+        ),
+    ):
+        assert {".".join(name.split(".")[-5:-3]) for name in names if part in name} == set(layers)
+
+
+@pytest.mark.parametrize(("system", "frames"), [("lmrrg", {"extractor", "cqrl"}), ("mrgr1", set())])
+def test_diagrams_are_whole(system, frames):
+    """Mermaid draws nothing where a line is wrong: each line is of a kind, and each arrow's ends have a text."""
+    readme = (FOLDER.parent / system / "README.md").read_text()
+    (block,) = re.findall(r"^```mermaid\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    head, *lines = [line.strip() for line in block.splitlines()]
+    assert head == "flowchart LR"
+    text = r'(?:subgraph )?(\w+)\["[^"]+"\]'
+    names = {match[1] for match in (re.fullmatch(text, line) for line in lines) if match}
+    assert sum(line.startswith("subgraph ") for line in lines) == lines.count("end")
+    arrows = [line for line in lines if line != "end" and not re.fullmatch(text, line)]
+    ends = {end for arrow in arrows for end in re.split(r' (?:-- "[^"]+" -->|-\. "[^"]+" \.->|-->) ', arrow)}
+    assert ends | frames == names
 
 
 @pytest.mark.parametrize("name", ["iu.yaml", "mimic.yaml"])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -48,6 +49,12 @@ def png(image: Image.Image) -> bytes:
 def test_size(range_, size, scaled):
     assert PixelRange(*range_).size(*size) == scaled
     assert PixelRange(*range_)(noise(*size)).size == scaled
+
+
+def test_without_the_familys_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "qwen_vl_utils", None)
+    with pytest.raises(InputError, match="need the package qwen-vl-utils: pip install qwen-vl-utils"):
+        PixelRange(3136, 12845056, 28)(noise(64, 64))
 
 
 @pytest.mark.parametrize(("published", "factor"), [(QWEN_PREPROCESSOR, 28), (QWEN3_PREPROCESSOR, 32)])
