@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,18 +47,16 @@ def test_run_ends_with_one_sentence(error, code):
     def main() -> None:
         raise error
 
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match=rf"\A{re.escape(str(code))}.*\Z"):  # no line break
         run(main)
-    assert str(ended.value.code).startswith(str(code))
-    assert "\n" not in str(ended.value.code)
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError(errno.EIO, "I/O error"), ValueError("a bug")])
+@pytest.mark.parametrize("error", [ZeroDivisionError("0/0"), OSError(errno.EIO, "I/O error"), ValueError("a bug")])
 def test_run_hides_no_bug(error):
     def main() -> None:
         raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error), match=rf"\A{re.escape(str(error))}\Z"):
         run(main)
 
 
@@ -85,7 +84,7 @@ def test_replacing_a_folder(tmp_path):
 def test_replacing_leaves_nothing_half_written(tmp_path, kind):
     target = tmp_path / "out"
     target.write_text("before")
-    with pytest.raises(InputError), replacing(target) as temporary:
+    with pytest.raises(InputError, match="a bad row"), replacing(target) as temporary:
         temporary.write_text("half") if kind == "file" else temporary.mkdir()
         raise InputError("a bad row")
     assert target.read_text() == "before"
@@ -138,10 +137,9 @@ def test_parse_names_the_mistake(monkeypatch, tmp_path, text, arguments, words):
     monkeypatch.chdir(tmp_path)
     Path("file.yaml").write_text(text)
     monkeypatch.setattr(sys, "argv", ["script", "--config", "file.yaml", *arguments])
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"\A.+\Z") as caught:  # no line break
         parse(Arguments)
     assert all(word in str(caught.value) for word in words)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("arguments", [["--config", "absent.yaml"], ["--config"]])
@@ -187,10 +185,10 @@ def test_parse_names_the_file_of_several(monkeypatch, tmp_path, row, words, abse
     if row is not None:
         Path("row.yaml").write_text(row)
     monkeypatch.setattr(sys, "argv", ["script", "--config", "base.yaml", "--config", "row.yaml"])
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"\A.+\Z") as caught:
         parse(Arguments)
     assert all(word in str(caught.value) for word in words)
-    assert absent not in str(caught.value) and "\n" not in str(caught.value)
+    assert absent not in str(caught.value)
 
 
 def test_parse_falls_back_on_the_default_config(monkeypatch):
@@ -222,10 +220,8 @@ def test_check_model_refuses_a_text_model(tmp_path):
 def test_check_model_refuses_a_folder_without_model(tmp_path, text):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=rf"\A.*{re.escape(str(tmp_path))}.*\Z"):  # no line break
         check_model(str(tmp_path))
-    assert str(tmp_path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_bitsandbytes_has_these_optimizers():

@@ -136,11 +136,12 @@ def test_a_finished_stage_runs_again_only_when_something_changed(tmp_path):
 
 def test_a_failing_stage_ends_the_demo(tmp_path):
     command = ["-c", "import sys; print('line\\n' * 30); sys.exit('what went wrong')"]
-    with pytest.raises(SystemExit) as ended, demo_stages.Stages(tmp_path) as stages:
+    end = "error: the stage 'SFT' failed"
+    with pytest.raises(SystemExit, match=end) as ended, demo_stages.Stages(tmp_path) as stages:
         stages.run(("SFT", str(tmp_path / "out"), command))
     *tail, empty, sentence = str(ended.value).split("\n")
     assert (tail, empty) == (["line"] * 14 + ["what went wrong"], "")
-    assert sentence.startswith("error: the stage 'SFT' failed")
+    assert sentence.startswith(end)
     assert not (tmp_path / "stages.json").exists()
 
 

@@ -215,7 +215,7 @@ def test_faults(hub, tmp_path, fault, said):
 def test_files_that_are_up_are_not_sent_again(hub, tmp_path):
     checkpoint(tmp_path / "x")
     hub.fault = on("POST", "/commit/", 500)(hub)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="status 500"):
         push(tmp_path / "x")
     hub.fault = lambda *asked: None
     sent = sum(line.startswith("PUT ") for line in hub.asked)

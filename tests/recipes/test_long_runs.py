@@ -441,12 +441,13 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+FULL = r"\Aerror: cannot write (a checkpoint|the output|/.*): [Nn]o space left on .*\Z"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk(kind, small_disk):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match=FULL):
         run(lambda: make_trainer(kind, small_disk, max_steps=400, save_total_limit=None).train())
-    assert re.match("error: cannot write (a checkpoint|the output|/.*): [Nn]o space left on ", ended.value.code)
-    assert "\n" not in ended.value.code
     assert last_whole(small_disk) is not None
 
 
@@ -461,14 +462,13 @@ def test_a_damaged_file_is_no_full_disk(tmp_path):
 def test_a_folder_that_cannot_be_written(small_disk):
     trainer = make_trainer("weighted_sft", small_disk, max_steps=4, save_steps=2)
     trainer.add_callback(Once(lambda: subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)))
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match=r"\Aerror: cannot write .*: Read-only file system"):
         run(trainer.train)
-    assert re.match("error: cannot write .*: Read-only file system", ended.value.code)
     assert Path(last_whole(small_disk)).name == "checkpoint-2"
 
 
 def test_the_last_good_checkpoint_survives_a_full_disk(small_disk):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=FULL):
         run(lambda: make_trainer("weighted_sft", small_disk, max_steps=400, save_total_limit=None).train())
     resume = last_whole(small_disk)
     assert resume is not None
@@ -565,10 +565,9 @@ def test_a_recipe_ends_when_its_policy_collapses(
     final = tmp_path / "model.safetensors"
     if window:
         final.write_bytes(b"an earlier run's")
-        with pytest.raises(SystemExit) as ended:
-            call(script.main, *words)
         sentence = "stopped at step 2: 100% of the last 16 reports are the same text, 'clear lungs.'. Go back to"
-        assert ended.value.code.startswith(sentence)
+        with pytest.raises(SystemExit, match=rf"\A{re.escape(sentence)}"):
+            call(script.main, *words)
         assert final.read_bytes() == b"an earlier run's"  # the collapsed policy is no result
     else:
         call(script.main, *words)

@@ -109,9 +109,8 @@ def check_steps(folder: Path, weights: str = "model") -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_help(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(script), "--help"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match=r"\A0\Z"):
         runpy.run_path(str(script), run_name="__main__")
-    assert ended.value.code == 0
     assert "usage:" in capsys.readouterr().out
 
 
@@ -384,10 +383,8 @@ def test_mistakes_end_in_one_sentence(request, monkeypatch, tmp_path, script, ch
     arguments = request.getfixturevalue("grpo" if script is grpo_mrgr1 else "sft")
     arguments |= {key: value(tmp_path) if callable(value) else value for key, value in changed.items()}
     monkeypatch.setattr(sys, "argv", ["script", *words(arguments)])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match=r"\Aerror: .+\Z") as ended:
         run(script.main)  # a text as exit code is printed on stderr, with status 1
-    assert str(ended.value.code).startswith("error: ")
-    assert "\n" not in ended.value.code
     assert all(word in ended.value.code for word in named)
     assert not (tmp_path / "run/model.safetensors").exists()
 
