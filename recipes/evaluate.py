@@ -12,9 +12,10 @@
     python recipes/evaluate.py --predictions r2gen=res.json --references gts.json --out outputs/scores
 
 `--out` is a folder: metrics.json (every figure, labeler, versions, protocol; no report text), tables.md, tables.tex,
-errors.jsonl (what each report gets wrong, with the sentences) and report.html. Two baselines stand beside every model:
-one fixed normal report, and the report of the training study whose image looks most alike. recipes/scoring.md
-explains every figure, recipes/data/prediction_files.py the kinds of files. Research use, not for clinical use.
+errors.jsonl (what each report gets wrong, with the sentences) and report.html; with `--case STUDY_ID` case.html, that
+study under all its scenarios. Two baselines stand beside every model: one fixed normal report, and the report of the
+training study whose image looks most alike. recipes/scoring.md explains every figure, recipes/data/prediction_files.py
+the kinds of files. Research use, not for clinical use.
 """
 
 import json
@@ -69,7 +70,7 @@ class EvaluateArguments:
     semb: str | None = field(
         default=None, metadata={"help": "RadCliQ's CheXbert, if the labeler is none: a folder or Hub id."}
     )
-    meteor: Literal["auto", "yes", "no"] = field(default="auto", metadata={"help": "auto: where there is Java."})
+    meteor: Literal["auto", "yes", "no"] = field(default="auto", metadata={"help": "auto: by Java, else nltk's."})
     hall_judge: str | None = field(
         default=None, metadata={"help": "Also tell hall. by rule, discbert:MODEL or rule+discbert:MODEL."}
     )
@@ -82,6 +83,9 @@ class EvaluateArguments:
         default=None, metadata={"help": "paper: beside the papers' own rows; or one of them: beside all its rows."}
     )
     train_pool: int = field(default=5000, metadata={"help": "Training studies that the nearest one is sought among."})
+    case: str | None = field(
+        default=None, metadata={"help": "A study's id: it alone, all systems and scenarios, on case.html."}
+    )
     resamples: int = field(default=10000, metadata={"help": "Of the bootstrap."})
     seed: int = field(default=0)
     write_model_card: str | None = field(
@@ -132,6 +136,9 @@ def main() -> None:
                     for error in errors:
                         file.write(json.dumps({"system": system.name, "study_id": truth.ids[row], **error}) + "\n")
         write_report_page(folder / "report.html", figures, case_rows(truth, systems), metrics.labeler)
+        if args.case is not None:
+            cases = case_rows(truth, systems, args.case)
+            write_report_page(folder / "case.html", figures, cases, metrics.labeler, args.case)
     print_tables(figures)
     if args.write_model_card:
         print(f"{write_card(args.write_model_card, figures)} is the model's card")

@@ -11,8 +11,8 @@ Zero-shot baselines, all asked alike (MRG-R1 section IV-D), and several processe
 
 Started again with the same arguments it continues where it was stopped. `--shuffle_images` gives every sample the
 images of another study: the control that shows how much a model looks at them. A line holds `study_id`, `sample` (its
-place), `prompt`, the raw `completion`, its parts `think` and `report`, `tokens`, `seconds` (of its batch, shared out)
-and the `arguments`.
+place), `prompt`, the raw `completion`, its parts `think` and `report`, `input_tokens` (of image and prompt), `tokens`,
+`seconds` (of its batch, shared out) and the `arguments`.
 """
 
 from dataclasses import dataclass, field
@@ -103,9 +103,9 @@ def main() -> None:
     ################
     # Writing
     ################
-    speed = write_reports(samples, engine, shards, args.batch_size, args.seed)
+    cost = write_reports(samples, engine, shards, args.batch_size, args.seed)
     shards.merge()
-    state.print(f"{args.out}: {len(samples)} samples; the first process wrote {speed:.1f} tokens a second")
+    state.print(f"{args.out}: {len(samples)} samples; the first process: {cost}")
 
 
 if __name__ == "__main__":

@@ -111,10 +111,6 @@ def main() -> None:
             parameter.requires_grad_(name.startswith("model.token_fusion."))
     elif peft_config:
         peft_config.modules_to_save = ["token_fusion"]
-    if training_args.process_index == 0:
-        report_enlarged(samples["train"], processor)
-        report_long_priors(rows, processor)
-        count_tokens(samples["train"], processor)
 
     ################
     # Training
@@ -132,6 +128,10 @@ def main() -> None:
     if clinical.clinical_samples:
         trainer.add_callback(ClinicalEvaluation(trainer, clinical, data.get("validation", rows), prompt, VIEWS))
     save_run(training_args.output_dir, args, clinical, training_args, model_args, sources=sources)
+    if training_args.process_index == 0:
+        report_enlarged(samples["train"], processor)
+        report_long_priors(rows, processor)
+        count_tokens(samples["train"], processor, training_args.output_dir)
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
         sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")

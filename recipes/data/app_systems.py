@@ -100,7 +100,7 @@ class System:
             finally:
                 stopped.set()
         try:
-            ((completion, tokens),) = future.result()
+            ((completion, tokens, _),) = future.result()
         except ValueError as error:  # a processor's sentence: images and markers that do not fit
             raise InputError(f"{self.name}: {error}") from error
         yield completion, tokens >= self.max_new_tokens

@@ -115,18 +115,21 @@ def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict
     known = dict.fromkeys(truth.ids)
     given, notes = {}, list(truth.notes)
     for name, what in files.items():
-        completions = {}
+        completions, costs = {}, {}
         for scenario, file in _expand(what["file"]).items():
             own = known if scenario is None else {s: None for s in known if split_id(s)[0] == scenario}
             if own:
-                completions |= _read(file, own, scenario, args.only_common, notes)
-        given[name] = {**what, "completions": completions}
+                completions |= _read(file, own, scenario, args.only_common, notes, costs)
+        given[name] = {**what, "completions": completions, "costs": costs}
     common = set.intersection(*(set(what["completions"]) for what in given.values()))
     if len(common) < len(known):
         notes.append(f"{len(known) - len(common)} of {len(known)} studies are not in every file and are left out")
         if not common:
             raise InputError("--only_common: no study is in every file")
         truth = truth.select(common)
+    studies = dict.fromkeys(split_id(study)[1] for study in truth.ids)
+    if args.case is not None and args.case not in studies:
+        raise InputError(f"--case: no study {args.case!r} is scored; {next(iter(studies))!r} is one, for instance")
     for what in given.values():
         what["completions"] = {study: texts for study, texts in what["completions"].items() if study in common}
     baselines = {TEMPLATE: {study: [NORMAL_REPORT] for study in truth.ids}}
@@ -152,11 +155,15 @@ def _expand(file: str) -> dict[str | None, str]:
     return there
 
 
-def _read(file: str, known: dict, scenario: str | None, only_common: bool, notes: list[str]) -> dict[str, list[str]]:
+def _read(
+    file: str, known: dict, scenario: str | None, only_common: bool, notes: list[str], costs: dict
+) -> dict[str, list[str]]:
     if scenario is None:
-        return read_predictions(file, known, only_common=only_common, notes=notes)
+        return read_predictions(file, known, only_common=only_common, notes=notes, costs=costs)
     bare = {split_id(study)[1]: study for study in known}
-    found = read_predictions(file, bare, only_common=only_common, notes=notes)
+    prices: dict[str, list] = {}
+    found = read_predictions(file, bare, only_common=only_common, notes=notes, costs=prices)
+    costs |= {bare[study]: each for study, each in prices.items()}
     return {bare[study]: texts for study, texts in found.items()}
 
 
@@ -228,6 +235,8 @@ def describe_run(args, metrics: Metrics, truth: Truth, systems: dict[str, System
     if "meteor" in names:
         told = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False)
         versions["java"] = (told.stderr or told.stdout).strip().split("\n")[0]
+    if "meteor_lite" in names:
+        versions["nltk"] = version("nltk")
     commit = subprocess.run(
         ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -272,8 +281,11 @@ def describe_run(args, metrics: Metrics, truth: Truth, systems: dict[str, System
     }
 
 
-def case_rows(truth: Truth, systems: dict[str, System]) -> Iterator[dict]:
-    """One case per study and scenario, as recipes/data/report_page.py takes it; of several samples the first."""
+def case_rows(truth: Truth, systems: dict[str, System], alone: str | None = None) -> Iterator[dict]:
+    """One case per study and scenario, as recipes/data/report_page.py takes it; of several samples the first.
+
+    `alone`: of this study only.
+    """
     rows = {
         prefix: encoded_images(each) if "images" in each.column_names else each for prefix, each in truth.rows.items()
     }
@@ -281,7 +293,11 @@ def case_rows(truth: Truth, systems: dict[str, System]) -> Iterator[dict]:
     for name, system in systems.items():
         for sample, row in enumerate(system.rows):
             first[name].setdefault(int(row), sample)
-    for number, study in enumerate(truth.ids):
+    numbers = range(len(truth.ids))
+    if alone is not None:
+        numbers = [number for number in numbers if split_id(truth.ids[number])[1] == alone]
+    for number in numbers:
+        study = truth.ids[number]
         prefix, place = truth.places[number] if truth.places else ("", 0)
         row = rows[prefix][place] if rows else {}
         own = {name: (systems[name], first[name][number]) for name in systems}

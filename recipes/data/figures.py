@@ -40,7 +40,7 @@ HEADLINE = (
     efficacy_name("14", "negative", "example", "f1"),
     efficacy_name("13", "positive", "micro", "f1"),
     efficacy_name("5", "positive", "micro", "f1"),
-    *("mccs", "bleu-1", "bleu-4", "meteor", "rouge-l", "cider"),
+    *("mccs", "bleu-1", "bleu-4", "meteor", "meteor_lite", "rouge-l", "cider"),
     *("radgraph/partial", "radgraph_lexical/partial", "bertscore", "lexical_words"),
     *("radcliq-v1", "radcliq_lite-v1", "hall", ORIGINAL + "bleu-4"),
 )
@@ -54,6 +54,13 @@ _TITLES = {
     "words": ("Words of a report, mean", "words", None, None, "other"),
     "hall": ("Share of reports that say what their input cannot show", "hall.", "lower", [0, 1], "other"),
     "meteor": ("METEOR 1.5 of the corpus", "METEOR", "higher", [0, 1], "nlg"),
+    "meteor_lite": (
+        "METEOR of nltk, mean over reports (instead of METEOR 1.5)",
+        "METEOR (nltk)",
+        "higher",
+        [0, 1],
+        "nlg",
+    ),
     "rouge-l": ("ROUGE-L, mean over reports", "ROUGE-L", "higher", [0, 1], "nlg"),
     "cider": ("CIDEr-D, mean over reports", "CIDEr", "higher", [0, 10], "nlg"),
     "bertscore": ("BERTScore F1, rescaled, mean over reports", "BERTScore", "higher", None, "graph"),

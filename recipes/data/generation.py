@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -35,6 +37,14 @@ OWN_MODELS = ("llmrg4", "lmrrg")  # which vLLM does not know
 SAMPLE = 16  # prompts of the first batch that are compared with what vLLM made of them
 VLLM_CHUNK = 32  # batches handed over at once: vLLM forms its own
 BEGINS = b'{"study_id": '
+
+
+class Written(NamedTuple):
+    """One completion, how many tokens it has, and how many the decoder read before it: image, prompt and all."""
+
+    completion: str
+    tokens: int
+    input_tokens: int
 
 
 def image_counts(samples: Dataset) -> list[int]:
@@ -133,20 +143,21 @@ class Shards:
         for start in starts:
             yield self.own[start : start + size]
 
-    def write(self, batch: dict, numbers: list[int], written: list[tuple[str, int]], seconds: float) -> None:
-        """Appends the lines of one batch. `written`: completion and number of tokens; `seconds`: the batch took."""
+    def write(self, batch: dict, numbers: list[int], written: list[Written], seconds: float) -> None:
+        """Appends the lines of one batch, which took so many `seconds`."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a") as file:
-            for i, (number, (completion, tokens)) in enumerate(zip(numbers, written, strict=True)):
-                parsed = parse_completion(completion)
+            for i, (number, sample) in enumerate(zip(numbers, written, strict=True)):
+                parsed = parse_completion(sample.completion)
                 row = {
                     "study_id": batch["study_id"][i],
                     "sample": number,
                     "prompt": batch["prompt"][i][0]["content"],
-                    "completion": completion,
+                    "completion": sample.completion,
                     "think": parsed.think,
                     "report": parsed.report,
-                    "tokens": tokens,
+                    "input_tokens": sample.input_tokens,
+                    "tokens": sample.tokens,
                     "seconds": round(seconds / len(numbers), 4),
                     "arguments": self.arguments,
                 }
@@ -278,10 +289,8 @@ class TransformersEngine:
         self.ends = torch.tensor(self.model.generation_config.eos_token_id or [], device=device)
 
     @torch.no_grad()
-    def __call__(
-        self, images: list[list[Image.Image]], prompts: list[str], seed: int, **watching
-    ) -> list[tuple[str, int]]:
-        """The completion of each prompt and how many tokens it has, the last one's end included.
+    def __call__(self, images: list[list[Image.Image]], prompts: list[str], seed: int, **watching) -> list[Written]:
+        """The completion of each prompt, the end that it wrote counted among its tokens.
 
         `watching`: a streamer or stopping criteria for `generate`.
         """
@@ -293,7 +302,8 @@ class TransformersEngine:
         completions = self.processor.batch_decode(tokens, skip_special_tokens=True)
         before = torch.isin(tokens, self.ends).cumsum(1).roll(1, dims=1)  # ends before each token
         before[:, 0] = 0
-        return list(zip(completions, (before == 0).sum(1).tolist(), strict=True))
+        counts = (before == 0).sum(1).tolist(), inputs["attention_mask"].sum(1).tolist()
+        return [Written(*each) for each in zip(completions, *counts, strict=True)]
 
 
 def compare_prompts(references: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]) -> None:
@@ -348,7 +358,7 @@ class VLLMEngine:
             self.settings["logit_bias"] = {token: -100.0}
         self.sampling = SamplingParams
 
-    def __call__(self, images: list[list[Image.Image]], prompts: list[str], seed: int) -> list[tuple[str, int]]:
+    def __call__(self, images: list[list[Image.Image]], prompts: list[str], seed: int) -> list[Written]:
         """As of `TransformersEngine`."""
         texts, images = chat_texts(self.processor, images, prompts), scale_images(self.processor, images)
         if starts_twice(self.processor.tokenizer, texts[0]):
@@ -361,7 +371,10 @@ class VLLMEngine:
             encoded = encode_prompts(self.processor, images[first], prompts[first])["input_ids"]
             compare_prompts([list(ids) for ids in encoded], [list(each.prompt_token_ids) for each in answers[first]])
             self.is_compared = True
-        return [(each.outputs[0].text, len(each.outputs[0].token_ids)) for each in answers]
+        return [
+            Written(each.outputs[0].text, len(each.outputs[0].token_ids), len(each.prompt_token_ids))
+            for each in answers
+        ]
 
 
 ENGINES: dict[str, Callable] = {"transformers": TransformersEngine, "vllm": VLLMEngine}
@@ -385,21 +398,32 @@ def check_engine(args, state: PartialState) -> None:
         raise InputError(f"{args.model}: vLLM has no room for a LoRA of rank {adapter['r']}; merge it first")
 
 
-def write_reports(samples: Dataset, engine: Callable, shards: Shards, batch_size: int, seed: int) -> float:
-    """Has `engine` write every open sample of this process; returns the tokens a second.
+def write_reports(samples: Dataset, engine: Callable, shards: Shards, batch_size: int, seed: int) -> str:
+    """Has `engine` write every open sample of this process; returns what that cost, in words.
 
     Raises InputError before the first one where an image of `samples` cannot be read (`check_images`).
     """
     check_images(samples, pixel_range(engine.processor))
     if shards.state.is_main_process:
         report_enlarged(samples, engine.processor)
-    tokens, seconds = 0, 0.0
+    tokens, inputs, seconds = 0, [], []
     for numbers in shards.batches(batch_size * engine.chunk):
         batch = samples[numbers]
         prompts = [message[0]["content"] for message in batch["prompt"]]
         started = time.perf_counter()
         written = engine(batch["images"], prompts, seed + numbers[0])
-        took = time.perf_counter() - started
-        shards.write(batch, numbers, written, took)
-        tokens, seconds = tokens + sum(count for _, count in written), seconds + took
-    return tokens / seconds if seconds else 0.0
+        seconds.append(time.perf_counter() - started)
+        shards.write(batch, numbers, written, seconds[-1])
+        tokens += sum(sample.tokens for sample in written)
+        inputs += [sample.input_tokens for sample in written]
+    return describe_cost(tokens, inputs, seconds)
+
+
+def describe_cost(tokens: int, inputs: Sequence[int], seconds: Sequence[float]) -> str:
+    """What a process's part cost: `tokens` written, the input tokens of each sample, the seconds of each batch."""
+    if not inputs:
+        return "nothing was left to write"
+    return (
+        f"{tokens / sum(seconds):.1f} tokens a second; a batch: {fmean(seconds):.2f} s, {max(seconds):.2f} s at most; "
+        f"input tokens of a sample: {fmean(inputs):.0f}, {max(inputs)} at most"
+    )

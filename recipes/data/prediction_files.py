@@ -31,6 +31,7 @@ LONG = 10_000  # characters; a report of 500 words has 3,500
 HTML = re.compile(r"<(?!/?(?:think|report)>)[/!]?[a-zA-Z][^<>]*>")
 LONE = re.compile("[\ud800-\udfff]")
 HALF = "holds half a character (a lone surrogate), which no file can store"
+COSTS = ("input_tokens", "tokens", "seconds")  # of a sample, as recipes/generate.py notes them
 SAMPLES = "a line of study_id and completion for each sample"
 WANTED = "not a JSON object with study_id and completion, or id and prediction"
 
@@ -174,11 +175,13 @@ def read_predictions(
     several: bool = True,
     only_common: bool = False,
     notes: list[str] | None = None,
+    costs: dict[str, list[list[float]]] | None = None,
 ) -> dict[str, list[str]]:
     """Completions by study id, in the file's order.
 
     `known`: the ids of all studies, or "SCENARIO/ID" where an id has several. Every one must be there and no other;
     with `only_common` it may lack some, and what else it holds is left out, which a sentence added to `notes` counts.
+    `costs` receives the `COSTS` of each completion whose entry has all three, by study id.
     Several lines of a study are several samples under `completion`, and a mistake elsewhere, or without `several`.
     Raises InputError with the number of wrong entries and the first one.
     """
@@ -212,6 +215,8 @@ def read_predictions(
             if own and not (several and keys[0] == "completion"):
                 repeated.append((place, f"{study!r} is there more than once"))
             own.append(entry[keys[0]])
+            if costs is not None and all(isinstance(entry.get(name), int | float) for name in COSTS):
+                costs.setdefault(study, []).append([float(entry[name]) for name in COSTS])
     _refuse(file, faults, len(entries))
     _refuse(file, repeated, len(entries))
     if not only_common:

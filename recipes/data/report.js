@@ -58,8 +58,11 @@ function marked(number, marks, describe) {
     const pairs = [];
     for (let i = 0; i < said.length; i += 2) pairs.push([said[i], said[i + 1]]);
     const { name, note, after } = describe(kind, pairs);
-    out.push(el("mark", { class: name, title: note, "data-c": pairs.map((pair) => pair[0]).join(" ") },
-      slice(start, start + length), after));
+    const [finding] = pairs.find((pair) => present(pair[1])) || [-1];
+    const mark = el("mark", { class: finding < 0 ? name : `${name} present`, title: note,
+      "data-c": pairs.map((pair) => pair[0]).join(" ") }, slice(start, start + length), after);
+    mark.style.setProperty("--hue", (finding * 137.5) % 360); // a colour for each finding, where a view shows them
+    out.push(mark);
     position = start + length;
   }
   out.push(slice(position));
@@ -92,7 +95,8 @@ function markedReference(row, columns) {
 }
 
 // ---- the list of cases
-const state = { order: cases.map((_, i) => i), at: 0, shown: cases.map((_, i) => i), open: -1, view: "systems" };
+const state = { order: cases.map((_, i) => i), at: 0, shown: cases.map((_, i) => i), open: -1,
+  view: data.alone ? "all" : "systems" };
 const hidden = new Set();
 const named = (row) => (row.scenario ? row.group : row.id); // the scenario stands beside it
 const groups = new Map();
@@ -345,6 +349,19 @@ function images(row) {
     src: picture(number), alt: `X-ray ${i + 1} of ${row.images.length} of study ${row.id}`, decoding: "async" })));
 }
 
+function reference(row, columns) {
+  return el("article", { class: "report reference" }, el("h3", {}, "Reference"),
+    row.reference < 0 ? el("p", { class: "soft" }, "(an empty reference)")
+      : el("p", { class: "text" }, markedReference(row, columns)));
+}
+
+// One scenario where all stand on one page: what its models read, its reference, and the reports of all systems.
+function scenario(row, columns, same) {
+  return el("section", { class: "scenario" }, el("h3", {}, "Scenario ", el("span", { class: "badge" }, row.scenario)),
+    inputs(row, true), same ? null : reference(row, columns),
+    el("div", { class: "reports" }, columns.map((each) => column(each, false, true))));
+}
+
 function draw_case() {
   const row = cases[state.open];
   const members = groups.get(row.group);
@@ -355,10 +372,11 @@ function draw_case() {
   $("previous").disabled = state.at <= 0;
   $("next").disabled = state.at >= state.shown.length - 1;
   $("views").hidden = !members;
-  $("views").replaceChildren(...["systems", "scenarios"].map((view) => el("button", {
+  const views = { systems: "Systems", scenarios: `${members ? members.length : 0} scenarios`, all: "All" };
+  $("views").replaceChildren(...Object.entries(views).map(([view, name]) => el("button", {
     type: "button", "aria-pressed": state.view === view, onclick: () => { state.view = view; draw_case(); },
-  }, view === "systems" ? "Systems" : `${members ? members.length : 0} scenarios`)));
-  const scenarios = state.view === "scenarios";
+  }, name)));
+  const scenarios = state.view === "scenarios", all = state.view === "all";
   if (scenarios && state.system === undefined) state.system = counted()[0];
   $("chosen").hidden = systems.length < 2;
   $("chosen").replaceChildren(...systems.map((each, i) => el("button", {
@@ -371,21 +389,24 @@ function draw_case() {
     },
   }, scenarios ? null : el("span", { class: "letter" }, letter(i)), scenarios ? null : " ", each.name)));
 
+  const of = (own) => systems.map((each, i) => ({ row: own, report: own.reports[i], letter: letter(i), name: each.name,
+    kind: each.kind, i })).filter((each) => !hidden.has(each.i));
+  const blocks = all ? members.map((i) => of(cases[i])) : [];
   const columns = scenarios
     ? members.map((i, place) => ({ row: cases[i], report: cases[i].reports[state.system], letter: letter(place),
       name: cases[i].scenario, kind: systems[state.system].kind }))
-    : systems.map((each, i) => ({ row, report: row.reports[i], letter: letter(i), name: each.name, kind: each.kind, i }))
-      .filter((each) => !hidden.has(each.i));
-  const same = columns.every((each) => each.row.reference === row.reference);
-  const side = scenarios ? images(columns.reduce((most, each) =>
-    (each.row.images.length > most.row.images.length ? each : most)).row) : inputs(row);
+    : all ? blocks.flat().map((each) => ({ ...each, name: `${each.name}, ${each.row.scenario}` })) : of(row);
+  const rows = members && state.view !== "systems" ? members.map((i) => cases[i]) : [row];
+  const same = rows.every((each) => each.reference === row.reference);
+  const side = state.view === "systems" ? inputs(row)
+    : images(rows.reduce((most, each) => (each.images.length > most.images.length ? each : most)));
+  $("body").classList.toggle("all", all);
   $("body").replaceChildren(
     el("aside", {}, side),
     el("div", { class: "main" },
-      same ? el("article", { class: "report reference" }, el("h3", {}, "Reference"),
-        row.reference < 0 ? el("p", { class: "soft" }, "(an empty reference)")
-          : el("p", { class: "text" }, markedReference(row, columns))) : null,
-      el("div", { class: "reports" }, columns.map((each) => column(each, scenarios, same))),
+      same ? reference(row, all ? [] : columns) : null,
+      all ? members.map((i, place) => scenario(cases[i], blocks[place], same))
+        : el("div", { class: "reports" }, columns.map((each) => column(each, scenarios, same))),
       el("h3", {}, "Findings"), findings(columns)));
   if (location.hash !== `#case=${encodeURIComponent(row.id)}`) {
     history.replaceState(null, "", `#case=${encodeURIComponent(row.id)}${row.scenario ? `&${row.scenario}` : ""}`);
@@ -395,6 +416,7 @@ function draw_case() {
 function open(position) {
   if (!state.shown.length) return;
   state.open = state.shown[position];
+  if (!dialog.open && data.alone) dialog.show();
   if (!dialog.open) { dialog.showModal(); document.body.classList.add("reading"); }
   draw_case();
   $("body").scrollTop = 0;
@@ -511,5 +533,6 @@ if (linked) {
     && (!linked[2] || cases[i].scenario === linked[2]));
   if (position >= 0) { select(position); open(position); }
 }
+if (data.alone) open(0);
 document.documentElement.dataset.ready = Math.round(performance.now());
 })();

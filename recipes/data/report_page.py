@@ -246,7 +246,9 @@ def best_systems(metrics: dict) -> dict[str, set[str]]:
     return best
 
 
-def write_report_page(file: str | Path, metrics: dict, cases: Iterable[dict], labeler: Callable) -> None:
+def write_report_page(
+    file: str | Path, metrics: dict, cases: Iterable[dict], labeler: Callable, alone: str | None = None
+) -> None:
     """Writes the self-contained page, at most 40 MB: pictures get smaller, the more cases there are.
 
     `metrics`: what evaluate.py writes to metrics.json (recipes/scoring.md explains it). `cases`: one dict per
@@ -254,13 +256,15 @@ def write_report_page(file: str | Path, metrics: dict, cases: Iterable[dict], la
     (encoded bytes or PIL), `reference`, `prior_report`, `indication`, `labels` (14 CheXpert states of the reference),
     `completions` (system -> text), and, both optional, `states` (system -> 14 states) and `errors` (system -> dicts
     with `label`, `kind`, and the sentences `generated` and `reference`, or None). `labeler`: n texts to states
-    (n, 14), the one of `metrics`. A text of more than 20,000 characters is cut on the page and says so.
+    (n, 14), the one of `metrics`. A text of more than 20,000 characters is cut on the page and says so. `alone`: the
+    `group` of the only study, whose `cases` are then all on the page at once, without the figures of the others.
     """
     order = ("model", "control", "baseline")
     systems = dict(sorted(metrics["systems"].items(), key=lambda item: order.index(item[1]["kind"])))
     metrics = {**metrics, "systems": systems}
     kinds = list(dict.fromkeys(kind for each in systems.values() for row in each["errors"].values() for kind in row))
-    room = 0.8 * LIMIT / (max(metrics["studies"], 1) * 1.5 * 0.2 * 4 / 3)  # pixels: 1.5 pictures a study, 0.2 bytes
+    studies = 1 if alone is not None else max(metrics["studies"], 1)
+    room = 0.8 * LIMIT / (studies * 1.5 * 0.2 * 4 / 3)  # pixels: 1.5 pictures a study, 0.2 bytes
     side = next((side for side in SIDES if side**2 <= room), SIDES[-1])
     collected = Cases(systems, kinds, side)
     for case in cases:
@@ -277,6 +281,7 @@ def write_report_page(file: str | Path, metrics: dict, cases: Iterable[dict], la
         "words": [WORDS[state] for state in CheXpertState],
         "scenarios": [name for name in SCENARIOS if any(row["scenario"] == name for row in collected.rows)],
         "block": BLOCK,
+        "alone": alone is not None,
         "texts": [text if len(text) <= SHOWN else [text[:SHOWN], len(text) - SHOWN] for text in collected.texts],
         "cases": collected.rows,
     }
@@ -295,6 +300,7 @@ def write_report_page(file: str | Path, metrics: dict, cases: Iterable[dict], la
         errors=kinds,
         panels=interval_panels(metrics),
         in_sight={"cards": CARDS, "panels": PANELS},
+        alone=alone,
         best=best_systems(metrics),
         compared=[name for name in systems if any(name in row["ours"] for row in metrics["paper"])],
         legend=LEGEND,

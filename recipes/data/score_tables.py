@@ -104,6 +104,8 @@ def make_tables(metrics: dict) -> Iterator[Table]:
     if any(system["consistency"] for system in metrics["systems"].values()):
         yield _consistency_table(metrics)
     yield _errors_table(metrics)
+    if any(system["cost"] for system in metrics["systems"].values()):
+        yield _cost_table(metrics)
     if metrics["looking"]:
         yield _looking_table(metrics)
     if metrics["differences"]:
@@ -160,6 +162,17 @@ def _errors_table(metrics: dict) -> Table:
         )  # fmt: skip
     columns = ["system", *KINDS, "empty", "distinct", "words", "longest, words"]
     return Table("Errors of 13 findings, and lengths", columns, rows, [])
+
+
+def _cost_table(metrics: dict) -> Table:
+    rows = [
+        [name, scenario, str(each["samples"]), f"{each['input_tokens']:.0f}", str(each["largest_input"]),
+         f"{each['tokens']:.0f}", f"{each['seconds']:.2f}"]
+        for name, system in metrics["systems"].items()
+        for scenario, each in (system["cost"] or {}).items()
+    ]  # fmt: skip
+    columns = ["system", "scenario", "reports", "input tokens", "at most", "tokens", "seconds"]
+    return Table("Cost of a report", columns, rows, ["Means, as recipes/generate.py noted them on its machine."])
 
 
 def _looking_table(metrics: dict) -> Table:

@@ -9,7 +9,7 @@ metrics.json holds (an interval is {value, low, high}: 95 %, by a bootstrap over
   (precision, recall, f1, support, predicted), `confusion` (4 x 4 counts: rows the reference's state, columns the
   generated one, in the order of CheXpertState), `errors` (finding -> kind -> number), `by_scenario` (headline figures
   of each), `consistency` of the reports of one study under several scenarios, `spread` of a study's several samples,
-  `lengths`;
+  `lengths`, `cost` of a report (input tokens, tokens, seconds);
 - `references`: the same judge's hallucination rate and the lengths of the references themselves;
 - `differences`, `looking` (see recipes/data/comparisons.py), `paper` (recipes/data/paper_comparison.py).
 
@@ -27,7 +27,7 @@ import numpy as np
 from recipes.cli import InputError
 from recipes.data.error_taxonomy import KINDS, Evidence, confusion, count_errors, find_errors
 from recipes.data.figures import ORIGINAL, SHOWN
-from recipes.data.prediction_files import HTML, LONG
+from recipes.data.prediction_files import COSTS, HTML, LONG
 from recipes.data.references import Truth
 from rewards.bleu import bleu_of_sums, match_statistics
 from rewards.ce_f1 import report_f1
@@ -52,7 +52,7 @@ from rewards.lexical_graph import LexicalGraph
 from rewards.mccs import mccs
 from rewards.radcliq import NAMES, PARAMETERS, make_lexical_parts, radcliq_score
 from rewards.radgraph import LEVELS, REMEMBERED, radgraph_f1
-from rewards.rouge import meteor_of_sums, meteor_statistics, rouge_l
+from rewards.rouge import meteor_lite, meteor_of_sums, meteor_statistics, rouge_l
 
 
 @dataclass
@@ -84,6 +84,7 @@ class System:
     parts: list[Part]
     of: str | None = None
     file: str | None = None
+    costs: np.ndarray | None = None  # (samples, 3), see prediction_files.COSTS
     values: dict[str, np.ndarray] = field(default_factory=dict)  # see rewards.corpus.bootstrap
 
 
@@ -119,8 +120,8 @@ def measure_systems(
 ) -> tuple[dict[str, System], list[str]]:
     """Measures every system, and says in sentences what could not be measured.
 
-    `given`: name -> {"completions": {study: [text, ...]}, "kind", "of", "file"}. `originals`: a second reference for
-    each of the truth's rows. METEOR's Java starts once for all.
+    `given`: name -> {"completions": {study: [text, ...]}, "costs": {study: [`COSTS` of each text, ...]}, "kind", "of",
+    "file"}. `originals`: a second reference for each of the truth's rows. METEOR's Java starts once for all.
     """
     notes, systems = [], {}
     places = {study: row for row, study in enumerate(truth.ids)}
@@ -144,10 +145,21 @@ def measure_systems(
         parts.append(_composite_part(reports, references, metrics))
         kind = {key: what.get(key) for key in ("kind", "of", "file")}
         systems[name] = System(name, kind.pop("kind"), rows, completions, reports, states, errors, parts, **kind)
+        costs = [each for study in what["completions"] for each in what.get("costs", {}).get(study, ())]
+        if len(costs) == len(texts):  # of a file that lacks some nothing is told
+            systems[name].costs = np.array(costs)
+    reference_sets = {"": truth.reports, **({ORIGINAL: originals} if originals else {})}
     if metrics.meteor and shutil.which("java"):
-        _add_meteor(list(systems.values()), {"": truth.reports, **({ORIGINAL: originals} if originals else {})})
+        _add_meteor(list(systems.values()), reference_sets)
     elif metrics.meteor:
-        notes.append("METEOR was not computed: it needs Java and there is no `java` on the PATH")
+        for system in systems.values():
+            for prefix, texts in reference_sets.items():
+                scores = meteor_lite(system.reports, [texts[row] for row in system.rows])
+                system.parts.append(means_part({f"{prefix}meteor_lite": scores}))
+        notes.append(
+            "METEOR was not computed: it needs Java and there is no `java` on the PATH; meteor_lite in its place, "
+            "nltk's without synonyms, is not comparable with the papers'"
+        )
     return systems, notes
 
 
@@ -277,6 +289,23 @@ def _summary(system: System, truth: Truth, counts: np.ndarray, seed: int) -> dic
         "consistency": _consistency(system, truth, counts),
         "spread": _spread(system, truth, counts),
         "lengths": lengths(system.reports, [truth.ids[row] for row in system.rows]),
+        "cost": _cost(system, truth),
+    }
+
+
+def _cost(system: System, truth: Truth) -> dict[str, dict[str, float]] | None:
+    """What a report cost to write, of `all` and of each scenario; None where the file does not say so of every one."""
+    if system.costs is None:
+        return None
+    own = np.array([truth.scenarios[row] for row in system.rows], dtype=object)
+    groups = {"all": np.ones(len(own), dtype=bool)} | {name: own == name for name in SCENARIOS if name in own}
+    return {
+        name: {
+            "samples": int(rows.sum()),
+            **dict(zip(COSTS, map(float, system.costs[rows].mean(0)), strict=True)),
+            "largest_input": int(system.costs[rows, 0].max()),
+        }
+        for name, rows in groups.items()
     }
 
 

@@ -1,6 +1,7 @@
 """What LLM-RG4's two stages add to weighted SFT: their starts, the order of scenarios, counts of tokens."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from trl import ModelConfig
 from trl.data_utils import prepare_multimodal_messages
 
 from modeling import LLMRG4ForConditionalGeneration, LLMRG4Processor
-from recipes.cli import InputError
+from recipes.cli import InputError, replacing
 from recipes.data.model_files import check_folder
 from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer, check_spans
 
@@ -138,11 +139,14 @@ def report_long_priors(rows: Dataset, processor: LLMRG4Processor) -> int:
     return len(long)
 
 
-def count_tokens(samples: Dataset, processor: LLMRG4Processor) -> dict[str, dict[str, float]]:
+def count_tokens(
+    samples: Dataset, processor: LLMRG4Processor, folder: str | Path | None = None
+) -> dict[str, dict[str, float]]:
     """Prints and returns how many tokens the prompts of each scenario have; no image is read for it.
 
     Per scenario: `samples` in the data set, `visual` tokens and tokens of the whole `prompt`, means and largest.
-    ATF's visual tokens do not depend on the scenario, those of interleaved do (RG-080 to RG-085).
+    ATF's visual tokens do not depend on the scenario, those of interleaved do (RG-080 to RG-085). `folder`: where
+    they are kept too, in input_tokens.json.
     """
     counts = {}
     scenarios = samples["scenario"]
@@ -171,6 +175,9 @@ def count_tokens(samples: Dataset, processor: LLMRG4Processor) -> dict[str, dict
         }
         print(f"{scenario}: {len(rows)} samples; visual tokens {counts[scenario]['visual']:.0f}; prompt tokens "
               f"{counts[scenario]['prompt']:.0f}, {max(prompt)} at most")  # fmt: skip
+    if folder is not None:
+        with replacing(Path(folder) / "input_tokens.json") as file:
+            file.write_text(json.dumps(counts, indent=1) + "\n")
     return counts
 
 
@@ -227,8 +234,22 @@ class ScenarioSFTConfig(WeightedSFTConfig):
 class ScenarioSFTTrainer(WeightedSFTTrainer):
     """WeightedSFTTrainer on rows with a column `scenario`, in the order of `args.scenario_sampling`.
 
-    With round_robin an optimizer step has one scenario, whatever the number of processes and accumulation steps.
+    With round_robin an optimizer step has one scenario, whatever the number of processes and accumulation steps. The
+    log, and so trainer_state.json, says what this process's batches cost: `batch/seconds` forward and backward,
+    `batch/input_tokens` of a sample (image, prompt and report) and `batch/largest_input`, since the last entry.
     """
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """TRL's step, timed."""
+        tokens = inputs["attention_mask"].sum(1).tolist()
+        start = time.perf_counter()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        loss.item()  # waits for the device, as Trainer does after each step to see whether the loss is finite
+        metrics = self._metrics["train"]  # TRL logs the mean of each list
+        metrics["batch/seconds"].append(time.perf_counter() - start)
+        metrics["batch/input_tokens"] += tokens
+        metrics["batch/largest_input"] = [max(metrics["batch/largest_input"] + tokens)]
+        return loss
 
     def _get_train_sampler(self, train_dataset=None):
         """TRL's sampler, or the round-robin in its place."""

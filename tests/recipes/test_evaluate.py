@@ -124,6 +124,27 @@ def test_differences_by_hand(evaluate):
     assert "are tested" in metrics["notes"][-1]  # 200 resamples are too few for so many
 
 
+@pytest.mark.parametrize(
+    ("given", "resamples", "seed"),
+    [((), 10000, 0), (("--resamples", "150", "--seed", "5"), 150, 5)],
+)
+def test_seed_and_resamples(tmp_path, call, given, resamples, seed):
+    """The interval of the mean length of four reports, drawn here study by study."""
+    words = np.array([1, 3, 9, 27])
+    lines = [
+        {"id": study, "prediction": "clear " * count, "reference": "Clear."}
+        for study, count in zip("abcd", words, strict=True)
+    ]
+    file = write_lines(tmp_path / "ours.jsonl", lines)
+    call(main, "--predictions", f"ours={file}", "--out", tmp_path / "out", "--meteor", "no", *given)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    draws = np.random.default_rng(seed)
+    means = [words[draws.integers(4, size=4)].mean() for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    assert metrics["systems"]["ours"]["figures"]["words"] == pytest.approx({"value": 10, "low": low, "high": high})
+    assert (metrics["protocol"]["resamples"], metrics["protocol"]["seed"]) == (resamples, seed)
+
+
 def test_several_lines_of_a_study_are_several_samples(evaluate):
     metrics = evaluate([{"study_id": "a"} | EDEMA] * 2 + [{"study_id": "b"} | PNEUMOTHORAX])
     ours = metrics["systems"]["ours"]
@@ -361,7 +382,7 @@ def test_every_key_is_documented(tmp_path, call):
         own = [{"study_id": study, "report": text, "scenario": scenario} for study, text in rows.items()]
         write_dataset({"test": lambda own=own: iter(own)}, tmp_path / "rg4" / scenario, {})
     lines = [
-        {"study_id": study, "scenario": scenario, "completion": text}
+        {"study_id": study, "scenario": scenario, "completion": text, "input_tokens": 9, "tokens": 5, "seconds": 0.1}
         for scenario in ("sn", "mw")
         for study in rows
         for text in (AIR, HEART)
@@ -584,7 +605,16 @@ def test_meteor_by_java(tmp_path, call):
 
 def test_no_java(evaluate, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert "meteor" not in evaluate(OURS, "--meteor", "auto")["figures"]
+    metrics = evaluate(OURS, "--meteor", "auto")
+    assert "meteor" not in metrics["figures"] and "meteor" in metrics["protocol"]["presets"]["llmrg4"]["absent"]
+    # study a: the reference's five tokens in one chunk; study b: "is", the full stop, of five and five, in two chunks
+    expected = (1 - 0.5 / 5**3 + 2 / 5 * (1 - 0.5)) / 2
+    assert metrics["systems"]["ours"]["figures"]["meteor_lite"]["value"] == pytest.approx(expected)
+    assert any(
+        "meteor_lite in its place, nltk's without synonyms, is not comparable" in note for note in metrics["notes"]
+    )
+    assert metrics["versions"]["nltk"]
+    assert "meteor_lite" not in evaluate(OURS, "--meteor", "no")["figures"]
     with pytest.raises(InputError, match="no `java` on the PATH"):
         evaluate(OURS, "--meteor", "yes")
 
@@ -651,6 +681,42 @@ def test_mistakes_with_the_judge(scenarios, tmp_path, call, arguments, said):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("files", ["one", "of each scenario"])
+def test_what_a_report_cost(tmp_path, call, files):
+    """What generate.py noted, means by hand; a file that lacks a figure of one report tells nothing."""
+    costs = {
+        ("sn", "1"): (100, 20, 0.5),
+        ("sn", "2"): (110, 30, 0.5),
+        ("mw", "1"): (300, 30, 2.0),
+        ("mw", "2"): (330, 40, 1.0),
+    }
+    lines = {"sn": [], "mw": []}
+    for (scenario, study), (inputs, tokens, seconds) in costs.items():
+        own = {"study_id": study, "completion": HEART, "input_tokens": inputs, "tokens": tokens, "seconds": seconds}
+        lines[scenario].append(own if files == "of each scenario" else own | {"scenario": scenario})
+    for scenario in lines:
+        rows = [{"study_id": study, "report": HEART, "images": [], "scenario": scenario} for study in "12"]
+        write_dataset({"test": lambda rows=rows: iter(rows)}, tmp_path / "rg4" / scenario, {})
+    silent = [{name: value for name, value in row.items() if name != "seconds"} for row in lines["mw"][1:]]
+    for name, last in (("ours", lines["mw"][1:]), ("silent", silent)):
+        written = {"sn": lines["sn"], "mw": [*lines["mw"][:1], *last]}
+        if files == "one":
+            write_lines(tmp_path / f"{name}.jsonl", [row for own in written.values() for row in own])
+        for scenario, own in written.items() if files != "one" else ():
+            write_lines(tmp_path / f"{name}_{scenario}.jsonl", own)
+    end = ".jsonl" if files == "one" else "_{scenario}.jsonl"
+    given = ["--predictions", *(f"{name}={tmp_path}/{name}{end}" for name in ("ours", "silent"))]
+    call(main, "--dataset", tmp_path / "rg4", *given, "--out", tmp_path / "out", *QUICK)
+    systems = json.loads((tmp_path / "out" / "metrics.json").read_text())["systems"]
+    assert systems["silent"]["cost"] is None and systems[TEMPLATE]["cost"] is None
+    assert systems["ours"]["cost"] == {
+        "all": {"samples": 4, "input_tokens": 210, "largest_input": 330, "tokens": 30, "seconds": 1},
+        "sn": {"samples": 2, "input_tokens": 105, "largest_input": 110, "tokens": 25, "seconds": 0.5},
+        "mw": {"samples": 2, "input_tokens": 315, "largest_input": 330, "tokens": 35, "seconds": 1.5},
+    }
+    assert "| ours | mw | 2 | 315 | 330 | 35 | 1.50 |" in (tmp_path / "out" / "tables.md").read_text()
+
+
 def test_one_study_under_four_scenarios(tmp_path, call):
     """A folder of data sets. Study 1 is told alike in sn and mw, study 2 with an effusion in one of them only."""
     reports = {"sn": {"1": "Edema.", "2": "Edema."}, "mw": {"1": "Edema.", "2": "Edema. Pleural effusion."}}
@@ -671,3 +737,34 @@ def test_one_study_under_four_scenarios(tmp_path, call):
     assert found["agreement"]["value"] == found["references_agreement"]["value"] == pytest.approx((1 + 12 / 13) / 2)
     assert found["f1"]["value"] == pytest.approx(2 * 2 / (2 + 3))  # edema twice in common, of 2 and 3 findings
     assert metrics["systems"][TEMPLATE]["consistency"]["agreement"]["value"] == 1
+
+
+def test_one_study_alone(tmp_path, call):
+    """LLM-RG4's Fig. 4: study 2 under both scenarios, the reports of two models, and nothing of study 1."""
+    reports = {"sn": {"1": "Edema.", "2": "Edema."}, "mw": {"1": "Edema.", "2": "Edema. Pleural effusion."}}
+    for scenario, texts in reports.items():
+        rows = [{"study_id": name, "report": text, "images": [], "scenario": scenario} for name, text in texts.items()]
+        write_dataset({"test": lambda rows=rows: iter(rows)}, tmp_path / "rg4" / scenario, {})
+        for system in ("tlw", "plain"):
+            lines = [{"study_id": name, "completion": f"{system} {scenario} {name}. Edema."} for name in texts]
+            write_lines(tmp_path / f"{system}_{scenario}.jsonl", lines)
+    given = ["--dataset", tmp_path / "rg4", "--out", tmp_path / "out", *QUICK]
+    given += ["--predictions", *(f"{system}={tmp_path}/{system}_{{scenario}}.jsonl" for system in ("tlw", "plain"))]
+    call(main, *given, "--case", "2")
+    page = (tmp_path / "out" / "case.html").read_text()
+    data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    assert data["alone"] and [(row["scenario"], row["group"]) for row in data["cases"]] == [("sn", "2"), ("mw", "2")]
+    systems = [each["name"] for each in data["systems"]]
+    for row in data["cases"]:
+        texts = dict(zip(systems, [data["texts"][report[0]] for report in row["reports"]], strict=True))
+        assert [texts[name] for name in ("tlw", "plain")] == [
+            f"{name} {row['scenario']} 2. Edema." for name in ("tlw", "plain")
+        ]
+        assert data["texts"][row["reference"]] == reports[row["scenario"]]["2"]
+    assert not any(" 1. " in text for text in data["texts"])
+    assert "<h1>Study 2: 2 systems,\n2 scenarios</h1>" in page and 'id="scores"' not in page
+    assert 'id="scores"' in (tmp_path / "out" / "report.html").read_text()
+    with pytest.raises(InputError, match="--case: no study 'sn/3' is scored; '1' is one"):
+        call(main, *given, "--case", "sn/3")
+    call(main, *given)
+    assert not (tmp_path / "out" / "case.html").exists()

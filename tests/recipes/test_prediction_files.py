@@ -10,7 +10,14 @@ from recipes.data.prediction_files import odd_texts, read_predictions, read_refe
 
 KNOWN = {"a": 0, "b": 1}
 REXRANK = {
-    "a": {"model_prediction": "Clear.", "section_findings": "Lungs are clear.", "section_impression": "", "age": 40},
+    "a": {
+        "model_prediction": "Clear.",
+        "section_findings": "Lungs are clear.",
+        "section_impression": "",
+        "age": 40,
+        "section_indication": "Cough.",
+        "section_history": "Fever.",
+    },
     "b": {"model_prediction": "", "section_findings": None, "section_impression": " ", "report": "Edema."},
 }
 
@@ -66,6 +73,11 @@ def test_row_numbers_of_pandas_are_ids(write):
             {"a": "Clear lungs.", "b": "Edema."},
         ),
         ("p.json", json.dumps(REXRANK), {"a": "Lungs are clear.", "b": "Edema."}),  # without the empty impression
+        (
+            "p.json",
+            json.dumps({"a": REXRANK["a"] | {"section_impression": "Normal.", "report": "All of it."}}),
+            {"a": "Lungs are clear. Normal."},  # both, in this order, and neither indication nor history
+        ),
         ("gts.json", json.dumps({"a": ["Clear."], "b": ["Edema."]}), {"a": "Clear.", "b": "Edema."}),
         ("refs.jsonl", lines({"id": "a", "report": "Clear."}), {"a": "Clear."}),  # the report alone: the reference
         ("p.jsonl", lines(*({"id": "a", "completion": x, "reference": "Clear."} for x in "xy")), {"a": "Clear."}),

@@ -197,7 +197,7 @@ def test_pictures_shrink_until_the_file_fits(tmp_path, monkeypatch, limit):
 
 
 def test_nothing_is_left_where_it_fails(tmp_path):
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="completions"):
         write_report_page(
             tmp_path / "r.html", make_metrics([case("s", "x", all_systems("x"))]), [{}], LexicalLabeler()
         )
@@ -434,7 +434,7 @@ def test_one_case(reader, pages):
 
 def test_one_study_under_its_scenarios(reader, pages):
     reader.click("#row-0")
-    reader.click("#views button:last-child")
+    reader.click("#views button:nth-child(2)")
     assert [name[1:-4].strip() for name in reader.texts("#body .reports h3")] == ["sn", "mw"]
     reports = [parse_completion(each["completions"]["grpo"]).report for each in pages[1][:2]]
     assert reader.texts("#body .reports .report > .text") == reports
@@ -442,6 +442,45 @@ def test_one_study_under_its_scenarios(reader, pages):
     assert len(set(reader.texts("#body .reports .report > .text"))) == 1  # the fixed report
     reader.click("#views button:first-child")
     assert len(reader.texts("#body .reports .report")) == 4
+
+
+def test_all_systems_under_all_scenarios(reader, pages):
+    reader.click("#row-0")
+    reader.click("#views button:nth-child(3)")
+    assert reader.texts("#body .scenario > h3 .badge") == ["sn", "mw"]
+    reports = [parse_completion(each["completions"][name]).report for each in pages[1][:2] for name in ORDER]
+    assert reader.texts("#body .scenario .reports .report > .text") == reports
+    heads = reader.texts("#body .findings thead th")
+    assert all(any(f"{name}, {scenario}" in head for head in heads) for name in ORDER for scenario in ("sn", "mw"))
+    reader.click("#chosen button:nth-child(4)")
+    assert len(reader.texts("#body .scenario .reports .report")) == 2 * 3  # one system hidden, in both
+    reader.click("#chosen button:nth-child(4)")
+
+
+def test_a_page_of_one_study(browser, tmp_path):
+    """LLM-RG4's Fig. 4: a finding has one colour in the references and in all reports that agree."""
+    both, one = "There is edema. Pleural effusion.", "There is edema."
+    cases = [
+        case("s", reference, all_systems("<report>Edema. Possible pleural effusion.</report>"), scenario=scenario)
+        for scenario, reference in (("sn", both), ("mw", one))
+    ]
+    write_report_page(tmp_path / "case.html", make_metrics(cases), cases, LexicalLabeler(), alone="s")
+    reader = Reader(browser, tmp_path / "case.html")
+    assert reader.reading() and reader.texts("h1") == ["Study s: 2 systems,\n2 scenarios"]
+    assert reader.run("return getComputedStyle(document.getElementById('cases')).display") == "none"
+    assert not reader.texts(".card") and not reader.texts("#heat")
+    assert reader.texts("#body .scenario > h3 .badge") == ["sn", "mw"]
+    assert [text.rstrip("ABCD ") for text in reader.texts("#body .scenario .reference .text")] == [both, one]
+    colours = reader.run(
+        "return [...document.querySelectorAll('#body .scenario')].map((scenario) => "
+        "[...scenario.querySelectorAll('.text mark')].map((mark) => [mark.textContent.toLowerCase(), mark.className, "
+        "getComputedStyle(mark).backgroundColor]))"
+    )
+    edema, effusion = ({shade for text, _, shade in colours[0] if word in text} for word in ("edema", "effusion"))
+    assert len(edema) == len(effusion) == 1 and edema != effusion
+    assert {shade for text, _, shade in colours[1] if "edema" in text} == edema
+    assert not effusion & {shade for text, _, shade in colours[1]}  # in mw it is in no reference
+    assert browser.get_log("browser") == []
 
 
 def test_a_link_opens_its_case(browser, pages):

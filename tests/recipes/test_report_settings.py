@@ -135,7 +135,7 @@ def test_the_checkpoints_settings_would_write_something_else(checkpoint, greedy)
 
 def test_generate_writes_the_likeliest_tokens(checkpoint, greedy):
     engine = TransformersEngine(arguments(checkpoint), torch.device("cpu"), 1)
-    (completion, count), *_ = engine([IMAGES], [PROMPT], 0)
+    (completion, count, _), *_ = engine([IMAGES], [PROMPT], 0)
     assert (completion, count) == (engine.processor.decode(greedy, skip_special_tokens=True), LENGTH)
 
 
@@ -164,7 +164,7 @@ def test_every_end_ends_a_report(loaded, greedy, tmp_path):
     ends = {"eos_token_id": [processor.tokenizer.eos_token_id, greedy[3]], "pad_token_id": 0}
     (tmp_path / "generation_config.json").write_text(json.dumps(ends))
     engine = TransformersEngine(arguments(tmp_path), torch.device("cpu"), 1)
-    ((_, count),) = engine([IMAGES], [PROMPT], 0)
+    ((_, count, _),) = engine([IMAGES], [PROMPT], 0)
     assert count == greedy.index(greedy[3]) + 1 < LENGTH
 
 

@@ -18,6 +18,7 @@ from recipes.data.scores import Metrics, lengths, measure_systems, summarise
 from rewards.clinical_efficacy import clinical_efficacy
 from rewards.labelers import LexicalLabeler
 from rewards.radcliq import bleu2, make_lexical_parts, radcliq_score
+from rewards.rouge import rouge_l
 
 REFERENCES = ["There is pulmonary edema.", "The heart is enlarged. No pneumothorax.", "Lungs are clear."]
 REPORTS = ["Possible pulmonary edema.", "No pneumothorax. Left pleural effusion.", ""]
@@ -88,6 +89,28 @@ def test_lexical_stand_ins_are_the_rewards_own():
     assert ours["figures"]["lexical_words"]["value"] == pytest.approx(parts["bertscore"].mean())
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_seed_draws_the_studies_of_each_scenario(seed):
+    reports = ["Edema.", "There is edema.", "There is no edema.", "Clear."] * 2
+    labeler, references = LexicalLabeler(), ["There is pulmonary edema."] * 8
+    truth = Truth(list("abcdefgh"), references, labeler(references), ["sn"] * 4 + ["mw"] * 4, np.arange(8))
+    completions = {study: [text] for study, text in zip(truth.ids, reports, strict=True)}
+    systems, _ = measure_systems(
+        truth, {"ours": {"completions": completions, "kind": "model"}}, Metrics(labeler, meteor=False)
+    )
+    ours = summarise(systems, truth, 120, seed)["ours"]
+    values = np.array(rouge_l(reports[:4], references[:4]))
+    assert len(set(values)) == 4
+    draws = np.random.default_rng(seed)
+    low, high = np.percentile([values[draws.integers(4, size=4)].mean() for _ in range(120)], [2.5, 97.5])
+    for scenario in ("sn", "mw"):
+        interval = ours["by_scenario"][scenario]["figures"]["rouge-l"]
+        assert interval == pytest.approx({"value": values.mean(), "low": low, "high": high})
+    draws = np.random.default_rng(seed)
+    low, high = np.percentile([np.tile(values, 2)[draws.integers(8, size=8)].mean() for _ in range(120)], [2.5, 97.5])
+    assert ours["figures"]["rouge-l"] == pytest.approx({"value": values.mean(), "low": low, "high": high})
+
+
 def test_per_label_is_clinical_efficacys():
     truth, systems, ours, _ = measured(Metrics(LexicalLabeler(), meteor=False))
     for key, positive in (("per_label", True), ("per_label_uncertain_as_negative", False)):
@@ -125,7 +148,7 @@ def test_every_figure_is_documented():
     rows = text.split("| figure in metrics.json |")[1].split("\n\n")[0].split("\n")[2:]
     documented = set().union(*(expand(row.split("`")[1]) for row in rows))
     judge = lambda texts: np.zeros((len(texts), 4), int)  # noqa: E731
-    own = {"meteor", *(f"original/{name}" for name in ("meteor",))}
+    own = {prefix + name for prefix in ("", "original/") for name in ("meteor", "meteor_lite")}  # by or without Java
     for metrics in (
         Metrics(LexicalLabeler(), meteor=False, judge=judge, hall_mode="any"),
         Metrics(
@@ -173,7 +196,7 @@ def metrics():
 
     def system(kind, value):
         figures = {name: interval(value) for name in names}
-        own = {"kind": kind, "figures": figures, "by_scenario": {}, "consistency": None}
+        own = {"kind": kind, "figures": figures, "by_scenario": {}, "consistency": None, "cost": None}
         return {**own, "errors": errors, "lengths": size}
 
     p_values = {"p_bootstrap": 0.001, "p_holm": 0.01, "p_wilcoxon": 0.0002, "p_wilcoxon_holm": 0.04}

@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +29,15 @@ from recipes.cli import InputError, parse, read_prompt
 from recipes.data.samples import fill_prompt, to_samples
 from recipes.data.schema import read_split, write_dataset
 from recipes.trainers import llmrg4
-from recipes.trainers.llmrg4 import SCENARIOS, RoundRobinSampler, ScenarioSFTConfig, count_tokens, report_long_priors
+from recipes.trainers.llmrg4 import (
+    SCENARIOS,
+    RoundRobinSampler,
+    ScenarioSFTConfig,
+    ScenarioSFTTrainer,
+    count_tokens,
+    report_long_priors,
+)
+from recipes.trainers.weighted_sft import WeightedSFTTrainer
 
 CONFIGS = Path(sft_llmrg4.__file__).parent / "configs/llmrg4"
 PROMPT = read_prompt("prompts/llmrg4.txt")
@@ -122,6 +132,11 @@ def test_stage_2_trains_fusion_and_lora(train, stage1, tmp_path):
     assert {name.split(".")[2] for name in new} == {
         *("lateral_perceiver", "lateral_projection", "prior_perceiver", "prior_projection", "fusion")
     }
+    counts = json.loads(Path(out, "input_tokens.json").read_text())
+    assert {name: row["visual"] for name, row in counts.items()} == dict.fromkeys(SCENARIOS, 4)  # ATF: N for each
+    history = json.loads(Path(out, "trainer_state.json").read_text())["log_history"]
+    costs = [row for row in history if "batch/seconds" in row]
+    assert costs and all(row["batch/largest_input"] >= row["batch/input_tokens"] > 4 for row in costs)
     rest = {name for name in changed if not name.startswith(FUSION)}
     assert rest == {f"model.language_model.layers.0.self_attn.{name}_proj.weight" for name in ("q", "v")}
     assert any(name.startswith(FUSION) for name in changed)
@@ -379,6 +394,19 @@ def test_tokens_by_scenario(tiny, dataset, fusion, two_views):
         "sn": 4, "sw": 4, "mn": two_views, "mw": two_views
     }  # fmt: skip
     assert all(row["samples"] == 2 for row in counts.values())
+
+
+def test_what_a_batch_costs(monkeypatch):
+    """Two batches since the last log: samples of 2, 3 and 4 tokens, in 1 and in 3 seconds."""
+    clock = iter([10.0, 11.0, 20.0, 23.0])
+    monkeypatch.setattr("recipes.trainers.llmrg4.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(WeightedSFTTrainer, "training_step", lambda *given: torch.tensor(0.5))
+    trainer = ScenarioSFTTrainer.__new__(ScenarioSFTTrainer)
+    trainer._metrics = {"train": defaultdict(list)}
+    for mask in ([[1, 1, 0], [1, 1, 1]], [[1, 1, 1, 1]]):
+        assert trainer.training_step(None, {"attention_mask": torch.tensor(mask)}) == 0.5
+    means = {name: sum(values) / len(values) for name, values in trainer._metrics["train"].items()}  # as TRL logs them
+    assert means == {"batch/seconds": 2, "batch/input_tokens": 3, "batch/largest_input": 4}
 
 
 @pytest.mark.parametrize("fusion", ["atf", "interleaved"])
