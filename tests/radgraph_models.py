@@ -18,7 +18,7 @@ from modeling import RadGraphConfig, RadGraphModel
 from rewards.radgraph_parser import RadGraphParser
 
 NEEDED = ("radeval", "appdirs", "dotmap", "jsonpickle", "nltk")
-HOW_TO_GET = "pip install --no-deps radeval==2.2.1 appdirs dotmap jsonpickle nltk"
+HOW_TO_GET = "make .venv/oracles"
 ENTITIES = {
     "radgraph-xl": [
         *("Anatomy::definitely present", "Observation::definitely present"),

@@ -73,7 +73,7 @@ OURS, ALONE, RADEVAL = "MCCS, CheXbert", "MCCS, CheXbert, one text at a time", "
 KNOWN = "MCCS, CheXbert, reference labels known"
 OUR_RADCLIQ, RADEVAL_RADCLIQ = "RadCliQ", "radeval RadCliQ"
 OPPONENT = ("radeval", "appdirs", "six")
-HOW_TO_GET = "radeval is not installed: pip install --no-deps radeval==2.2.1 appdirs six"
+HOW_TO_GET = "radeval is not installed: make .venv/oracles"
 
 
 @dataclass

@@ -85,7 +85,7 @@ def original_weights(model: CheXbertModel) -> tuple[BertModel, dict[str, torch.T
 def test_same_as_radeval(model):
     spec = importlib.util.find_spec("radeval")
     if spec is None:
-        pytest.skip("needs radeval: pip install --no-deps radeval==2.2.1")
+        pytest.skip("needs radeval: make .venv/oracles")
     file = Path(spec.origin).parent / "metrics/_chexbert_base.py"  # the package itself imports a dozen others
     spec = importlib.util.spec_from_file_location("radeval_chexbert_base", file)
     module = importlib.util.module_from_spec(spec)
@@ -98,7 +98,7 @@ def test_same_as_radeval(model):
 @torch.no_grad()
 def test_same_as_f1chexbert(model, monkeypatch):
     if importlib.util.find_spec("f1chexbert") is None or importlib.util.find_spec("appdirs") is None:
-        pytest.skip("needs f1chexbert: pip install --no-deps f1chexbert==0.0.2 appdirs")
+        pytest.skip("needs f1chexbert and appdirs: make .venv/oracles")
     package = importlib.import_module("f1chexbert.f1chexbert")
     bert, weights = original_weights(model)
     monkeypatch.setattr(package.BertModel, "from_pretrained", lambda path: bert)

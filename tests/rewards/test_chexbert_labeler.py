@@ -73,7 +73,7 @@ def test_512_tokens(labeler):
 
 def test_same_tokens_as_f1chexbert(labeler):
     if importlib.util.find_spec("f1chexbert") is None or importlib.util.find_spec("appdirs") is None:
-        pytest.skip("needs f1chexbert: pip install --no-deps f1chexbert==0.0.2 appdirs")
+        pytest.skip("needs f1chexbert and appdirs: make .venv/oracles")
     original = importlib.import_module("f1chexbert.f1chexbert").tokenize
     ours = labeler.tokenizer
 
