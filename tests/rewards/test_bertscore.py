@@ -75,11 +75,23 @@ def bert(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def distilroberta(roberta, tmp_path_factory) -> Path:
+    """Six random layers under the name of RadCliQ's encoder."""
+    folder = tmp_path_factory.mktemp("encoders") / "distilroberta-base"
+    tokenizer = AutoTokenizer.from_pretrained(roberta)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(2)
+    sizes = SIZES | {"num_hidden_layers": 6, "max_position_embeddings": 42}
+    RobertaModel(RobertaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)).save_pretrained(folder)
+    return folder
+
+
 def original(folder: Path, layer: int, idf: list[str] | None, baseline: Path | None):
     """The bert-score algorithm: radeval's copy, loaded alone, for the package itself imports far more."""
     radeval = importlib.util.find_spec("radeval")
     if radeval is None:
-        pytest.skip("radeval is not installed: pip install --no-deps radeval==2.2.1")
+        pytest.skip("radeval is not installed: make .venv/oracles")
     vendored = Path(radeval.submodule_search_locations[0]) / "metrics" / "bertscore" / "_vendor"
     spec = importlib.util.spec_from_file_location(
         "vendored_bert_score", vendored / "__init__.py", submodule_search_locations=[str(vendored)]
@@ -239,6 +251,41 @@ def test_as_a_reward(roberta):
     tagged = f"<think>{REPORTS[3]}</think><report>{REPORTS[0]}</report>"
     assert reward([tagged, ""], report=[REPORTS[0]] * 2) == [pytest.approx(1, abs=1e-5), 0.0]
     assert reward([tagged], report=[None]) == [None]
+
+
+def test_options_of_the_factory(distilroberta):
+    raw = {layer: BERTScore(distilroberta, layer, None)(REPORTS[2:3], REPORTS[4:5])[0] for layer in (4, 5)}
+    assert abs(raw[4] - raw[5]) > 1e-3  # or the cases could not fail
+    for options, value in (
+        ({}, (raw[5] - 0.8473319) / (1 - 0.8473319)),  # RadCliQ's layer and baseline
+        ({"baseline": None}, raw[5]),
+        ({"baseline": 0.5}, (raw[5] - 0.5) / 0.5),
+        ({"layer": 4, "baseline": 0.5}, (raw[4] - 0.5) / 0.5),
+        ({"untagged": "zero"}, 0),
+    ):
+        rewards = make_bertscore_reward(distilroberta, **options)(REPORTS[2:3], report=REPORTS[4:5])
+        assert rewards == [pytest.approx(value, abs=1e-5)], options
+
+
+def test_other_settings_reach_the_score(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "rewards.bertscore.BERTScore", lambda *arguments, **settings: calls.append((arguments, settings))
+    )
+    make_bertscore_reward()
+    make_bertscore_reward("encoder", 3, 0.1, ["text"], device="cpu", token_budget=7, remember=9)
+    assert calls == [
+        (("distilroberta-base", 5, "published", None), {}),
+        (("encoder", 3, 0.1, ["text"]), {"device": "cpu", "token_budget": 7, "remember": 9}),
+    ]
+
+
+def test_lite_is_all_but_radcliqs_own(distilroberta):
+    score = BERTScore(distilroberta)
+    assert (score.name, score.lite) == ("bertscore", False)
+    for options in ({"layer": 4, "baseline": None}, {"baseline": None}, {"idf_texts": REPORTS}):
+        score = BERTScore(distilroberta, **options)
+        assert (score.name, score.lite) == ("bertscore_distilroberta-base", True), options
 
 
 def test_keeps_the_rules(roberta):

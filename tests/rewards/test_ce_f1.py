@@ -42,13 +42,47 @@ def test_equals_scikit_learn(pair):
     assert report_f1(*pair) == pytest.approx(expected)
 
 
+LABELS = {
+    "edema, perhaps a fracture": states(edema=POSITIVE, fracture=UNCERTAIN),
+    "normal": states(finding=POSITIVE, edema=NEGATIVE),
+    "silent": states(),
+    "": states(),
+}
+
+
+def labeler(texts: list[str]) -> np.ndarray:
+    return np.array([LABELS[text] for text in texts])
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "options", "reward"),
+    [
+        ("edema, perhaps a fracture", states(edema=POSITIVE, devices=POSITIVE), {}, 2 / 4),  # 2 * 1 / (2 + 2)
+        ("edema, perhaps a fracture", states(edema=POSITIVE, devices=POSITIVE), {"uncertain_positive": False}, 2 / 3),
+        ("edema, perhaps a fracture", states(edema=POSITIVE, devices=POSITIVE), {"label_set": "5"}, 1),  # edema alone
+        ("edema, perhaps a fracture", states(edema=POSITIVE), {"untagged": "zero"}, 0),  # no tags: an empty report
+        ("normal", states(finding=POSITIVE, fracture=POSITIVE), {}, 2 / 3),  # No Finding is the 14th label
+        ("normal", states(finding=POSITIVE, fracture=POSITIVE), {"label_set": "13"}, 0),
+        ("normal", states(finding=POSITIVE, fracture=UNCERTAIN), {"uncertain_positive": False}, 1),
+        ("silent", states(edema=NEGATIVE), {}, 1),  # 0/0
+        ("silent", states(edema=NEGATIVE), {"empty_match": 0.25}, 0.25),
+        ("normal", states(finding=POSITIVE), {"label_set": "13", "empty_match": 0.0}, 0),
+    ],
+)
+def test_options_of_the_factory(text, reference, options, reward):
+    assert make_ce_f1_reward(labeler, **options)([text], labels=[reference]) == [pytest.approx(reward)]
+
+
 def test_as_a_reward():
     reports = ["Pulmonary edema.", "No pulmonary edema.", "<think>Edema.</think><report>Rib fracture.</report>"]
     assert ce_f1_reward(reports, report=["There is edema. Rib fracture."] * 3) == pytest.approx([2 / 3, 0, 2 / 3])
     labels = [states(edema=POSITIVE), None, states(edema=POSITIVE)]
     assert ce_f1_reward(reports, labels=labels) == [1.0, None, 0.0]  # reasoning is never labelled
     assert make_ce_f1_reward(untagged="zero", label_set="13")(reports[:1], labels=labels[:1]) == [0.0]
+    assert make_ce_f1_reward().__name__ == ce_f1_reward.__name__ == "ce_f1_reward"  # TRL logs by it
     assert make_ce_f1_reward(name="positive_f1_reward").__name__ == "positive_f1_reward"
+    with pytest.raises(ValueError, match="positive_f1_reward needs"):
+        make_ce_f1_reward(name="positive_f1_reward")(reports)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +100,7 @@ def test_bad_columns(columns, sentence):
 
 
 def test_bad_options():
-    for options in ({"label_set": "12"}, {"untagged": "half"}):
-        with pytest.raises(ValueError, match="must be"):
-            make_ce_f1_reward(**options)
+    with pytest.raises(ValueError, match="label_set must be one of 14, 13, 5, not '12'"):
+        make_ce_f1_reward(label_set="12")
+    with pytest.raises(ValueError, match="untagged must be 'whole' or 'zero', not 'half'"):
+        make_ce_f1_reward(untagged="half")

@@ -77,6 +77,9 @@ def test_a_bootstrap_draws_studies_with_replacement():
     counts = draw_counts(50, 200, seed=3)
     assert (counts.sum(1) == 50).all()
     assert (draw_counts(50, 200, seed=3) == counts).all()
+    draws = np.random.default_rng(3)  # resample by resample
+    assert counts[:2].tolist() == [np.bincount(draws.integers(50, size=50), minlength=50).tolist() for _ in range(2)]
+    assert (draw_counts(50, 200, seed=4) != counts).any() and (draw_counts(50, 200) == draw_counts(50, 200, 0)).all()
     assert counts.var() == pytest.approx(1, abs=0.1)  # multinomial: 50 * 1/50 * 49/50
 
 

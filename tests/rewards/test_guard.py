@@ -274,7 +274,7 @@ def test_strings_are_expected_where_messages_were_given():
 
 
 def test_all_violations_are_listed():
-    with pytest.raises(AssertionError) as error:
+    with pytest.raises(AssertionError, match=r"\Arelative breaks \d+ rule\(s\):\n- ") as error:
         check_reward(relative, TEXTS)
     assert str(error.value).count("\n- ") == int(str(error.value).split()[2]) > 3
 

@@ -206,6 +206,38 @@ SECTIONS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "heading",
+    [
+        *("INDICATION", "INDICATIONS", "HISTORY", "REASON", "TECHNIQUE", "COMPARISON", "COMPARISONS", "NOTIFICATION"),
+        *("Indication", "History", "Reason", "Technique", "Comparison", "Notification"),
+        *(
+            "CLINICAL INFORMATION",
+            "EXAMINATION",
+            "STUDY DATE",
+            "PROCEDURE",
+            "Reason for the exam",
+            "Reference of study",
+        ),
+        *("PATIENT HISTORY", "RELEVANT COMPARISON"),  # in capitals one of the words is enough
+    ],
+)
+def test_headings_of_what_is_not_said_of_the_image(labeler, heading):
+    assert labeler([f"{heading}: Edema.\n\nFINDINGS: No effusion."])[0].tolist() == states("-EF +NF")
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        *("FINDINGS", "IMPRESSION", "CONCLUSION", "LUNGS", "HEART", "CHEST", "BONES", "REPORT", "PORTABLE CHEST"),
+        *("Findings", "Impression", "Lungs", "Old history", "Comparison with lateral", "Clinical note"),
+        *("CLINICAL NOTE", "EXAM FINDINGS", "THE LUNGS"),  # in capitals, and no word of the first list
+    ],
+)
+def test_headings_of_what_is(labeler, heading):
+    assert labeler([f"{heading}: Edema.\n\nIMPRESSION: No effusion."])[0].tolist() == states("+ED -EF")
+
+
 @pytest.mark.parametrize(("text", "expected"), PUBLISHED)
 def test_published_rows(labeler, text, expected):
     assert labeler([text])[0].tolist() == states(expected)

@@ -18,6 +18,10 @@ from rewards.labels import (
 STATES = [CheXpertState.BLANK, CheXpertState.POSITIVE, CheXpertState.NEGATIVE, CheXpertState.UNCERTAIN]
 
 
+def test_raw_codes_are_chexberts():
+    assert [int(state) for state in STATES] == [0, 1, 2, 3] and list(CheXpertState) == STATES
+
+
 def test_conditions_are_in_chexberts_order():
     assert CONDITIONS == (  # of its published code: the heads of its weights and the columns of its CSVs follow it
         "Enlarged Cardiomediastinum",
@@ -71,15 +75,19 @@ def test_converters_invert(there, back):
 
 
 @pytest.mark.parametrize(
-    ("convert", "bad"),
+    ("convert", "bad", "message"),
     [
-        (to_signed, [0, 4]),  # no fifth state
-        (to_signed, [-1, 0]),  # another encoding's code must not index from the end
-        (to_binary, [0.5]),  # no fractions
-        (from_csv, [2.0]),  # a raw code in a CSV
-        (from_rg4, [3]),  # a raw code in an LLM-RG4 file
+        (to_signed, [0, 4], "labels must be CheXpert states: integers 0"),  # no fifth state
+        (to_signed, [-1, 0], "labels must be CheXpert states"),  # another encoding's code must not index from the end
+        (to_csv, [4], "labels must be CheXpert states"),
+        (to_rg4, [-1], "labels must be CheXpert states"),  # twice converted
+        (to_binary, [0.5], "labels must be CheXpert states"),  # no fractions
+        (to_binary, [4], "labels must be CheXpert states"),
+        (from_csv, [1.0, 2.0], r"1, 0, -1 or an empty cell; found 2\.0"),  # a raw code in a CSV
+        (from_rg4, [3], "LLM-RG4 labels are -1"),  # a raw code in an LLM-RG4 file
+        (from_rg4, [-2], "LLM-RG4 labels are -1"),
     ],
 )
-def test_foreign_codes_are_refused(convert, bad):
-    with pytest.raises(ValueError):
+def test_foreign_codes_are_refused(convert, bad, message):
+    with pytest.raises(ValueError, match=message):
         convert(bad)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rewards import make_mccs_reward, mccs_reward
-from rewards.labels import CheXpertState
+from rewards.labels import FINDINGS, CheXpertState
 from rewards.mccs import ccs, mccs
 
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = CheXpertState
@@ -90,6 +90,45 @@ def test_reward_reads_labels_or_reports():
     assert mccs_reward(completions, labels=[None, LexicalLabeler()([CLEAR])[0].tolist()]) == [None, pytest.approx(1)]
 
 
+STATES = {
+    "one omitted": vector(POSITIVE, NEGATIVE),
+    "hedged": vector(UNCERTAIN, POSITIVE),
+    "silent": vector(),
+    "": vector(),
+}
+
+
+def labeler(texts: list[str]) -> np.ndarray:
+    return np.array([STATES[text] for text in texts])
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "options", "reward"),
+    [
+        ("one omitted", vector(POSITIVE, NEGATIVE, NEGATIVE), {}, (2 / 6**0.5 - 0.2) / 0.8),  # 2 / (sqrt 2 sqrt 3)
+        ("one omitted", vector(POSITIVE, NEGATIVE, NEGATIVE), {"margin": 0.5}, (2 / 6**0.5 - 0.5) / 0.5),
+        ("one omitted", vector(POSITIVE, NEGATIVE, NEGATIVE), {"margin": -0.5}, (2 / 6**0.5 + 0.5) / 1.5),
+        ("one omitted", vector(POSITIVE, NEGATIVE, NEGATIVE), {"untagged": "zero"}, 0),  # no tags: an empty report
+        ("hedged", vector(POSITIVE, POSITIVE), {}, 1),  # uncertain is +1 (Eq. 3)
+        ("hedged", vector(POSITIVE, POSITIVE), {"uncertain": 0.0}, (1 / 2**0.5 - 0.2) / 0.8),  # 1 of 2, 1 / (1 sqrt 2)
+        ("hedged", vector(POSITIVE, POSITIVE), {"uncertain": -1.0}, 0),  # (-1 + 1) / 2
+        ("hedged", vector(UNCERTAIN, POSITIVE), {"uncertain": 0.0}, 1),  # in the reference, too
+        ("silent", vector(), {}, 0),  # max(-0.2 / 0.8, 0)
+        ("silent", vector(), {"margin": -0.5}, 1 / 3),  # 0.5 / 1.5
+        ("silent", vector(), {"empty_match": 0.7}, 0.7),
+        ("silent", vector(), {"margin": -0.5, "empty_match": 0.7}, 0.7),
+        ("silent", vector(POSITIVE), {"empty_match": 0.7}, 0),
+    ],
+)
+def test_options_of_the_factory(text, reference, options, reward):
+    assert make_mccs_reward(labeler=labeler, **options)([text], labels=[reference]) == [pytest.approx(reward)]
+
+
+def test_defaults_of_the_formula():
+    assert mccs(*TWO_OF_THREE) == pytest.approx((2 / 6**0.5 - 0.2) / 0.8)
+    assert mccs(vector(UNCERTAIN), vector(POSITIVE)) == pytest.approx(1) and mccs(*EMPTY) == 0
+
+
 def test_untagged_text():
     assert make_mccs_reward()([EFFUSION], report=[EFFUSION]) == [pytest.approx(1)]
     assert make_mccs_reward(untagged="zero")([EFFUSION], report=[EFFUSION]) == [0.0]
@@ -144,6 +183,26 @@ def test_metrics_and_extra_columns_are_logged():
     assert extra["report"] == [CLEAR, ""]
     assert metrics["mccs/empty_reports"] == metrics["mccs/untagged"] == 0.5
     assert metrics["agreement/Pleural Effusion"] == 1.0  # absent in both readings
+
+
+def test_metrics_by_hand():
+    """Of four completions the last has no reference: its labels agree with none, but its text is counted."""
+    metrics = {}
+    completions = ["one omitted", "one omitted", "<report>hedged</report>", ""]
+    references = [vector(POSITIVE, POSITIVE), vector(NEGATIVE, NEGATIVE), vector(POSITIVE, BLANK, POSITIVE), None]
+    make_mccs_reward(labeler=labeler)(completions, labels=references, log_metric=metrics.__setitem__)
+    shares = {"Enlarged Cardiomediastinum": 2 / 3, "Cardiomegaly": 1 / 3, "Lung Opacity": 2 / 3}  # present or not
+    assert {name: metrics.pop(f"agreement/{name}") for name in shares} == pytest.approx(shares)
+    assert metrics.pop("mccs/empty_reports") == 1 / 4 and metrics.pop("mccs/untagged") == 3 / 4
+    assert metrics.pop("mccs/distinct_reports") == 3 / 4
+    assert metrics == dict.fromkeys((f"agreement/{name}" for name in FINDINGS[3:]), 1)  # blank on both sides
+
+
+def test_the_labeler_is_named_once(caplog):
+    reward = make_mccs_reward(margin=0.3)
+    for _ in range(2):
+        reward([CLEAR], report=[CLEAR])
+    assert caplog.messages == ["mccs_reward: labeler lexical, margin 0.3"]
 
 
 def test_factory_products_keep_readable_names():

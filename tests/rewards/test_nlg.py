@@ -27,6 +27,7 @@ from rewards.rouge import (
     common_subsequence,
     corpus_meteor,
     make_rouge_reward,
+    meteor_lite,
     meteor_of_sums,
     meteor_statistics,
     rouge_l,
@@ -138,6 +139,27 @@ def test_bleu_by_hand(text, order, smoothing, value):
     assert bleu([text], [REFERENCE], order, smoothing) == pytest.approx([value], rel=1e-6, abs=1e-12)
 
 
+SHORTNESS = math.exp(1 - 11 / 4)  # 4 tokens of 11
+
+
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [  # of "no pleural effusion heart": 4/4 words, 2/3 pairs, 1/2 triples, and 0/1, for which 0.1/1 is counted
+        ({}, (2 / 3 * 1 / 2 * 0.1) ** (1 / 4)),
+        ({"order": 3}, (2 / 3 * 1 / 2) ** (1 / 3)),
+        ({"order": 2}, (2 / 3) ** (1 / 2)),
+        ({"order": 1}, 1),
+        ({"smoothing": 0.3}, (2 / 3 * 1 / 2 * 0.3) ** (1 / 4)),
+        ({"smoothing": 0}, (2 / 3 * 1 / 2 * 1e-15) ** (1 / 4)),
+        ({"tokens": lambda text: tokenize(text.replace("heart", "."))}, (1 * 1 * 1) ** (1 / 4)),  # "effusion ." too
+        ({"untagged": "zero"}, 0),
+    ],
+)
+def test_options_of_the_bleu_factory(options, value):
+    rewards = make_bleu_reward(**options)(["no pleural effusion heart"], report=[REFERENCE])
+    assert rewards == [pytest.approx(SHORTNESS * value, rel=1e-6)]
+
+
 def test_bleu_of_a_short_reference():
     """Identical texts of three words: 1, where unsmoothed BLEU-4 gives 0.03 (ORACLES.md: radeval's value)."""
     assert bleu(["No acute disease"], ["no acute disease"]) == pytest.approx([1])
@@ -158,6 +180,10 @@ def test_rouge_by_hand(text, value):
     if text.startswith("no effusion"):  # longest common subsequence: "no effusion", 2 words of 5 and of 11
         value = 2.44 * (2 / 5) * (2 / 11) / (2 / 11 + 1.44 * 2 / 5)
     assert rouge_l([text], [REFERENCE]) == pytest.approx([value])
+    assert make_rouge_reward()([text], report=[REFERENCE]) == pytest.approx([value])
+    assert make_rouge_reward(untagged="zero")([f"<report>{text}</report>"], report=[REFERENCE]) == [
+        pytest.approx(value)
+    ]
 
 
 def test_cider_by_hand():
@@ -171,6 +197,12 @@ def test_cider_by_hand():
     # repeating b: counted once (clipped), 1 * 1 / (2 * 1), and e^(-4/72) for two 2-grams more; ab among ab, bb, bb
     assert cider_d(["a b b b"], ["a b"], table) == pytest.approx([10 * (1 / 3 + 1 / 5**0.5) * math.exp(-4 / 72) / 4])
     assert cider_d(["", "a", "e f"], ["a b"] * 3, table) == [0, 0, 0]
+    # the same through the factory, a tenth of it by default; its `tokens` are those of the table, too
+    value = 10 * 2 * 0.5**0.5 * math.exp(-1 / 72) / 4
+    assert make_cider_reward(["a b", "a c"])(["a b d"], report=["a b"]) == [pytest.approx(value / 10)]
+    assert make_cider_reward(["a b", "a c"], scale=3)(["a b d"], report=["a b"]) == [pytest.approx(3 * value)]
+    split = make_cider_reward(["a-b", "a-c"], tokens=lambda text: text.replace("-", " "))
+    assert split(["a-b-d"], report=["a-b"]) == [pytest.approx(value / 10)]
 
 
 # What METEOR 1.5's jar answered for four pairs of our own, token counts first, and its scores of them (run by hand: it
@@ -238,6 +270,27 @@ def test_meteor_without_java(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="not 1 and 0 texts"):
         corpus_meteor([REFERENCE], [])
+
+
+def test_meteor_lite_by_hand():
+    """P R / (0.9 P + 0.1 R), less half the cube of chunks / matches of it."""
+
+    def f(precision: float, recall: float) -> float:
+        return precision * recall / (0.9 * precision + 0.1 * recall)
+
+    pairs = [
+        ("No effusion.", "no effusion .", 1 - 0.5 / 3**3),  # one chunk of three
+        ("No effusions.", "No effusion.", 1 - 0.5 / 3**3),  # by the stem
+        ("effusion no .", "no effusion .", f(1, 1) * (1 - 0.5 * (3 / 3) ** 3)),  # three chunks
+        ("no large effusion", "no effusion . heart", f(2 / 3, 2 / 4) * (1 - 0.5 * (2 / 2) ** 3)),  # "large" between
+        ("no effusion", "no effusion . heart", f(2 / 2, 2 / 4) * (1 - 0.5 * (1 / 2) ** 3)),
+        ("big heart", "large heart", f(1 / 2, 1 / 2) * (1 - 0.5)),  # no synonyms
+        ("pneumothorax", "no effusion", 0),
+        ("", "no effusion", 0),
+    ]
+    generated, references, scores = zip(*pairs, strict=True)
+    assert meteor_lite(generated, references) == pytest.approx(scores)
+    assert meteor_lite(["left " * 5000, "effusions\ud800"], ["left " * 2000, "effusion ?"])[0] > 0.999  # cut at 2,000
 
 
 # --- as rewards -----------------------------------------------------------------------------------------------------

@@ -49,6 +49,29 @@ def test_composite(parts, v0, v1):
     assert radcliq_score(*parts, "v1") == pytest.approx(v1, abs=1e-4)
 
 
+SLOPES = {"v0": 0.4796253 / 0.3018344, "v1": 0.3770837 / 0.3028258}  # of RadCliQ in RadGraph's F1, downwards
+PARTS_ALONE = [  # that part 1, the others 0: RadCliQ of four zeros less coefficient / scale of that part, as published
+    ("radgraph", 5.5162 - SLOPES["v0"], 2.4501 - SLOPES["v1"]),
+    ("bertscore", 5.5162 - 0.6762171 / 0.2246695, 2.4501 - 0.3703001 / 0.2243094),
+    ("semb", 5.5162 - 0.4636658 / 0.2475033, 2.4501 - 0.2526162 / 0.2539439),
+    ("bleu", 5.5162 + 0.2165862 / 0.3033667, 2.4501),  # counts nothing in v1 and the wrong way in v0
+]
+
+
+@pytest.mark.parametrize(("name", "v0", "v1"), PARTS_ALONE)
+def test_no_part_stands_for_another(name, v0, v1):
+    """The four values differ by 0.25 or more: exchanged coefficients or parts would show."""
+    parts = [float(each == name) for each in ("radgraph", "bertscore", "semb", "bleu")]
+    for version, score in (("v0", v0), ("v1", v1)):
+        assert radcliq_score(*parts, version) == pytest.approx(score, abs=1e-4)
+        metrics = {}
+        given = {each: constant(float(each == name)) for each in NAMES}
+        reward = make_radcliq_reward(**given, version=version, transform="neg")
+        assert reward(["a"], report=["b"], log_metric=metrics.__setitem__) == [pytest.approx(-score, abs=1e-4)]
+        assert metrics.pop("radcliq/score") == pytest.approx(score, abs=1e-4)
+        assert metrics == {f"radcliq/{each}": float(each == name) for each in NAMES}
+
+
 @pytest.mark.parametrize(("version", "error"), [("v0", 0.003), ("v1", 0.002)])
 def test_leaderboard_rows(version, error):
     """25 published systems: sub-scores of three digits and RadCliQ itself (not its inverse)."""
@@ -84,6 +107,27 @@ def test_the_papers_values():
     """LM-RRG's RadCliQ with and without RL, and R2Gen's (Table 1 and 3), as rewards (A-11)."""
     assert radcliq_to_reward([0.865, 1.023, 1.552]).tolist() == pytest.approx([0.407, 0.367, 0.231], abs=5e-4)
     assert radcliq_to_reward([3.0, -2.0]).tolist() == [0, 1]  # beyond four zeros and four ones: clipped
+
+
+@pytest.mark.parametrize(("version", "span"), [("v0", 5.5162 + 0.2421), ("v1", 2.4501 + 1.4407)])
+def test_transforms_by_hand(version, span):
+    """One more than the best RadCliQ, of the `span` between four zeros and four ones."""
+    score = PERFECT[version] + 1
+    assert radcliq_to_reward(score, version, "affine") == pytest.approx(1 - 1 / span, abs=1e-4)
+    assert radcliq_to_reward(score, version, "exp") == pytest.approx(np.exp(-1))
+    assert radcliq_to_reward(score, version, "reciprocal") == pytest.approx(1 / 2)
+    assert radcliq_to_reward(score, version, "neg") == -score
+    for transform, reward in (("affine", 1 - 1 / span), ("exp", np.exp(-1)), ("reciprocal", 1 / 2), ("neg", -score)):
+        parts = {"radgraph": 1 - 1 / SLOPES[version], "bertscore": 1, "semb": 1, "bleu": 1}  # 1 worse by the graph
+        product = make_radcliq_reward(
+            **{name: constant(value) for name, value in parts.items()}, version=version, transform=transform
+        )
+        assert product(["a"], report=["b"]) == [pytest.approx(reward, abs=1e-4)]
+
+
+def test_defaults_of_the_formulas():
+    assert radcliq_score(1, 1, 1, 1) == pytest.approx(PERFECT["v1"])
+    assert radcliq_to_reward(PERFECT["v1"] + 1) == pytest.approx(1 - 1 / 3.8908, abs=1e-4)  # v1, affine
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,21 @@ NOTHING = graph()
         (graph("edema +", "edema +"), graph("edema +"), (1, 1, 1, 1 / 2)),  # sets: a repetition counts once
         (graph("Edema +"), graph("edema +"), (0, 0, 0, 0)),  # case counts ...
         (graph("Edema + at 1", "lung A"), graph("edema + at 1", "lung A"), (1 / 2, 1 / 2, 1, 1 / 4)),  # ... but here
+        (graph("edema + at 1", "Lung A"), graph("edema + at 1", "lung A"), (1 / 2, 1 / 2, 1 / 2, 1 / 4)),  # or here
+        # the relation's type: what is common is "lung"
+        (graph("edema + at 1", "lung A"), graph("edema + mod 1", "lung A"), (1, 1, 1 / 2, (1 + 0) / 2)),
+        # its direction: (edema, at, lung) and lung, or (lung, at, edema) and edema
+        (graph("edema + at 1", "lung A"), graph("edema +", "lung A at 0"), (1, 0, 0, (1 + 0) / 2)),
+        (graph("edema + at 1", "lung A mod 0"), graph("edema + mod 1", "lung A at 0"), (1, 1, 0, (1 + 0) / 2)),
+        # the label of its source, and of its target, which counts by radcliq alone
+        (graph("edema + at 1", "lung A"), graph("edema ? at 1", "lung A"), (1 / 2, 1 / 2, 1 / 2, (1 / 2 + 0) / 2)),
+        (graph("edema + sug 1", "mass ?"), graph("edema + sug 1", "mass +"), (1 / 2, 1 / 2, 1 / 2, (1 / 2 + 0) / 2)),
+        # a second relation of an entity: partial sees only that there is one
+        (
+            graph("edema + at 1 sug 2", "lung A", "mass +"),
+            graph("edema + at 1", "lung A", "mass +"),
+            (1, 1, 2 * 3 / (4 + 3), (1 + 2 / 3) / 2),
+        ),
     ],
 )
 def test_levels(generated, reference, expected):
@@ -113,7 +128,7 @@ def radeval() -> dict:
     reaches for the network, and its RadCliQ does not import as published."""
     spec = importlib.util.find_spec("radeval")
     if spec is None:
-        pytest.skip("needs the test-only package radeval")
+        pytest.skip("needs radeval: make .venv/oracles")
     metrics = Path(spec.submodule_search_locations[0]) / "metrics"
     functions: dict = {}
     exec((metrics / "radgraph/_vendor/rewards.py").read_text(), functions)
@@ -281,6 +296,44 @@ def test_reward():
     scores = radgraph_reward(completions, report=[EFFUSION_TEXT] * 3 + [None])
     assert scores == [1.0, pytest.approx(2 * 2 / (3 + 5)), 0.0, None]  # left and pleural of 3 and 5 entities
     assert make_radgraph_reward(untagged="zero")([EFFUSION_TEXT], report=[EFFUSION_TEXT]) == [0.0]
+
+
+GRAPHS = {  # the same entities, a relation of another type, one left out
+    "generated": graph("small + at 2", "pleural A", "effusion +"),
+    "reference": SMALL,
+    "": NOTHING,
+}
+
+
+def read_graphs(texts: list[str]) -> list[dict]:
+    return [GRAPHS[text] for text in texts]
+
+
+read_graphs.name, read_graphs.lite = "fixed", False
+
+
+@pytest.mark.parametrize(
+    ("options", "reward"),
+    [
+        ({}, 2 * 2 / (3 + 3)),  # the effusion lacks its relation
+        ({"level": "simple"}, 1),
+        ({"level": "partial"}, 2 / 3),
+        ({"level": "complete"}, 2 * 1 / (3 + 3)),  # "pleural" alone
+        ({"level": "radcliq"}, (1 + 0) / 2),
+        ({"untagged": "zero"}, 0),
+    ],
+)
+def test_options_of_the_factory(options, reward):
+    assert make_radgraph_reward(read_graphs, **options)(["generated"], report=["reference"]) == [pytest.approx(reward)]
+
+
+def test_options_of_the_part():
+    assert make_radgraph_part(read_graphs)(["generated", ""], ["reference", ""]).tolist() == [1 / 2, 0]
+    assert make_radgraph_part(read_graphs, skip_empty=True)(["generated", ""], ["reference", ""]).tolist() == [
+        1 / 2,
+        1,
+    ]
+    assert make_radgraph_part(read_graphs, "simple")(["generated"], ["reference"]).tolist() == [1]
 
 
 def test_names_say_which_parser():
