@@ -77,6 +77,10 @@ class CheXbertLabeler:
             np.array(embeddings, dtype=np.float32).reshape(-1, self.model.config.hidden_size),
         )
 
+    def truncated(self, texts: Iterable[str]) -> list[bool]:
+        """Whether each text has more tokens than the network reads: what follows them is neither labelled nor seen."""
+        return [len(ids) > self.max_tokens for ids in encode(self.tokenizer, list(texts), self.max_tokens + 1)]
+
     @torch.inference_mode()
     def _pass(self, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
         """Labels and embedding of each text, those of equal tokens from one row of a batch."""

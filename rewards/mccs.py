@@ -94,6 +94,8 @@ def make_mccs_reward(
             log_metric("mccs/empty_reports", sum(not text for text in texts) / len(texts))
             log_metric("mccs/untagged", tagged.count(False) / len(tagged))
             log_metric("mccs/distinct_reports", len(set(texts)) / len(texts))
+            if truncated := getattr(labeler.compute, "truncated", None):  # a CheXbert reads 512 tokens, a lexicon all
+                log_metric("mccs/truncated_reports", truncated(texts).count(True) / len(texts))
         if log_extra:
             log_extra("report", texts)
         return rewards

@@ -18,6 +18,7 @@ from recipes.data.settings import POSITIVE, Range
 from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch
 from recipes.trainers.config import RecipeConfig
 from recipes.trainers.vllm_images import ImageGeneration
+from rewards.completions import parse_completion
 
 EVALUATED = (  # what TRL logs in an evaluation
     *("entropy", "frac_reward_zero_std", "kl", "num_tokens", "reward", "reward_std", "completions/clipped_ratio"),
@@ -106,6 +107,8 @@ class MRGR1Trainer(WholeCheckpoints, GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        tagged = [parse_completion(completion).tagged for completion in completions]
+        self._log_metric("completions/untagged", tagged.count(False) / len(tagged))  # what stands for a report there
         return self._rewards_per_func
 
     def _generate_and_score_completions(self, inputs):

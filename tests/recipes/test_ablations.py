@@ -555,6 +555,7 @@ def test_radcliq_alone_trains(call, tiny, phantom, tmp_path):
     call(grpo_mrgr1.main, *arguments, "--max_completion_length", 6, "--prompt_file", "prompts/mrgr1_tiny.txt")
     logged = json.loads((tmp_path / "run/trainer_state.json").read_text())["log_history"]
     assert "rewards/radcliq_lite/mean" in logged[0]
+    assert logged[0]["completions/untagged"] == 1  # an untrained model writes no tag
 
 
 def test_a_row_of_lmrrg_from_warmed_up_parts(call, phantom, tmp_path):

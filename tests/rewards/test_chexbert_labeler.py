@@ -69,6 +69,7 @@ def test_512_tokens(labeler):
     fits, longer, empty = encode(labeler.tokenizer, ["edema " * 510, "edema " * 511, " "])
     assert fits == longer == [cls, *[word] * 510, sep]  # the first 511 tokens, then [SEP]
     assert empty == [cls, sep]
+    assert labeler.truncated(["edema " * 510, "edema " * 511, "edema " * 900, " "]) == [False, True, True, False]
 
 
 def test_same_tokens_as_f1chexbert(labeler):

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rewards import make_mccs_reward, mccs_reward
+from rewards.labelers import LexicalLabeler
 from rewards.labels import FINDINGS, CheXpertState
 from rewards.mccs import ccs, mccs
 
@@ -203,6 +204,18 @@ def test_the_labeler_is_named_once(caplog):
     for _ in range(2):
         reward([CLEAR], report=[CLEAR])
     assert caplog.messages == ["mccs_reward: labeler lexical, margin 0.3"]
+
+
+def test_share_of_reports_that_the_labeler_reads_in_part():
+    class Short(LexicalLabeler):
+        def truncated(self, texts):
+            return [len(text) > 20 for text in texts]
+
+    texts = [f"<report>{text}</report>" for text in ("Edema.", "x" * 20, "x" * 21, "x" * 99)] + ["<think>" + "x" * 99]
+    for labeler, expected in ((Short(), 2 / 5), (LexicalLabeler(), None)):
+        metrics = {}
+        make_mccs_reward(labeler=labeler)(texts, report=["Edema."] * 5, log_metric=metrics.__setitem__)
+        assert metrics.get("mccs/truncated_reports") == expected  # reasoning is not labelled, so not counted
 
 
 def test_factory_products_keep_readable_names():
