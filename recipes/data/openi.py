@@ -443,8 +443,8 @@ def signs_from_mesh(terms: Iterable[str]) -> dict[str, dict[str, str]]:
 def text_columns(study: Study, target: str, cleaning: str) -> dict[str, str | None]:
     """The text and source columns of a study's row; `report` is None where it has no such text.
 
-    `target` as in `sections.target_text`, or "report" for the whole report of an annotation.json; `cleaning` as in
-    `sections.clean` (the indication stays plain: it is no target).
+    `target` as in `sections.target_text`, which has no say where the study is of an annotation.json, which holds whole
+    reports; `cleaning` as in `sections.clean` (the indication stays plain: it is no target).
     """
     sections = {name: clean(study.sections.get(name), cleaning) for name in ("findings", "impression")}
     return {
@@ -452,7 +452,7 @@ def text_columns(study: Study, target: str, cleaning: str) -> dict[str, str | No
         "subject_id": study.study_id,
         "indication": clean(study.sections.get("indication")),
         **sections,
-        "report": clean(study.report, cleaning) if target == "report" else target_text(sections, target),
+        "report": target_text(sections, target) if study.report is None else clean(study.report, cleaning),
         "source": SOURCE,
         "license": LICENSE,
     }

@@ -9,7 +9,7 @@ from transformers import BertModel
 from modeling.configuration_discbert import DiscBertConfig
 from modeling.modeling_discbert import DiscBertModel
 from recipes.data.judged import build_discbert
-from rewards.discbert import CATEGORIES, DiscBertJudge, hall_rate
+from rewards.discbert import CATEGORIES, DiscBertJudge, hall_flags, hall_rate
 
 CONFIG = DiscBertConfig(
     vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40
@@ -131,6 +131,14 @@ def stub(texts):
 )
 def test_hall_rate(reports, scenario, mode, expected):
     assert hall_rate(reports, scenario, mode, judge=stub) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "counted"),  # comparison, procedure, view, communication
+    [("sn", [1, 1, 1, 1]), ("sw", [0, 1, 1, 1]), ("mn", [1, 1, 0, 1]), ("mw", [0, 1, 0, 1])],
+)
+def test_which_categories_a_scenario_counts(scenario, counted):
+    assert hall_flags(list("cpvm"), [scenario] * 4, judge=stub).tolist() == [bool(each) for each in counted]
 
 
 def test_hall_rate_of_a_saved_discbert(saved):

@@ -343,7 +343,9 @@ def test_stock_sft_trains_all_but_the_encoders(fusion, checkpointing, tmp_path):
     still = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
     frozen = {name for name in before if ".vision_encoder." in name or ".prior_encoder." in name}
     assert still == frozen
-    assert model.training and not model.model.vision_encoder.training
+    assert model.training  # and the frozen encoders without dropout all the same
+    for encoder in (model.model.vision_encoder, model.model.prior_encoder):
+        assert not any(module.training for module in encoder.modules())
 
 
 def test_weighted_sft_weighs_key_sentences_only(tmp_path):
@@ -491,6 +493,8 @@ def test_registered(atf):
 def test_defaults_are_the_papers_sizes():
     config = LLMRG4Config()
     assert (config.num_visual_tokens, config.fusion, config.projector) == (128, "atf", "linear")
+    assert (config.num_perceiver_layers, config.perceiver_heads, config.perceiver_dropout) == (1, 12, 0.1)  # A-37
+    assert (config.projector_hidden_size, config.prior_length) == (2048, 100)  # the authors' code
     assert (config.vision_config.hidden_size, config.prior_config.hidden_size) == (768, 768)  # D' of both encoders
     assert (config.vision_config.image_size // config.vision_config.patch_size) ** 2 == 1369  # N_I
     assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (4096, 32)  # Vicuna 7B

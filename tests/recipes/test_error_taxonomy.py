@@ -17,6 +17,7 @@ from recipes.data.error_taxonomy import (
     confusion,
     count_errors,
     find_errors,
+    severities,
     state_errors,
 )
 from rewards.labelers import LexicalLabeler
@@ -70,6 +71,10 @@ EFFUSION = "Pleural Effusion"
         ("Small pleural effusion.", "Large pleural effusion.", {EFFUSION: {SEVERITY}}),
         ("Mild cardiomegaly.", "Severe cardiomegaly.", {"Cardiomegaly": {SEVERITY}}),
         ("Tiny pleural effusion.", "Small pleural effusion.", {}),  # words for one grade
+        ("Small to moderate pleural effusion.", "Large pleural effusion.", {}),  # two grades in a sentence: neither
+        ("Large pleural effusion.", "Small to moderate pleural effusion.", {}),
+        ("Small to large pleural effusion.", "Small to moderate pleural effusion.", {}),
+        ("Small left pleural effusion. Large right pleural effusion.", "Small pleural effusion.", {}),  # nor in two
         (  # another finding's side and size, in the same sentence
             "Small left pleural effusion and large right lung mass.",
             "Large right lung mass with small left pleural effusion.",
@@ -85,6 +90,18 @@ EFFUSION = "Pleural Effusion"
 )
 def test_pairs_of_reports(generated, reference, expected):
     assert errors(generated, reference) == expected
+
+
+def test_words_of_the_grades():
+    grades = {
+        1: "tiny trace minimal small mild mildly slight slightly subtle minor minimally",
+        2: "moderate moderately",
+        3: "large severe severely marked markedly massive extensive gross grossly",
+    }
+    for grade, words in grades.items():
+        for word in words.split():
+            assert severities([f" {word} effusion"]) == {grade}, word
+    assert severities(["small effusion", "large mass"]) == {1, 3} and severities(["a smaller one", "mildew"]) == set()
 
 
 def test_sentences_of_an_error():

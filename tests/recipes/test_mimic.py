@@ -310,11 +310,20 @@ def test_a_prior_without_findings_and_impression_is_named(tmp_path, build):
         (("LATERAL", "AP"), 1, ("AP",)),
         (("", "XTABLE LATERAL", "AP LLD"), 0, ("AP LLD", "XTABLE LATERAL", "")),
         (("SWIMMERS", "PA RLD", "AP"), 0, ("AP", "PA RLD", "SWIMMERS")),
+        (("LATERAL", "LL", "PA"), 2, ("PA", "LATERAL")),
+        (("LL", "LATERAL"), 1, ("LATERAL",)),
     ],
 )
 def test_orders_views(views, most, chosen):
     images = [(str(number), view) for number, view in enumerate(views)]
     assert tuple(view for _, view in mimic.order_views(images, most)) == chosen
+
+
+def test_images_of_one_view_are_in_the_order_of_their_names():
+    """And not of the CSV's rows, by which two copies of it would give two data sets."""
+    images = [("b", "AP"), ("c", "LATERAL"), ("a", "AP")]
+    for order in (images, images[::-1]):
+        assert mimic.order_views(order, 0) == (("a", "AP"), ("b", "AP"), ("c", "LATERAL"))
 
 
 def test_a_view_that_only_its_code_names(tmp_path, build):
@@ -323,6 +332,63 @@ def test_a_view_that_only_its_code_names(tmp_path, build):
     rows = [(i[0], i[1], i[2], "", 8, 8, i[5], i[6], "antero-posterior") for i in IMAGES]
     write_csv(root / "mimic-cxr-2.0.0-metadata.csv.gz", header, rows)
     assert build(root).by_study["50000006"]["views"] == ["AP"]
+
+
+@pytest.mark.parametrize(
+    ("meaning", "view"),
+    [
+        ("postero-anterior", "PA"),
+        ("Antero-posterior", "AP"),  # in any case
+        ("lateral", "LATERAL"),
+        ("left lateral", "LL"),
+        ("Erect", ""),  # no view
+    ],
+)
+def test_what_the_codes_of_views_mean(tmp_path, build, meaning, view):
+    root = write_tree(tmp_path / "mimic")
+    header = (*HEADERS["metadata"], "ViewCodeSequence_CodeMeaning")
+    rows = [(i[0], i[1], i[2], i[4], 8, 8, i[5], i[6], meaning) for i in IMAGES]
+    write_csv(root / "mimic-cxr-2.0.0-metadata.csv.gz", header, rows)
+    found = build(root).by_study
+    assert found["50000006"]["views"] == [view]
+    assert found["50000003"]["views"] == ["PA", "LATERAL"]  # ViewPosition, where it says something, decides
+
+
+def test_columns_of_a_row(tmp_path, build):
+    """Each section in its own column; of the model's inputs the first paragraph alone."""
+    text = (
+        "FINAL REPORT\n EXAMINATION:  CHEST\n \n INDICATION:  Cough.\n \n HISTORY:  Smoker,\n ex.\n \n PA view shows "
+        "edema.\n \n COMPARISON:  None.\n \n FINDINGS:  Mild edema.\n \n IMPRESSION:  Edema.\n"
+    )
+    row = build(write_tree(tmp_path / "mimic", reports={("11000000", "50000005"): text})).by_study["50000005"]
+    assert {name: row[name] for name in ("indication", "history", "findings", "impression", "report")} == {
+        "indication": "Cough.",
+        "history": "Smoker, ex.",
+        "findings": "Mild edema.",
+        "impression": "Edema.",
+        "report": "Mild edema. Edema.",
+    }
+
+
+@pytest.mark.parametrize(
+    ("cleaning", "report"), [("r2gen", "no edema pneumonia ."), ("rg4", "no edema : pneumonia .")]
+)
+def test_labels_are_read_before_cleaning(tmp_path, build, monkeypatch, cleaning, report):
+    """The labelers read punctuation: "No edema: pneumonia." has pneumonia, "no edema pneumonia" has none."""
+    texts = []
+
+    def labeler(reports):
+        texts.extend(reports)
+        return np.zeros((len(reports), 14), int)
+
+    monkeypatch.setattr(mimic, "_labeler", lambda name: labeler)
+    text = "FINAL REPORT\n IMPRESSION:  No edema: pneumonia.\n"
+    reports = {(image[1], image[2]): text for image in IMAGES}
+    built = build(write_tree(tmp_path / "mimic", reports=reports), "--cleaning", cleaning)
+    assert {row["report"] for row in built.rows} == {report}
+    assert set(texts) == {"No edema: pneumonia."}
+    priors = {row["prior_report"] for row in built.rows}
+    assert priors == {None, "No edema: pneumonia."}  # an input: plain
 
 
 def test_every_image_a_row(tmp_path, build):
@@ -342,15 +408,20 @@ def test_r2gens_annotation_gives_split_and_images(tmp_path, build):
         "val": [entry("f0", "12000000", "50000006")],
         "test": [entry("e0", "11000000", "50000005"), entry("../../../x", "11000000", "50000005")],
     }
+    annotation["train"][0]["image_path"] += ["p10/p10000032/s50000003/a1.jpg"]  # an entry may have several images
     (tmp_path / "annotation.json").write_text(json.dumps(annotation))
     built = build(write_tree(tmp_path / "mimic"), "--split_file", tmp_path / "annotation.json")
     assert {row["study_id"]: (row["split"], row["views"]) for row in built.rows} == {
-        "50000003": ("train", ["PA"]),  # the lateral view is not among R2Gen's
+        "50000003": ("train", ["PA", "LATERAL"]),
         "50000002": ("train", ["AP"]),
         "50000006": ("validation", [""]),
         "50000005": ("test", ["PA"]),
     }
     assert built.by_study["50000002"]["prior_report"]  # 50000001, which the file does not name
+    annotation["train"][0]["image_path"].pop()
+    (tmp_path / "annotation.json").write_text(json.dumps(annotation))
+    again = build(tmp_path / "mimic", "--split_file", tmp_path / "annotation.json").by_study["50000003"]
+    assert (again["views"], again["scenario"]) == (["PA"], "sn")  # its lateral view is not among R2Gen's images
     assert ("50000001", "study", "the split file does not name it") in reasons(built)
     assert ("50000005", "image", "its path would leave the folder of images") in reasons(built)
 

@@ -100,9 +100,10 @@ def test_takes_what_follows_the_first_paragraph_where_no_header_helps(text, find
     assert "lungs" not in found.get("history", "")  # what the images show never becomes an input
 
 
-def test_what_follows_the_first_paragraph_is_no_input():
-    found = read("FINAL REPORT\n INDICATION:  Cough.\n \n PA view shows pneumonia.\n \n IMPRESSION:  Pneumonia.\n")
-    assert found == {"indication": "Cough.", "impression": "Pneumonia."}
+@pytest.mark.parametrize("name", ["indication", "history"])
+def test_what_follows_the_first_paragraph_is_no_input(name):
+    text = f"{name.upper()}:  Cough,\n fever.\n \n PA view shows pneumonia.\n \n IMPRESSION:  Pneumonia.\n"
+    assert read(f"FINAL REPORT\n {text}") == {name: "Cough, fever.", "impression": "Pneumonia."}
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,10 @@ def test_time_is_linear_in_length():
         ("A \"b\" c/d 'e' (f); g, h?", "a b cd e f g h .", "a b cd e f g h ."),
         ("Right-sided tube.", "right-sided tube .", "right-sided tube ."),  # the hyphen stays
         ("Stable. ___. Clear.", "stable . . clear .", "stable . . clear ."),  # R2Gen keeps the empty sentence
+        ("Old 3. New 4. Big 5. Sub.", "old . new . big . sub .", "old . new . big . sub ."),  # without a stop before
+        ("A. 3. B. 4. C. 5. D.", "a . b . c . d .", "a . b . c . d ."),
+        ("1. A. 11. B.", "a . 1b .", "a . 1b ."),  # "1. " goes wherever it stands
+        ("A@b*c!d%e^f&g=h>i<j", "abcdefghij .", "a@bcdefg=h>i<j ."),
         ("6. Old. 7. New.", "6 . old . 7 . new .", "6 . old . 7 . new ."),  # it knows the numbers 1 to 5
     ],
 )

@@ -214,6 +214,26 @@ def test_guard(before, after, section, failed):
         assert re.search(r"labels of the \w+ changed: [\w ]+ positive -> blank", case.failed)
 
 
+@pytest.mark.parametrize(
+    ("rewrites", "failed"),
+    [
+        (["edema", "", "edema"], False),  # lost and found again: the last rewrite is what is written
+        (["edema", "edema", ""], True),
+        (["", "", "edema"], True),  # and the original is what it is compared with
+    ],
+)
+def test_guard_compares_the_last_rewrite_with_the_original(rewrites, failed):
+    case = rg4.Case("sn", [{"impression": text} for text in rewrites], [(PC,), (PC,), ()])
+    rg4.guard([case], lambda texts: [["edema" in text, *[0] * 13] for text in texts])
+    assert (case.failed is not None) is failed
+
+
+def test_guard_leaves_other_failures_as_they_are():
+    case = rg4.Case("sn", [{"report": "edema"}, {"report": ""}], [(PC,)], failed="no answer")
+    rg4.guard([case], lambda texts: [["edema" in text, *[0] * 13] for text in texts])
+    assert case.failed == "no answer"
+
+
 # --- the script --------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +290,31 @@ def test_rows_without_a_frontal_view(tmp_path, call):
     made = run(call, dataset, tmp_path / "rg4")
     assert all("side" not in rows for rows in made.values())
     assert discarded(tmp_path / "rg4") == {("none", "side"): "it has no scenario: no frontal view"}
+
+
+def test_the_frontal_image_wherever_it_stands(tmp_path, call):
+    """Builders store it first; a data set of another make may not."""
+    views = ["LATERAL", "AP", "LL", "PA"]
+    dataset = build(tmp_path / "data", [row("a", "Clear.", None, views=views, images=[*map(png, (0, 80, 160, 240))])])
+    made = run(call, dataset, tmp_path / "rg4")
+    shades = {
+        name: [
+            (view, image.getpixel((0, 0))) for view, image in zip(rows["a"]["views"], rows["a"]["images"], strict=True)
+        ]
+        for name, rows in made.items()
+    }
+    one, two = [("AP", 80)], [("AP", 80), ("LATERAL", 0)]
+    assert shades == {"sn": one, "sw": one, "mn": two, "mw": two}
+
+
+def test_key_spans_of_the_original_are_not_kept(tmp_path, call):
+    """They are characters of a text that is written no more."""
+    dataset = build(tmp_path / "data", [ROWS[1] | {"key_spans": [[0, 9]]}])
+    assert all(rows["stable"]["key_spans"] is None for rows in run(call, dataset, tmp_path / "rg4").values())
+
+
+def test_limit(dataset, tmp_path, call):
+    assert set(run(call, dataset, tmp_path / "rg4", limit=2)["sn"]) == {"clean", "stable"}
 
 
 def test_text_without_images(tmp_path, call):
@@ -536,6 +581,7 @@ def test_a_model_in_this_process(tmp_path):
         ({"image_size_of": "shortest"}, "--image_size_of is of --published"),
         ({"image_root": "images"}, "--image_root is of --published"),
         ({"cleaning": "r2"}, "r2"),
+        ({"dataset": None, "published": "sn:x.json", "target": "conclusion"}, "target"),
         ({"dataset": "cleaned"}, "was built with --cleaning rg4, by which numbers lost their points"),
         ({"scenarios": "mw", "limit": 1, "dataset": "sn only"}, "no report of"),
     ],
@@ -546,9 +592,10 @@ def test_mistakes(dataset, tmp_path, call, arguments, said):
         arguments = arguments | {"dataset": build(tmp_path / "alone", ROWS[3:])}
     if arguments.get("dataset") == "cleaned":
         arguments = {"dataset": build(tmp_path / "cleaned", ROWS, cleaning="rg4")}
-    with pytest.raises(InputError) as refused:
-        run(call, **({"dataset": dataset, "out": tmp_path / "rg4"} | arguments))
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+    given = {"dataset": dataset, "out": tmp_path / "rg4"} | arguments
+    with pytest.raises(InputError, match=re.escape(said)) as refused:
+        run(call, **{name: value for name, value in given.items() if name == "out" or value is not None})
+    assert "\n" not in str(refused.value)
     assert not (tmp_path / "rg4").exists()
 
 
@@ -591,9 +638,18 @@ def test_mimic_text_stays_on_this_machine(tmp_path, call, capsys, endpoint, mine
         assert "nothing sent" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("answer", ["{}", "[]", '{"prior_comparison": 1}', "nothing"])
-def test_verdicts_of_another_form(answer):
-    with pytest.raises(Refused):
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("{}", "must have the keys prior_comparison, prior_procedure, view, communication"),
+        ("[]", "holds no JSON object"),
+        ('{"prior_comparison": 1}', "must have the keys"),
+        (json.dumps(NOTHING | {VIEW: 1}), "each true or false"),
+        ("nothing", "holds no JSON object"),
+    ],
+)
+def test_verdicts_of_another_form(answer, said):
+    with pytest.raises(Refused, match=said):
         read_verdict(answer)
 
 
@@ -737,6 +793,12 @@ def test_published_files_without_any_target(tmp_path, call):
     with pytest.raises(InputError, match=r"no report of sn:.* is left.*it has no findings"):
         import_(call, tmp_path / "rg4", f"sn:{file}", "--target", "findings")
     assert not (tmp_path / "rg4").exists()
+
+
+@pytest.mark.parametrize(("flag", "view"), [("PA", "PA"), ("AP", "AP"), ("", "FRONTAL"), (None, "FRONTAL")])
+def test_view_of_an_imported_image(tmp_path, call, flag, view):
+    import_(call, tmp_path / "rg4", f"sn:{published(tmp_path, RECORD | {'APPA_flag': flag})}")
+    assert read_dataset(str(tmp_path / "rg4/sn"))["train"][0]["views"] == [view]
 
 
 def test_import_without_images(tmp_path, call):

@@ -86,6 +86,17 @@ def test_read_names_a_missing_column(tmp_path):
         read_dataset(str(tmp_path))
 
 
+def test_read_names_a_column_that_a_later_split_lacks(tmp_path):
+    for split, columns in (("train", {"report": ["Clear."]}), ("test", {"report": ["Clear."], "images": [[]]})):
+        Dataset.from_dict(columns | {"study_id": ["s"]}).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(InputError, match="has no column images"):
+        read_dataset(str(tmp_path))
+    Dataset.from_dict({"study_id": ["s"], "images": [[]]}).to_parquet(tmp_path / "test.parquet")
+    Dataset.from_dict({"study_id": ["s"], "images": [[]], "report": ["Clear."]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"split test of .* has no column report"):
+        read_dataset(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -45,6 +45,12 @@ def test_plain_cleaning_is_idempotent(text):
         ("A 3.5 cm (round) mass; stable?", "a 35 cm round mass stable ."),  # marks vanish, decimals too
         ("X-ray of XXXX/ribs", "x-ray of xxxxribs ."),  # hyphen stays, slash goes
         ("Clear.... No effusion.", "clear . no effusion ."),  # runs of stops
+        ("Old 3. New 4. Big 5. Sub.", "old . new . big . sub ."),  # list numbers up to 5
+        ("A. 3. B. 4. C. 5. D. 6. E.", "a . b . c . d . 6 . e ."),
+        (
+            "A@b*c!d%e^f&g=h>i<j[k]l{m}n" + r'"o/p\\q+r;s:t,u?v' + "'w",
+            "abcdefghijklmnopqrstuvw .",
+        ),  # all that vanishes
         ("No findings. .", "no findings . ."),  # an empty sentence keeps its stop
     ],
 )
@@ -71,7 +77,8 @@ def test_target_uses_what_there_is():
 
 
 def test_wrong_names_are_refused():
-    with pytest.raises(InputError, match="--target must be one of findings"):
-        target_text({}, "conclusion")
+    for target in ("conclusion", "finding", "report", "impression+findings", ""):
+        with pytest.raises(InputError, match="--target must be one of findings, impression, "):
+            target_text({"findings": "Clear.", "conclusion": "Normal."}, target)
     with pytest.raises(InputError, match="--cleaning must be one of plain, r2gen"):
         clean("Clear.", "gentle")

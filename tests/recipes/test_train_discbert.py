@@ -57,17 +57,29 @@ def run(call, **arguments) -> Path:
 
 
 def test_judgements_of_a_csv(tmp_path):
-    rows = [["A\n b", 1, 0, "0.0", "1"], ["A b", 0, 0, 0, 0], ["", 1, 1, 1, 1]]  # equal reports: the first counts
-    assert read_judgements(str(write_csv(tmp_path / "x.csv", rows))) == {"A b": [1, 0, 0, 1]}
+    rows = [["A\n b", 1, 0, "1.0", "1"], ["A b", 0, 0, 0, 0], ["", 1, 1, 1, 1]]  # equal reports: the first counts
+    rows += [["D", "0.0", 1, 0, 0]]
+    assert read_judgements(str(write_csv(tmp_path / "x.csv", rows))) == {"A b": [1, 0, 1, 1], "D": [0, 1, 0, 0]}
+    columns = [CATEGORIES[3], CATEGORIES[0], CATEGORIES[2], CATEGORIES[1]]  # by their names, in any order
+    found = read_judgements(str(write_csv(tmp_path / "y.csv", [["A", 0, 1, 0, 0], ["B", 0, 0, 0, 1]], columns)))
+    assert found == {"A": [1, 0, 0, 0], "B": [0, 1, 0, 0]}
 
 
 def test_judgements_of_a_provenance(tmp_path):
     from datasets import Dataset
 
     history = [[{"findings": "A!", "impression": "B."}, ["view"]], [{"findings": "A", "impression": ""}, []]]
+    history += [[{"findings": name}, [name]] for name in CATEGORIES]
     notes = [{"scenario": "sn", "history": json.dumps(history)}, {"scenario": "mw", "history": json.dumps(history)}]
     Dataset.from_list(notes).to_parquet(tmp_path / "p.parquet")
-    assert read_judgements(str(tmp_path / "p.parquet")) == {"A! B.": [0, 0, 1, 0], "A": [0, 0, 0, 0]}
+    assert read_judgements(str(tmp_path / "p.parquet")) == {
+        "A! B.": [0, 0, 1, 0],
+        "A": [0, 0, 0, 0],
+        "prior_comparison": [1, 0, 0, 0],
+        "prior_procedure": [0, 1, 0, 0],
+        "view": [0, 0, 1, 0],
+        "communication": [0, 0, 0, 1],
+    }
 
 
 @pytest.mark.parametrize(

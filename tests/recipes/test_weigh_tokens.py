@@ -268,6 +268,10 @@ def test_scores_by_hand():
     assert score_tokens(np.array([[-3.0, -1.0]])).max() < 0  # what speaks against a label lifts nothing
 
 
+def test_the_papers_threshold():
+    assert weigh_tokens.WeighArguments("data", "out").threshold == 0.4  # Implementation Details
+
+
 def test_threshold_is_strict():
     keys = find_key_sentences([(0, 10), (11, 20)], [0, 5, 12], np.array([0.4, 0.39, 0.41]), 0.4)
     assert keys == [False, True]
@@ -484,7 +488,7 @@ def test_a_finished_shard_is_not_computed_again(taught, tmp_path, monkeypatch):
     monkeypatch.setattr(taught, "attribute", None)
     assert taught.weigh_shard(REPORTS, tmp_path) == first
     monkeypatch.setitem(taught.settings, "threshold", 0.9)  # other settings are another shard
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         taught.weigh_shard(REPORTS, tmp_path)
 
 
