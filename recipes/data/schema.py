@@ -113,12 +113,16 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images"), bar
         if not files:
             raise InputError(f"{path} holds no train.parquet; {HOW_TO_BUILD}")
         try:
-            for file in files.values():
+            for split, file in files.items():
+                _check_columns(parquet.read_schema(file).names, columns, f"split {split} of {path}")
                 if not parquet.read_metadata(file).num_rows:  # datasets reads no empty split
                     raise InputError(f"{file} has no rows; delete the file, or build the data set again")
             dataset = load_dataset("parquet", data_files=files, cache_dir=str(Path(path) / ".cache"))
         except (ArrowInvalid, DatasetGenerationError) as error:
-            raise InputError(f"{path}: train.parquet or another split is damaged; build the data set again") from error
+            raise InputError(
+                f"{path}: train.parquet or another split is damaged, or has other columns than the others; build the "
+                "data set again"
+            ) from error
     elif path.startswith((".", "/", "~")) or name.count("/") != 1:
         raise InputError(f"there is no data set at {path}; {HOW_TO_BUILD}")
     else:
@@ -127,11 +131,15 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images"), bar
         except (OSError, ValueError) as error:  # no such folder and not on the Hub, or the Hub is out of reach
             raise InputError(f"{path} is no local folder and could not be loaded from the Hub: {error}") from error
     for split, rows in dataset.items():
-        if missing := [name for name in columns if name not in rows.column_names]:
-            raise InputError(f"split {split} of {path} has no column {', '.join(missing)} (has {rows.column_names})")
+        _check_columns(rows.column_names, columns, f"split {split} of {path}")
         if not bare and "report" in columns:
             dataset[split] = with_reports(rows, f"split {split} of {path}")
     return dataset
+
+
+def _check_columns(names: list[str], columns: tuple[str, ...], where: str) -> None:
+    if missing := [name for name in columns if name not in names]:
+        raise InputError(f"{where} has no column {', '.join(missing)} (has {names})")
 
 
 def read_split(path: str, split: str, columns: tuple[str, ...] = ("report", "images"), bare: bool = False) -> Dataset:

@@ -91,6 +91,8 @@ def test_read_names_a_column_that_a_later_split_lacks(tmp_path):
         Dataset.from_dict(columns | {"study_id": ["s"]}).to_parquet(tmp_path / f"{split}.parquet")
     with pytest.raises(InputError, match="has no column images"):
         read_dataset(str(tmp_path))
+    with pytest.raises(InputError, match="has other columns than the others"):
+        read_dataset(str(tmp_path), ("report",))
     Dataset.from_dict({"study_id": ["s"], "images": [[]]}).to_parquet(tmp_path / "test.parquet")
     Dataset.from_dict({"study_id": ["s"], "images": [[]], "report": ["Clear."]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(InputError, match=r"split test of .* has no column report"):
