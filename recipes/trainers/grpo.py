@@ -42,7 +42,7 @@ class MRGR1Config(RecipeConfig, GRPOConfig):
     """
 
     ranges: ClassVar[dict[str, Range]] = {"temperature": POSITIVE}  # completions are sampled
-    metrics: ClassVar[tuple[str, ...]] = EVALUATED
+    metrics: ClassVar[tuple[str, ...]] = (*EVALUATED, "completions/untagged")
 
     advantage_norm: str = field(
         default="paper",
