@@ -32,7 +32,6 @@ from typing import Literal
 
 from recipes.cli import InputError, parse, replacing, run
 from recipes.data import mimic
-from recipes.data.dataset_repository import push_dataset
 from recipes.data.images import SIDES
 from recipes.data.mimic_sections import CLEANINGS
 from recipes.data.references import load_labeler
@@ -140,6 +139,8 @@ def main() -> None:
     shutil.rmtree(parts)
     print(f"{out}: {rows}; {len(skipped)} entries in {out / 'skipped.csv'}, counted in build.json")
     if arguments.push_to_hub:
+        from recipes.data.dataset_repository import push_dataset  # needs torch, which each worker would load too
+
         push_dataset(out, arguments.push_to_hub, arguments.public_because)
 
 

@@ -33,7 +33,7 @@ from recipes.data.mimic_sections import CLEANINGS
 from recipes.data.references import load_labeler
 from recipes.data.schema import read_build, write_dataset
 from recipes.data.sections import TARGETS
-from rewards.discbert import SCENARIOS
+from rewards.scenarios import SCENARIOS
 
 
 @dataclass

@@ -18,7 +18,7 @@ from recipes.cli import InputError, parse, replacing, run
 from recipes.data.rg4 import load_judge
 from recipes.data.schema import read_dataset
 from recipes.data.statistics_page import PAPER, measure, write_page
-from rewards.discbert import COLUMNS, SCENARIOS
+from rewards.scenarios import COLUMNS, SCENARIOS
 
 
 @dataclass

@@ -1,8 +1,5 @@
-"""What a report says that its input cannot show: LLM-RG4's four categories, DiscBERT as their judge, and the rate of
-input-agnostic hallucinations.
-
-The tables stand here and not beside the data pipeline because the rate needs them and `rewards` never imports
-`recipes`.
+"""What a report says that its input cannot show: DiscBERT as the judge of LLM-RG4's four categories, and the rate of
+input-agnostic hallucinations. The tables of both are those of `rewards.scenarios`.
 """
 
 import os
@@ -14,17 +11,8 @@ import torch
 from modeling import DiscBertModel
 from rewards.chexbert import MAX_TOKENS, encode
 from rewards.encoders import load_checkpoint, pass_cost, plan_batches, process_device
+from rewards.scenarios import CATEGORIES, FORBIDDEN, SCENARIOS
 
-CATEGORIES = ("prior_comparison", "prior_procedure", "view", "communication")
-COLUMNS = ("PC", "PP", "View", "Comm")  # what the paper's Table 1 calls them
-SCENARIOS = ("sn", "sw", "mn", "mw")  # single/multi view, no/with longitudinal (the previous report)
-# What the input of a scenario supports (LLM-RG4, "Problem formulation"; where that is silent, REQUIREMENTS A-29):
-# procedures and communications never, comparisons with the previous report, views where there is more than one.
-ALLOWED = {"sn": (), "sw": ("prior_comparison",), "mn": ("view",), "mw": ("prior_comparison", "view")}
-FORBIDDEN = {
-    scenario: tuple(category for category in CATEGORIES if category not in allowed)
-    for scenario, allowed in ALLOWED.items()
-}
 MODES = ("scenario", "any")
 DISCBERT = "outputs/discbert"  # where recipes/train_discbert.py writes by its examples
 HOW_TO_GET = "train one with recipes/train_discbert.py"

@@ -19,7 +19,7 @@ from recipes.data.judged import read_judgements
 from recipes.data.privacy import OPENI, UNKNOWN, is_credentialed, normalise
 from recipes.data.references import scenario_folders
 from recipes.data.schema import FEATURES, HOW_TO_BUILD, SPLITS, read_build
-from rewards.discbert import CATEGORIES
+from rewards.scenarios import CATEGORIES
 
 FILES = ("README.md", "*.parquet", "*/*.parquet")  # no build.json, manifest.csv, skipped.csv: they name the machine
 TLW = ("study_id", "scenario", "report", "key_spans", "source", "license")

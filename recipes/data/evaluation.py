@@ -20,8 +20,9 @@ from recipes.data.rg4 import load_judge
 from recipes.data.schema import read_dataset
 from recipes.data.scores import Metrics, System, lengths
 from rewards.completions import parse_completion
-from rewards.discbert import SCENARIOS, hall_flags
+from rewards.discbert import hall_flags
 from rewards.labels import CONDITIONS
+from rewards.scenarios import SCENARIOS
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "pycocoevalcap", "datasets", "torch", "transformers")
 REMEMBERED = 32768  # texts of all systems: 768 numbers each take 100 MB

@@ -20,7 +20,8 @@ from recipes.data.judges import RuleRewriter, split_sentences
 from recipes.data.rg4 import joined
 from recipes.data.schema import has_text, say_bare
 from rewards.chexbert import clean_text
-from rewards.discbert import CATEGORIES, COLUMNS, DiscBertJudge
+from rewards.discbert import DiscBertJudge
+from rewards.scenarios import CATEGORIES, COLUMNS
 
 _STATES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 

@@ -17,9 +17,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from rewards.discbert import CATEGORIES
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, FINDINGS, CheXpertState
+from rewards.scenarios import CATEGORIES
 
 # --- what the judge knows ----------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from rich.progress import track
 from urllib3.util import Retry
 
 from recipes.cli import InputError
-from rewards.discbert import CATEGORIES
+from rewards.scenarios import CATEGORIES
 
 ASKS = 3  # how often one question is put until its answer has the right form
 KEY = "LLM_API_KEY"  # of the environment: what a server started with a key wants

@@ -20,7 +20,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from recipes.cli import InputError
-from rewards.discbert import SCENARIOS
+from rewards.scenarios import SCENARIOS
 
 IDS = ("study_id", "id")
 TEXTS = ("completion", "prediction", "model_prediction", "text")

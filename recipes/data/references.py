@@ -10,8 +10,8 @@ from datasets import Dataset
 from recipes.cli import InputError
 from recipes.data.prediction_files import read_references, split_id
 from recipes.data.schema import SPLITS, read_build, read_split
-from rewards.discbert import SCENARIOS
 from rewards.labelers import LexicalLabeler
+from rewards.scenarios import SCENARIOS
 
 CHEXBERT = "outputs/chexbert"  # where recipes/convert_chexbert.py and train_chexbert.py write by their examples
 

@@ -22,10 +22,10 @@ from recipes.cli import replacing
 from recipes.data.agreement import PRESENT, WORDS, group_agreement, group_mentions
 from recipes.data.html import html_environment
 from rewards.completions import parse_completion
-from rewards.discbert import SCENARIOS
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState
 from rewards.mccs import mccs
+from rewards.scenarios import SCENARIOS
 
 LIMIT = 40_000_000  # bytes of the file
 SIDES = (512, 384, 288, 224, 160, 144, 128, 112, 96, 80, 64)  # pixels of a picture's longer side

@@ -28,8 +28,9 @@ from recipes.data.mimic_sections import clean_mimic
 from recipes.data.privacy import private_among
 from recipes.data.schema import FEATURES, has_text, read_build, read_dataset
 from recipes.data.sections import target_of, target_text
-from rewards.discbert import CATEGORIES, DISCBERT, FORBIDDEN, SCENARIOS, DiscBertJudge
+from rewards.discbert import DISCBERT, DiscBertJudge
 from rewards.labels import CONDITIONS, CheXpertState
+from rewards.scenarios import CATEGORIES, FORBIDDEN, SCENARIOS
 
 MAX_ROUNDS = 3  # rewrites, LLM-RG4: "We set the maximum iterations to 3 rounds"
 GUARDS = ("impression", "findings", "report")

@@ -46,13 +46,14 @@ from rewards.corpus import (
     means_part,
     ratio,
 )
-from rewards.discbert import SCENARIOS, hall_flags
+from rewards.discbert import hall_flags
 from rewards.labels import CONDITIONS, FINDINGS, to_binary
 from rewards.lexical_graph import LexicalGraph
 from rewards.mccs import mccs
 from rewards.radcliq import NAMES, PARAMETERS, make_lexical_parts, radcliq_score
 from rewards.radgraph import LEVELS, REMEMBERED, radgraph_f1
 from rewards.rouge import meteor_lite, meteor_of_sums, meteor_statistics, rouge_l
+from rewards.scenarios import SCENARIOS
 
 
 @dataclass

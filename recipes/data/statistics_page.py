@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from recipes.cli import replacing
 from recipes.data.html import html_environment
-from rewards.discbert import CATEGORIES, COLUMNS, FORBIDDEN, SCENARIOS
 from rewards.labels import CONDITIONS, CheXpertState
+from rewards.scenarios import CATEGORIES, COLUMNS, FORBIDDEN, SCENARIOS
 
 # LLM-RG4, Table 1: percentage of reports of the setting sn that hold each category, as judged by its DiscBERT.
 PAPER = [

@@ -46,9 +46,10 @@ from recipes.data.openi import read_studies, text_columns
 from recipes.data.rg4 import EitherJudge, guard, joined, run_loop
 from recipes.data.sections import clean
 from rewards.chexbert import encode
-from rewards.discbert import CATEGORIES, COLUMNS, DiscBertJudge
+from rewards.discbert import DiscBertJudge
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState
+from rewards.scenarios import CATEGORIES, COLUMNS
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("RRG_DATA", ROOT.parent / "shared" / "data"))

@@ -9,7 +9,8 @@ from transformers import BertModel
 from modeling.configuration_discbert import DiscBertConfig
 from modeling.modeling_discbert import DiscBertModel
 from recipes.data.judged import build_discbert
-from rewards.discbert import CATEGORIES, DiscBertJudge, hall_flags, hall_rate
+from rewards.discbert import DiscBertJudge, hall_flags, hall_rate
+from rewards.scenarios import CATEGORIES
 
 CONFIG = DiscBertConfig(
     vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40

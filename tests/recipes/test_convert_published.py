@@ -32,7 +32,8 @@ from modeling.tiny import build_chexbert, train_tokenizer
 from modeling.tiny_llmrg4 import build_llmrg4
 from recipes import convert_discbert, convert_llmrg4
 from recipes.cli import InputError
-from rewards.discbert import CATEGORIES, DiscBertJudge
+from rewards.discbert import DiscBertJudge
+from rewards.scenarios import CATEGORIES
 
 WIDTH, OUT, HIDDEN, TOKENS, HEADS, LENGTH = 48, 64, 80, 5, 12, 20
 TEXTS = ["The heart is normal in size. No effusion.", "There is a small left pleural effusion. Mild edema."] * 6

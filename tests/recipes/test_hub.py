@@ -40,8 +40,8 @@ from recipes.data.hub import (
 )
 from recipes.data.schema import write_dataset
 from recipes.trainers.llmrg4 import SCENARIOS
-from rewards.discbert import CATEGORIES
 from rewards.labels import CONDITIONS, CheXpertState
+from rewards.scenarios import CATEGORIES
 
 ROOT = Path(__file__).resolve().parents[2]
 BLANK, POSITIVE, *_ = CheXpertState

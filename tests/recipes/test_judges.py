@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.data.judges import RuleJudge, RuleRewriter, split_sentences
-from rewards.discbert import CATEGORIES
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CheXpertState
+from rewards.scenarios import CATEGORIES
 
 PC, PP, VIEW, COMM = CATEGORIES
 

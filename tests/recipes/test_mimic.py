@@ -719,6 +719,15 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path, build, small_s
     assert digests(one.out) == digests(two.out) and len(digests(one.out)) == 5
 
 
+def test_a_worker_loads_no_torch():
+    """Each worker imports the script, and holds what that imports for itself: torch alone would be half a gigabyte."""
+    code = (
+        "import sys, recipes.build_mimic_cxr; print(*{'torch', 'transformers', 'trl', 'modeling'} & set(sys.modules))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not process.stdout.strip()
+
+
 def test_a_stopped_run_goes_on(tmp_path, build, monkeypatch, capsys, small_shards):
     make_tree(tmp_path / "mimic", 120)
     whole = digests(build(tmp_path / "mimic", out=tmp_path / "whole").out)
@@ -789,7 +798,7 @@ def test_a_full_disk_keeps_the_earlier_build(tmp_path, build, monkeypatch):
 def test_a_build_that_is_pushed(tmp_path, build, monkeypatch, reason):
     """tests/recipes/test_hub.py has what `push_dataset` does."""
     calls = []
-    monkeypatch.setattr(build_mimic_cxr, "push_dataset", lambda *given: calls.append(given))
+    monkeypatch.setattr("recipes.data.dataset_repository.push_dataset", lambda *given: calls.append(given))
     arguments = ["--push_to_hub", "me/mimic", *(["--public_because", reason] if reason else [])]
     built = build(write_tree(tmp_path / "mimic"), *arguments)
     assert calls == [(built.out, "me/mimic", reason)]

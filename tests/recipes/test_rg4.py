@@ -17,9 +17,9 @@ from recipes.cli import InputError
 from recipes.data import rg4
 from recipes.data.llm import InProcess, Refused, is_loopback, read_sections, read_verdict
 from recipes.data.schema import read_dataset, write_dataset
-from rewards.discbert import ALLOWED, CATEGORIES, FORBIDDEN
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState
+from rewards.scenarios import ALLOWED, CATEGORIES, FORBIDDEN
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from rg4_server import DIE, serve

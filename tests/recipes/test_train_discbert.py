@@ -22,7 +22,8 @@ from recipes.data.judged import mix, read_judgements, score_heads, write_sheet
 from recipes.data.judges import RuleJudge
 from recipes.data.schema import write_dataset
 from recipes.trainers.config import LabelerConfig
-from rewards.discbert import CATEGORIES, DiscBertJudge
+from rewards.discbert import DiscBertJudge
+from rewards.scenarios import CATEGORIES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes/configs/discbert"
 REPORTS = [

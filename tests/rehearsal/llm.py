@@ -9,7 +9,7 @@ from rg4_server import serve
 from recipes.cli import read_prompt
 from recipes.data.judges import RuleJudge, RuleRewriter
 from recipes.data.rg4 import PROMPTS
-from rewards.discbert import CATEGORIES
+from rewards.scenarios import CATEGORIES
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from rewards.discbert import SCENARIOS
+from rewards.scenarios import SCENARIOS
 
 from .overrides import ALLOWED, STEPS, differences, overrides_of, read_config
 from .runs import (

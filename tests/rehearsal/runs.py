@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.trainers.checkpoints import all_checkpoints, find_damage
-from rewards.discbert import SCENARIOS
+from rewards.scenarios import SCENARIOS
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 1800  # seconds that one command may take, also on a machine that is busy with other work
