@@ -218,29 +218,47 @@ def check_model(name: str, trust_remote_code: bool = False, attention: str | Non
 
 
 def check_hardware(training_args, model_args) -> None:
-    """Raises InputError where the config asks for what this machine lacks: a GPU, flash-attn, bitsandbytes, vllm."""
-    import torch
-    from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
+    """Raises InputError where the config asks for what this machine lacks: a GPU, flash-attn, bitsandbytes, vllm.
 
-    flash = getattr(model_args, "attn_implementation", None) == "flash_attention_2"
+    Where flash-attn is absent, transformers takes the kernel of the same name from the Hub by the package kernels, and
+    so it is accepted once that kernel is loaded, which downloads it the first time.
+    """
+    import torch
+    from transformers import utils
+    from transformers.modeling_flash_attention_utils import FLASH_ATTN_KERNEL_FALLBACK
+    from transformers.utils.generic import is_flash_attention_requested
+
+    attention = getattr(model_args, "attn_implementation", None)
+    flash = is_flash_attention_requested(requested_attention_implementation=attention)
     optim = str(getattr(training_args.optim, "value", training_args.optim))
     eight_bit = optim in BITSANDBYTES
     vllm = getattr(training_args, "use_vllm", False)
     if not torch.cuda.is_available() and (flash or eight_bit or vllm or not training_args.use_cpu):
         asked = {
-            "attn_implementation flash_attention_2 (flash-attn)": flash,
+            f"attn_implementation {attention} (flash-attn)": flash,
             f"optim {optim} (bitsandbytes)": eight_bit,
             "use_vllm (vllm)": vllm,
         }
         raise InputError("; ".join([NO_GPU, *(f"{what} is for GPUs" for what, is_asked in asked.items() if is_asked)]))
-    if flash and not is_flash_attn_2_available():
+    packages = {f"flash_attention_{version}": f"is_flash_attn_{version}_available" for version in (2, 3, 4)}
+    package = getattr(utils, packages[attention]) if attention in packages else None  # None: a kernel by its own name
+    if flash and not utils.is_kernels_available() and not (package and package()):
         raise InputError(
-            "flash-attn is missing: pip install -r requirements-gpu.txt, or set attn_implementation: sdpa"
+            f"attn_implementation {attention} needs flash-attn or, in a version that transformers takes, kernels, and "
+            "this machine has neither: make setup-gpu, or set attn_implementation: sdpa"
         )
-    if eight_bit and not is_bitsandbytes_available():
-        raise InputError("bitsandbytes is missing: pip install -r requirements.txt, or set optim: adamw_torch")
+    if package and not package(kernels_fallback_ok=True):
+        raise InputError(
+            f"flash-attn is missing, and {FLASH_ATTN_KERNEL_FALLBACK[attention]}, which transformers takes from the "
+            "Hub instead, cannot be loaded: the Hub is out of reach, or has no build of it for this torch and CUDA; "
+            "set attn_implementation: sdpa"
+        )
+    if eight_bit and not utils.is_bitsandbytes_available():
+        raise InputError("bitsandbytes is missing: make setup, or set optim: adamw_torch")
     if vllm and importlib.util.find_spec("vllm") is None:
-        raise InputError("vllm is missing: pip install -r requirements-gpu.txt, or set use_vllm: false")
+        raise InputError(
+            "vllm is missing: make setup-vllm, then start the run from .venv-vllm, or set use_vllm: false"
+        )
 
 
 def choose_rewards(names: list[str], available: dict[str, Callable], weights: list[float] | None) -> list[Callable]:

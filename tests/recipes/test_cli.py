@@ -233,35 +233,58 @@ def test_check_model_without_a_name():
         check_model(None)
 
 
+FLASH = {"attn_implementation": "flash_attention_2"}
+KERNEL = {"attn_implementation": "kernels-community/flash-attn2"}
+
+
 @pytest.mark.parametrize(
-    ("cuda", "flash", "bitsandbytes", "settings", "sentence"),
+    ("cuda", "packages", "settings", "sentence"),
     [
-        (False, True, True, {}, "make demo"),  # no GPU at all
-        (False, True, True, {"use_cpu": True, "attn_implementation": "flash_attention_2"}, "make demo"),
-        (False, True, True, {"use_cpu": True, "attn_implementation": "flash_attention_2"}, "flash-attn"),  # by name
-        (False, True, True, {"use_cpu": True, "optim": "adamw_bnb_8bit"}, "make demo"),  # 8-bit states want a GPU
-        (False, True, True, {"use_cpu": True, "optim": "adamw_bnb_8bit"}, "adamw_bnb_8bit .bitsandbytes. is for GPUs"),
+        (False, "flash bitsandbytes", {}, "make demo"),  # no GPU at all
+        (False, "flash bitsandbytes", {"use_cpu": True} | FLASH, "make demo"),
+        (False, "flash bitsandbytes", {"use_cpu": True} | FLASH, "flash-attn"),  # by name
+        (False, "kernels hub", {"use_cpu": True} | KERNEL, "kernels-community/flash-attn2 .flash-attn. is for GPUs"),
+        (False, "flash bitsandbytes", {"use_cpu": True, "optim": "adamw_bnb_8bit"}, "make demo"),  # 8 bits want a GPU
         (
             False,
-            True,
-            True,
+            "flash bitsandbytes",
+            {"use_cpu": True, "optim": "adamw_bnb_8bit"},
+            "adamw_bnb_8bit .bitsandbytes. is for GPUs",
+        ),
+        (
+            False,
+            "flash bitsandbytes",
             {"use_cpu": True, "optim": OptimizerNames.ADAMW_BNB},
             "optim adamw_bnb_8bit .bitsandbytes.",
         ),
-        (False, True, True, {"use_cpu": True, "optim": "paged_adamw_8bit"}, "paged_adamw_8bit .bitsandbytes."),
-        (False, True, True, {"use_cpu": True, "optim": "adamw_torch_8bit"}, None),  # torchao's
-        (False, True, True, {"use_cpu": True, "use_vllm": True}, "use_vllm .vllm. is for GPUs"),
-        (True, True, True, {"use_vllm": True}, "vllm is missing: pip install -r requirements-gpu.txt"),
-        (True, False, True, {"attn_implementation": "flash_attention_2"}, "flash-attn"),
-        (True, True, False, {"optim": "adamw_bnb_8bit"}, "bitsandbytes"),
-        (True, False, False, {}, None),  # nothing missing that was asked for
-        (False, False, False, {"use_cpu": True}, None),
+        (False, "bitsandbytes", {"use_cpu": True, "optim": "paged_adamw_8bit"}, "paged_adamw_8bit .bitsandbytes."),
+        (False, "bitsandbytes", {"use_cpu": True, "optim": "adamw_torch_8bit"}, None),  # torchao's
+        (False, "bitsandbytes", {"use_cpu": True, "use_vllm": True}, "use_vllm .vllm. is for GPUs"),
+        (True, "flash bitsandbytes", {"use_vllm": True}, "vllm is missing: make setup-vllm"),
+        (True, "flash", FLASH, None),
+        (True, "kernels hub", FLASH, None),  # transformers takes the Hub's kernel
+        (True, "kernels", FLASH, "flash-attn2, which transformers takes from the Hub instead, cannot be loaded"),
+        (True, "bitsandbytes", FLASH, "needs flash-attn or, .* kernels, and this machine has neither: make setup-gpu"),
+        (True, "flash", {"attn_implementation": "flash_attention_3"}, "flash_attention_3 needs"),  # flash-attn is 2
+        (True, "flash", KERNEL, "kernels-community/flash-attn2 needs"),  # a kernel by name needs kernels
+        (True, "kernels", KERNEL, None),  # asked for by name: transformers says what it finds
+        (True, "flash", {"optim": "adamw_bnb_8bit"}, "bitsandbytes is missing: make setup"),
+        (True, "", {}, None),  # nothing missing that was asked for
+        (False, "", {"use_cpu": True}, None),
     ],
 )
-def test_check_hardware(monkeypatch, cuda, flash, bitsandbytes, settings, sentence):
+def test_check_hardware(monkeypatch, cuda, packages, settings, sentence):
+    """`packages` are those that are installed; hub: the kernel can be downloaded."""
+    packages = packages.split()
+
+    def has_flash(kernels_fallback_ok: bool = False) -> bool:
+        return "flash" in packages or (kernels_fallback_ok and "hub" in packages)
+
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: flash)
-    monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: bitsandbytes)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", has_flash)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_3_available", lambda kernels_fallback_ok=False: False)
+    monkeypatch.setattr("transformers.utils.is_kernels_available", lambda: "kernels" in packages)
+    monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: "bitsandbytes" in packages)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     given = SimpleNamespace(**{"use_cpu": False, "optim": "adamw_torch", "attn_implementation": None} | settings)
     if sentence is None:
