@@ -80,7 +80,7 @@ def torchrun():
         ]
         if under:
             if under.startswith("zero"):
-                pytest.importorskip("deepspeed", reason="needs deepspeed, which requirements-gpu.txt has")
+                pytest.importorskip("deepspeed", reason="needs deepspeed, which make setup-gpu installs")
             arguments = (Path(__file__).with_name("sharding.py"), under, *arguments)
         return [*launcher, *map(str, arguments)]
 

@@ -385,7 +385,9 @@ def check_engine(args, state: PartialState) -> None:
     if args.engine == "transformers":
         return
     if "vllm" not in sys.modules and importlib.util.find_spec("vllm") is None:
-        raise InputError("--engine vllm needs the package vllm: pip install vllm, or use --engine transformers")
+        raise InputError(
+            "--engine vllm needs the package vllm: make setup-vllm and start from .venv-vllm, or --engine transformers"
+        )
     if args.num_beams > 1 or args.length_penalty != 1:
         raise InputError("--engine vllm has no beam search: use --engine transformers, or --num_beams 1")
     if state.num_processes > 1:

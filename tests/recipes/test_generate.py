@@ -247,7 +247,7 @@ def test_a_processor_without_chat_template(write, llava, tmp_path):
 
 
 def test_vllm_that_is_absent_is_named(write, tmp_path):
-    with pytest.raises(InputError, match="needs the package vllm: pip install vllm"):
+    with pytest.raises(InputError, match="needs the package vllm: make setup-vllm"):
         write(engine="vllm")
     assert not (tmp_path / "out.jsonl").exists()
 
