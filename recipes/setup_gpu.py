@@ -6,8 +6,8 @@
 
 What is installed keeps its version, torch above all, against which flash-attn is built. Where flash-attn cannot be
 built, one sentence says why, and transformers takes kernels-community/flash-attn2 from the Hub instead, at the first
-run (package kernels; no compiler, nothing to change in a YAML). A machine without a driver, such as a cluster's login
-node, is set up unseen.
+run: no compiler, nothing to change in a YAML, but a version of kernels that transformers accepts, or a second sentence
+says so. A machine without a driver, such as a cluster's login node, is set up unseen.
 """
 
 import os
@@ -21,7 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from packaging.version import Version
 from torch.utils import cpp_extension
+from transformers.utils.import_utils import KERNELS_MAX_VERSION, KERNELS_MIN_VERSION
 
 from recipes.cli import InputError, parse, run
 
@@ -121,7 +123,15 @@ def main() -> None:
     print("; ".join(describe(package) for package in ("deepspeed", "kernels", "flash-attn")))
     if obstacle:
         print(f"flash-attn is not installed: {obstacle}.")
-        print("Runs take kernels-community/flash-attn2 from the Hub instead, or with --attn_implementation sdpa none.")
+        # transformers' own answer is remembered from before the installation
+        if Version(KERNELS_MIN_VERSION) <= Version(version("kernels")) < Version(KERNELS_MAX_VERSION):
+            print(
+                "Runs take kernels-community/flash-attn2 from the Hub instead; none with --attn_implementation sdpa."
+            )
+        else:
+            accepted = f"{KERNELS_MIN_VERSION} to below {KERNELS_MAX_VERSION}"
+            print(f"{describe('transformers')} accepts kernels {accepted}, and here is {describe('kernels')}:")
+            print("give runs --attn_implementation sdpa.")
     if any(torch.cuda.get_device_capability(number) < (8, 0) for number in range(len(devices))):
         print("A GPU here is older than Ampere, which neither supports: give runs --attn_implementation sdpa.")
 

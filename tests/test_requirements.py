@@ -57,6 +57,14 @@ def test_no_host_is_named(file):
     assert options <= {"-e", "-r", *(word for word in options if word.startswith("--hash=sha256:"))}
 
 
+def test_kernels_ends_where_transformers_ends():
+    """A version beyond would be installed and refused; one too old is named by make setup-gpu."""
+    from transformers.utils.import_utils import KERNELS_MAX_VERSION, KERNELS_MIN_VERSION
+
+    (allowed,) = (each for each in read_ranges("requirements-gpu.txt") if each.name == "kernels")
+    assert allowed.specifier.contains(KERNELS_MIN_VERSION) and not allowed.specifier.contains(KERNELS_MAX_VERSION)
+
+
 def test_vllm_is_one_that_trl_takes():
     """Of TRL's own range, as its package states it."""
     from importlib.metadata import requires

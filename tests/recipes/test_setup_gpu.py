@@ -30,6 +30,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (8, 0))
+    monkeypatch.setattr(setup_gpu, "version", lambda package: "0.18.2")
     monkeypatch.setattr(setup_gpu.cpp_extension, "CUDA_HOME", str(tmp_path / "cuda"))
     write_command(tmp_path / "cuda/bin/nvcc", "Cuda compilation tools, release 13.1, V13.1.80")
     monkeypatch.setenv("CXX", str(write_command(tmp_path / "bin/c++", "")))
@@ -93,6 +94,14 @@ def test_a_failed_build_of_flash_attn_is_no_failed_setup(machine, call, capsys, 
     monkeypatch.setattr(setup_gpu, "install", lambda file, *_: "its words" if "flash" in file else None)
     call(setup_gpu.main)
     assert "flash-attn is not installed: its words." in capsys.readouterr().out
+
+
+def test_kernels_of_a_version_that_transformers_refuses(machine, installed, call, capsys, monkeypatch):
+    monkeypatch.setattr(setup_gpu, "version", lambda package: "0.17.2")
+    no_toolkit(machine, monkeypatch)
+    call(setup_gpu.main)
+    out = capsys.readouterr().out
+    assert "give runs --attn_implementation sdpa" in out and "from the Hub" not in out
 
 
 def test_an_old_gpu_is_named(machine, installed, call, capsys, monkeypatch):
