@@ -1,5 +1,6 @@
 """generate.py: the batch size changes nothing, an interrupted file is continued, a foreign one is left alone."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -27,8 +28,8 @@ from transformers import (
 from recipes import generate
 from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import InputError
-from recipes.data.generation import finished_samples, shuffled_images
-from recipes.data.schema import write_dataset
+from recipes.data.generation import describe_cost, finished_samples, shuffled_images
+from recipes.data.schema import read_split, write_dataset
 from rewards.completions import parse_completion
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,14 +90,26 @@ def test_an_interrupted_file_is_continued(write, tmp_path, kept):
     assert untimed(write()) == untimed(whole)
 
 
-def test_a_line_holds_what_was_asked_and_answered(write):
+def test_a_line_holds_what_was_asked_and_answered(write, tiny, dataset):
+    processor, studies = AutoProcessor.from_pretrained(tiny), read_split(str(dataset), "test", ())
     for place, row in enumerate(write(max_new_tokens=7, temperature=1.0)):
+        pictures = studies[place]["images"]
+        image = "<|vision_start|><|image_pad|><|vision_end|>"
+        text = f"<|im_start|>user\n{image * len(pictures)}{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+        assert row["input_tokens"] == len(processor(images=pictures, text=[text])["input_ids"][0])  # without padding
         assert list(row)[:6] == ["study_id", "sample", "prompt", "completion", "think", "report"]
         assert row["sample"] == place
         assert row["prompt"] == "Report the findings of this chest X-ray."
         assert (row["think"], row["report"]) == parse_completion(row["completion"])[1::-1]
         assert 1 <= row["tokens"] <= 7 and row["seconds"] > 0
         assert row["arguments"]["temperature"] == 1.0
+
+
+def test_what_writing_cost():
+    assert describe_cost(60, [100, 140, 150], [1.0, 3.0]) == (
+        "15.0 tokens a second; a batch: 2.00 s, 3.00 s at most; input tokens of a sample: 130, 150 at most"
+    )
+    assert describe_cost(0, [], []) == "nothing was left to write"
 
 
 @pytest.mark.parametrize("changed", [{"temperature": 1.5, "top_p": 0.9}, {"num_beams": 3}])
@@ -259,6 +272,7 @@ def vllm(monkeypatch):
     Like vLLM it cuts the text into tokens itself and puts as many image tokens into each place as the image takes in
     its own processor, that of the model's folder with `mm_processor_kwargs`. `module.expanded` has it do so twice.
     """
+    importlib.import_module("trl")  # at its first import it looks for the real one
     module, requests = types.ModuleType("vllm"), types.ModuleType("vllm.lora.request")
 
     class LLM:
@@ -280,12 +294,13 @@ def vllm(monkeypatch):
         def generate(self, prompts, sampling_params, *, lora_request, use_tqdm):
             module.asked += list(zip(prompts, sampling_params, [lora_request] * len(prompts), strict=True))
             texts = [f"<report>{len(each['multi_modal_data']['image'])} images</report>" for each in prompts]
+            read = [self.read(**prompt) for prompt in prompts]
+            module.lengths = [len(ids) for ids in read]
             return [
                 types.SimpleNamespace(
-                    prompt_token_ids=self.read(**prompt),
-                    outputs=[types.SimpleNamespace(text=text, token_ids=[1, 2, 3])],
+                    prompt_token_ids=ids, outputs=[types.SimpleNamespace(text=text, token_ids=[1, 2, 3])]
                 )
-                for prompt, text in zip(prompts, texts, strict=True)
+                for ids, text in zip(read, texts, strict=True)
             ]
 
     module.expanded = 1
@@ -301,6 +316,9 @@ def test_vllm_is_asked_as_transformers_is(write, tiny, vllm):
     rows = write(engine="vllm", temperature=0.7, top_p=0.9, min_pixels=3136)
     assert [row["report"] for row in rows] == ["1 images", "2 images"] * 3
     assert [row["tokens"] for row in rows] == [3] * 6
+    inputs = [row["input_tokens"] for row in rows]
+    assert inputs == vllm.lengths
+    assert all(two > one for one, two in zip(inputs[::2], inputs[1::2], strict=True))  # a second image
     assert vllm.loaded == {
         "model": str(tiny),
         "dtype": "float32",

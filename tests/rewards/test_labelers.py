@@ -230,7 +230,7 @@ def test_headings_of_what_is_not_said_of_the_image(labeler, heading):
     "heading",
     [
         *("FINDINGS", "IMPRESSION", "CONCLUSION", "LUNGS", "HEART", "CHEST", "BONES", "REPORT", "PORTABLE CHEST"),
-        *("Findings", "Impression", "Lungs", "Old history", "Comparison with lateral", "Clinical note"),
+        *("Findings", "Impression", "Lungs", "Old history", "Old HISTORY", "Comparison with lateral", "Clinical note"),
         *("CLINICAL NOTE", "EXAM FINDINGS", "THE LUNGS"),  # in capitals, and no word of the first list
     ],
 )

@@ -158,6 +158,8 @@ SHORTNESS = math.exp(1 - 11 / 4)  # 4 tokens of 11
 def test_options_of_the_bleu_factory(options, value):
     rewards = make_bleu_reward(**options)(["no pleural effusion heart"], report=[REFERENCE])
     assert rewards == [pytest.approx(SHORTNESS * value, rel=1e-6)]
+    if not options:
+        assert bleu(["no pleural effusion heart"], [REFERENCE]) == rewards
 
 
 def test_bleu_of_a_short_reference():

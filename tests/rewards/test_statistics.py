@@ -64,11 +64,11 @@ def test_interval_of_micro_f1_is_a_direct_loops():
 
 @pytest.mark.parametrize(("options", "resamples", "seed"), [({}, 2000, 0), ({"n_resamples": 50, "seed": 7}, 50, 7)])
 def test_the_seed_draws_the_studies(options, resamples, seed):
-    """`resamples` draws of the same three studies for both systems: their interval, and no other seed's."""
-    first, second = np.array([1.0, 5.0, 25.0]), np.array([0.0, 2.0, 3.0])
-    rows = np.random.default_rng(seed).integers(3, size=(resamples, 3))
+    """`resamples` draws of the same ten studies for both systems: their interval, and no other seed's."""
+    first, second = np.arange(10.0) ** 2, np.arange(10.0)
+    rows = np.random.default_rng(seed).integers(10, size=(resamples, 10))
     low, high = np.percentile((first - second)[rows].mean(1), [2.5, 97.5])
-    assert paired_bootstrap(np.mean, first, second, **options) == pytest.approx((26 / 3, low, high))
+    assert paired_bootstrap(np.mean, first, second, **options) == pytest.approx((28.5 - 4.5, low, high))
 
 
 def test_a_study_keeps_its_seeds_together():
