@@ -34,6 +34,9 @@ WRITE_FAILED = (
 )  # in torch's words
 
 
+RAISED = "recipes.cli.InputError: "  # before its sentence in a traceback, all that a data loader's worker hands on
+
+
 class InputError(ValueError):
     """A mistake in what the user gave: the message names the file, row or argument and says what to do."""
 
@@ -47,7 +50,7 @@ def run(main: Callable[[], None]) -> None:
             distributed.destroy_process_group()
             time.sleep(0.5)  # a thread of gloo that still frees its last tensor while Python ends would abort it
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {str(error).rpartition(RAISED)[2].strip()}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
@@ -58,6 +61,24 @@ def run(main: Callable[[], None]) -> None:
         sys.exit("error: cannot write a checkpoint: no space left on the disk, it seems; those before it are whole")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def one_process_first() -> Iterator[None]:
+    """Within it the first process of a run goes alone, then the first one of every other node, then all others.
+
+    So what the first one writes is there for the others, whether their nodes share a disk with it or not, and where
+    the disk knows no locks. Every process has to come by, as often as the others.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if not (distributed and distributed.is_available() and distributed.is_initialized()):
+        yield
+        return
+    from accelerate import PartialState
+
+    processes = PartialState()
+    with processes.main_process_first(), processes.local_main_process_first():
+        yield
 
 
 @contextmanager

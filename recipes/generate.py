@@ -30,6 +30,7 @@ from recipes.data.generation import (
     check_engine,
     most_images,
     shuffled_images,
+    usual_dtype,
     write_reports,
 )
 from recipes.data.samples import columns_of, to_samples
@@ -59,7 +60,9 @@ class GenerateArguments:
     top_p: float = field(default=1.0, metadata={"help": "Of sampling."})
     min_pixels: int | None = field(default=None)
     max_pixels: int | None = field(default=None)
-    dtype: str = field(default="float32")
+    dtype: str | None = field(
+        default=None, metadata={"help": "Of the weights; none: bfloat16 on a GPU that has it, else float32."}
+    )
     chat_template: str | None = field(default=None, metadata={"help": "A Jinja file; none: the processor's own."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
     tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs of vLLM."})
@@ -70,6 +73,7 @@ class GenerateArguments:
 
 def main() -> None:
     (args,) = parse(GenerateArguments)
+    args.dtype = args.dtype or usual_dtype()
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     set_seed(args.seed)
 
@@ -77,11 +81,11 @@ def main() -> None:
     # Samples
     ################
     prompt = read_prompt(args.prompt_file)
-    with state.main_process_first():
-        rows = read_split(args.dataset, args.split, columns_of(prompt, args.views), bare=True)
-        samples = to_samples(rows, prompt, args.views, keep=("study_id",))
-        if args.shuffle_images:
-            samples = shuffled_images(samples, args.seed)
+    rows = read_split(args.dataset, args.split, columns_of(prompt, args.views), bare=True)
+    limit = None if args.shuffle_images else args.limit  # any study's images may come to one of the first samples
+    samples = to_samples(rows, prompt, args.views, keep=("study_id",), limit=limit)
+    if args.shuffle_images:
+        samples = shuffled_images(samples, args.seed)
         samples = samples.select(range(min(args.limit or len(samples), len(samples))))
     noted = {name: value for name, value in vars(args).items() if name not in HOW}
     shards = Shards(args.out, noted, len(samples), state)

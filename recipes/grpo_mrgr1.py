@@ -19,9 +19,8 @@ import rewards
 from recipes.cli import InputError, check_hardware, check_model, choose_rewards, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.processors import load_processor
-from recipes.data.references import load_labeler, with_labels
+from recipes.data.references import load_labeler, read_labelled
 from recipes.data.samples import prepare_images, to_samples
-from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.config import check_run
@@ -71,9 +70,9 @@ def main() -> None:
     labeler = load_labeler(args.labeler)
     rows, data, keep = {}, {}, ("study_id", "report", "labels")
     for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
-        rows[split] = with_labels(read_split(args.dataset, split), args.dataset, labeler)
-        samples = to_samples(rows[split], read_prompt(args.prompt_file), args.views, keep=keep)
-        data[split] = samples.select(range(min(args.max_samples or len(samples), len(samples))))
+        rows[split] = read_labelled(args.dataset, split, labeler)
+        prompt = read_prompt(args.prompt_file)
+        data[split] = to_samples(rows[split], prompt, args.views, keep=keep, limit=args.max_samples)
     sources = sources_of(rows, model_args.model_name_or_path, resume)
     repository = claim(training_args, sources, args.public_because)
 

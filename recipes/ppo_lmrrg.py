@@ -18,7 +18,7 @@ from trl import ModelConfig, get_peft_config
 
 from recipes.cli import InputError, check_hardware, choose_rewards, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
-from recipes.data.references import CHEXBERT, load_labeler, with_labels
+from recipes.data.references import CHEXBERT, load_labeler, read_labelled
 from recipes.data.samples import columns_of, prepare_images, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import resume_from, save_final
@@ -75,11 +75,11 @@ def main() -> None:
     if {"mccs", "ce_f1"} & set(args.rewards):
         keep, labeler = (*keep, "labels"), load_labeler(args.labeler)
     for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
-        rows[split] = read_split(args.dataset, split, columns_of(prompt, args.views))
         if labeler:
-            rows[split] = with_labels(rows[split], args.dataset, labeler)
-        samples = to_samples(rows[split], prompt, args.views, keep=keep)
-        data[split] = samples.select(range(min(args.max_samples or len(samples), len(samples))))
+            rows[split] = read_labelled(args.dataset, split, labeler, columns_of(prompt, args.views))
+        else:
+            rows[split] = read_split(args.dataset, split, columns_of(prompt, args.views))
+        data[split] = to_samples(rows[split], prompt, args.views, keep=keep, limit=args.max_samples)
     sources = sources_of(rows, model_args.model_name_or_path, resume)
     repository = claim(training_args, sources, args.public_because)
 

@@ -19,7 +19,7 @@ from trl import ModelConfig, get_peft_config
 
 from recipes.cli import check_hardware, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
-from recipes.data.references import load_labeler, with_labels
+from recipes.data.references import load_labeler, read_labelled
 from recipes.data.samples import columns_of, prepare_images, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import resume_from, save_final
@@ -81,14 +81,14 @@ def main() -> None:
     ################
     prompt, rows, data = read_prompt(args.prompt_file), {}, {}
     for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
-        rows[split] = read_split(args.dataset, split, columns_of(prompt, args.views))
+        columns, keep = columns_of(prompt, args.views), ("disease_labels",) if args.lambda_disease else ()
         if args.lambda_disease:
-            rows[split] = with_labels(rows[split], args.dataset, load_labeler(args.labeler))
+            rows[split] = read_labelled(args.dataset, split, load_labeler(args.labeler), columns)
             rows[split] = rows[split].rename_column("labels", "disease_labels")
-        keep = ("disease_labels",) if args.lambda_disease else ()
-        data[split] = to_samples(rows[split], prompt, args.views, completion="plain", keep=keep)
-    if args.max_samples:
-        data["train"] = data["train"].select(range(min(args.max_samples, len(data["train"]))))
+        else:
+            rows[split] = read_split(args.dataset, split, columns)
+        limit = args.max_samples if split == "train" else None
+        data[split] = to_samples(rows[split], prompt, args.views, completion="plain", keep=keep, limit=limit)
     losses = ("report_loss", "disease_loss") if args.lambda_disease else ()
     check_run(training_args, len(data["train"]), (*clinical.metrics, *losses))
     starts = [model_args.model_name_or_path] if model_args.model_name_or_path else [parts.biomedclip, parts.decoder]

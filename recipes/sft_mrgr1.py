@@ -15,7 +15,7 @@ from trl import ModelConfig, SFTTrainer, get_peft_config
 from recipes.cli import check_hardware, check_model, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.processors import load_processor
-from recipes.data.references import load_labeler, with_labels
+from recipes.data.references import load_labeler, read_labelled
 from recipes.data.samples import prepare_images, to_samples
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import WholeCheckpoints, resume_from, save_final
@@ -60,12 +60,12 @@ def main() -> None:
     ################
     prompt, rows, data = read_prompt(args.prompt_file), {}, {}
     for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
-        rows[split] = read_split(args.dataset, split)
         if args.target == "reasoning":
-            rows[split] = with_labels(rows[split], args.dataset, load_labeler(args.labeler))
-        data[split] = to_samples(rows[split], prompt, args.views, completion=args.target)
-    if args.max_samples:
-        data["train"] = data["train"].select(range(min(args.max_samples, len(data["train"]))))
+            rows[split] = read_labelled(args.dataset, split, load_labeler(args.labeler))
+        else:
+            rows[split] = read_split(args.dataset, split)
+        limit = args.max_samples if split == "train" else None
+        data[split] = to_samples(rows[split], prompt, args.views, completion=args.target, limit=limit)
     check_run(training_args, len(data["train"]), clinical.metrics)
     sources = sources_of(rows, model_args.model_name_or_path, resume)
     repository = claim(training_args, sources, args.public_because)

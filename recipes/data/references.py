@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from recipes.cli import InputError
 from recipes.data.prediction_files import read_references, split_id
-from recipes.data.schema import SPLITS, read_build, read_split
+from recipes.data.schema import SPLITS, read_build, read_split, with_reports
 from rewards.labelers import LexicalLabeler
 from rewards.scenarios import SCENARIOS
 
@@ -44,6 +44,17 @@ def with_labels(rows: Dataset, dataset: str, labeler: Callable) -> Dataset:
     if "labels" in rows.column_names:
         rows = rows.remove_columns("labels")
     return rows.add_column("labels", labels)
+
+
+def read_labelled(
+    dataset: str, split: str, labeler: Callable, columns: tuple[str, ...] = ("report", "images")
+) -> Dataset:
+    """`read_split(dataset, split, columns)` `with_labels` of `labeler`.
+
+    In this order, since a column that is added once rows have been left out makes datasets copy all others.
+    """
+    rows = with_labels(read_split(dataset, split, columns, bare=True), dataset, labeler)
+    return with_reports(rows, f"split {split} of {dataset}")
 
 
 @dataclass

@@ -1,13 +1,15 @@
 """From a row of the schema to what TRL's trainers read: `prompt`, `images` and, for SFT, `completion`."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets import Dataset, Image, List
+import pyarrow as pa
+from datasets import Dataset, concatenate_datasets
 
 from modeling.processing_llmrg4 import check_views, mark_prior
-from recipes.cli import InputError
+from recipes.cli import InputError, one_process_first
 from recipes.data.images import PixelRange, check_image, decode_image, enlarged_by, pixel_range
 from recipes.data.mimic import is_lateral
 from recipes.data.sections import TARGETS, target_of
@@ -99,9 +101,14 @@ def samples_of(study: dict, prompt: str, views: str) -> list[tuple[str, list]]:
 
 
 def to_samples(
-    rows: Dataset, prompt: str, views: str = "each", completion: str | None = None, keep: tuple[str, ...] = ()
+    rows: Dataset,
+    prompt: str,
+    views: str = "each",
+    completion: str | None = None,
+    keep: tuple[str, ...] = (),
+    limit: int | None = None,
 ) -> Dataset:
-    """Samples with `prompt` (chat messages), `images` and the columns `keep`.
+    """Samples with `prompt` (chat messages), `images` and the columns `keep`; the first `limit` ones, if that is set.
 
     `prompt` may have the fields of `fill_prompt`. `views`: `each` makes every image a sample of its own with the
     study's report (MRG-R1 section IV-A), `frontal` keeps a study's first image, `all` gives all of them at once,
@@ -109,41 +116,56 @@ def to_samples(
     study where the first image is no frontal one. `completion`: `plain` adds the report as the assistant's message,
     `reasoning` adds `write_answer` of it.
 
-    Images are read when a sample is asked for, mode "RGB": InputError naming the study where that fails.
+    No image is copied: a sample holds the places of its images in `rows`, and they are read when it is asked for, mode
+    "RGB". The header and the end of each image's file are looked at first (`measure_images`, which names a bad one).
+    Both that and the texts are kept beside the data set, so that the next run, with another prompt or not, looks at no
+    image again. Of several processes one does it, then the others read it: each of them has to call this.
     """
     if views not in VIEWS:
         raise InputError(f"views must be one of {', '.join(VIEWS)}, not {views!r}")
     prompt = prompt.strip()
-    encoded = rows.cast_column("images", List(Image(decode=False)))  # moved about without decoding
+    rows = rows if limit is None else rows.select(range(min(limit, len(rows))))  # a row is a sample or several
+    images = rows.select_columns([name for name in ("study_id", "images") if name in rows.column_names])
+    images = images.with_format("arrow")  # which decodes nothing
 
     def explode(batch: dict, numbers: list[int]) -> dict:
         out = {name: [] for name in ("prompt", "images", *keep, *(("completion",) if completion else ()))}
         for i, report in enumerate(batch["report"]):
             answer = write_answer(batch["labels"][i], report) if completion == "reasoning" else report
             study = {name: values[i] for name, values in batch.items()}
-            place = f"study {study['study_id']}" if "study_id" in study else f"row {numbers[i]}"
-            study["images"] = name_images(study["images"], place)
-            for text, images in samples_of(study, prompt, views):
+            study["images"] = [
+                {"row": numbers[i], "place": place, "width": width, "height": height}
+                for place, (width, height) in enumerate(study["image_sizes"])
+            ]
+            for text, places in samples_of(study, prompt, views):
                 out["prompt"].append([{"role": "user", "content": text}])
-                out["images"].append(images)
+                out["images"].append(places)
                 for name in keep:
                     out[name].append(batch[name][i])
                 if completion:
                     out["completion"].append([{"role": "assistant", "content": answer}])
         return out
 
-    samples = encoded.map(
-        explode, batched=True, with_indices=True, batch_size=256, remove_columns=encoded.column_names
-    )
-    return samples.cast_column("images", List(Image(decode=False))).with_transform(ImageReader())
+    with one_process_first():
+        sizes = images.map(
+            measure_images, batched=True, with_indices=True, batch_size=100, remove_columns=images.column_names
+        ).with_format(None)
+        texts = concatenate_datasets([rows.remove_columns("images"), sizes], axis=1)
+        samples = texts.map(
+            explode, batched=True, with_indices=True, batch_size=256, remove_columns=texts.column_names
+        )
+    samples = samples.select(range(min(limit, len(samples)))) if limit is not None else samples
+    return samples.with_transform(ImageReader(images))
 
 
-def name_images(images: list[dict] | None, place: str) -> list[dict]:
-    """A row's encoded `images`, each with a name for sentences about it instead of its path; one that is only a path
-    keeps it.
+def name_images(images: list[dict] | None, study: str | None, row: int) -> list[dict]:
+    """The encoded `images` of a row, each with a name for sentences about it instead of its path; one that is only a
+    path keeps it.
 
-    `place`: the row, as a sentence calls it. Raises InputError where there is nothing in the place of an image.
+    The name has the study's id, or the number of the row where that is None. Raises InputError where there is nothing
+    in the place of an image.
     """
+    place = f"row {row}" if study is None else f"study {study}"
     entries = []
     for number, image in enumerate(images or (), start=1):
         content, path = (image or {}).get("bytes"), (image or {}).get("path")
@@ -163,60 +185,93 @@ def encoded_image(image: dict) -> bytes:
         raise InputError(f"the image {image['path']} cannot be read: {error.strerror}") from error
 
 
+def encoded_rows(table: pa.Table, numbers: list[int]) -> Iterator[list[dict]]:
+    """What `name_images` makes of each row of `table`, `images` and perhaps `study_id`; `numbers`: those of rows."""
+    studies = table["study_id"].to_pylist() if "study_id" in table.column_names else [None] * len(numbers)
+    for images, study, number in zip(table["images"], studies, numbers, strict=True):
+        yield name_images(images.as_py(), study, number)
+
+
+def measure_images(table: pa.Table, numbers: list[int]) -> pa.Table:
+    """The column `image_sizes` for rows with `images`: (width, height) of each image, in pixels.
+
+    Every image is opened, but not decoded (`check_image`: 0.05 ms for one of 160 kB). Raises InputError naming the
+    study and the image where it is missing, empty, cut short or no image.
+    """
+    sizes = [
+        [check_image(encoded_image(image), image["path"]) for image in images]
+        for images in encoded_rows(table, numbers)
+    ]
+    return pa.table({"image_sizes": pa.array(sizes, pa.list_(pa.list_(pa.int32())))})
+
+
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads the images of a batch of samples when it is asked for, scaled to `pixels`, if any.
+    """Reads the images of a batch of samples from `rows` when it is asked for, scaled to `pixels`, if any.
 
+    `rows`: `images` and perhaps `study_id`, in the format arrow. In a batch an image is {row, place, width, height}.
     Raises InputError naming the study of an image that cannot be read.
     """
 
+    rows: Dataset
     pixels: PixelRange | None = None
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         if "images" in batch:
-            batch["images"] = [[self.read(image) for image in images] for images in batch["images"]]
+            batch["images"] = [[self.read(place) for place in places] for places in batch["images"]]
         return batch
 
-    def read(self, image: dict):
-        """The image, mode "RGB"; `image`: what `name_images` makes of it."""
+    def find(self, place: dict) -> dict:
+        """The encoded image at `place`, by `name_images`."""
+        [images] = encoded_rows(self.rows[place["row"]], [place["row"]])
+        return images[place["place"]]
+
+    def read(self, place: dict):
+        """The image at `place`, mode "RGB"."""
+        image = self.find(place)
         pixels = decode_image(encoded_image(image), image["path"])
         return self.pixels(pixels, image["path"]) if self.pixels else pixels
+
+
+def image_places(samples: Dataset) -> Iterator[dict]:
+    """{row, place, width, height} of every image of `samples`, of which none is read."""
+    for batch in samples.select_columns("images").with_format("arrow").iter(1000):
+        yield from batch["images"].combine_chunks().flatten().to_pylist()
 
 
 def prepare_images(samples: dict[str, Dataset], processor) -> dict[str, Dataset]:
     """The `samples` of each split with images in the pixel range of `processor`, if it has one.
 
-    Every image is opened, but not decoded (`check_image`: 0.05 ms for one of 160 kB). Raises InputError naming the
-    study and the image where it is empty, cut short, no image, or a strip that the processor does not take.
+    Raises InputError as `check_images`.
     """
     pixels = pixel_range(processor)
     for split in samples.values():
         check_images(split, pixels)
-    return {name: split.with_transform(ImageReader(pixels)) for name, split in samples.items()}
+    readers = {name: split.format["format_kwargs"]["transform"] for name, split in samples.items()}
+    return {name: samples[name].with_transform(replace(reader, pixels=pixels)) for name, reader in readers.items()}
 
 
 def report_enlarged(samples: Dataset, processor, most: int = 200) -> int:
     """Prints how many images of `most` samples, spread over all of them, the image processor of `processor` enlarges.
 
-    By the headers of their files; nothing is printed where there are none. Returns the number.
+    Nothing is printed where there are none. Returns the number.
     """
     shares = range(0, len(samples), max(1, len(samples) // most))[:most]
-    rows = samples.select(shares).select_columns("images").with_format(None)
-    images = [image for row in rows for image in row["images"]]
-    sizes = [check_image(encoded_image(image), image["path"]) for image in images]
+    sizes = [(place["width"], place["height"]) for place in image_places(samples.select(shares))]
     small = [size for size in sizes if enlarged_by(processor, *size)]
     if small:
         width, height = small[0]
-        print(f"{len(small)} of {len(images)} images looked at are enlarged by the model's image processor, the first "
+        print(f"{len(small)} of {len(sizes)} images looked at are enlarged by the model's image processor, the first "
               f"from {width} x {height} pixels: build the data set with a larger --image_size, and --image_size_of "
               "shortest for a model that crops", flush=True)  # fmt: skip
     return len(small)
 
 
 def check_images(samples: Dataset, pixels: PixelRange | None) -> None:
-    """Raises InputError as `prepare_images` does."""
-    for batch in samples.select_columns("images").with_format("arrow").iter(100):
-        for image in batch["images"].combine_chunks().flatten().to_pylist():
-            size = check_image(encoded_image(image), image["path"])
-            if pixels:
-                pixels.size(*size, image["path"])
+    """Raises InputError naming the study and the image of `samples` that is a strip which `pixels` does not take."""
+    for place in image_places(samples) if pixels else ():
+        try:
+            pixels.size(place["width"], place["height"])
+        except InputError:
+            name = samples.format["format_kwargs"]["transform"].find(place)["path"]
+            pixels.size(place["width"], place["height"], name)

@@ -3,14 +3,15 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowInvalid, parquet
 
-from recipes.cli import InputError, replacing
+from recipes.cli import InputError, one_process_first, replacing
 
 SPLITS = ("train", "validation", "test")
 HOW_TO_BUILD = "build one with recipes/build_iu_xray.py, build_mimic_cxr.py or build_phantom.py"
@@ -100,11 +101,43 @@ def say_bare(number: int, rows: str, first: str) -> None:
         print(f"{number} of {rows} have no report and are left out, {first} first", flush=True)
 
 
+def cache_folder(path: str) -> str:
+    """Where the copy of the built folder `path` is that its rows are read from: HF_DATASETS_CACHE, or PATH/.cache."""
+    return os.environ.get("HF_DATASETS_CACHE") or str(Path(path) / ".cache")
+
+
+def check_room(path: str, files: dict[str, str]) -> None:
+    """Raises InputError where there is no room, or no right, to write the one copy of `files`, Parquet by split.
+
+    Not where it is there already. It takes what the files hold, uncompressed.
+    """
+    cache = cache_folder(path)
+    if Path(load_dataset_builder("parquet", data_files=files, cache_dir=cache).cache_dir).is_dir():
+        return
+    contents = map(parquet.read_metadata, files.values())
+    size = sum(each.row_group(i).total_byte_size for each in contents for i in range(each.num_row_groups))
+    there = next(folder for folder in (Path(cache), *Path(cache).absolute().parents) if folder.is_dir())
+    remedy = "or set the variable HF_DATASETS_CACHE to a folder on another disk"
+    if not os.access(there, os.W_OK):
+        raise InputError(
+            f"{path}: its rows are read from a copy in {cache}, where nothing can be written: change that, {remedy}"
+        )
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise InputError(
+            f"{path}: its rows are read from a copy in {cache}, which takes {size / 1e9:.2f} GB, and "
+            f"{free / 1e9:.2f} GB are free there: free some, {remedy}"
+        )
+
+
 def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images"), bare: bool = False) -> DatasetDict:
     """Loads a built folder, or a Hub id, and checks that it has `columns`; raises InputError with the fix.
 
     `NAME/x:sn` is the config sn of the Hub's NAME/x. Rows whose report has no text are left out (`with_reports`),
     unless `bare`: for who writes reports of images, or counts the missing ones.
+
+    Rows are read from one copy, an Arrow file in `cache_folder` that is mapped into memory: of several processes,
+    each of which has to call this, one writes it.
     """
     name, _, config = path.partition(":")
     if Path(path).is_dir():
@@ -117,8 +150,12 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images"), bar
                 _check_columns(parquet.read_schema(file).names, columns, f"split {split} of {path}")
                 if not parquet.read_metadata(file).num_rows:  # datasets reads no empty split
                     raise InputError(f"{file} has no rows; delete the file, or build the data set again")
-            dataset = load_dataset("parquet", data_files=files, cache_dir=str(Path(path) / ".cache"))
+            with one_process_first():
+                check_room(path, files)
+                dataset = load_dataset("parquet", data_files=files, cache_dir=cache_folder(path))
         except (ArrowInvalid, DatasetGenerationError) as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise error.__cause__ from None
             raise InputError(
                 f"{path}: train.parquet or another split is damaged, or has other columns than the others; build the "
                 "data set again"
@@ -127,7 +164,8 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images"), bar
         raise InputError(f"there is no data set at {path}; {HOW_TO_BUILD}")
     else:
         try:
-            dataset = load_dataset(name, config or None)
+            with one_process_first():
+                dataset = load_dataset(name, config or None)
         except (OSError, ValueError) as error:  # no such folder and not on the Hub, or the Hub is out of reach
             raise InputError(f"{path} is no local folder and could not be loaded from the Hub: {error}") from error
     for split, rows in dataset.items():

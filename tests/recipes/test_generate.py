@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -28,7 +29,7 @@ from transformers import (
 from recipes import generate
 from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import InputError
-from recipes.data.generation import describe_cost, finished_samples, shuffled_images
+from recipes.data.generation import describe_cost, finished_samples, shuffled_images, usual_dtype
 from recipes.data.schema import read_split, write_dataset
 from rewards.completions import parse_completion
 
@@ -75,6 +76,34 @@ def test_batched_equals_one_by_one(write):
     assert len(together) == 6
     assert [row["completion"] for row in together] == [row["completion"] for row in alone]
     assert [row["study_id"] for row in together] == [f"phantom-1-test-{index:06d}" for index in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bfloat16", "dtype"),
+    [(False, True, "float32"), (True, True, "bfloat16"), (True, False, "float32")],  # the last: before Ampere
+)
+def test_numbers_that_nobody_names(gpu, bfloat16, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16)
+    assert usual_dtype() == dtype
+
+
+def test_numbers_and_place_of_the_weights(write, monkeypatch):
+    """The argument wins; each process loads onto its own device at once."""
+    load, loads = AutoModelForImageTextToText.from_pretrained, []
+
+    def watch(name, **options):
+        model = load(name, **options)
+        loads.append((options["device_map"], model.dtype))
+        return model
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", watch)
+    assert write("a.jsonl", limit=1)[0]["arguments"]["dtype"] == "float32"
+    monkeypatch.setattr(generate, "usual_dtype", lambda: "bfloat16")
+    assert write("b.jsonl", limit=1)[0]["arguments"]["dtype"] == "bfloat16"
+    assert write("c.jsonl", limit=1, dtype="float32")[0]["arguments"]["dtype"] == "float32"
+    device = {"": torch.device("cpu")}
+    assert loads == [(device, torch.float32), (device, torch.bfloat16), (device, torch.float32)]
 
 
 def test_views_each_writes_one_line_per_image(write):

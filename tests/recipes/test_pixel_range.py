@@ -174,9 +174,8 @@ def make_samples(content: bytes | None) -> Dataset:
 
 @pytest.mark.parametrize(("content", "sentence"), BAD)
 def test_a_bad_image_is_named_before_the_first_step(tiny, content, sentence):
-    samples = make_samples(content)
     with pytest.raises(InputError, match=f"^image 2 of study s2 {sentence}") as caught:
-        prepare_images({"train": samples}, AutoProcessor.from_pretrained(tiny))
+        prepare_images({"train": make_samples(content)}, AutoProcessor.from_pretrained(tiny))
     assert "\n" not in str(caught.value)
 
 

@@ -1,15 +1,27 @@
 """From rows to TRL's samples."""
 
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from datasets import Dataset
+from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets
 from PIL import Image
+from torch.utils.data import DataLoader
 from transformers import BitImageProcessor, Qwen2VLImageProcessor, SiglipImageProcessor
 
-from recipes.cli import InputError
+from recipes.cli import InputError, run
+from recipes.data import samples as samples_module
+from recipes.data.references import read_labelled
 from recipes.data.samples import fill_prompt, report_enlarged, to_samples, write_reasoning
-from recipes.data.schema import FEATURES, read_dataset
+from recipes.data.schema import FEATURES, read_dataset, read_split, write_dataset
 from rewards.completions import parse_completion
 from rewards.labels import FINDINGS, CheXpertState
 
@@ -178,3 +190,159 @@ def test_study_without_image(rows):
 def test_phantom_studies_have_both_views(phantom):
     samples = to_samples(read_dataset(str(phantom))["test"], "Write.")
     assert len(samples) == 2 * 6
+
+
+################
+# One copy of the images
+################
+
+STUDIES = 24
+
+
+def noise(number: int) -> bytes:
+    """A PNG of 120 x 110 pixels and 13 kB, which compresses no further; its first pixel is `number`."""
+    pixels = np.random.default_rng(number).integers(0, 256, (110, 120), np.uint8)
+    pixels[0, 0] = number
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def number_of(image: Image.Image) -> int:
+    return image.getpixel((0, 0))[0]
+
+
+def contents(samples) -> list[tuple[str, int]]:
+    return [(row["study_id"], number_of(image)) for row in samples for image in row["images"]]
+
+
+def build(folder: Path, bad: bytes | None = None) -> Path:
+    """Studies with two images each, number 2 i and 2 i + 1; every fifth has no report. `bad`: the last image."""
+    studies = [
+        {
+            "study_id": f"s{i}",
+            "images": [{"bytes": noise(2 * i + place), "path": None} for place in (0, 1)],
+            "report": None if i % 5 == 2 else f"Report {i}.",
+            "scenario": "sn" if i % 2 else "mn",
+            "labels": [0] * 14,
+        }
+        for i in range(STUDIES)
+    ]
+    if bad is not None:
+        studies[-1]["images"][1] = {"bytes": bad, "path": None}
+    write_dataset({"train": lambda: iter(studies)}, folder, {"labeler": "another"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    return build(tmp_path_factory.mktemp("built") / "data")
+
+
+REPORTED = [i for i in range(STUDIES) if i % 5 != 2]
+
+
+class Labeler:
+    """Another one than the data set was built with, so that its labels take the place of those there."""
+
+    name = "test"
+
+    def __call__(self, texts):
+        return np.ones((len(texts), 14), int)
+
+
+def test_the_images_are_written_once(tmp_path):
+    """Whatever is done with the rows: rows without a report left out, new labels, a choice of rows, another prompt."""
+    folder = build(tmp_path / "data")
+    size = sum(file.stat().st_size for file in folder.glob("*.parquet"))
+    for prompt in ("Write.", "Write the report."):
+        rows = read_labelled(str(folder), "train", Labeler())
+        to_samples(rows, prompt, "all", completion="reasoning", keep=("labels",))
+        rows = read_split(str(folder), "train")
+        chosen = rows.select([i for i, scenario in enumerate(rows["scenario"]) if scenario == "sn"])
+        to_samples(concatenate_datasets([chosen, rows]), prompt, "frontal")
+    files = list(folder.rglob("*.arrow"))
+    assert len(files) > 4  # one of images, others of texts
+    assert sum(file.stat().st_size for file in files) <= 1.1 * size + 10_000 * len(files)  # a small file's head
+    assert sorted(file.stat().st_size for file in files)[-2] < 0.02 * size
+
+
+def test_what_was_looked_at_once_is_known(built, monkeypatch):
+    looks = []
+    monkeypatch.setattr(samples_module, "check_image", lambda *image: looks.append(image) or (120, 110))
+    for prompt, number in (("First.", 2 * len(REPORTED)), ("Second.", 0), ("First.", 0)):
+        looks.clear()
+        to_samples(read_split(str(built), "train"), prompt)
+        assert len(looks) == number
+
+
+@pytest.mark.parametrize("views", ["each", "frontal", "all"])
+@pytest.mark.parametrize("limit", [1, 5, 6, 1000])
+def test_a_limit_takes_the_first_samples(views, limit, built, monkeypatch):
+    rows = read_split(str(built), "train")
+    whole = to_samples(rows, "Write.", views, keep=("study_id",))
+    looks = []
+    monkeypatch.setattr(samples_module, "check_image", lambda *image: looks.append(image) or (120, 110))
+    some = to_samples(rows, "Write.", views, keep=("study_id",), limit=limit)
+    assert some["study_id"] == whole["study_id"][:limit] and len(some) == min(limit, len(whole))
+    assert len(looks) <= 2 * limit  # of what is left out no image is opened
+
+
+def test_a_sample_keeps_its_images(built):
+    """Through what trainers, recipes and data loaders do with a data set."""
+    rows = read_split(str(built), "train")
+    rows = concatenate_datasets([rows, rows.select(range(3))])
+    samples = to_samples(rows, "Write.", "each", keep=("study_id",))
+    expected = [(f"s{i}", 2 * i + place) for i in [*REPORTED, *REPORTED[:3]] for place in (0, 1)]
+
+    assert contents(samples) == expected
+    order = np.random.default_rng(0).permutation(len(samples)).tolist()
+    assert contents(samples.select(order)) == [expected[i] for i in order]
+    assert sorted(contents(samples.shuffle(seed=1))) == sorted(expected)
+    assert contents(samples.select(range(3, 9)).remove_columns("prompt")) == expected[3:9]
+    odd = samples.filter(lambda study: int(study[1:]) % 2, input_columns="study_id")
+    assert contents(odd) == [pair for pair in expected if int(pair[0][1:]) % 2]
+    assert contents(pickle.loads(pickle.dumps(samples.select(order)))) == [expected[i] for i in order]
+    loader = DataLoader(samples, 4, num_workers=2, collate_fn=contents)
+    assert [pair for batch in loader for pair in batch] == expected
+
+
+def look_in_one_of_two(folder: Path) -> None:
+    """Notes how many images this process has looked at, and what its samples hold."""
+    processes, looks = PartialState(cpu=True), []
+    check = samples_module.check_image
+    samples_module.check_image = lambda *image: looks.append(image) or check(*image)
+    samples = to_samples(read_labelled(str(folder), "train", Labeler()), "Write.", "each")
+    numbers = [number_of(row["images"][0]) for row in samples]
+    note = {"looks": len(looks), "numbers": numbers}
+    (folder / f"{processes.process_index}.json").write_text(json.dumps(note))
+
+
+def test_of_two_processes_one_makes_the_copy(tmp_path, torchrun):
+    folder = build(tmp_path / "data")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, *torchrun(__file__, folder)], env=environment, check=True, timeout=300)
+    notes = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [note["looks"] for note in notes] == [2 * len(REPORTED), 0]
+    assert notes[0]["numbers"] == notes[1]["numbers"] == [2 * i + place for i in REPORTED for place in (0, 1)]
+    files = sorted(file.name for file in folder.rglob("*.arrow"))
+    to_samples(read_labelled(str(folder), "train", Labeler()), "Write.", "each")  # of one process
+    assert files == sorted(file.name for file in folder.rglob("*.arrow"))
+
+
+def test_an_image_that_a_worker_cannot_read(tmp_path):
+    """The one sentence that ends a script is that of a process without workers."""
+    content = bytearray(noise(0))
+    content[4000:4060] = bytes(60)  # in the middle: its end is there
+    folder = build(tmp_path / "data", bytes(content))
+    samples = to_samples(read_split(str(folder), "train"), "Write.", "all")
+    endings = []
+    for workers in (0, 2):
+        with pytest.raises(SystemExit, match=r"^error: image 2 of study s23 is truncated or damaged") as ended:
+            run(lambda workers=workers: list(DataLoader(samples, 8, num_workers=workers, collate_fn=len)))
+        endings.append(ended.value.code)
+    assert endings[0] == endings[1] and "\n" not in endings[0]
+
+
+if __name__ == "__main__":
+    look_in_one_of_two(Path(sys.argv[1]))

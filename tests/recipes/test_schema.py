@@ -2,13 +2,19 @@
 
 import errno
 import json
+import os
+import random
 import re
+import shutil
+import string
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, Features
+from datasets.arrow_writer import ArrowWriter
 
-from recipes.cli import InputError
+from recipes.cli import InputError, run
 from recipes.data import schema
 from recipes.data.references import load_labeler, with_labels
 from recipes.data.schema import FEATURES, read_build, read_dataset, read_split, write_dataset
@@ -30,6 +36,39 @@ def test_subjects_are_in_one_split_only(phantom):
     dataset = read_dataset(str(phantom))
     subjects = [set(rows["subject_id"]) for rows in dataset.values()]
     assert sum(map(len, subjects)) == len(set().union(*subjects))
+
+
+def test_a_disk_too_small_for_the_copy_is_known_before_it_is_written(tmp_path, monkeypatch):
+    """Of 400 kB that no coding makes smaller; the Arrow file has the size that was asked for, but for its head."""
+    folder, cache = tmp_path / "d", tmp_path / "larger/disk"
+    text = random.Random(0).choices(string.printable, k=400_000)
+    write_dataset({"train": lambda: iter([row(findings="".join(text))])}, folder, {})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=399_000))
+    for named in (folder / ".cache", cache):
+        with pytest.raises(
+            InputError, match=rf"copy in {named}, which takes 0\.00 GB, and 0\.00 GB are free .* HF_DATASETS"
+        ):
+            read_dataset(str(folder))
+        assert not list(tmp_path.rglob("*.arrow"))
+        monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=402_000))
+    read_dataset(str(folder))
+    [file] = cache.rglob("*.arrow")
+    assert 400_000 < file.stat().st_size < 410_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    assert len(read_dataset(str(folder))["train"]) == 1  # it is there
+
+
+def test_a_disk_that_is_full_in_the_middle(tmp_path, monkeypatch):
+    def fill(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_dataset({"train": lambda: iter([row(), row()])}, tmp_path / "d", {})
+    monkeypatch.setattr(ArrowWriter, "write_table", fill)
+    with pytest.raises(SystemExit, match=r"^error: cannot write .*No space left on device"):
+        run(lambda: read_dataset(str(tmp_path / "d")))
+    monkeypatch.undo()
+    assert len(read_dataset(str(tmp_path / "d"))["train"]) == 2  # nothing half-written is taken for the copy
 
 
 def test_missing_columns_become_null(tmp_path):

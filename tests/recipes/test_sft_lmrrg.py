@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from datasets import Dataset, Image, List
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, OPTConfig, OPTForCausalLM, set_seed
@@ -106,7 +106,7 @@ def test_lora_is_merged(train, tiny_lmrrg, tmp_path):
 
 
 def test_without_disease_loss_there_is_no_head_and_no_label(train, tiny_lmrrg, tmp_path, monkeypatch):
-    monkeypatch.setattr(sft_lmrrg, "with_labels", None)  # it may not be asked
+    monkeypatch.setattr(sft_lmrrg, "read_labelled", None)  # it may not be asked
     out = train(tiny_lmrrg, tmp_path / "out", lambda_disease=0)
     assert not any("disease_head" in name for name in weights(out))
     again = train(out, tmp_path / "again", lambda_disease=0)
@@ -121,7 +121,8 @@ def test_a_resumed_run_ends_where_the_whole_one_does(lora, train, tiny_lmrrg, tm
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "use_peft": lora}
     whole = train(tiny_lmrrg, tmp_path / "whole", **options)
     shutil.copytree(f"{whole}/checkpoint-2", tmp_path / "resumed/checkpoint-2")
-    resumed = train(tiny_lmrrg, tmp_path / "resumed", resume_from_checkpoint="latest", **options)
+    options |= {"resume_from_checkpoint": "latest", "dataloader_num_workers": 2}
+    resumed = train(tiny_lmrrg, tmp_path / "resumed", **options)
     assert changed_weights(whole, resumed) == set()
 
 
@@ -162,8 +163,8 @@ def make_samples(phantom: str) -> Dataset:
     for i in range(4):
         labels[i][i + 1 :] = [UNKNOWN] * (13 - i)
     labels[4] = None
-    dataset = dataset.remove_columns("disease_labels").add_column("disease_labels", labels)
-    return dataset.with_format(None).cast_column("images", List(Image()))
+    read = dataset.format["format_kwargs"]["transform"]
+    return dataset.remove_columns("disease_labels").add_column("disease_labels", labels).with_transform(read)
 
 
 def trained(samples, folder, size: int, accumulation: int, trainer_class=DiseaseSFTTrainer, **config):
