@@ -21,6 +21,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 from trl.trainer.utils import RepeatSampler
 
 from recipes.cli import InputError
+from recipes.trainers.interrupt import shield_workers
 
 STAGING = ".checkpoints.tmp"  # in a run's folder: what is being written or deleted
 WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")  # of a model or adapter, of FSDP, of DeepSpeed
@@ -195,7 +196,7 @@ class WholeCheckpoints:
 
     Trainer writes into `checkpoint-N` file by file. Here a checkpoint gets that name once all processes have written
     their parts, and loses it before its files are deleted (`save_total_limit`). Not with `enable_jit_checkpoint`.
-    Weights are in it by the names by which Trainer reads them back.
+    Weights are in it by the names by which Trainer reads them back. Its data loaders' workers outlive an interrupt.
     `train` raises InputError before the first step where saving would fail (`find_unsavable`).
     """
 
@@ -207,6 +208,9 @@ class WholeCheckpoints:
         if sentence:
             raise InputError(sentence)
         return super().train(*args, **kwargs)
+
+    def _get_dataloader(self, *args, **kwargs):
+        return shield_workers(super()._get_dataloader(*args, **kwargs))
 
     def _get_output_dir(self, trial):
         run_dir = super()._get_output_dir(trial)

@@ -1,8 +1,13 @@
 """Ctrl-C that loses nothing: the step in progress ends, a checkpoint is written, training stops."""
 
+import os
 import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 
@@ -35,3 +40,35 @@ class SaveOnInterrupt(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+@dataclass
+class WorkerStart:
+    """The start of a data loader's worker: from there on it leaves Ctrl-C and SIGTERM to its parent.
+
+    A terminal and Slurm send them to every process of a run, and a worker that ended would take its parent along in
+    the middle of a step. A SIGTERM of the parent itself still ends it. `initializer` is called at the end.
+    """
+
+    initializer: Callable[[int], None] | None = None
+
+    def __call__(self, number: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in this thread and in those that it will start
+        threading.Thread(target=self._listen, args=(os.getppid(),), daemon=True).start()
+        if self.initializer:
+            self.initializer(number)
+
+    @staticmethod
+    def _listen(parent: int) -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+
+def shield_workers(loader: DataLoader) -> DataLoader:
+    """`loader`, accelerate's or torch's, whose workers begin with `WorkerStart`."""
+    inner = getattr(loader, "base_dataloader", loader)
+    if inner.num_workers and hasattr(signal, "sigwaitinfo"):  # macOS has none
+        inner.worker_init_fn = WorkerStart(inner.worker_init_fn)
+    return loader

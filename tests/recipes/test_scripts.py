@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, Image, List
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, BertConfig
 
 from recipes import generate, grpo_mrgr1, sft_mrgr1
@@ -23,6 +25,7 @@ from recipes.data.samples import to_samples
 from recipes.data.schema import read_dataset, write_dataset
 from recipes.trainers.checkpoints import find_damage
 from recipes.trainers.clinical_evaluation import ClinicalEvaluation
+from recipes.trainers.interrupt import WorkerStart
 
 ROOT = Path(__file__).resolve().parents[2]
 GRPO = ROOT / "recipes/grpo_mrgr1.py"
@@ -161,11 +164,13 @@ def test_bare_grpo_without_gpu(tmp_path):
 
 
 def test_interrupted_training_continues(grpo, tmp_path, call):
-    process = start(GRPO, *words(grpo | {"max_steps": 5000}), folder=tmp_path)
+    """Slurm sends the signal to a run's data loaders' workers too."""
+    endless = grpo | {"max_steps": 5000, "dataloader_num_workers": 2}
+    process = start(GRPO, *words(endless), folder=tmp_path, own_group=True)
     until = time.monotonic() + SECONDS
     while not completions(tmp_path / "run") and process.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGTERM)
     code, errors = finish(process)
     assert code == 1, errors
     assert "continue with --resume_from_checkpoint latest" in errors
@@ -179,9 +184,36 @@ def test_interrupted_training_continues(grpo, tmp_path, call):
     assert (tmp_path / f"run/completions/completions_{step + 1:05d}.parquet").is_file()  # goes on counting
 
 
+@pytest.mark.parametrize("main", [grpo_mrgr1.main, sft_mrgr1.main], ids=["grpo", "sft"])
+def test_workers_change_nothing(main, grpo, sft, tmp_path, call, monkeypatch):
+    """A run with workers, and one that goes on with them, has the losses and weights of one without, to the bit."""
+    begin = WorkerStart.__call__
+    monkeypatch.setattr(
+        WorkerStart, "__call__", lambda self, number: [begin(self, number), (tmp_path / f"{number}.txt").touch()]
+    )
+    given, rewards = (sft, []) if main is sft_mrgr1.main else (grpo, ["--rewards", "rouge", "--reward_weights", "1"])
+    given |= {"max_steps": 4, "save_steps": 2, "save_strategy": "steps", "logging_steps": 1, "learning_rate": 1e-3}
+    ends = []
+    for name, workers in (("plain", 0), ("workers", 2), ("resumed", 2)):
+        out = tmp_path / name
+        changed = {"output_dir": out, "dataloader_num_workers": workers}
+        if name == "resumed":
+            shutil.copytree(tmp_path / "workers/checkpoint-2", out / "checkpoint-2")
+            changed["resume_from_checkpoint"] = "latest"
+        call(main, *words(given | changed), *rewards)
+        assert bool(list(tmp_path.glob("*.txt"))) == (workers > 0)  # the trainer's data loader has them
+        rows = json.loads((out / "checkpoint-4/trainer_state.json").read_text())["log_history"]
+        ends.append(([row["loss"] for row in rows if "loss" in row], load_file(out / "model.safetensors")))
+    assert {file.name for file in tmp_path.glob("*.txt")} == {"0.txt", "1.txt"}
+    for losses, weights in ends[1:]:
+        assert losses == ends[0][0] and len(losses) == 4 and any(losses)
+        assert all(torch.equal(value, ends[0][1][name]) for name, value in weights.items())
+
+
 def test_ctrl_c_with_two_processes(grpo, tmp_path, torchrun):
     """All processes of a terminal get the signal; torchrun then sends its own another one."""
-    process = start(*torchrun(GRPO, *words(grpo | {"max_steps": 5000})), folder=tmp_path, own_group=True)
+    endless = grpo | {"max_steps": 5000, "dataloader_num_workers": 1}
+    process = start(*torchrun(GRPO, *words(endless)), folder=tmp_path, own_group=True)
     until = time.monotonic() + SECONDS
     while not completions(tmp_path / "run") and process.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
@@ -299,7 +331,7 @@ def test_lora_run_saves_an_adapter(grpo, call):
 def test_trl_takes_our_rewards_by_name(tiny, phantom, tmp_path, monkeypatch):
     samples = to_samples(read_dataset(str(phantom))["train"], "Report.", "frontal", keep=("report", "labels"))
     (tmp_path / "data").mkdir()
-    samples = samples.with_format(None).cast_column("images", List(Image()))  # TRL's script does not decode them
+    samples = Dataset.from_list(list(samples)).cast_column("images", List(Image()))  # TRL's script takes them along
     samples.to_parquet(tmp_path / "data/train.parquet")
     monkeypatch.chdir(tmp_path)  # TRL puts the current folder on the path; ours must be found without
     monkeypatch.setattr(sys, "path", list(sys.path))

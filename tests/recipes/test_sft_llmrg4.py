@@ -184,7 +184,8 @@ def test_a_resumed_run_ends_where_the_whole_one_does(train, stage1, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     whole = train(2, stage1, tmp_path / "whole", **options)
     shutil.copytree(f"{whole}/checkpoint-2", tmp_path / "resumed/checkpoint-2")
-    resumed = train(2, stage1, tmp_path / "resumed", resume_from_checkpoint="latest", **options)
+    options |= {"resume_from_checkpoint": "latest", "dataloader_num_workers": 2}
+    resumed = train(2, stage1, tmp_path / "resumed", **options)
     assert changed_weights(whole, resumed) == (set(), set())
 
 
