@@ -172,7 +172,7 @@ def spoken_to(folder, words, **changes) -> tuple[PPOTrainer, dict]:
 
     if trainer.value_head is not None:
         shake(trainer.value_head.parameters(), 0.5)
-    shake([trainer.model.lm_head.weight], 0.1)
+    shake([trainer.model.lm_head.weight, *trainer.model.model.parameters()], 0.1)
     batch = trainer._prepare_inputs([{"prompt": prompt} for prompt in PROMPTS for _ in range(2)])
     trainer.before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     shake(trainer.model.parameters(), 0.05)
@@ -310,6 +310,14 @@ def test_the_loss_of_a_batch_in_numpy(changes, words, tmp_path):
     }
     if changes.get("epsilon"):
         assert logged["clip_ratio/region_mean"][0] > 0 and figures["value/clip_ratio"] > 0
+
+
+def test_a_value_that_is_not_clipped_is_not_counted(words, tmp_path):
+    """However its distance to the old one is rounded."""
+    trainer, batch = spoken_to(tmp_path, words, cliprange_value=1e3)
+    batch["values"] = batch["values"] + torch.linspace(-30, 30, batch["values"].numel()).view_as(batch["values"])
+    trainer._compute_loss(trainer.model, batch)
+    assert trainer._metrics["train"]["value/clip_ratio"] == [0.0]
 
 
 def test_old_log_probs_are_those_of_the_sampling_policy(words, tmp_path):
