@@ -83,19 +83,25 @@ class KeyTokenCollator:
         return batch
 
     def _find(self, spans: list, text: str, ids: torch.Tensor) -> torch.Tensor:
-        """Which of the labelled token `ids`, (m,), touch `spans` of `text`; their end may have been cut off."""
+        """Which of the labelled token `ids`, (m,), touch `spans` of `text`; their end may have been cut off.
+
+        The text is where most of its tokens stand in a row, and the last of such places: a message may say again what
+        an earlier one said.
+        """
         ids, encoded = ids.tolist(), self.encode(text)
+        places = []
+        for merged in (0, 1):  # the text's first token may have been merged with what stands before it
+            own = encoded["input_ids"][merged:]
+            starts = [s for s in range(merged, len(ids)) if own and ids[s : s + len(own)] == own[: len(ids) - s]]
+            places += [(min(len(own), len(ids) - start), start, merged) for start in starts]
+        if not places:
+            raise InputError(f"the tokens of {text[:60]!r} are not in its row: does the template change the text?")
+        length, start, merged = max(places)
+        offsets = encoded["offset_mapping"][: length + merged]
+        touched = [any(first < end and begin < last for begin, end in spans) for first, last in offsets]
         keys = torch.zeros(len(ids), dtype=torch.bool)
-        for skipped in (0, 1):  # the text's first token may have been merged with what stands before it
-            own, offsets = encoded["input_ids"][skipped:], encoded["offset_mapping"][skipped:]
-            starts = [s for s in range(skipped, len(ids)) if own and ids[s : s + len(own)] == own[: len(ids) - s]]
-            if starts:
-                start = max((s for s in starts if s + len(own) <= len(ids)), default=starts[0])
-                touched = [any(first < end and begin < last for begin, end in spans) for first, last in offsets]
-                keys[start : start + len(own)] = torch.tensor(touched)[: len(ids) - start]
-                keys[start - skipped : start] = any(begin < encoded["offset_mapping"][0][1] for begin, _ in spans)
-                return keys
-        raise InputError(f"the tokens of {text[:60]!r} are not in its row: does the template change the text?")
+        keys[start - merged : start + length] = torch.tensor(touched)
+        return keys
 
 
 class WeightedSFTTrainer(WholeCheckpoints, SFTTrainer):

@@ -281,6 +281,57 @@ def test_a_text_that_stands_twice(tokenizer):
     assert key_tokens(ids + ids, TEXTS[1], [[0, 11]], tokenizer) == [False] * len(ids) + [True] * len(ids)
 
 
+class Pieces:
+    """A tokenizer of one text, "No edema. No mass.", whose tokens are known."""
+
+    is_fast = True
+
+    def __call__(self, text, **options):
+        offsets = [(0, 2), (3, 8), (8, 9), (10, 12), (13, 17), (17, 18)]
+        return {"input_ids": [5, 6, 7, 5, 8, 7], "offset_mapping": offsets}
+
+
+FIRST, SECOND = [0, 9], [10, 18]  # its sentences; 2 ends a row, 9 is the first token together with what precedes it
+
+
+@pytest.mark.parametrize(
+    ("ids", "spans", "keys"),
+    [
+        ([5, 6, 7, 5, 8, 7, 2], [FIRST, SECOND], [1, 1, 1, 1, 1, 1, 0]),
+        ([5, 6, 7, 5, 8, 7, 2], [[2, 3]], [0, 0, 0, 0, 0, 0, 0]),  # the space between two tokens is neither's
+        ([5, 6, 7, 5, 8, 7, 2], [[4, 5]], [0, 1, 0, 0, 0, 0, 0]),  # a part of a token
+        ([5, 6, 7, 5], [SECOND], [0, 0, 0, 1]),  # cut off after its first token, which is the text's first, too
+        ([5, 6], [SECOND], [0, 0]),  # cut off before it
+        ([4, 9, 6, 7, 5, 8, 7, 2], [FIRST], [0, 1, 1, 1, 0, 0, 0, 0]),  # merged: the first sentence's, and 4 nobody's
+        ([9, 6, 7, 5, 8, 7, 2], [SECOND], [0, 0, 0, 1, 1, 1, 0]),
+        ([9, 6, 7, 5], [FIRST], [1, 1, 1, 0]),  # merged and cut off, behind a token that is the text's first
+        ([5, 6, 7, 5, 8, 7, 2] * 2, [FIRST], [0] * 7 + [1, 1, 1, 0, 0, 0, 0]),  # said again: the last
+        ([5, 6, 7, 5, 8, 7, 2, 5, 6, 7], [FIRST], [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]),  # a part of it is no better place
+    ],
+)
+def test_which_tokens_are_key_tokens(ids, spans, keys):
+    batch = {"input_ids": torch.tensor([[1, *ids, 0]]), "labels": torch.tensor([[-100, *ids, -100]])}
+    collator = KeyTokenCollator(lambda rows: batch, Pieces())
+    found = collator([{"completion": "No edema. No mass.", "key_spans": spans}])["key_tokens"]
+    assert found.int().tolist() == [[0, *keys, 0]]
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"prompt": "P", "completion": "C"}, "C"),
+        ({"prompt": "P", "completion": [{"role": "assistant", "content": "C"}]}, "C"),
+        ({"completion": [{"role": "assistant", "content": [{"type": "text", "text": t} for t in "CD"]}]}, "CD"),
+        ({"text": "T"}, "T"),
+        ({"completion": "C", "text": "T"}, "C"),
+        ({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}, "A"),
+        ({"messages": [{"content": [{"type": "image"}, {"type": "text", "text": "A"}]}]}, "A"),
+    ],
+)
+def test_the_text_that_spans_count_in(row, text):
+    assert weighted_text(row) == text
+
+
 def test_trl_gives_what_is_relied_on():
     """A new TRL fails here first: the field that is weighed, and the methods that are extended."""
     assert "log_probs" in FusedCausalLMOutput.__dataclass_fields__
