@@ -63,8 +63,8 @@ demo-lmrrg: setup ## LM-RRG's stage 1 and PPO on RadCliQ on two CPU cores, to ou
 ablations: setup ## every ablation row of the papers on the phantom (SYSTEM=mrgr1|llmrg4|lmrrg, ROW="mccs ce_f1", SEEDS=0)
 	$(BIN)/python recipes/ablations.py $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(ROW),--row $(ROW))
 
-test: .venv/real-weights .venv/oracles ## the whole test suite: no network, no GPU
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: .venv/real-weights .venv/oracles ## the whole test suite in two processes: no network, no GPU
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 rehearsal: .venv/real-weights ## every paper's YAML on miniature replicas of the published checkpoints, two CPU cores (ONLY="mrgr1/iu.yaml")
 	HF_HUB_OFFLINE=1 PYTHONPATH=.:tests $(BIN)/python -m rehearsal $(if $(ONLY),--only $(ONLY))

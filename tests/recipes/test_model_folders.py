@@ -153,7 +153,9 @@ RECIPES = {
     "ppo_lmrrg": (
         "lmrrg",
         ppo_lmrrg.main,
-        lambda *a: small("lmrrg/demo_cqrl.yaml", *a, allow_scratch="true", rewards="bleu"),
+        lambda *a: small(
+            "lmrrg/demo_cqrl.yaml", *a, allow_scratch="true", rewards="bleu", per_device_train_batch_size=64
+        ),
     ),
     **{
         name: (
