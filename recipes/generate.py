@@ -61,7 +61,7 @@ class GenerateArguments:
     min_pixels: int | None = field(default=None)
     max_pixels: int | None = field(default=None)
     dtype: str | None = field(
-        default=None, metadata={"help": "Of the weights; none: bfloat16 on a GPU that has it, else float32."}
+        default=None, metadata={"help": "Type of the weights; none: bfloat16 on a GPU that has it, else float32."}
     )
     chat_template: str | None = field(default=None, metadata={"help": "A Jinja file; none: the processor's own."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})

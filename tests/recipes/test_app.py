@@ -495,7 +495,7 @@ def test_the_script_ends_quietly_and_leaves_nothing(tiny, tmp_path):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as page:
             assert NOTICE in page.read().decode()
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=240)
+        output, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, errors
