@@ -29,9 +29,8 @@ from recipes.data.ablation_page import sample_reports, update_results, write_mar
 from recipes.data.ablation_runs import ROWS, choose_rows, plan, shared_jobs
 from recipes.data.ablations import count_inputs, format_check, measure, reward_spread, time_check, token_check
 from recipes.data.demo_stages import Stages
-from recipes.data.references import load_labeler, read_truth, with_labels
+from recipes.data.references import load_labeler, read_labelled, read_truth
 from recipes.data.reward_habits import reward_habits
-from recipes.data.schema import read_split
 
 
 @dataclass
@@ -99,7 +98,7 @@ def main() -> None:
         with replacing(f"{args.out}/{system}.json") as file:
             file.write_text(json.dumps(results, indent=1) + "\n")
         table = write_markdown(f"{args.out}/{system}.md", results)
-        studies = with_labels(read_split(f"{out}/data", "test"), f"{out}/data", labeler)
+        studies = read_labelled(f"{out}/data", "test", labeler)
         write_page(f"{args.out}/{system}.html", results, sample_reports(studies, out, args.seeds[0], rows))
         if args.write_results:
             update_results("recipes/RESULTS.md", system, table)

@@ -24,8 +24,7 @@ from recipes.cli import InputError, parse, report, run
 from recipes.data.demo_figures import GRPO, SFT, SFT_MORE, SHUFFLED, compare_systems, make_checks
 from recipes.data.demo_page import read_history, write_page
 from recipes.data.demo_stages import Stages, score_stage
-from recipes.data.references import load_labeler, with_labels
-from recipes.data.schema import read_split
+from recipes.data.references import load_labeler, read_labelled
 
 PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn", "--n_validation", "1"]
 BALANCED = [*PHANTOM, "--balanced", "--seed", "7", "--n_train", "3000", "--n_test", "1"]
@@ -140,7 +139,7 @@ def main() -> None:
     ################
     # Page
     ################
-    rows = with_labels(read_split(data, "test"), data, labeler)
+    rows = read_labelled(data, "test", labeler)
     logs = {seed: read_history(f"{folder}/seed{seed}/grpo") for seed in args.seeds}
     write_page(f"{args.out}/index.html", results, checks, rows, predictions[args.seeds[0]], logs)
     print(f"{args.out}/index.html shows it all; {folder}/scores/report.html has every report")

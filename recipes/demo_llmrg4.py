@@ -25,8 +25,7 @@ from recipes.data.demo_figures import compare_systems
 from recipes.data.demo_page import read_history, write_page
 from recipes.data.demo_scenarios import PLAIN, SHUFFLED, TLW, compare_scenarios, make_checks
 from recipes.data.demo_stages import Stages, score_stage
-from recipes.data.references import load_labeler, with_labels
-from recipes.data.schema import read_split
+from recipes.data.references import load_labeler, read_labelled
 
 PHANTOM = ["recipes/build_phantom.py", "--balanced", "--style", "prose", "--n_validation", "1"]
 PHANTOM += ["--shapes", "square"]
@@ -122,7 +121,7 @@ def main() -> None:
     ################
     # Page
     ################
-    rows = with_labels(read_split(data, "test"), data, judge)
+    rows = read_labelled(data, "test", judge)
     logs = {seed: read_history(f"{args.out}/seed{seed}/stage2") for seed in args.seeds}
     page = {"template": "demo_llmrg4.html.jinja", "own": TLW, "beside": PLAIN, "curves": CURVES}
     write_page(f"{args.out}/index.html", results, checks, rows, predictions[args.seeds[0]], logs, **page)

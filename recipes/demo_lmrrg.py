@@ -25,8 +25,7 @@ from recipes.data.demo_figures import compare_systems
 from recipes.data.demo_page import read_history, write_page
 from recipes.data.demo_stages import Stages, score_stage
 from recipes.data.demo_table3 import BLEU, CQRL, FIXED, SHUFFLED, STAGE1, compare_rewards, make_checks
-from recipes.data.references import load_labeler, with_labels
-from recipes.data.schema import read_split
+from recipes.data.references import load_labeler, read_labelled
 
 PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn", "--shapes", "square", "--n_validation", "1"]
 DATA = [*PHANTOM, "--abnormal", "0.6", "--seed", "60", "--n_train", "2500", "--n_test", "1000"]
@@ -119,7 +118,7 @@ def main() -> None:
     ################
     # Page
     ################
-    rows = with_labels(read_split(data, "test"), data, judge)
+    rows = read_labelled(data, "test", judge)
     logs = {seed: read_history(f"{args.out}/seed{seed}/cqrl") for seed in args.seeds}
     page = {"template": "demo_lmrrg.html.jinja", "own": CQRL, "beside": STAGE1, "curves": CURVES}
     write_page(f"{args.out}/index.html", results, checks, rows, predictions[args.seeds[0]], logs, **page)

@@ -67,11 +67,10 @@ def main() -> None:
     ################
     # Dataset
     ################
-    labeler = load_labeler(args.labeler)
+    prompt, labeler = read_prompt(args.prompt_file), load_labeler(args.labeler)
     rows, data, keep = {}, {}, ("study_id", "report", "labels")
     for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
         rows[split] = read_labelled(args.dataset, split, labeler)
-        prompt = read_prompt(args.prompt_file)
         data[split] = to_samples(rows[split], prompt, args.views, keep=keep, limit=args.max_samples)
     sources = sources_of(rows, model_args.model_name_or_path, resume)
     repository = claim(training_args, sources, args.public_because)

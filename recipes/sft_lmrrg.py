@@ -80,10 +80,12 @@ def main() -> None:
     # Dataset
     ################
     prompt, rows, data = read_prompt(args.prompt_file), {}, {}
+    columns, keep, labeler = columns_of(prompt, args.views), (), None
+    if args.lambda_disease:
+        keep, labeler = ("disease_labels",), load_labeler(args.labeler)
     for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
-        columns, keep = columns_of(prompt, args.views), ("disease_labels",) if args.lambda_disease else ()
-        if args.lambda_disease:
-            rows[split] = read_labelled(args.dataset, split, load_labeler(args.labeler), columns)
+        if labeler:
+            rows[split] = read_labelled(args.dataset, split, labeler, columns)
             rows[split] = rows[split].rename_column("labels", "disease_labels")
         else:
             rows[split] = read_split(args.dataset, split, columns)

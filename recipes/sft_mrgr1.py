@@ -59,9 +59,10 @@ def main() -> None:
     # Dataset
     ################
     prompt, rows, data = read_prompt(args.prompt_file), {}, {}
+    labeler = load_labeler(args.labeler) if args.target == "reasoning" else None
     for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
-        if args.target == "reasoning":
-            rows[split] = read_labelled(args.dataset, split, load_labeler(args.labeler))
+        if labeler:
+            rows[split] = read_labelled(args.dataset, split, labeler)
         else:
             rows[split] = read_split(args.dataset, split)
         limit = args.max_samples if split == "train" else None

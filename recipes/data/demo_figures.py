@@ -5,8 +5,7 @@ import numpy as np
 from recipes.cli import InputError
 from recipes.data.baselines import NORMAL_REPORT, TEMPLATE
 from recipes.data.prediction_files import read_predictions
-from recipes.data.references import with_labels
-from recipes.data.schema import read_split
+from recipes.data.references import read_labelled
 from recipes.data.scores import score_completions
 from rewards.completions import parse_completion
 from rewards.labels import FINDINGS, to_binary
@@ -28,7 +27,7 @@ def compare_systems(
     system in `MEASURES` with 95 % intervals of a paired bootstrap over studies, per seed and pooled, where a study's
     reports from all seeds are drawn together.
     """
-    rows = with_labels(read_split(dataset, "test", ("report", "study_id")), dataset, labeler)
+    rows = read_labelled(dataset, "test", labeler, ("report", "study_id"))
     reference = np.asarray(rows["labels"])
     known = dict(zip(rows["study_id"], reference, strict=True))
     systems: dict[str, dict[str, dict]] = {}

@@ -10,8 +10,8 @@ from recipes.build_phantom import SCENARIOS
 from recipes.data.demo_figures import LABELS, pooled
 from recipes.data.phantom import Study, make_study, sample_states
 from recipes.data.prediction_files import read_predictions
-from recipes.data.references import with_labels
-from recipes.data.schema import SPLITS, read_build, read_split
+from recipes.data.references import read_labelled
+from recipes.data.schema import SPLITS, read_build
 from recipes.data.scores import score_completions
 from rewards.bleu import tokenize
 from rewards.labels import FINDINGS, to_binary
@@ -59,7 +59,7 @@ def compare_scenarios(
     - `prior`: system (and the references) -> scenario -> share of the reports that compare; micro-F1 of the pairs
       (finding, new | unchanged | resolved), and recall of the resolved ones: None where the references have none.
     """
-    rows = with_labels(read_split(dataset, "test", ("report", "study_id", "scenario")), dataset, labeler)
+    rows = read_labelled(dataset, "test", labeler, ("report", "study_id", "scenario"))
     build = read_build(dataset)
     ids, references, states = rows["study_id"], rows["report"], np.asarray(rows["labels"])
     known = dict.fromkeys(ids)

@@ -6,8 +6,7 @@ from recipes.data.baselines import NORMAL_REPORT, TEMPLATE
 from recipes.data.demo_figures import pooled
 from recipes.data.demo_scenarios import corpus_bleu
 from recipes.data.prediction_files import read_predictions
-from recipes.data.references import with_labels
-from recipes.data.schema import read_split
+from recipes.data.references import read_labelled
 from rewards.bleu import bleu
 from rewards.clinical_efficacy import clinical_efficacy
 from rewards.radcliq import make_lexical_parts, radcliq_score
@@ -37,7 +36,7 @@ def compare_rewards(dataset: str, predictions: dict[int, dict[str, str]], labele
     - `gains`: of each of `PAIRS` the first system minus the second in RadCliQ and in BLEU-4 of a report, the reward,
       with 95 % intervals of a paired bootstrap over studies, per seed and pooled.
     """
-    rows = with_labels(read_split(dataset, "test", ("report", "study_id")), dataset, labeler)
+    rows = read_labelled(dataset, "test", labeler, ("report", "study_id"))
     known, references, states = dict.fromkeys(rows["study_id"]), rows["report"][:], np.asarray(rows["labels"])
     table: dict[str, list[dict]] = {}
     scores: dict[str, dict[str, list[np.ndarray]]] = {}

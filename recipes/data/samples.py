@@ -233,6 +233,11 @@ class ImageReader:
         return self.pixels(pixels, image["path"]) if self.pixels else pixels
 
 
+def image_reader(samples: Dataset) -> ImageReader:
+    """What reads the images of `samples` when one is asked for."""
+    return samples.format["format_kwargs"]["transform"]
+
+
 def image_places(samples: Dataset) -> Iterator[dict]:
     """{row, place, width, height} of every image of `samples`, of which none is read."""
     for batch in samples.select_columns("images").with_format("arrow").iter(1000):
@@ -247,8 +252,7 @@ def prepare_images(samples: dict[str, Dataset], processor) -> dict[str, Dataset]
     pixels = pixel_range(processor)
     for split in samples.values():
         check_images(split, pixels)
-    readers = {name: split.format["format_kwargs"]["transform"] for name, split in samples.items()}
-    return {name: samples[name].with_transform(replace(reader, pixels=pixels)) for name, reader in readers.items()}
+    return {name: split.with_transform(replace(image_reader(split), pixels=pixels)) for name, split in samples.items()}
 
 
 def report_enlarged(samples: Dataset, processor, most: int = 200) -> int:
@@ -273,5 +277,5 @@ def check_images(samples: Dataset, pixels: PixelRange | None) -> None:
         try:
             pixels.size(place["width"], place["height"])
         except InputError:
-            name = samples.format["format_kwargs"]["transform"].find(place)["path"]
+            name = image_reader(samples).find(place)["path"]
             pixels.size(place["width"], place["height"], name)
