@@ -93,8 +93,13 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, errors
 
 
+def logged_steps(folder: Path) -> list[Path]:
+    """The files of a run's completions; while the run goes on, the last one may not be whole yet."""
+    return sorted((folder / "completions").glob("*.parquet"))
+
+
 def completions(folder: Path) -> list[pd.DataFrame]:
-    return [pd.read_parquet(file) for file in sorted((folder / "completions").glob("*.parquet"))]
+    return [pd.read_parquet(file) for file in logged_steps(folder)]
 
 
 def check_steps(folder: Path, weights: str = "model") -> None:
@@ -168,7 +173,7 @@ def test_interrupted_training_continues(grpo, tmp_path, call):
     endless = grpo | {"max_steps": 5000, "dataloader_num_workers": 2}
     process = start(GRPO, *words(endless), folder=tmp_path, own_group=True)
     until = time.monotonic() + SECONDS
-    while not completions(tmp_path / "run") and process.poll() is None and time.monotonic() < until:
+    while not logged_steps(tmp_path / "run") and process.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
     code, errors = finish(process)
@@ -215,7 +220,7 @@ def test_ctrl_c_with_two_processes(grpo, tmp_path, torchrun):
     endless = grpo | {"max_steps": 5000, "dataloader_num_workers": 1}
     process = start(*torchrun(GRPO, *words(endless)), folder=tmp_path, own_group=True)
     until = time.monotonic() + SECONDS
-    while not completions(tmp_path / "run") and process.poll() is None and time.monotonic() < until:
+    while not logged_steps(tmp_path / "run") and process.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     code, errors = finish(process)
