@@ -72,8 +72,7 @@ def main() -> None:
         ]
         with Stages(out) as stages:
             for jobs in levels:
-                for first in range(0, len(jobs), 2):  # two cores
-                    stages.run(*jobs[first : first + 2])
+                stages.run(*jobs)
 
         ################
         # Figures

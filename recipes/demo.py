@@ -120,8 +120,7 @@ def main() -> None:
                 command = [*GENERATE, *control, "--model", model, "--dataset", data, "--out", file]
                 jobs.append((f"{name}reports of {system}", file, command))
                 predictions[seed][system] = file
-            stages.run(*jobs[:2])
-            stages.run(*jobs[2:])
+            stages.run(*jobs)
         stages.run(score_stage(folder, data, predictions[args.seeds[0]], GRPO, SHUFFLED))
 
     ################

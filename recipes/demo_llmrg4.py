@@ -14,6 +14,7 @@ import shutil
 import signal
 import time
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 from datasets import disable_progress_bars
@@ -74,30 +75,27 @@ def main() -> None:
             tiny = f"{args.out}/seed{seed}/tiny"
             command = [*TINY, "--chexbert", labeler, "--dataset", data, "--warm_up", balanced, "--seed", str(seed)]
             jobs.append((f"seed {seed}: tiny model", tiny, [*command, "--out", tiny]))
-        for first in range(0, len(jobs), 2):
-            stages.run(*jobs[first : first + 2])
+        stages.run(*jobs)
+        models = {seed: dict.fromkeys((TLW, PLAIN), f"{args.out}/seed{seed}/tiny") for seed in args.seeds}
+        for stage in (1, 2):
+            jobs = []
+            for seed, (system, weight) in product(args.seeds, ((TLW, []), (PLAIN, ["--key_weight", "1"]))):
+                out = f"{args.out}/seed{seed}/stage{stage}{'' if system == TLW else '_plain'}"
+                command = [*TRAIN, "--config", CONFIG.format(stage), "--seed", str(seed), *weight]
+                command += ["--model_name_or_path", models[seed][system], "--dataset", weighed, "--output_dir", out]
+                jobs.append((f"seed {seed}: stage {stage}, {system}", out, command))
+                models[seed][system] = out
+            stages.run(*jobs)
+        jobs = []
         for seed in args.seeds:
-            own = f"{args.out}/seed{seed}"
-            tiny = f"{own}/tiny"
-            starts = {TLW: tiny, PLAIN: tiny}
-            for stage in (1, 2):
-                jobs = []
-                for system, weight in ((TLW, []), (PLAIN, ["--key_weight", "1"])):
-                    out = f"{own}/stage{stage}{'' if system == TLW else '_plain'}"
-                    command = [*TRAIN, "--config", CONFIG.format(stage), "--seed", str(seed), *weight]
-                    command += ["--model_name_or_path", starts[system], "--dataset", weighed, "--output_dir", out]
-                    jobs.append((f"seed {seed}: stage {stage}, {system}", out, command))
-                    starts[system] = out
-                stages.run(*jobs)
-            predictions[seed], jobs = {}, []
-            for system, model in {**starts, SHUFFLED: starts[TLW]}.items():
+            predictions[seed] = {}
+            for system, model in {**models[seed], SHUFFLED: models[seed][TLW]}.items():
                 control = ["--shuffle_images"] if system == SHUFFLED else []
                 file = f"{model}_shuffled.jsonl" if control else f"{model}.jsonl"
                 command = [*GENERATE, *control, "--model", model, "--dataset", data, "--out", file]
                 jobs.append((f"seed {seed}: reports of {system}", file, command))
                 predictions[seed][system] = file
-            stages.run(*jobs[:2])
-            stages.run(*jobs[2:])
+        stages.run(*jobs)
         stages.run(score_stage(args.out, data, predictions[args.seeds[0]], TLW, SHUFFLED))
 
     ################

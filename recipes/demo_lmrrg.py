@@ -70,32 +70,29 @@ def main() -> None:
     with Stages(args.out) as stages:
         made = [("data", data, DATA), ("balanced data", balanced, BALANCED)]
         stages.run(*((name, out, [*command, "--out", out]) for name, out, command in made))
+        levels = [[], [], [], []]  # of jobs: the jobs of a level read what those before it wrote
         for seed in args.seeds:
-            name, own = f"seed {seed}: ", f"{args.out}/seed{seed}"
-            tiny, stage1 = f"{own}/tiny", f"{own}/stage1"
+            name, folder = f"seed {seed}: ", f"{args.out}/seed{seed}"
+            tiny, stage1 = f"{folder}/tiny", f"{folder}/stage1"
             build = [*TINY, "--dataset", data, "--warm_up", balanced, "--seed", str(seed), "--out", tiny]
-            stages.run((f"{name}tiny model", tiny, build))
+            levels[0].append((f"{name}tiny model", tiny, build))
             starts = ["--seed", str(seed), "--model_name_or_path", tiny, "--dataset", data, "--output_dir", stage1]
-            stages.run((f"{name}stage 1", stage1, [*SFT, *starts]))
+            levels[1].append((f"{name}stage 1", stage1, [*SFT, *starts]))
 
-            systems, jobs = {STAGE1: stage1}, []
-            for system, (folder, changed) in ROWS.items():
-                systems[system] = f"{own}/{folder}"
+            systems, predictions[seed] = {STAGE1: stage1}, {}
+            for system, (row, changed) in ROWS.items():
+                systems[system] = f"{folder}/{row}"
                 starts = ["--seed", str(seed), "--model_name_or_path", stage1, "--dataset", data]
                 command = [*PPO, *changed, *starts, "--output_dir", systems[system]]
-                jobs.append((f"{name}{system}", systems[system], command))
-            stages.run(*jobs[:2])
-            stages.run(*jobs[2:])
-
-            predictions[seed], jobs = {}, []
+                levels[2].append((f"{name}{system}", systems[system], command))
             for system, model in {**systems, SHUFFLED: systems[CQRL]}.items():
                 control = ["--shuffle_images"] if system == SHUFFLED else []
                 file = f"{model}_shuffled.jsonl" if control else f"{model}.jsonl"
                 command = [*GENERATE, *control, "--model", model, "--dataset", data, "--out", file]
-                jobs.append((f"{name}reports of {system}", file, command))
+                levels[3].append((f"{name}reports of {system}", file, command))
                 predictions[seed][system] = file
-            for pair in (jobs[:2], jobs[2:4], jobs[4:]):
-                stages.run(*pair)
+        for jobs in levels:
+            stages.run(*jobs)
         stages.run(score_stage(args.out, data, predictions[args.seeds[0]], CQRL, SHUFFLED))
 
     ################

@@ -121,9 +121,10 @@ class Stages:
         return before["finished"] >= max(inputs)
 
     def run(self, *jobs: tuple[str, str, list[str]]) -> None:
-        """Runs jobs (name, out, command) side by side, the cores shared among them; a failure ends all.
+        """Runs jobs (name, out, command), two at a time; a failure ends all.
 
-        A job is Python with the arguments `command`, which writes `out`; it is left out if that was done before.
+        A job is Python with the arguments `command`, which writes `out`; it is left out if that was done before. The
+        next one starts as soon as one has ended. The cores are shared among those that run.
         """
         children = []
         for name, out, command in jobs:
@@ -133,13 +134,16 @@ class Stages:
                 self.progress.update(task, total=1, completed=1, note="done before")
             else:
                 children.append(_Child(name, out, command, task, self.logs / f"{Path(out).name}-{task}.txt"))
+        places = min(len(children), 2)
+        waiting, running, last = list(children), [], time.time()
         try:
-            for child in children:
-                shown = shlex.join(["python", *child.command])
-                self.progress.console.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
-                child.start(threads=max(1, (os.cpu_count() or 1) // len(children)))
-            running, last = list(children), time.time()
-            while running:
+            while waiting or running:
+                while waiting and len(running) < places:
+                    child = waiting.pop(0)
+                    shown = shlex.join(["python", *child.command])
+                    self.progress.console.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
+                    child.start(threads=max(1, (os.cpu_count() or 1) // places))
+                    running.append(child)
                 time.sleep(0.2)
                 now = time.time()
                 for child in running:
@@ -152,8 +156,9 @@ class Stages:
                     if child.has_ended():
                         running.remove(child)
                         self._finish(child)
-            for child in children:  # each at its largest, at the same time: more than they ever had
-                self.finished[child.out]["peak_memory_gb"] = sum(each.memory for each in children)
+            largest = sum(sorted((child.memory for child in children), reverse=True)[:places])
+            for child in children:  # the largest at the same time: more than they ever had
+                self.finished[child.out]["peak_memory_gb"] = largest
             if children:
                 self._write_record()
         finally:

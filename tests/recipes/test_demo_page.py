@@ -163,6 +163,9 @@ def test_stages_side_by_side_wait_for_each_other_and_fail_together(tmp_path):
     shares = stages.seconds()
     assert shares["0.1"] < shares["1.5"]
     assert sum(shares.values()) == pytest.approx(time.time() - started, abs=0.4)  # of the wall time, none twice
+    with demo_stages.Stages(tmp_path) as stages:  # the third starts beside the second, which waits for it
+        e, f, g = (str(tmp_path / name) for name in "efg")
+        stages.run(("e", e, ["-c", wait, "0", e]), ("f", f, ["-c", meet, f, g]), ("g", g, ["-c", wait, "0", g]))
     note = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     fail = """if True:
         import os, sys, time
