@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from rewards.encoders import pass_cost, plan_batches
-from rewards.inputs import Remembered, check_untagged, score_texts
+from rewards.inputs import Remembered, TextReward, check_untagged
 
 # F1 of unrelated sentence pairs by (encoder, layer), as bert-score 0.3.13 publishes them for its default layers
 BASELINES = {
@@ -189,14 +189,8 @@ def make_bertscore_reward(
     `untagged` mode that does not exist (see `make_mccs_reward`). An empty report scores 0, and text less like the
     reference than unrelated text scores below it: give a format or length reward beside this one.
     """
-    check_untagged(untagged)
-    score = BERTScore(encoder, layer, baseline, idf_texts, **settings)
-
-    def bertscore_reward(completions: list, *, report: list[str | None] | None = None, **kwargs) -> list[float | None]:
-        """BERTScore F1 of each completion's report against the column `report`; a null reference gives None."""
-        return score_texts("bertscore_reward", score, completions, report, untagged)
-
-    return bertscore_reward
+    check_untagged(untagged)  # before the encoder is loaded
+    return TextReward("bertscore_reward", BERTScore(encoder, layer, baseline, idf_texts, **settings), untagged)
 
 
 _default_reward = lru_cache(maxsize=1)(make_bertscore_reward)

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_refs, cook_test
 
-from rewards.inputs import check_untagged, score_texts
+from rewards.inputs import TextReward
 
 TOKEN = re.compile(r"\d+(?:\.\d+)+|\w+(?:['-]\w+)*|[^\w\s]")
 
@@ -90,16 +90,7 @@ def make_bleu_reward(
     scores 0. Raises ValueError as `bleu` does, and on an `untagged` mode that does not exist (see `make_mccs_reward`).
     """
     bleu([], [], order, smoothing)
-    check_untagged(untagged)
-
-    def score(generated: list[str], references: list[str]) -> list[float]:
-        return bleu(generated, references, order, smoothing, tokens)
-
-    def bleu_reward(completions: list, *, report: list[str | None] | None = None, **kwargs) -> list[float | None]:
-        """BLEU of each completion's report against the column `report`; a null reference gives None."""
-        return score_texts("bleu_reward", score, completions, report, untagged)
-
-    return bleu_reward
+    return TextReward("bleu_reward", partial(bleu, order=order, smoothing=smoothing, tokens=tokens), untagged)
 
 
 bleu_reward = make_bleu_reward()

@@ -1,11 +1,12 @@
 """CE-F1: the F1 of one report's CheXpert labels, the discrete reward that MRG-R1 compares MCCS with (Table II)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from rewards.clinical_efficacy import LABEL_SETS
-from rewards.inputs import check_untagged, label_pairs, read_reports, remembered
+from rewards.inputs import LabelReward
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, to_binary
 
@@ -39,25 +40,10 @@ def make_ce_f1_reward(
     13 labels with `empty_match` 0 are the F1 of the positive findings alone: a normal study cannot earn anything.
     `name` is what TRL logs it by. Raises ValueError on a label set or a mode that does not exist.
     """
-    check_untagged(untagged)
     if label_set not in LABEL_SETS:
         raise ValueError(f"label_set must be one of {', '.join(LABEL_SETS)}, not {label_set!r}")
-    labeler = remembered(labeler or LexicalLabeler())
-
-    def ce_f1_reward(
-        completions: list, *, labels: list | None = None, report: list[str] | None = None, **kwargs
-    ) -> list[float | None]:
-        """F1 of each completion's report against the columns `labels` (14 CheXpert states) or `report` (text)."""
-        texts, _ = read_reports(completions, untagged)
-        generated, truth, rows = label_pairs(name, labeler, completions, texts, labels, report)
-        scores = report_f1(generated, truth, label_set, uncertain_positive, empty_match).tolist()
-        rewards: list[float | None] = [None] * len(completions)
-        for row, value in zip(rows, scores, strict=True):
-            rewards[row] = value
-        return rewards
-
-    ce_f1_reward.__name__ = name
-    return ce_f1_reward
+    settings = {"label_set": label_set, "uncertain_positive": uncertain_positive, "empty_match": empty_match}
+    return LabelReward(name, partial(report_f1, **settings), labeler or LexicalLabeler(), untagged)
 
 
 ce_f1_reward = make_ce_f1_reward()

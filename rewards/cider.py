@@ -5,14 +5,14 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
 
 from rewards.bleu import tokenize
-from rewards.inputs import check_untagged, score_texts
+from rewards.inputs import TextReward, check_untagged
 
 TABLE = "RRG_CIDER_TABLE"  # environment variable: the saved table of the default instance
 
@@ -110,15 +110,11 @@ def make_cider_reward(
         table = references
     else:
         table = document_frequencies(references, tokens)
+    return TextReward("cider_reward", partial(_scaled, scale=scale, table=table, tokens=tokens), untagged)
 
-    def score(generated: list[str], truth: list[str]) -> list[float]:
-        return [scale * value for value in cider_d(generated, truth, table, tokens)]
 
-    def cider_reward(completions: list, *, report: list[str | None] | None = None, **kwargs) -> list[float | None]:
-        """Scaled CIDEr-D of each completion's report against the column `report`; a null reference gives None."""
-        return score_texts("cider_reward", score, completions, report, untagged)
-
-    return cider_reward
+def _scaled(generated: list[str], references: list[str], scale: float, **settings) -> list[float]:
+    return [scale * value for value in cider_d(generated, references, **settings)]
 
 
 @lru_cache(maxsize=1)

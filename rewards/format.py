@@ -15,17 +15,23 @@ from collections.abc import Callable
 from rewards.completions import parse_completion
 
 
-def make_format_reward(partial_credit: bool = True) -> Callable[..., list[float]]:
-    """Returns a TRL reward function with values in {0, 0.25, 0.5, 1}; {0, 1} without `partial_credit`."""
+class FormatReward:
+    """The reward that `make_format_reward` returns."""
 
-    def format_reward(completions: list, *, log_metric: Callable | None = None, **kwargs) -> list[float]:
+    def __init__(self, partial_credit: bool):
+        self.__name__, self.partial_credit = "format_reward", partial_credit
+
+    def __call__(self, completions: list, *, log_metric: Callable | None = None, **kwargs) -> list[float]:
         """Scores only the structure of each completion (string or chat messages); never looks at what it says."""
         scores = [parse_completion(completion).format_score for completion in completions]
         if log_metric and scores:
             log_metric("format/violations", sum(score < 1 for score in scores) / len(scores))
-        return scores if partial_credit else [float(score == 1) for score in scores]
+        return scores if self.partial_credit else [float(score == 1) for score in scores]
 
-    return format_reward
+
+def make_format_reward(partial_credit: bool = True) -> FormatReward:
+    """Returns a TRL reward function with values in {0, 0.25, 0.5, 1}; {0, 1} without `partial_credit`."""
+    return FormatReward(partial_credit)
 
 
 format_reward = make_format_reward()

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import math
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,8 @@ def check_reward(
     Checked: a finite float or None for every row; the same score when called again, in another order, one by one, in
     halves, with every row twice, with one completion in every row, beside strange completions, and as strings or chat
     messages; a finite score for every completion of `STRANGE`; None for a null reference, which leaves the other rows
-    alone; an error on a reference column that is too short or too long. Raises AssertionError that lists every
+    alone; an error on a reference column that is too short or too long; a `__name__`, and the same scores after
+    `pickle`, by which TRL's asynchronous trainer hands a reward to its workers. Raises AssertionError that lists every
     violation, a sentence each, and ValueError on examples that cannot be used.
     """
     columns = _columns(examples)
@@ -122,6 +124,16 @@ def check_reward(
     alone = [attempt(when, _take(repeated, [row])) for row in every]
     if None not in alone:
         compare(when, [score for (score,) in alone], repeated, [every])
+
+    if not hasattr(reward, "__name__"):
+        findings.append("it has no __name__, by which TRL logs it")
+    given = reward
+    try:
+        reward = pickle.loads(pickle.dumps(given))
+        compare("after pickle", scores, columns, [every])
+    except (*FAILURES, pickle.PicklingError) as error:
+        findings.append(f"pickle refuses it: {' '.join(str(error).split())}")
+    reward = given
 
     for what, text in STRANGE.items():
         strange = attempt(what, {**_take(columns, [best]), "completions": [text]})

@@ -42,6 +42,10 @@ class Remembered:
             self.results.popitem(last=False)
         return [found[key] for key in keys]
 
+    def __getstate__(self) -> dict:
+        """A pickle takes the computation along, and not the memory."""
+        return self.__dict__ | {"results": OrderedDict()}
+
 
 def remembered(compute: Callable, size: int = 8192) -> Remembered:
     """`compute` with a memory, unless it has one already: rewards given the same Remembered share it."""
@@ -97,6 +101,26 @@ def score_texts(
     return [None if report[row] is None else pairs[texts[row], report[row]] for row in range(len(completions))]
 
 
+class TextReward:
+    """A TRL reward that compares a completion's report with its reference: `score_texts` of `score`, an object.
+
+    Such a reward goes through `pickle` where `score` does (a function of a module, a `partial` of one, an object), as
+    a trainer that scores in another process needs it; a function within a function does not. TRL logs it by `name`.
+    Raises ValueError on an `untagged` mode that does not exist (see `make_mccs_reward`).
+
+        reward = TextReward("same_reward", lambda texts, references: [a == b for a, b in zip(texts, references)])
+        reward(["<report>Clear.</report>"], report=["Clear."])  # [1.0]
+    """
+
+    def __init__(self, name: str, score: Callable[[list[str], list[str]], Sequence[float]], untagged: str = "whole"):
+        check_untagged(untagged)
+        self.__name__, self.score, self.untagged = name, score, untagged
+
+    def __call__(self, completions: list, *, report: list[str | None] | None = None, **kwargs) -> list[float | None]:
+        """The reward of each completion's report against the column `report`; a null reference gives None."""
+        return score_texts(self.__name__, self.score, completions, report, self.untagged)
+
+
 def label_pairs(
     name: str, labeler: Remembered, completions: list, texts: list[str], labels: list | None, report: list | None
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -117,3 +141,50 @@ def label_pairs(
             raise ValueError(f"{name}: row {bad[0]} of column 'labels' holds {len(labels[bad[0]])} states, not 14")
         generated = labeler(generated)
     return *(np.asarray(s, dtype=None if rows else int).reshape(-1, len(CONDITIONS)) for s in (generated, truth)), rows
+
+
+class LabelReward:
+    """A TRL reward that compares the CheXpert labels of a completion's report with those of its reference.
+
+    `score` maps the states of m generated and m reference reports, (m, 14), to m numbers; `labeler` maps n texts to
+    states (n, 14). TRL logs the reward by `name`. It goes through `pickle` where `score` and `labeler` do. Raises
+    ValueError on an `untagged` mode that does not exist (see `make_mccs_reward`).
+    """
+
+    def __init__(self, name: str, score: Callable[..., np.ndarray], labeler: Callable, untagged: str = "whole"):
+        check_untagged(untagged)
+        self.__name__, self.score, self.labeler, self.untagged = name, score, remembered(labeler), untagged
+
+    def __call__(
+        self,
+        completions: list,
+        *,
+        labels: list | None = None,
+        report: list[str] | None = None,
+        log_metric: Callable | None = None,
+        log_extra: Callable | None = None,
+        **kwargs,
+    ) -> list[float | None]:
+        """The reward of each completion's report against its reference.
+
+        The reference is the data set's column `labels` (14 CheXpert states a row), or else `report` (texts, labelled
+        once and remembered). A row whose reference is null gives None, which TRL leaves out.
+        """
+        texts, tagged = read_reports(completions, self.untagged)
+        generated, truth, rows = label_pairs(self.__name__, self.labeler, completions, texts, labels, report)
+        rewards: list[float | None] = [None] * len(completions)
+        for row, value in zip(rows, self.score(generated, truth).tolist(), strict=True):
+            rewards[row] = value
+        self.log(texts, tagged, generated, truth, log_metric, log_extra)
+        return rewards
+
+    def log(
+        self,
+        texts: list[str],
+        tagged: list[bool],
+        generated: np.ndarray,
+        truth: np.ndarray,
+        log_metric: Callable | None,
+        log_extra: Callable | None,
+    ) -> None:
+        """What TRL shall log beside the reward itself: nothing, unless a reward has more to say."""

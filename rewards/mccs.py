@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import partial
 
 import numpy as np
 
-from rewards.inputs import check_untagged, label_pairs, read_reports, remembered
+from rewards.inputs import LabelReward
 from rewards.labelers import LexicalLabeler
 from rewards.labels import FINDINGS, to_binary, to_signed
 
@@ -44,49 +44,24 @@ def mccs(
     return score
 
 
-def make_mccs_reward(
-    margin: float = 0.2,
-    labeler: Callable[[Sequence[str]], np.ndarray] | None = None,
-    uncertain: float = 1.0,
-    empty_match: float | None = None,
-    untagged: str = "whole",
-) -> Callable[..., list[float | None]]:
-    """Returns a TRL reward function for MCCS with values in [0, 1], higher is better.
+class MCCSReward(LabelReward):
+    """The reward that `make_mccs_reward` returns. Its first call logs the labeler's name."""
 
-    `labeler` maps n texts to CheXpert states of shape (n, 14); without one the LexicalLabeler is used, and its name is
-    logged at the first call. `untagged` says what is labelled where a completion has no `<report>` tag: the `whole`
-    text outside `<think>`, or nothing, `zero`, so that it earns 0 (A-22). The other arguments are those of `mccs`.
-    Raises ValueError on a margin or a mode that does not exist.
-    """
-    mccs(np.zeros((1, 13), int), np.zeros((1, 13), int), margin)  # a bad margin fails here, not in training
-    check_untagged(untagged)
-    labeler = remembered(labeler or LexicalLabeler())
+    def __init__(self, margin: float, labeler: Callable, uncertain: float, empty_match: float | None, untagged: str):
+        mccs(np.zeros((1, 13), int), np.zeros((1, 13), int), margin)  # a bad margin fails here, not in training
+        score = partial(mccs, margin=margin, uncertain=uncertain, empty_match=empty_match)
+        super().__init__("mccs_reward", score, labeler, untagged)
+        self.margin, self.announced = margin, False
 
-    @lru_cache(maxsize=1)
-    def announce() -> None:
-        logger.warning("mccs_reward: labeler %s, margin %s", labeler.name, margin)
+    def __call__(self, completions: list, **kwargs) -> list[float | None]:
+        if not self.announced:
+            logger.warning("mccs_reward: labeler %s, margin %s", self.labeler.name, self.margin)
+            self.announced = True
+        return super().__call__(completions, **kwargs)
 
-    def mccs_reward(
-        completions: list,
-        *,
-        labels: list | None = None,
-        report: list[str] | None = None,
-        log_metric: Callable | None = None,
-        log_extra: Callable | None = None,
-        **kwargs,
-    ) -> list[float | None]:
-        """MCCS of each completion's report against its reference.
-
-        The reference is the data set's column `labels` (14 CheXpert states a row), or else `report` (texts, labelled
-        once and remembered). A row whose reference is null gives None, which TRL leaves out.
-        """
-        announce()
-        texts, tagged = read_reports(completions, untagged)
-        generated, truth, rows = label_pairs("mccs_reward", labeler, completions, texts, labels, report)
-        rewards: list[float | None] = [None] * len(completions)
-        for row, value in zip(rows, mccs(generated, truth, margin, uncertain, empty_match).tolist(), strict=True):
-            rewards[row] = value
-        if log_metric and rows:
+    def log(self, texts, tagged, generated, truth, log_metric, log_extra) -> None:
+        """How many reports agree with the reference on each finding, and how many are empty, untagged, equal, cut."""
+        if log_metric and len(generated):
             agree = (to_binary(generated) == to_binary(truth)).mean(0)
             for finding, share in zip(FINDINGS, agree, strict=False):
                 log_metric(f"agreement/{finding}", float(share))
@@ -94,13 +69,28 @@ def make_mccs_reward(
             log_metric("mccs/empty_reports", sum(not text for text in texts) / len(texts))
             log_metric("mccs/untagged", tagged.count(False) / len(tagged))
             log_metric("mccs/distinct_reports", len(set(texts)) / len(texts))
-            if truncated := getattr(labeler.compute, "truncated", None):  # a CheXbert reads 512 tokens, a lexicon all
+            # a CheXbert reads 512 tokens, a lexicon all
+            if truncated := getattr(self.labeler.compute, "truncated", None):
                 log_metric("mccs/truncated_reports", truncated(texts).count(True) / len(texts))
         if log_extra:
             log_extra("report", texts)
-        return rewards
 
-    return mccs_reward
+
+def make_mccs_reward(
+    margin: float = 0.2,
+    labeler: Callable[[Sequence[str]], np.ndarray] | None = None,
+    uncertain: float = 1.0,
+    empty_match: float | None = None,
+    untagged: str = "whole",
+) -> MCCSReward:
+    """Returns a TRL reward function for MCCS with values in [0, 1], higher is better.
+
+    `labeler` maps n texts to CheXpert states of shape (n, 14); without one the LexicalLabeler is used, and its name is
+    logged at the first call. `untagged` says what is labelled where a completion has no `<report>` tag: the `whole`
+    text outside `<think>`, or nothing, `zero`, so that it earns 0 (A-22). The other arguments are those of `mccs`.
+    Raises ValueError on a margin or a mode that does not exist.
+    """
+    return MCCSReward(margin, labeler or LexicalLabeler(), uncertain, empty_match, untagged)
 
 
 mccs_reward = make_mccs_reward()

@@ -1,10 +1,12 @@
 """RadCliQ (Yu et al. 2023), a composite of four report metrics, and the reward that LM-RRG makes of it (section 2.3).
 
 A part is `part(generated, references)`: m numbers for m pairs of texts. Its attribute `lite` says whether it stands in
-for the metric that RadCliQ was fitted on; with any lite part the reward is named `radcliq_lite`, else `radcliq`.
+for the metric that RadCliQ was fitted on; with any lite part the reward is named `radcliq_lite_reward`, else
+`radcliq_reward`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -76,22 +78,27 @@ def radcliq_to_reward(score, version: str = "v1", transform: str = "affine") -> 
     raise ValueError(f"transform must be one of {', '.join(TRANSFORMS)}, not {transform!r}")
 
 
-def make_semb_part(embed: Callable[[list[str]], np.ndarray], lite: bool | None = None) -> Part:
+class CosinePart:
+    """The part that `make_semb_part` returns."""
+
+    def __init__(self, embed: Callable[[list[str]], np.ndarray], lite: bool | None):
+        self.lite, self.embed = is_lite(embed) if lite is None else lite, remembered(embed, EMBEDDINGS)
+        self.name = self.embed.name
+
+    def __call__(self, generated: list[str], references: list[str]) -> np.ndarray:
+        vectors = np.asarray(self.embed([*generated, *references]), dtype=np.float64)
+        a, b = vectors[: len(generated)], vectors[len(generated) :]
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        return np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0)
+
+
+def make_semb_part(embed: Callable[[list[str]], np.ndarray], lite: bool | None = None) -> CosinePart:
     """`part(generated, references)`: cosines of m pairs of embeddings, (m,); 0 where one is all zero.
 
     `embed` maps n texts to n rows of d numbers. RadCliQ's are CheXbert's: the last layer's state of [CLS]. The part
     has its `name`, and its `lite` unless that is given; raises ValueError where neither says whether it is lite.
     """
-    lite, embed = is_lite(embed) if lite is None else lite, remembered(embed, EMBEDDINGS)
-
-    def part(generated: list[str], references: list[str]) -> np.ndarray:
-        vectors = np.asarray(embed([*generated, *references]), dtype=np.float64)
-        a, b = vectors[: len(generated)], vectors[len(generated) :]
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        return np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0)
-
-    part.name, part.lite = embed.name, lite
-    return part
+    return CosinePart(embed, lite)
 
 
 def bleu2(generated: list[str], references: list[str]) -> list[float]:
@@ -102,6 +109,34 @@ def bleu2(generated: list[str], references: list[str]) -> list[float]:
 bleu2.name, bleu2.lite = "bleu2", False
 
 
+class LexicalWords:
+    """F1 of the words that `graph_words` counts: the stand-in for BERTScore, over remembered graphs."""
+
+    name, lite = "lexical_words", True
+
+    def __init__(self, graphs: Remembered):
+        self.graphs, self.bags = graphs, Remembered(self._bags, REMEMBERED)
+
+    def _bags(self, texts: list[str]) -> list:
+        return [graph_words(graph) for graph in self.graphs(texts)]
+
+    def __call__(self, generated: list[str], references: list[str]) -> list[float]:
+        pairs = zip(self.bags(generated), self.bags(references), strict=True)
+        return [2 * (a & b).total() / (a.total() + b.total()) if a or b else 1.0 for a, b in pairs]
+
+
+class LexicalSigns:
+    """LexicalLabeler's signed vectors with a constant at the end: the stand-in for CheXbert's embeddings."""
+
+    name, lite = "lexical_labels", True
+
+    def __init__(self):
+        self.labeler = LexicalLabeler()
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        return np.pad(to_signed(self.labeler(texts)), ((0, 0), (0, 1)), constant_values=0.1)
+
+
 def make_lexical_parts() -> dict[str, Part]:
     """The parts that need no weights, by the names of `make_radcliq_reward`: stand-ins, except for BLEU-2.
 
@@ -110,20 +145,53 @@ def make_lexical_parts() -> dict[str, Part]:
     observation is another word when absent or uncertain. `semb`: cosine of LexicalLabeler's signed vectors (absent -1,
     uncertain and present 1) with a constant 0.1 at the end, so that reports without labels have one too.
     """
-    graphs, labeler = Remembered(LexicalGraph(), REMEMBERED), LexicalLabeler()
-    bags = Remembered(lambda texts: [graph_words(graph) for graph in graphs(texts)], REMEMBERED)
+    graphs = Remembered(LexicalGraph(), REMEMBERED)
+    return {
+        "radgraph": make_radgraph_part(graphs, skip_empty=True),
+        "bertscore": LexicalWords(graphs),
+        "semb": make_semb_part(LexicalSigns()),
+        "bleu": bleu2,
+    }
 
-    def words(generated: list[str], references: list[str]) -> list[float]:
-        pairs = zip(bags(generated), bags(references), strict=True)
-        return [2 * (a & b).total() / (a.total() + b.total()) if a or b else 1.0 for a, b in pairs]
 
-    def signs(texts: list[str]) -> np.ndarray:
-        return np.pad(to_signed(labeler(texts)), ((0, 0), (0, 1)), constant_values=0.1)
+class RadCliQReward:
+    """The reward that `make_radcliq_reward` returns."""
 
-    words.name, words.lite = "lexical_words", True
-    signs.name, signs.lite = "lexical_labels", True
-    radgraph = make_radgraph_part(graphs, skip_empty=True)
-    return {"radgraph": radgraph, "bertscore": words, "semb": make_semb_part(signs), "bleu": bleu2}
+    def __init__(self, parts: dict[str, Part], version: str, transform: str, untagged: str):
+        check_untagged(untagged)
+        radcliq_to_reward(radcliq_score(0, 0, 0, 0, version), version, transform)
+        self.kind = "radcliq_lite" if {name for name, part in parts.items() if is_lite(part)} else "radcliq"
+        self.__name__ = f"{self.kind}_reward"
+        self.parts, self.version, self.transform, self.untagged = parts, version, transform, untagged
+
+    def __call__(
+        self,
+        completions: list,
+        *,
+        report: list[str | None] | None = None,
+        log_metric: Callable | None = None,
+        **kwargs,
+    ) -> list[float | None]:
+        """RadCliQ reward of each completion's report against the column `report`; a null reference gives None.
+
+        Logs RadCliQ and its parts, each as the mean over the batch's distinct pairs of texts.
+        """
+        score = partial(self._score, log_metric)
+        return score_texts(self.__name__, score, completions, report, self.untagged)
+
+    def _score(self, log_metric: Callable | None, generated: list[str], references: list[str]) -> np.ndarray:
+        rows = [row for row, text in enumerate(generated) if text.strip()]
+        texts, truth = [generated[row] for row in rows], [references[row] for row in rows]
+        values = {name: np.zeros(len(generated)) for name in NAMES}
+        for name, part in self.parts.items() if rows else ():
+            values[name][rows] = part(texts, truth)
+            if not np.isfinite(values[name]).all():
+                raise ValueError(f"RadCliQ's part {name} gave a score that is no finite number")
+        total = radcliq_score(**values, version=self.version)
+        if log_metric:
+            for name, scores in {"score": total, **values}.items():
+                log_metric(f"{self.kind}/{name}", float(scores.mean()))
+        return radcliq_to_reward(total, self.version, self.transform)
 
 
 def make_radcliq_reward(
@@ -140,43 +208,15 @@ def make_radcliq_reward(
     The parts are those of `radcliq_score`: `radgraph` (see `make_radgraph_part`), `bertscore` (see `BERTScore`),
     `semb` (see `make_semb_part`), `bleu`; those not given are from `make_lexical_parts`. `version`: v0 or v1 (A-10).
     `transform`: see `radcliq_to_reward`. `untagged` as in `make_mccs_reward`. An empty report has four zeros (A-43),
-    so it earns 0 by `affine`. The product is named `radcliq_lite` if any part is lite, else `radcliq`. Raises
+    so it earns 0 by `affine`. The product is named `radcliq_lite_reward` if any part is lite, else
+    `radcliq_reward`. Raises
     ValueError on a version, transform or mode that does not exist and on a part that does not say whether it is
     `lite`; at a call, on a part whose scores are not finite.
     """
-    check_untagged(untagged)
-    radcliq_to_reward(radcliq_score(0, 0, 0, 0, version), version, transform)
-    given = {"radgraph": radgraph, "bertscore": bertscore, "semb": semb, "bleu": bleu}
+    parts = {"radgraph": radgraph, "bertscore": bertscore, "semb": semb, "bleu": bleu}
     lexical = make_lexical_parts()
-    parts = {name: lexical[name] if part is None else part for name, part in given.items()}
-    lite = {name for name, part in parts.items() if is_lite(part)}
-
-    def radcliq(
-        completions: list, *, report: list[str | None] | None = None, log_metric: Callable | None = None, **kwargs
-    ) -> list[float | None]:
-        """RadCliQ reward of each completion's report against the column `report`; a null reference gives None.
-
-        Logs RadCliQ and its parts, each as the mean over the batch's distinct pairs of texts.
-        """
-
-        def score(generated: list[str], references: list[str]) -> np.ndarray:
-            rows = [row for row, text in enumerate(generated) if text.strip()]
-            texts, truth = [generated[row] for row in rows], [references[row] for row in rows]
-            values = {name: np.zeros(len(generated)) for name in NAMES}
-            for name, part in parts.items() if rows else ():
-                values[name][rows] = part(texts, truth)
-                if not np.isfinite(values[name]).all():
-                    raise ValueError(f"RadCliQ's part {name} gave a score that is no finite number")
-            total = radcliq_score(**values, version=version)
-            if log_metric:
-                for name, scores in {"score": total, **values}.items():
-                    log_metric(f"{radcliq.__name__}/{name}", float(scores.mean()))
-            return radcliq_to_reward(total, version, transform)
-
-        return score_texts(radcliq.__name__, score, completions, report, untagged)
-
-    radcliq.__name__ = "radcliq_lite" if lite else "radcliq"
-    return radcliq
+    parts = {name: lexical[name] if part is None else part for name, part in parts.items()}
+    return RadCliQReward(parts, version, transform, untagged)
 
 
 radcliq_lite_reward = make_radcliq_reward()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rewards.inputs import Remembered, check_untagged, remembered, score_texts
+from rewards.inputs import Remembered, TextReward, remembered
 from rewards.lexical_graph import LexicalGraph
 
 REMEMBERED = 1024  # graphs: 10 kB each
@@ -78,23 +78,28 @@ def radgraph_f1(
     return np.array(scores, dtype=np.float64)
 
 
+class GraphPart:
+    """The part that `make_radgraph_part` returns."""
+
+    def __init__(self, parser: Callable[[list[str]], list[dict]], level: str, skip_empty: bool):
+        self.lite, self.parser = is_lite(parser), remembered(parser, REMEMBERED)
+        self.name, self.level, self.skip_empty = self.parser.name, level, skip_empty
+        radgraph_f1([], [], level)
+
+    def __call__(self, generated: list[str], references: list[str]) -> np.ndarray:
+        graphs = self.parser([*generated, *references])
+        return radgraph_f1(graphs[: len(generated)], graphs[len(generated) :], self.level, self.skip_empty)
+
+
 def make_radgraph_part(
     parser: Callable[[list[str]], list[dict]], level: str = "radcliq", skip_empty: bool = False
-) -> Callable[[list[str], list[str]], np.ndarray]:
+) -> GraphPart:
     """`part(generated, references)`: `radgraph_f1` of m pairs of texts, (m,), with the parser's `name` and `lite`.
 
     `parser` maps n texts to n graphs, which are remembered: parts given the same Remembered parse a text once. Raises
     ValueError on a level that does not exist and on a parser that does not say whether it is `lite`.
     """
-    lite, parser = is_lite(parser), remembered(parser, REMEMBERED)
-    radgraph_f1([], [], level)
-
-    def part(generated: list[str], references: list[str]) -> np.ndarray:
-        graphs = parser([*generated, *references])
-        return radgraph_f1(graphs[: len(generated)], graphs[len(generated) :], level, skip_empty)
-
-    part.name, part.lite = parser.name, lite
-    return part
+    return GraphPart(parser, level, skip_empty)
 
 
 def make_radgraph_reward(
@@ -106,16 +111,8 @@ def make_radgraph_reward(
     reward's name, `radgraph_lexical_reward`. `untagged` as in `make_mccs_reward`. Raises ValueError on a level or mode
     that does not exist and on a parser that does not say whether it is `lite`.
     """
-    check_untagged(untagged)
     part = make_radgraph_part(parser or LexicalGraph(), level)
-
-    def radgraph_reward(completions: list, *, report: list[str | None] | None = None, **kwargs) -> list[float | None]:
-        """RadGraph F1 of each completion's report against the column `report`; a null reference gives None."""
-        return score_texts("radgraph_reward", part, completions, report, untagged)
-
-    if part.lite:
-        radgraph_reward.__name__ = f"radgraph_{part.name}_reward"
-    return radgraph_reward
+    return TextReward(f"radgraph_{part.name}_reward" if part.lite else "radgraph_reward", part, untagged)
 
 
 radgraph_reward = make_radgraph_reward()

@@ -3,13 +3,14 @@ version 1.5, by its Java, and a stand-in of nltk's, which needs none."""
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 from pycocoevalcap.meteor.meteor import Meteor
 
 from rewards.bleu import tokenize
-from rewards.inputs import check_untagged, score_texts
+from rewards.inputs import TextReward
 
 BETA = 1.2  # weight of recall over precision: pycocoevalcap's, which the papers' figures use
 
@@ -53,16 +54,7 @@ def make_rouge_reward(
 
     Raises ValueError on an `untagged` mode that does not exist (see `make_mccs_reward`).
     """
-    check_untagged(untagged)
-
-    def score(generated: list[str], references: list[str]) -> list[float]:
-        return rouge_l(generated, references, tokens)
-
-    def rouge_reward(completions: list, *, report: list[str | None] | None = None, **kwargs) -> list[float | None]:
-        """ROUGE-L of each completion's report against the column `report`; a null reference gives None."""
-        return score_texts("rouge_reward", score, completions, report, untagged)
-
-    return rouge_reward
+    return TextReward("rouge_reward", partial(rouge_l, tokens=tokens), untagged)
 
 
 rouge_reward = make_rouge_reward()

@@ -559,7 +559,7 @@ def test_radcliq_alone_trains(call, tiny, phantom, tmp_path):
     arguments += ["--max_steps", 1, "--per_device_train_batch_size", 4, "--effective_batch_size", 4]
     call(grpo_mrgr1.main, *arguments, "--max_completion_length", 6, "--prompt_file", "prompts/mrgr1_tiny.txt")
     logged = json.loads((tmp_path / "run/trainer_state.json").read_text())["log_history"]
-    assert "rewards/radcliq_lite/mean" in logged[0]
+    assert "rewards/radcliq_lite_reward/mean" in logged[0]
     assert logged[0]["completions/untagged"] == 1  # an untrained model writes no tag
 
 

@@ -111,7 +111,7 @@ def test_g_is_trained_and_e_is_not(words, train, stage1, call, phantom, tmp_path
         assert any("fc1" in name for name in decoder)
     assert any(name.startswith(TRANSFER) for name in changed)
     rows = [row for row in json.loads(Path(out, "trainer_state.json").read_text())["log_history"] if "kl" in row]
-    assert len(rows) == 2 and "kl_lambda/mean" in rows[0] and "rewards/radcliq_lite/mean" in rows[0]
+    assert len(rows) == 2 and "kl_lambda/mean" in rows[0] and "rewards/radcliq_lite_reward/mean" in rows[0]
     assert AutoProcessor.from_pretrained(out).image_token == IMAGE_TOKEN
     file = tmp_path / "reports.jsonl"
     call(generate.main, "--model", out, "--dataset", phantom, "--out", file, "--views", "frontal",
@@ -130,7 +130,7 @@ def test_split_weights(under, words, stage1, phantom, tmp_path, torchrun):
         main, out = split_over_two(torchrun, config), tmp_path / str(config)
         run_script(main, ppo_lmrrg.main, "demo_cqrl.yaml", stage1, phantom, out, *words, **given)
         history = json.loads(Path(out, "trainer_state.json").read_text())["log_history"]
-        names = ("loss", "rewards/radcliq_lite/mean", "kl", "value/mean", "value/loss")
+        names = ("loss", "rewards/radcliq_lite_reward/mean", "kl", "value/mean", "value/loss")
         found.append([[row.get(name, 0.0) for name in names] for row in history if "kl" in row])
         assert find_damage(out / "checkpoint-4") is None
         model, loaded = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
@@ -214,7 +214,7 @@ def test_the_published_radcliq(phantom, tmp_path):
         bertscore=str(tmp_path / "distilroberta-base"),
     )  # fmt: skip
     reward = make_published_radcliq(args)
-    assert reward.__name__ == "radcliq"
+    assert reward.__name__ == "radcliq_reward"
     same, other = reward(texts[:2], report=[texts[0], texts[2]])
     assert 0 <= other < same <= 1
 

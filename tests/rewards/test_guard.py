@@ -6,6 +6,7 @@ The rewards with an encoder go through it in the files that build one.
 import asyncio
 import math
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -240,23 +241,31 @@ def test_broken_rewards_are_caught(reward, finding):
         check_reward(reward, TEXTS)
 
 
-@pytest.mark.parametrize("what", STRANGE)
-def test_each_strange_completion_is_tried(what):
-    def fragile(completions, *, report, **kwargs):
-        if STRANGE[what] in map(completion_text, completions):
+class Fragile:
+    __name__ = "fragile"
+
+    def __init__(self, what):
+        self.what = what
+
+    def __call__(self, completions, *, report, **kwargs):
+        if STRANGE[self.what] in map(completion_text, completions):
             raise ValueError("not this one")
         return sound(completions, report=report)
 
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_each_strange_completion_is_tried(what):
     with pytest.raises(AssertionError, match="fragile breaks 1 rule") as error:
-        check_reward(fragile, TEXTS)
+        check_reward(Fragile(what), TEXTS)
     assert str(error.value).endswith(f"\n- {what}: raises ValueError: not this one")
 
 
-def test_the_sound_one_passes_in_every_form():
-    async def later(completions, **columns):
-        await asyncio.sleep(0)
-        return sound(completions, **columns)
+async def later(completions, **columns):
+    await asyncio.sleep(0)
+    return sound(completions, **columns)
 
+
+def test_the_sound_one_passes_in_every_form():
     rows = [{"completion": c, "report": r} for c, r in zip(COLUMNS["completions"], REPORTS, strict=True)]
     chats = [[{"role": "assistant", "content": completion}] for completion in COLUMNS["completions"]]
     for reward in (sound, later):
@@ -265,6 +274,30 @@ def test_the_sound_one_passes_in_every_form():
         assert summary.startswith(f"{reward.__name__} passed: 4 rows, ") and summary.endswith(
             " calls, scores from 0.2857 to 1"
         )
+
+
+def test_a_reward_must_go_to_another_process():
+    """TRL's asynchronous trainer pickles its rewards, and every trainer logs them by their names."""
+
+    def local(completions, **columns):
+        return sound(completions, **columns)
+
+    with pytest.raises(AssertionError, match=r"local breaks 1 rule\(s\):\n- pickle refuses it: Can't pickle local"):
+        check_reward(local, TEXTS)
+    with pytest.raises(AssertionError, match=r"partial breaks 1 rule.*\n- it has no __name__, by which TRL logs it"):
+        check_reward(partial(sound), TEXTS)
+
+    class Forgetful:  # its pickle is another reward
+        __name__ = "forgetful"
+
+        def __call__(self, completions, **columns):
+            return sound(completions, **columns)
+
+        def __reduce__(self):
+            return partial, (flat,)
+
+    with pytest.raises(AssertionError, match=r"forgetful breaks 1 rule\(s\):\n- after pickle: row . scores 0.5"):
+        check_reward(Forgetful(), TEXTS)
 
 
 def test_strings_are_expected_where_messages_were_given():

@@ -157,13 +157,13 @@ def constant(value: float, lite: bool = False):
 
 def test_name_says_whether_a_part_is_lite():
     real = dict.fromkeys(NAMES, constant(1.0))
-    assert make_radcliq_reward(**real).__name__ == "radcliq"
+    assert make_radcliq_reward(**real).__name__ == "radcliq_reward"
     for name in NAMES:
-        assert make_radcliq_reward(**real | {name: constant(1.0, lite=True)}).__name__ == "radcliq_lite"
+        assert make_radcliq_reward(**real | {name: constant(1.0, lite=True)}).__name__ == "radcliq_lite_reward"
     for name in ("radgraph", "bertscore", "semb"):  # left out: the lexical one
-        assert make_radcliq_reward(**real | {name: None}).__name__ == "radcliq_lite"
-    assert make_radcliq_reward(**real | {"bleu": None}).__name__ == "radcliq"  # BLEU-2 has no stand-in
-    assert radcliq_lite_reward.__name__ == "radcliq_lite"
+        assert make_radcliq_reward(**real | {name: None}).__name__ == "radcliq_lite_reward"
+    assert make_radcliq_reward(**real | {"bleu": None}).__name__ == "radcliq_reward"  # BLEU-2 has no stand-in
+    assert radcliq_lite_reward.__name__ == "radcliq_lite_reward"
 
 
 def test_reward_is_the_transform_of_the_parts():
@@ -280,7 +280,7 @@ def test_reads_the_report_only():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({}, "radcliq_lite needs .*'report'"),
+        ({}, "radcliq_lite_reward needs .*'report'"),
         ({"report": ["a", "b"]}, "1 completions but 2"),
         ({"report": [""]}, "empty"),
     ],

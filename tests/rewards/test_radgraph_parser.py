@@ -217,7 +217,7 @@ def test_part_of_radcliq(parser):
     for each in parts.values():
         each.lite = False
     reward = make_radcliq_reward(radgraph=part, **parts)
-    assert reward.__name__ == "radcliq"
+    assert reward.__name__ == "radcliq_reward"
     scores = reward([TEXTS[0], TEXTS[1], ""], report=[TEXTS[0]] * 3)
     assert scores[0] > scores[1] >= scores[2] == 0
 
