@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -282,23 +282,25 @@ def check_hardware(training_args, model_args) -> None:
         )
 
 
-def choose_rewards(names: list[str], available: dict[str, Callable], weights: list[float] | None) -> list[Callable]:
-    """The rewards `names`, each made by what `available` has for it; `weights` are those of the run, if any.
+def choose_rewards(settings, labeler: Callable, references: Sequence[str], weights) -> list[Callable]:
+    """The rewards that `settings`, RewardArguments of rewards/table.py, name; `weights` are those of the run, if any.
 
     Each process makes its own, the first process before the others. Raises InputError on an unknown name, another
     number of weights, or a reward that cannot be made.
     """
     from accelerate import PartialState
 
-    if unknown := [name for name in names if name not in available]:
-        raise InputError(f"there is no reward {unknown[0]!r}; choose among {', '.join(available)}")
+    from rewards.inputs import remembered
+    from rewards.table import make_rewards
+
+    names = settings.rewards
     if weights and len(weights) != len(names):
         raise InputError(f"reward_weights has {len(weights)} values for {len(names)} rewards")
     try:
         with PartialState().main_process_first():  # what has to be downloaded comes once
-            return [available[name]() for name in names]
+            return make_rewards(settings, remembered(labeler), references)
     except (OSError, ValueError) as error:
-        raise InputError(f"reward {', '.join(names)}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"rewards {', '.join(names)}: {str(error).splitlines()[0]}") from error
 
 
 def save_run(folder: str | Path, *arguments, sources: list[str] | None = None) -> None:

@@ -11,11 +11,9 @@ Any value of the YAML can be overridden, e.g. `--learning_rate 1e-5`; `--resume_
 
 import sys
 from dataclasses import dataclass, field
-from typing import Literal
 
 from trl import ModelConfig, get_peft_config
 
-import rewards
 from recipes.cli import InputError, check_hardware, check_model, choose_rewards, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.processors import load_processor
@@ -26,7 +24,7 @@ from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.config import check_run
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.interrupt import SaveOnInterrupt
-from rewards.inputs import remembered
+from rewards.table import RewardArguments
 
 
 @dataclass
@@ -39,15 +37,6 @@ class RecipeArguments:
     max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
     min_pixels: int | None = field(default=None, metadata={"help": "Images are scaled up to this many pixels."})
     max_pixels: int | None = field(default=None, metadata={"help": "Images are scaled down to this many pixels."})
-    rewards: list[str] = field(
-        default_factory=lambda: ["mccs", "format"],
-        metadata={"help": "mccs, ce_f1, positive_f1, format, bleu, rouge, cider, radcliq_lite."},
-    )
-    labeler: str = field(default="lexical", metadata={"help": "lexical, chexbert or chexbert:MODEL."})
-    margin: float = field(default=0.2, metadata={"help": "m of MCCS (Eq. 6)."})
-    untagged: Literal["whole", "zero"] = field(
-        default="whole", metadata={"help": "Report of a completion without <report>: whole but reasoning, or none."}
-    )
     stop_on_collapse: int = field(
         default=256, metadata={"help": "Stop once 0.95 of this many completions are one report; 0: never."}
     )
@@ -56,8 +45,8 @@ class RecipeArguments:
 
 
 def main() -> None:
-    args, training_args, model_args = parse(
-        RecipeArguments, MRGR1Config, ModelConfig, default_config="configs/mrgr1/iu.yaml"
+    args, reward_args, training_args, model_args = parse(
+        RecipeArguments, RewardArguments, MRGR1Config, ModelConfig, default_config="configs/mrgr1/iu.yaml"
     )
     if training_args.beta == 0 and not args.allow_no_kl:
         raise InputError("beta is 0, so Eq. 1's KL term would be off: set beta (ours: 0.04) or pass --allow_no_kl")
@@ -67,7 +56,7 @@ def main() -> None:
     ################
     # Dataset
     ################
-    prompt, labeler = read_prompt(args.prompt_file), load_labeler(args.labeler)
+    prompt, labeler = read_prompt(args.prompt_file), load_labeler(reward_args.labeler)
     rows, data, keep = {}, {}, ("study_id", "report", "labels")
     for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
         rows[split] = read_labelled(args.dataset, split, labeler)
@@ -95,21 +84,7 @@ def main() -> None:
     ################
     # Rewards
     ################
-    labeler = remembered(labeler)  # for both rewards at once
-    text = {"untagged": args.untagged}
-    available = {
-        "mccs": lambda: rewards.make_mccs_reward(margin=args.margin, labeler=labeler, **text),
-        "ce_f1": lambda: rewards.make_ce_f1_reward(labeler, **text),
-        "positive_f1": lambda: rewards.make_ce_f1_reward(
-            labeler, label_set="13", empty_match=0.0, name="positive_f1_reward", **text
-        ),
-        "format": rewards.make_format_reward,
-        "bleu": lambda: rewards.make_bleu_reward(**text),
-        "rouge": lambda: rewards.make_rouge_reward(**text),
-        "cider": lambda: rewards.make_cider_reward(rows["train"]["report"], **text),  # which give document frequencies
-        "radcliq_lite": lambda: rewards.make_radcliq_reward(**text),
-    }
-    reward_funcs = choose_rewards(args.rewards, available, training_args.reward_weights)
+    reward_funcs = choose_rewards(reward_args, labeler, rows["train"]["report"], training_args.reward_weights)
     check_run(training_args, len(data["train"]), rewards=reward_funcs)
 
     ################
@@ -128,7 +103,7 @@ def main() -> None:
     )
     collapse = StopOnCollapse(trainer, args.stop_on_collapse)
     trainer.add_callback(collapse)
-    save_run(training_args.output_dir, args, training_args, model_args, sources=sources)
+    save_run(training_args.output_dir, args, reward_args, training_args, model_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if collapse.sentence:
         sys.exit(collapse.sentence)

@@ -18,17 +18,15 @@ from trl import ModelConfig, get_peft_config
 
 from recipes.cli import InputError, check_hardware, choose_rewards, parse, read_prompt, run, save_run
 from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
-from recipes.data.references import CHEXBERT, load_labeler, read_labelled
+from recipes.data.references import load_labeler, read_labelled
 from recipes.data.samples import columns_of, prepare_images, to_samples
-from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.config import check_run
 from recipes.trainers.interrupt import SaveOnInterrupt
-from recipes.trainers.lmrrg import LORA_OF_DECODER, check_trained, load_checkpoint, make_published_radcliq
+from recipes.trainers.lmrrg import LORA_OF_DECODER, check_trained, load_checkpoint
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
-from rewards import make_bleu_reward, make_ce_f1_reward, make_mccs_reward, make_radcliq_reward, make_rouge_reward
-from rewards.inputs import remembered
+from rewards.table import RewardArguments
 
 
 @dataclass
@@ -37,18 +35,6 @@ class RecipeArguments:
     prompt_file: str = field(default="prompts/lmrrg.txt", metadata={"help": "As in stage 1."})
     views: Literal["frontal", "each"] = field(default="frontal", metadata={"help": "As in stage 1."})
     max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
-    rewards: list[str] = field(
-        default_factory=lambda: ["radcliq"],
-        metadata={"help": "radcliq, radcliq_lite (no weights), bleu, rouge, mccs, ce_f1."},
-    )
-    radcliq_version: Literal["v0", "v1"] = field(default="v1", metadata={"help": "A-10."})
-    reward_transform: Literal["affine", "exp", "reciprocal"] = field(
-        default="affine", metadata={"help": "Of RadCliQ, which is better when lower, into [0, 1] (A-11)."}
-    )
-    radgraph: str = field(default="outputs/radgraph", metadata={"help": "See recipes/convert_radgraph.py."})
-    bertscore: str = field(default="distilroberta-base", metadata={"help": "RadCliQ's encoder."})
-    chexbert: str = field(default=CHEXBERT, metadata={"help": "See recipes/convert_chexbert.py."})
-    labeler: str = field(default="lexical", metadata={"help": "Of mccs and ce_f1: lexical, chexbert:MODEL."})
     stop_on_collapse: int = field(
         default=256, metadata={"help": "Stop once 0.95 of this many completions are one report; 0: never."}
     )
@@ -57,8 +43,8 @@ class RecipeArguments:
 
 
 def main() -> None:
-    args, training_args, model_args = parse(
-        RecipeArguments, PPOConfig, ModelConfig, default_config="configs/lmrrg/mimic_cqrl.yaml"
+    args, reward_args, training_args, model_args = parse(
+        RecipeArguments, RewardArguments, PPOConfig, ModelConfig, default_config="configs/lmrrg/mimic_cqrl.yaml"
     )
     if training_args.use_vllm:
         raise InputError("vLLM does not know LM-RRG: set use_vllm: false")
@@ -70,15 +56,10 @@ def main() -> None:
     ################
     # Dataset
     ################
-    prompt = read_prompt(args.prompt_file)
-    rows, data, keep, labeler = {}, {}, ("study_id", "report"), None
-    if {"mccs", "ce_f1"} & set(args.rewards):
-        keep, labeler = (*keep, "labels"), load_labeler(args.labeler)
+    prompt, labeler = read_prompt(args.prompt_file), load_labeler(reward_args.labeler)
+    rows, data, keep = {}, {}, ("study_id", "report", "labels")
     for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
-        if labeler:
-            rows[split] = read_labelled(args.dataset, split, labeler, columns_of(prompt, args.views))
-        else:
-            rows[split] = read_split(args.dataset, split, columns_of(prompt, args.views))
+        rows[split] = read_labelled(args.dataset, split, labeler, columns_of(prompt, args.views))
         data[split] = to_samples(rows[split], prompt, args.views, keep=keep, limit=args.max_samples)
     sources = sources_of(rows, model_args.model_name_or_path, resume)
     repository = claim(training_args, sources, args.public_because)
@@ -86,15 +67,7 @@ def main() -> None:
     ################
     # Rewards
     ################
-    available = {
-        "radcliq": lambda: make_published_radcliq(args),
-        "radcliq_lite": lambda: make_radcliq_reward(version=args.radcliq_version, transform=args.reward_transform),
-        "bleu": make_bleu_reward,
-        "rouge": make_rouge_reward,
-        "mccs": lambda: make_mccs_reward(labeler=remembered(labeler)),
-        "ce_f1": lambda: make_ce_f1_reward(remembered(labeler)),
-    }
-    reward_funcs = choose_rewards(args.rewards, available, training_args.reward_weights)
+    reward_funcs = choose_rewards(reward_args, labeler, rows["train"]["report"], training_args.reward_weights)
     check_run(training_args, len(data["train"]), rewards=reward_funcs)
 
     ################
@@ -123,7 +96,7 @@ def main() -> None:
     )
     collapse = StopOnCollapse(trainer, args.stop_on_collapse)
     trainer.add_callback(collapse)
-    save_run(training_args.output_dir, args, training_args, model_args, sources=sources)
+    save_run(training_args.output_dir, args, reward_args, training_args, model_args, sources=sources)
     trainer.train(resume_from_checkpoint=resume)
     if collapse.sentence:
         sys.exit(collapse.sentence)

@@ -107,6 +107,7 @@ def check_run(
     figures = {"loss", "runtime", "samples_per_second", "steps_per_second", *metrics, *getattr(args, "metrics", ())}
     names = [reward.__name__ for reward in rewards]
     figures |= {f"rewards/{name}/{figure}" for name in names for figure in ("mean", "std")}
+    names = [name.removesuffix("_reward") for name in names]  # what a reward logs of its parts begins with it
     figure = metric.removeprefix("eval_")
-    if figure not in figures and figure.partition("/")[0] not in names:  # a reward's parts: its name stands first
+    if figure not in figures and figure.partition("/")[0] not in names:
         raise InputError(f"metric_for_best_model must be one of {', '.join(sorted(figures))}, not {metric}")

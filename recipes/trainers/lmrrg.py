@@ -11,12 +11,6 @@ from trl import ModelConfig
 from modeling import LMRRGForConditionalGeneration, LMRRGProcessor
 from recipes.cli import InputError
 from recipes.data.model_files import check_folder
-from rewards import make_radcliq_reward
-from rewards.bertscore import BERTScore
-from rewards.chexbert import CheXbertLabeler
-from rewards.radcliq import make_semb_part
-from rewards.radgraph import make_radgraph_part
-from rewards.radgraph_parser import RadGraphParser
 
 LORA_OF_DECODER = r".*language_model.*\.(q|v)_proj"  # the image encoder has a q_proj too
 
@@ -103,17 +97,3 @@ def check_trained(name: str) -> None:
             f"{name} was never trained (it has no trainer_state.json of a step): train stage 1 with "
             "recipes/sft_lmrrg.py and name its folder, or pass --allow_scratch"
         )
-
-
-def make_published_radcliq(args):
-    """The RadCliQ reward of the parts that it was fitted on (LM-019), which recipes/ppo_lmrrg.py's `args` name.
-
-    Raises OSError or ValueError where a part cannot be loaded.
-    """
-    return make_radcliq_reward(
-        radgraph=make_radgraph_part(RadGraphParser(args.radgraph)),
-        bertscore=BERTScore(args.bertscore),
-        semb=make_semb_part(CheXbertLabeler(args.chexbert).embed, lite=False),
-        version=args.radcliq_version,
-        transform=args.reward_transform,
-    )

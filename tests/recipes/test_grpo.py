@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer, paper_advantages
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
 from rewards.labelers import LexicalLabeler
+from rewards.table import REWARDS, make_rewards
 
 ROOT = Path(__file__).resolve().parents[2]
 NAN = float("nan")
@@ -316,8 +318,11 @@ def rewards_of_the_recipe(call, tiny, phantom, tmp_path, monkeypatch):
     def rewards_of_the_recipe(*arguments) -> dict:
         functions = {}
 
-        def stop(names, available, weights):
-            functions.update({name: make() for name, make in available.items()})
+        def stop(settings, labeler, references, weights):
+            names = [name for name in REWARDS if name not in ("bertscore", "radgraph", "radcliq")]  # need weights
+            functions.update(
+                zip(names, make_rewards(replace(settings, rewards=names), labeler, references), strict=True)
+            )
             raise InputError("far enough")
 
         monkeypatch.setattr(grpo_mrgr1, "choose_rewards", stop)
@@ -363,7 +368,9 @@ def test_untagged_reaches_every_reward(mode, rewards_of_the_recipe):
     """A completion that is the reference, without a tag, earns something with `whole` and nothing with `zero`."""
     functions = rewards_of_the_recipe("--untagged", mode)
     del functions["format"]
-    assert {"mccs", "ce_f1", "positive_f1", "bleu", "rouge", "cider", "radcliq_lite"} <= set(functions)
+    assert {"mccs", "ce_f1", "positive_f1", "bleu", "rouge", "cider", "radgraph_lexical", "radcliq_lite"} == set(
+        functions
+    )
     report = "There is a small left pleural effusion. The heart is enlarged."
     for name, function in functions.items():
         (score,) = function([[{"role": "assistant", "content": report}]], report=[report])

@@ -32,6 +32,7 @@ from recipes.trainers.collapse import StopOnCollapse, commonest
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
 from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
+from rewards.table import REWARDS, RewardArguments
 
 WORDS = ["<pad>", "<eos>", "lungs", "clear", "heart", "large", "no", "effusion"]
 PROMPTS = ["lungs", "heart large", "no effusion", "heart"]
@@ -663,7 +664,8 @@ def save_late(folder: Path, kind: str) -> None:
         time.sleep(0.5)  # a download
         return says_clear
 
-    assert choose_rewards(["clear"], {"clear": load}, None) == [says_clear]
+    REWARDS["clear"] = lambda material: load()
+    assert choose_rewards(RewardArguments(rewards=["clear"]), says_clear, [], None) == [says_clear]
     (folder / f"loads{rank}.json").write_text(json.dumps(loads))
     write, seen = trainer._save_rng_state, []
 

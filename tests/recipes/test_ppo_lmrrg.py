@@ -19,12 +19,14 @@ from modeling.processing_lmrrg import IMAGE_TOKEN
 from modeling.tiny import build_chexbert, train_tokenizer
 from modeling.tiny_lmrrg import build_lmrrg
 from recipes import generate, ppo_lmrrg, sft_lmrrg
-from recipes.cli import InputError
+from recipes.cli import InputError, choose_rewards
 from recipes.data.schema import read_split
 from recipes.trainers.checkpoints import find_damage
-from recipes.trainers.lmrrg import check_trained, load_checkpoint, make_published_radcliq
+from recipes.trainers.lmrrg import check_trained, load_checkpoint
 from recipes.trainers.ppo import STATE_FILE
 from rewards import make_radcliq_reward
+from rewards.labelers import LexicalLabeler
+from rewards.table import RewardArguments
 
 CONFIGS = Path(ppo_lmrrg.__file__).parent / "configs/lmrrg"
 EXTRACTOR, TRANSFER, DECODER = "model.visual_extractor.", "model.visual_transfer.", "model.language_model."
@@ -181,8 +183,8 @@ def test_the_settings_of_radcliq_reach_it(version, transform, train, stage1, tmp
     """The lexical one; two reports, of which no two settings think the same."""
     rewards, text = {}, ["There is a left pleural effusion.", "The heart is enlarged. There is a pleural effusion."]
 
-    def stop(names, available, weights):
-        rewards["radcliq_lite"] = available["radcliq_lite"]()
+    def stop(*arguments):
+        rewards["radcliq_lite"] = choose_rewards(*arguments)[0]
         raise InputError("far enough")
 
     monkeypatch.setattr(ppo_lmrrg, "choose_rewards", stop)
@@ -209,12 +211,13 @@ def test_the_published_radcliq(phantom, tmp_path):
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "distilroberta-base")
-    args = ppo_lmrrg.RecipeArguments(
-        dataset="", radgraph=str(save_tiny(tmp_path / "radgraph", texts)), chexbert=str(tmp_path / "chexbert"),
-        bertscore=str(tmp_path / "distilroberta-base"),
+    settings = RewardArguments(
+        rewards=["radcliq", "radgraph", "bertscore"], radgraph=str(save_tiny(tmp_path / "radgraph", texts)),
+        chexbert=str(tmp_path / "chexbert"), bertscore=str(tmp_path / "distilroberta-base"),
     )  # fmt: skip
-    reward = make_published_radcliq(args)
-    assert reward.__name__ == "radcliq_reward"
+    reward, *others = choose_rewards(settings, LexicalLabeler(), texts, None)
+    assert [each.__name__ for each in (reward, *others)] == ["radcliq_reward", "radgraph_reward", "bertscore_reward"]
+    assert all(other(texts[:1], report=texts[:1]) == [pytest.approx(1, abs=1e-5)] for other in others)
     same, other = reward(texts[:2], report=[texts[0], texts[2]])
     assert 0 <= other < same <= 1
 
@@ -244,10 +247,10 @@ def test_no_model_is_named():
     [
         ({"model_name_or_path": "nowhere/at_all"}, "nowhere/at_all cannot be loaded"),
         ({"theta": 0}, "theta must be above 0, not 0.0"),
-        ({"rewards": "radclick"}, "there is no reward 'radclick'; choose among radcliq, radcliq_lite, bleu"),
-        ({"rewards": "radcliq", "radgraph": "./none"}, "reward radcliq: "),  # no weights, and which
+        ({"rewards": "radclick"}, "there is no reward 'radclick'; choose among mccs, ce_f1"),
+        ({"rewards": "radcliq", "radgraph": "./none"}, "rewards radcliq: "),  # no weights, and which
         ({"reward_weights": "0.5 0.5"}, "reward_weights has 2 values for 1 rewards"),
-        ({"reward_range": "0.9 1.0"}, "which is not in reward_range [0.9, 1.0] (radcliq_lite"),
+        ({"reward_range": "0.9 1.0"}, "which is not in reward_range [0.9, 1.0] (radcliq_lite_reward"),
         ({"resume_from_checkpoint": "latest"}, "there is no checkpoint in"),
         ({"use_vllm": "true"}, "vLLM does not know LM-RRG"),
     ],

@@ -24,12 +24,13 @@ from recipes.trainers.config import LabelerConfig, SFTRecipeConfig, check_run
 from recipes.trainers.grpo import MRGR1Config
 from recipes.trainers.llmrg4 import ScenarioSFTConfig
 from recipes.trainers.ppo import PPOConfig
+from rewards.table import RewardArguments
 
 CONFIGS = Path(sft_mrgr1.__file__).parent / "configs"
 SCRIPTS = {  # the dataclasses of each script, and a YAML of it that needs no GPU
-    "grpo": ((grpo_mrgr1.RecipeArguments, MRGR1Config, ModelConfig), "mrgr1/phantom.yaml"),
+    "grpo": ((grpo_mrgr1.RecipeArguments, RewardArguments, MRGR1Config, ModelConfig), "mrgr1/phantom.yaml"),
     "sft": ((sft_mrgr1.RecipeArguments, ClinicalArguments, SFTRecipeConfig, ModelConfig), "mrgr1/sft_phantom.yaml"),
-    "ppo": ((ppo_lmrrg.RecipeArguments, PPOConfig, ModelConfig), "lmrrg/demo_cqrl.yaml"),
+    "ppo": ((ppo_lmrrg.RecipeArguments, RewardArguments, PPOConfig, ModelConfig), "lmrrg/demo_cqrl.yaml"),
     "lmrrg": (
         (sft_lmrrg.RecipeArguments, sft_lmrrg.ModelParts, ClinicalArguments, SFTRecipeConfig, ModelConfig),
         "lmrrg/demo.yaml",
