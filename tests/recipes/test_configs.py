@@ -16,6 +16,7 @@ from recipes import grpo_mrgr1, sft_mrgr1
 from recipes.cli import parse, read_prompt
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.grpo import MRGR1Config
+from rewards.table import RewardArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes/configs/mrgr1"
@@ -57,9 +58,10 @@ def load(name: str) -> dict:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
 def test_every_key_is_known_to_the_script(file, monkeypatch):
-    script, config = (sft_mrgr1, SFTRecipeConfig) if "sft" in file.name else (grpo_mrgr1, MRGR1Config)
+    of_grpo = (grpo_mrgr1.RecipeArguments, RewardArguments, MRGR1Config)
+    types = (sft_mrgr1.RecipeArguments, SFTRecipeConfig) if "sft" in file.name else of_grpo
     monkeypatch.setattr(sys, "argv", ["script", "--config", str(file), "--use_cpu", "true"])
-    args, training_args, _ = parse(script.RecipeArguments, config, ModelConfig)
+    args, *_, training_args, _ = parse(*types, ModelConfig)
     assert args.dataset == load(file.name)["dataset"]
     assert training_args.output_dir == load(file.name)["output_dir"]
     assert read_prompt(args.prompt_file)

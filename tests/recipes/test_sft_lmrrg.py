@@ -27,6 +27,7 @@ from recipes.data.schema import read_split
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.disease_sft import UNKNOWN, DiseaseCollator, DiseaseSFTTrainer
 from recipes.trainers.ppo import PPOConfig
+from rewards.table import RewardArguments
 
 CONFIGS = Path(sft_lmrrg.__file__).parent / "configs/lmrrg"
 PROMPT = read_prompt("prompts/lmrrg.txt")
@@ -370,7 +371,7 @@ def test_weights_of_another_configuration(train, tiny_lmrrg, tmp_path):
 def test_configs(file, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script", "--config", str(file), "--use_cpu", "true"])
     if "cqrl" in file.name:
-        args, training_args, model_args = parse(ppo_lmrrg.RecipeArguments, PPOConfig, ModelConfig)
+        args, _, training_args, model_args = parse(ppo_lmrrg.RecipeArguments, RewardArguments, PPOConfig, ModelConfig)
         stage1 = yaml.safe_load((CONFIGS / file.name.replace("_cqrl", "")).read_text())
         assert model_args.model_name_or_path == stage1["output_dir"]
         assert training_args.kl_controller == "reward_threshold" and training_args.beta == 1.0  # Eqs. 4 and 5
