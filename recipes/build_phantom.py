@@ -32,6 +32,7 @@ from recipes.data.phantom import (
     write_request,
 )
 from recipes.data.schema import SPLITS, write_dataset
+from recipes.data.sources import PHANTOM
 
 SCENARIOS = ("sn", "sw", "mn", "mw")
 
@@ -87,8 +88,8 @@ def build_row(split: str, index: int, scenario: str, args: BuildArguments) -> di
         "report": findings,
         "scenario": scenario,
         "labels": list(study.states),
-        "source": "phantom",
-        "license": "CC0-1.0",
+        "source": PHANTOM.name,
+        "license": PHANTOM.license,
     }
 
 

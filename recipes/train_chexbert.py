@@ -24,8 +24,9 @@ from recipes.cli import InputError, parse, report, run, save_run
 from recipes.data.hub import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.data.labelled import find_evidence, mix, read_csv
 from recipes.data.model_files import load_bert
-from recipes.data.openi import SOURCE, read_studies, text_columns
+from recipes.data.openi import read_studies, text_columns
 from recipes.data.schema import read_split
+from recipes.data.sources import OPENI
 from recipes.trainers.checkpoints import check_whole, resume_from, save_final
 from recipes.trainers.config import LabelerConfig, check_run
 from recipes.trainers.evidence import EvidenceCollator, EvidenceTrainer
@@ -64,7 +65,7 @@ def main() -> None:
             reports, sources = rows["report"], sources_of(rows)
         else:
             sections = [text_columns(study, "findings+impression", "plain") for study in read_studies()[0]]
-            reports, sources = [each["report"] for each in sections if each["report"]], [SOURCE]
+            reports, sources = [each["report"] for each in sections if each["report"]], [OPENI.name]
         reports = list(dict.fromkeys(clean_text(text) for text in reports))
         labelled = dict(zip(reports, teacher(reports).tolist(), strict=True))
     sources = sorted({*sources, *sources_of(None, args.model, resume)})

@@ -27,8 +27,9 @@ from recipes.data.hub import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, source
 from recipes.data.judged import build_discbert, measure, mix, print_scores, read_judgements, score_heads, write_sheet
 from recipes.data.judges import RuleJudge
 from recipes.data.model_files import load_bert
-from recipes.data.openi import SOURCE, read_studies, text_columns
+from recipes.data.openi import read_studies, text_columns
 from recipes.data.schema import read_split
+from recipes.data.sources import OPENI
 from recipes.trainers.checkpoints import WholeCheckpoints, check_whole, resume_from, save_final
 from recipes.trainers.config import LabelerConfig, check_run
 from recipes.trainers.interrupt import SaveOnInterrupt
@@ -77,7 +78,7 @@ def main() -> None:
             reports, sources = rows["report"], sources_of(rows)
         else:
             sections = [text_columns(study, "findings+impression", "plain") for study in read_studies()[0]]
-            reports, sources = [each["report"] for each in sections if each["report"]], [SOURCE]
+            reports, sources = [each["report"] for each in sections if each["report"]], [OPENI.name]
         reports = list(dict.fromkeys(clean_text(text) for text in reports))
         judged = dict(zip(reports, teacher(reports).tolist(), strict=True))
     reports = [text for text in judged if text not in by_hand]

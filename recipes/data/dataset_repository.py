@@ -16,18 +16,14 @@ from pyarrow import compute, parquet
 from recipes.cli import InputError
 from recipes.data.hub import open_repository, push_files
 from recipes.data.judged import read_judgements
-from recipes.data.privacy import OPENI, UNKNOWN, is_credentialed, normalise
+from recipes.data.privacy import UNKNOWN, is_credentialed, normalise
 from recipes.data.references import scenario_folders
 from recipes.data.schema import FEATURES, HOW_TO_BUILD, SPLITS, read_build
+from recipes.data.sources import MIMIC, OPENI, PHANTOM, SOURCES
 from rewards.scenarios import CATEGORIES
 
 FILES = ("README.md", "*.parquet", "*/*.parquet")  # no build.json, manifest.csv, skipped.csv: they name the machine
 TLW = ("study_id", "scenario", "report", "key_spans", "source", "license")
-LICENSES = {
-    "phantom": {"license": "cc0-1.0"},
-    OPENI: {"license": "cc-by-nc-nd-4.0"},
-    "mimic-cxr": {"license": "other", "license_name": "physionet-credentialed-health-data-license-1.5.0"},
-}
 NOTES = {
     "study_id": "one study; a study may be in several configs",
     "subject_id": "splits never share a subject",
@@ -140,8 +136,8 @@ def write_card(configs: Configs, sources: set[str], build: dict, repository: str
         for config, files in configs.items()
     }
     first = next(iter(configs))
-    names = ["mimic-cxr" if is_credentialed(source) else normalise(source) for source in sources]
-    licences = [LICENSES.get(name, {"license": "other"}) for name in names]
+    names = [MIMIC.name if is_credentialed(source) else normalise(source) for source in sources]
+    licences = [SOURCES[name].hub if name in SOURCES else {"license": "other"} for name in names]
     head = {
         "pretty_name": repository,
         **(licences[0] if all(each == licences[0] for each in licences) else {"license": "other"}),
@@ -160,9 +156,9 @@ def write_card(configs: Configs, sources: set[str], build: dict, repository: str
     for config, files in configs.items():
         for name, kind in Features.from_arrow_schema(parquet.read_schema(next(iter(files.values())))).items():
             columns.setdefault((name, _name_type(kind)), []).append(config)
-    notices = ["synthetic phantoms are drawings, not medical data"] if "phantom" in names else []
-    notices += [OPENI_NOTICE] if OPENI in names else []
-    notices += [MIMIC_NOTICE] if "mimic-cxr" in names else []
+    notices = ["synthetic phantoms are drawings, not medical data"] if PHANTOM.name in names else []
+    notices += [OPENI_NOTICE] if OPENI.name in names else []
+    notices += [MIMIC_NOTICE] if MIMIC.name in names else []
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )  # Markdown: nothing of it is a report's text
@@ -201,7 +197,7 @@ def push_dataset(dataset: str | Path, name: str, because: str | None = None, jud
         again = f"complete it with: python recipes/push_dataset.py --dataset {dataset} --repo {name}"
         again += f" --judgements {judgements}" if judgements else ""
         repository = open_repository(name, "dataset", sources, bool(because), because, again=again)
-        if OPENI in map(normalise, sources):
+        if OPENI.name in map(normalise, sources):
             print(f"{name}: {OPENI_NOTICE}")
         if any(map(is_credentialed, sources)) and not because:
             print(f"{name}: {MIMIC_NOTICE}")

@@ -36,13 +36,13 @@ from recipes.data.model_card import card_for_push
 from recipes.data.privacy import (
     FREE,
     FREE_FOR_WEIGHTS,
-    OPENI,
     UNKNOWN,
     check_trackers,
     is_credentialed,
     normalise,
     private_among,
 )
+from recipes.data.sources import OPENI
 
 WHY_PUBLIC = "Makes a push public, and says why these data allow it; without it a push is private."
 _TOKENIZER = (
@@ -127,7 +127,7 @@ def check_allowed(name: str, kind: str, sources: Iterable[str], public: bool, be
     if not public:
         return
     sources = list(sources)
-    if kind == "dataset" and OPENI in map(normalise, sources):
+    if kind == "dataset" and OPENI.name in map(normalise, sources):
         raise InputError(
             f"{name}: Open-i's reports are under CC BY-NC-ND 4.0, and what is built from them is changed: it is never "
             "published; leave --public_because out for a private push"
@@ -227,7 +227,7 @@ def _check_visibility(repository: Repository) -> ModelInfo | DatasetInfo:
     """What the Hub says of the repository; InputError where everybody would see what must be private."""
     info = repository.api.repo_info(repository.name, repo_type=repository.kind)
     if not info.private and not repository.public:
-        never = repository.kind == "dataset" and OPENI in map(normalise, repository.sources)
+        never = repository.kind == "dataset" and OPENI.name in map(normalise, repository.sources)
         raise InputError(
             f"{repository.name} is public, and would hold what is made of {', '.join(repository.sources)}: make it "
             "private in its settings on the Hub"

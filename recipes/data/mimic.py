@@ -38,11 +38,10 @@ from recipes.data.mimic_sections import clean_mimic, read_sections
 from recipes.data.references import load_labeler
 from recipes.data.schema import FEATURES, SPLITS
 from recipes.data.sections import clean, target_text
+from recipes.data.sources import MIMIC
 from rewards import labelers
 from rewards.labels import CONDITIONS, from_csv
 
-SOURCE = "mimic-cxr"
-LICENSE = "PhysioNet Credentialed Health Data License 1.5.0"
 CHEXPERT_CSV = "chexpert_csv"  # as a labeler: PhysioNet's own table
 REPORTS = "mimic-cxr-reports.zip"
 STUDIES_PER_SHARD = 2000  # and 200 with images: what a killed process loses at most
@@ -457,8 +456,8 @@ def _text_columns(study: Study, found: dict[str, str], settings: Settings) -> tu
         **cleaned,
         "report": target_text(cleaned, settings.target),
         "key_spans": None,
-        "source": SOURCE,
-        "license": LICENSE,
+        "source": MIMIC.name,
+        "license": MIMIC.license,
     }
     return row, target_text(plain, settings.target)
 

@@ -7,10 +7,10 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from recipes.cli import InputError, replacing
-from recipes.data import mimic, openi
 from recipes.data.error_taxonomy import KINDS
 from recipes.data.privacy import normalise
 from recipes.data.score_tables import cell, number
+from recipes.data.sources import SOURCES
 from rewards.labels import FINDINGS
 
 OURS, PUSHED = "generated-by-evaluate", "generated-by-push"
@@ -22,7 +22,6 @@ TRAINERS = (
 REPLACED = (OURS, PUSHED, *TRAINERS)  # cards that may be
 ARGUMENTS = ("model_name_or_path", "dataset", "dataset_name", "max_steps", "num_train_epochs", "learning_rate", "seed")
 
-LICENSES = {"openi": openi.LICENSE, "mimic-cxr": mimic.LICENSE, "mimic-rg4": mimic.LICENSE, "phantom": "CC0-1.0"}
 _MRGR1 = (
     "Wang et al. 2025, MRG-R1: Reinforcement Learning for Clinically Aligned Medical Report Generation, 2512.16145"
 )
@@ -87,7 +86,8 @@ def describe_training(folder: Path) -> dict:
         "script": saved.get("script"),
         "yaml": yaml.safe_dump(saved["changed"], sort_keys=False) if saved.get("changed") else None,
         "sources": [
-            (source, LICENSES.get(normalise(source), "licence not known")) for source in saved.get("sources", ())
+            (source, SOURCES[normalise(source)].license if normalise(source) in SOURCES else "licence not known")
+            for source in saved.get("sources", ())
         ],
         "paper": CITATIONS.get(system),
         "base_model": base,

@@ -24,10 +24,9 @@ from recipes.cli import InputError
 from recipes.data import phantom
 from recipes.data.images import SUFFIXES
 from recipes.data.sections import clean, target_text
+from recipes.data.sources import OPENI
 from rewards.labels import CONDITIONS, NO_FINDING, CheXpertState
 
-SOURCE = "openi"
-LICENSE = "CC BY-NC-ND 4.0"
 SCHEMES = ("random", "r2gen", "rexrank")
 NOT_INDEXED = ("No Indexing", "Technical Quality of Image Unsatisfactory")  # MeSH entries that describe no finding
 
@@ -453,8 +452,8 @@ def text_columns(study: Study, target: str, cleaning: str) -> dict[str, str | No
         "indication": clean(study.sections.get("indication")),
         **sections,
         "report": target_text(sections, target) if study.report is None else clean(study.report, cleaning),
-        "source": SOURCE,
-        "license": LICENSE,
+        "source": OPENI.name,
+        "license": OPENI.license,
     }
 
 

@@ -9,11 +9,11 @@ import unicodedata
 from collections.abc import Iterable
 
 from recipes.cli import InputError
-from recipes.data.openi import SOURCE as OPENI
+from recipes.data.sources import OPENI, PHANTOM
 
 UNKNOWN = "unknown"  # the source of data that do not name theirs
-FREE = ("phantom",)  # for everything: drawings and sentences of this project
-FREE_FOR_WEIGHTS = (*FREE, OPENI)  # its licence allows no changed copies of the reports; a model is none
+FREE = (PHANTOM.name,)  # for everything: drawings and sentences of this project
+FREE_FOR_WEIGHTS = (*FREE, OPENI.name)  # its licence allows no changed copies of the reports; a model is none
 SENDS_NO_TEXT = ("tensorboard", "codecarbon", "kubeflow")  # trackers: files on this machine, or progress alone
 UPLOADS = {  # what makes a tracker send the weights away, and its value where it is not set
     "wandb": ("WANDB_LOG_MODEL", "false"),

@@ -28,6 +28,7 @@ from recipes.data.mimic_sections import clean_mimic
 from recipes.data.privacy import private_among
 from recipes.data.schema import FEATURES, has_text, read_build, read_dataset
 from recipes.data.sections import target_of, target_text
+from recipes.data.sources import MIMIC_RG4
 from rewards.discbert import DISCBERT, DiscBertJudge
 from rewards.labels import CONDITIONS, CheXpertState
 from rewards.scenarios import CATEGORIES, FORBIDDEN, SCENARIOS
@@ -519,7 +520,7 @@ def _published_text(record: dict, scenario: str, target: str) -> dict:
         **sections,
         "report": target_text(sections, target),
         "scenario": scenario,
-        "source": "mimic-rg4",
+        "source": MIMIC_RG4.name,
         "license": "PhysioNet Credentialed Health Data License 1.5.0",
     }
 
