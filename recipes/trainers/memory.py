@@ -107,10 +107,9 @@ class StepMemory:
 
 
 def describe(step: StepMemory) -> str:
-    """The parts of 0.05 GB or more, by size: `weights 16.6, gradients 1.3 GB`; the largest alone where none is."""
+    """The parts of 0.05 GB or more, the largest first: `weights 16.6 GB, gradients 1.3 GB`."""
     parts = sorted(step.parts().items(), key=lambda part: -part[1])
-    large = [part for part in parts if part[1] >= 0.05e9] or parts[:1]
-    return ", ".join(f"{name} {size / 1e9:.1f}" for name, size in large) + " GB"
+    return ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in parts if size >= 0.05e9)
 
 
 def optimizer_bytes(optim: str, element_size: int) -> int:

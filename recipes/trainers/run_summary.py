@@ -78,12 +78,14 @@ def describe_run(trainer: Trainer, loader: DataLoader, memory: StepMemory, row: 
     saved = saving.get(strategy, f"a checkpoint every {state.save_steps} steps")
     total = gpu_memory(args.device)
     limit = f", of {total / 1e9:.1f} GB that this GPU has" if total else ""
+    need = f"{memory.peak / 1e9:.1f} GB" if memory.peak >= 0.05e9 else "less than 0.1 GB"
+    parts = describe(memory)
     lines = {
         "model": f"{name}, {trained:,} of {whole:,} parameters are trained",
         "data": samples,
         "steps": f"{state.max_steps:,}{epochs}{start}; {step}",
         "writes to": f"{args.output_dir}, {saved}",
-        "memory": f"{memory.peak / 1e9:.1f} GB for a process at least{limit}: {describe(memory)}",
+        "memory": f"{need} for a process at least{limit}" + (f": {parts}" if parts else ""),
     }
     return "\n".join(["This run:", *(f"  {name:<11}{text}" for name, text in lines.items())])
 
