@@ -5,7 +5,7 @@ import time
 from datetime import datetime, timedelta
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, is_peft_model
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from trl import GRPOConfig
@@ -57,7 +57,8 @@ def describe_run(trainer: Trainer, loader: DataLoader, memory: StepMemory, row: 
     size = lambda parameter: getattr(parameter, "ds_numel", parameter.numel())  # noqa: E731  (of ZeRO-3)
     whole = sum(map(size, model.parameters()))
     trained = sum(size(parameter) for parameter in model.parameters() if parameter.requires_grad)
-    name = model.config.name_or_path or type(model).__name__
+    base = model.get_base_model() if is_peft_model(model) else model
+    name = base.config.name_or_path or type(base).__name__
     prompt, answer, looked_at = row
     number = len(loader.dataset) if looked_at else None
     samples = f"{number:,} samples" if number else "samples of unknown number"

@@ -24,7 +24,17 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import BertConfig, Dinov2Config, LlamaConfig, OPTConfig, Qwen2_5_VLConfig, Trainer, TrainerCallback
+from transformers import (
+    BertConfig,
+    Dinov2Config,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Trainer,
+    TrainerCallback,
+)
 from trl import GRPOConfig, ModelConfig, get_peft_config
 
 from modeling import LLMRG4Config, LMRRGConfig
@@ -135,7 +145,8 @@ def read_settings(file: str, config_class: type, folder: str, tiny: bool, steps:
 def make_rows(scenario: str, number: int, size: int) -> Dataset:
     """Phantom studies with images about `size` pixels wide; no span is a key one."""
     args = BuildArguments(size=size, shapes="square")
-    return Dataset.from_list([build_row("train", i, scenario, args) for i in range(number)], features=FEATURES)
+    rows = [dict.fromkeys(FEATURES) | build_row("train", i, scenario, args) for i in range(number)]
+    return Dataset.from_list(rows, features=FEATURES)
 
 
 def texts_of(rows: Dataset, prompt: str) -> list[str]:
@@ -173,7 +184,7 @@ def lmrrg_config(ids: LMRRGConfig) -> LMRRGConfig:
     return LMRRGConfig(text_config=config, image_token_id=ids.image_token_id, freeze_extractor=ids.freeze_extractor)
 
 
-def enlarge(tiny_model, config, dtype: str, device: str = "cuda"):
+def enlarge(tiny_model: PreTrainedModel, config: PreTrainedConfig, dtype: str, device: str = "cuda"):
     """A model of the miniature's class with random weights in the sizes of `config`, made on `device`."""
     with torch.device(device):
         model = type(tiny_model)._from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa")
@@ -312,6 +323,7 @@ def measure(name: str, tiny: bool) -> dict:
             torch.cuda.reset_peak_memory_stats()
         trainer.train()
     figures = meter.figures()
+    figures["tokens"] *= getattr(args, "num_iterations", 1)  # TRL counts those of a batch of completions once
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
     figures["computed_memory"] = memory_of_step(trainer, prompt + answer, answer).peak
     figures["operations"] = operations(step, figures["tokens"], rows)

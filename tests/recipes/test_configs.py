@@ -287,7 +287,9 @@ def test_computed_figures_of_the_cluster_page():
     images, studies = 368_960 * 4 // 16, round(222_758 * 4 / 16)  # MIMIC-CXR's official training split
     assert (values["num_generations"], values["effective_batch_size"], values["views"]) == (4, 16, "each")
     day = 24 * 3600
-    days = [f"{images * low / day:.0f} to {images * high / day:.0f} days" for low, high in zip(least, slow, strict=True)]
+    days = [
+        f"{images * low / day:.0f} to {images * high / day:.0f} days" for low, high in zip(least, slow, strict=True)
+    ]
     assert f"= {images:,} steps. On two A100 these are {days[0]} at 40 %" in page
     assert f"and {days[1].split()[0]} to {days[2].split()[2]} days at what was measured" in page
     of_eight = [seconds / 4 - writing / 4 + writing for seconds in least[1:]]

@@ -1,11 +1,16 @@
 """What a run says before its first step, the memory that it computes, and when it stops."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from test_long_runs import make_trainer, small_llama
 from torch.utils.data import IterableDataset
@@ -241,6 +246,25 @@ def test_a_gpu_that_is_too_small_stops_the_run(tmp_path, monkeypatch, capsys):
     make_trainer("weighted_sft", tmp_path, optim="adamw_torch", max_steps=1).train()
 
 
+def too_small_in_one_of_two(folder: Path) -> None:
+    """Notes how a process of two ends whose first one has a GPU that is too small."""
+    rank = PartialState(cpu=True).process_index
+    run_summary.gpu_memory = lambda device: 40_000 if rank == 0 else None
+    trainer = make_trainer("weighted_sft", folder / "run", optim="adamw_torch")
+    with pytest.raises(InputError) as raised:
+        trainer.train()
+    (folder / f"{rank}.txt").write_text(str(raised.value))
+
+
+def test_all_processes_stop(tmp_path, torchrun):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *torchrun(__file__, tmp_path)]
+    done = subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True, text=True)
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second and first.startswith("a step takes")
+    assert done.stdout.count("This run:") == 1 and "; 16 samples a step" in done.stdout
+
+
 def test_a_bad_row_is_named_before_the_first_step(tmp_path):
     trainer = make_trainer("weighted_sft", tmp_path)
     trainer.data_collator.encode = lambda text: {"input_ids": [5, 5, 5], "offset_mapping": [(0, 1)] * 3}
@@ -291,3 +315,7 @@ def test_a_short_run_says_nothing_of_hours(tmp_path, capsys):
     assert "10 steps took" in capsys.readouterr().out  # eleven: the first one is not measured
     make_plain(tmp_path, small_llama(), max_steps=10).train()
     assert "on average" not in capsys.readouterr().out
+
+
+if __name__ == "__main__":
+    too_small_in_one_of_two(Path(sys.argv[1]))
