@@ -147,7 +147,7 @@ def memory_of_step(trainer: Trainer, tokens: int, answer_tokens: int) -> StepMem
     held = {id(parameter): parameter for parameter in model.parameters()}
     trained = [parameter for parameter in held.values() if parameter.requires_grad]
     reference = getattr(trainer, "ref_model", None)
-    others = [] if reference is None else [each for each in reference.parameters() if id(each) not in held]
+    others = [] if reference is None else [weight for weight in reference.parameters() if id(weight) not in held]
     optim = str(getattr(args.optim, "value", args.optim))
     half = args.bf16 or args.fp16
     config = model.config.get_text_config()
@@ -157,11 +157,11 @@ def memory_of_step(trainer: Trainer, tokens: int, answer_tokens: int) -> StepMem
     if isinstance(args, GRPOConfig) and not args.use_vllm:  # vLLM has its share of the memory by its own setting
         written = args.per_device_train_batch_size * args.steps_per_generation
     return StepMemory(
-        weights=share[0] * sum(size(each) * each.element_size() for each in held.values()),
-        gradients=share[1] * sum(size(each) * each.element_size() for each in trained),
-        optimizer=share[2] * sum(size(each) * optimizer_bytes(optim, each.element_size()) for each in trained),
-        reference=share[0] * sum(size(each) * each.element_size() for each in others),
-        copies=share[0] * sum(2 * size(each) for each in trained if half and each.dtype == torch.float32),
+        weights=share[0] * sum(size(weight) * weight.element_size() for weight in held.values()),
+        gradients=share[1] * sum(size(weight) * weight.element_size() for weight in trained),
+        optimizer=share[2] * sum(size(weight) * optimizer_bytes(optim, weight.element_size()) for weight in trained),
+        reference=share[0] * sum(size(weight) * weight.element_size() for weight in others),
+        copies=share[0] * sum(2 * size(weight) for weight in trained if half and weight.dtype == torch.float32),
         layers=config.num_hidden_layers,
         width=width,
         mlp_width=getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", 4 * width),  # OPT; GPT-2

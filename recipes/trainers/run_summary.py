@@ -18,9 +18,17 @@ LOOKED_AT = 100  # samples: reading an X-ray and making its tokens takes up to 3
 MEASURED = 10  # steps
 
 
-def gpu_memory(device: torch.device) -> int | None:
-    """Bytes of memory that the GPU `device` has in all; None where it is no GPU."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+def gpu_memory(trainer: Trainer) -> int | None:
+    """Bytes of memory of the GPU that `trainer` runs on; None where it runs on none.
+
+    Of all GPUs together among which a lone process has split its model (TRL loads it with device_map auto).
+    """
+    devices = {trainer.args.device}
+    if trainer.is_model_parallel:
+        places = set(trainer.model.hf_device_map.values()) - {"cpu", "disk"}
+        devices = {torch.device("cuda", place) if isinstance(place, int) else torch.device(place) for place in places}
+    sizes = [torch.cuda.get_device_properties(device).total_memory for device in devices if device.type == "cuda"]
+    return sum(sizes) or None
 
 
 def longest_row(trainer: Trainer, loader: DataLoader) -> tuple[int, int, int]:
@@ -77,7 +85,7 @@ def describe_run(trainer: Trainer, loader: DataLoader, memory: StepMemory, row: 
     saving = {"no": "no checkpoint before the end", "epoch": "a checkpoint after every epoch"}
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     saved = saving.get(strategy, f"a checkpoint every {state.save_steps} steps")
-    total = gpu_memory(args.device)
+    total = gpu_memory(trainer)
     limit = f", of {total / 1e9:.1f} GB that this GPU has" if total else ""
     need = f"{memory.peak / 1e9:.1f} GB" if memory.peak >= 0.05e9 else "less than 0.1 GB"
     parts = describe(memory)
@@ -111,7 +119,7 @@ class RunSummary(TrainerCallback):
                 row = longest_row(trainer, train_dataloader)
                 memory = memory_of_step(trainer, row[0] + row[1], row[1])
                 print(describe_run(trainer, train_dataloader, memory, row), flush=True)
-                total = gpu_memory(args.device)
+                total = gpu_memory(trainer)
                 sentence = memory.advice(total) if total else None
             except InputError as error:
                 sentence = str(error)

@@ -292,8 +292,8 @@ def operations(step: Step, tokens: float, rows: int) -> float:
     lora = {id(value) for name, value in model.named_parameters() if "lora_" in name}
     weights = [value for value in decoder_weights(model) if id(value) not in lora]
     updates = getattr(args, "num_iterations", 1)
-    each = 2 + 2 * args.gradient_checkpointing + 2 + 2 * step.passes / updates
-    total = sum(value.numel() * (each + 2 * value.requires_grad) for value in weights) * tokens
+    of_a_token = 2 + 2 * args.gradient_checkpointing + 2 + 2 * step.passes / updates
+    total = sum(value.numel() * (of_a_token + 2 * value.requires_grad) for value in weights) * tokens
     if step.encoded:
         base = model.get_base_model() if is_peft_model(model) else model
         encoder = next(getattr(base.model, name) for name in ("visual", "vision_encoder") if hasattr(base.model, name))

@@ -46,8 +46,7 @@ class Arguments:
                 "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.89 GiB of which "
                 "1.44 GiB is free.\nSee the documentation"
             ),
-            "error: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.89 GiB: lower the "
-            "batch (per_device_train_batch_size",
+            "error: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.89 GiB: lower",
         ),
         (KeyboardInterrupt(), 130),  # the shell's code for Ctrl-C
     ],

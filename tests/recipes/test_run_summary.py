@@ -233,25 +233,46 @@ def test_once_for_a_call(tmp_path, capsys):
         assert capsys.readouterr().out.count("This run:") == 1
 
 
+@pytest.mark.parametrize(
+    ("device", "places", "expected"),
+    [
+        ("cpu", None, None),
+        ("cuda:1", None, 40),
+        ("cuda:0", {"visual": 0, "layers.0": "cuda:1", "layers.1": 1, "layers.2": "cpu"}, 24 + 40),  # device_map auto
+    ],
+)
+def test_gpu_memory(device, places, expected, monkeypatch):
+    sizes = {"cuda:0": 24, "cuda:1": 40}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=sizes[str(device)])
+    )
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(device=torch.device(device)),
+        is_model_parallel=places is not None,
+        model=SimpleNamespace(hf_device_map=places),
+    )
+    assert run_summary.gpu_memory(trainer) == expected
+
+
 def test_a_gpu_that_is_too_small_stops_the_run(tmp_path, monkeypatch, capsys):
     """16 bytes a weight are 45,824; no step is made, and one sentence says what is needed and what there is."""
-    monkeypatch.setattr(run_summary, "gpu_memory", lambda device: 40_000)
+    monkeypatch.setattr(run_summary, "gpu_memory", lambda trainer: 40_000)
     trainer = make_trainer("weighted_sft", tmp_path, optim="adamw_torch")
     with pytest.raises(InputError, match=r"^a step takes 0\.0 GB .* train LoRA \(use_peft\)") as raised:
         trainer.train()
     assert "\n" not in str(raised.value)
     assert trainer.state.global_step == 0
     assert "for a process at least, of 0.0 GB that this GPU has\n" in capsys.readouterr().out
-    monkeypatch.setattr(run_summary, "gpu_memory", lambda device: 10**9)
+    monkeypatch.setattr(run_summary, "gpu_memory", lambda trainer: 10**9)
     make_trainer("weighted_sft", tmp_path, optim="adamw_torch", max_steps=1).train()
 
 
 def too_small_in_one_of_two(folder: Path) -> None:
     """Notes how a process of two ends whose first one has a GPU that is too small."""
     rank = PartialState(cpu=True).process_index
-    run_summary.gpu_memory = lambda device: 40_000 if rank == 0 else None
+    run_summary.gpu_memory = lambda trainer: 40_000 if rank == 0 else None
     trainer = make_trainer("weighted_sft", folder / "run", optim="adamw_torch")
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(InputError, match="train LoRA") as raised:
         trainer.train()
     (folder / f"{rank}.txt").write_text(str(raised.value))
 
