@@ -83,10 +83,9 @@ class StepMemory:
         """None where `peak` is within `total` bytes, else a sentence with the figures and what to change."""
         if self.peak <= total:
             return None
-        need = (
-            f"a step takes {self.peak / 1e9:.1f} GB of GPU memory at least ({describe(self)}), and this GPU has "
-            f"{total / 1e9:.1f} GB"
-        )
+        parts = describe(self)
+        need = f"a step takes {self.peak / 1e9:.1f} GB of GPU memory at least" + (f" ({parts})" if parts else "")
+        need += f", and this GPU has {total / 1e9:.1f} GB"
         if self.standing > total:
             return (
                 f"{need}: what no batch size changes is {self.standing / 1e9:.1f} GB; train LoRA (use_peft), share it "
