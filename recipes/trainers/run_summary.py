@@ -80,7 +80,7 @@ def describe_run(trainer: Trainer, loader: DataLoader, memory: StepMemory, row: 
         step += f"; new ones every {uses} steps" if uses > 1 else ""
     else:
         step = f"{batch:,} samples a step"
-    epochs = "" if args.max_steps > 0 else f" ({args.num_train_epochs:g} epochs)"
+    epochs = "" if args.max_steps > 0 else f" ({args.num_train_epochs:g} epoch{'s' * (args.num_train_epochs != 1)})"
     start = f", of which {state.global_step:,} are done" if state.global_step else ""
     saving = {"no": "no checkpoint before the end", "epoch": "a checkpoint after every epoch"}
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
