@@ -13,6 +13,7 @@ memory, and writes outputs/bench/gpu_step/results.json; exits 0 whether or not t
 
 import argparse
 import gc
+import os
 import tempfile
 import time
 from dataclasses import dataclass, fields
@@ -134,7 +135,7 @@ def read_settings(file: str, config_class: type, folder: str, tiny: bool, steps:
         "report_to": "none",
     }
     changes |= {"dataloader_num_workers": 0, "log_completions": False, "disable_tqdm": True, "reward_weights": None}
-    changes |= {**(TINY if tiny else {})}
+    changes |= TINY if tiny else {}
     return (
         config_class(**known(config_class, values | changes)),
         ModelConfig(**known(ModelConfig, values)),
@@ -152,6 +153,11 @@ def make_rows(scenario: str, number: int, size: int) -> Dataset:
 def texts_of(rows: Dataset, prompt: str) -> list[str]:
     """What a tokenizer is made from, so that its tokens are words, as those of the real one."""
     return [*rows["report"], *filter(None, rows["prior_report"]), *[prompt] * 20]
+
+
+def write_on(args: GRPOConfig, processor) -> None:
+    """Has completions of full length and without an image's placeholder, either of which a random policy may draw."""
+    args.generation_kwargs = {"suppress_tokens": sorted(processor.tokenizer.added_tokens_decoder)}
 
 
 def qwen_config(ids: Qwen2_5_VLConfig) -> Qwen2_5_VLConfig:
@@ -214,6 +220,7 @@ def make_grpo(folder: str, tiny: bool) -> Step:
         processor.image_processor.size = {"shortest_edge": values["min_pixels"], "longest_edge": values["max_pixels"]}
         model = enlarge(model, qwen_config(model.config), values["dtype"])
     samples = prepare_images({"train": to_samples(rows, prompt, values["views"])}, processor)["train"]
+    write_on(args, processor)
     trainer = MRGR1Trainer(
         model=model,
         reward_funcs=[letters_reward],
@@ -258,6 +265,7 @@ def make_lmrrg(folder: str, tiny: bool) -> Step:
     if not tiny:
         model = enlarge(model, lmrrg_config(model.config), values["dtype"])
     samples = prepare_images({"train": to_samples(rows, prompt, values["views"])}, processor)["train"]
+    write_on(args, processor)
     trainer = PPOTrainer(model, [letters_reward], args, samples, processing_class=processor)
     return Step(trainer, args.num_iterations, passes=2)
 
@@ -388,6 +396,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="Miniatures on the CPU: shows that it runs, no more.")
     parser.add_argument("--only", choices=list(MAKERS), help="One of the steps.")
     args = parser.parse_args()
+    if not args.tiny:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU, which is asked for the first time below
     if not args.tiny and not torch.cuda.is_available():
         print("there is no GPU, so no step of the real sizes can be measured: --tiny runs the same with miniatures")
         return

@@ -107,6 +107,7 @@ def test_beside_what_is_computed():
 
 def test_without_a_gpu(call, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     call(gpu_step.main)
     sentence = "there is no GPU, so no step of the real sizes can be measured: --tiny runs the same with miniatures\n"
