@@ -33,6 +33,10 @@ WRITE_FAILED = (
     "inline_container",
 )  # in torch's words
 
+TOO_SMALL = (
+    "lower the batch (per_device_train_batch_size; effective_batch_size keeps that of a step), train LoRA (use_peft), "
+    "or share the model among more GPUs (recipes/cluster.md)"
+)
 
 RAISED = "recipes.cli.InputError: "  # before its sentence in a traceback, all that a data loader's worker hands on
 
@@ -42,7 +46,8 @@ class InputError(ValueError):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls `main`; a user's mistake or a full disk ends the process with one sentence and exit status 1."""
+    """Calls `main`; a user's mistake, a full disk or a GPU that is too small ends the process with one sentence and
+    exit status 1."""
     try:
         main()
         distributed = sys.modules.get("torch.distributed")
@@ -56,6 +61,9 @@ def run(main: Callable[[], None]) -> None:
             raise
         sys.exit(f"error: cannot write {error.filename or 'the output'}: {error.strerror}; nothing was replaced")
     except (SafetensorError, RuntimeError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            reason = str(error).partition(" of which")[0]
+            sys.exit(f"error: {reason}: {TOO_SMALL}")
         if "StreamReader" in str(error) or not any(words in str(error) for words in WRITE_FAILED):  # torch.load failed
             raise
         sys.exit("error: cannot write a checkpoint: no space left on the disk, it seems; those before it are whole")

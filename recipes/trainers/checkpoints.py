@@ -22,6 +22,7 @@ from trl.trainer.utils import RepeatSampler
 
 from recipes.cli import InputError
 from recipes.trainers.interrupt import shield_workers
+from recipes.trainers.run_summary import RunSummary
 
 STAGING = ".checkpoints.tmp"  # in a run's folder: what is being written or deleted
 WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")  # of a model or adapter, of FSDP, of DeepSpeed
@@ -197,16 +198,19 @@ class WholeCheckpoints:
     Trainer writes into `checkpoint-N` file by file. Here a checkpoint gets that name once all processes have written
     their parts, and loses it before its files are deleted (`save_total_limit`). Not with `enable_jit_checkpoint`.
     Weights are in it by the names by which Trainer reads them back. Its data loaders' workers outlive an interrupt.
-    `train` raises InputError before the first step where saving would fail (`find_unsavable`).
+    `train` raises InputError before the first step where saving would fail (`find_unsavable`) or the GPU is too small,
+    and says what the run will do (`RunSummary`).
     """
 
     _saving = False
 
     def train(self, *args, **kwargs):
-        """Trainer's, after a check that what is trained can be saved."""
+        """Trainer's, after a check that what is trained can be saved, and with a summary."""
         [sentence] = broadcast_object_list([find_unsavable(self) if self.is_world_process_zero() else None])
         if sentence:
             raise InputError(sentence)
+        self.remove_callback(RunSummary)  # of an earlier call
+        self.add_callback(RunSummary(self))
         return super().train(*args, **kwargs)
 
     def _get_dataloader(self, *args, **kwargs):

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.numpy import save_file
 from transformers import BertConfig, Gemma3Config, Qwen2_5_VLConfig
 from transformers.trainer_optimizer import _BITSANDBYTES_OPTIMIZERS
@@ -40,6 +41,13 @@ class Arguments:
         (InputError("row 3 of x.csv is empty"), "error: row 3 of x.csv is empty"),  # a user's mistake
         (OSError(errno.ENOSPC, "No space left on device", "out"), "error: cannot write out: No space left on device"),
         (OSError(errno.EACCES, "Permission denied", "out"), "error: cannot write out: Permission denied"),
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.89 GiB of which "
+                "1.44 GiB is free.\nSee the documentation"
+            ),
+            "error: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.89 GiB: lower",
+        ),
         (KeyboardInterrupt(), 130),  # the shell's code for Ctrl-C
     ],
 )

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from recipes import grpo_mrgr1, sft_mrgr1
 from recipes.cli import parse, read_prompt
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.grpo import MRGR1Config
+from recipes.trainers.memory import StepMemory
 from rewards.table import RewardArguments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -254,17 +256,59 @@ def test_computed_figures_of_the_cluster_page():
     for number in (whole, tower, words, whole - tower - words, lora):
         assert f"{number:,}" in page
 
-    def column(title: str) -> list[float]:
-        table = page.split(title)[1].split("\n\n")[0].splitlines()[2:]
-        return [float(row.split("|")[-2].split()[0]) for row in table]
+    def table(title: str, figures: int) -> list[list[float]]:
+        """The last cells of each row as numbers, rounded as they stand there."""
+        rows = page.split(title)[1].split("\n\n")[0].splitlines()[2:]
+        return [[float(cell) for cell in row.split("|")[-1 - figures : -1]] for row in rows]
 
-    tokens, flops = 4 * 1900, 2 * 312e12 * 0.4
-    bytes_of = [2 * whole, 4 * lora, 4 * lora, 2 * lora, 0, tokens * 2 * 28 * 512 * 2, tokens * 3584 * 28 * 2]
-    bytes_of += [tokens * (8 * 3584 + 3 * 18944) * 2, 4 * 512 * 152064 * 4]
-    assert column("| per GPU |") == [round(each / 1e9, 1) for each in (*bytes_of, sum(bytes_of))]
-    seconds = [8 * (whole - tower - words) * 1900 * 16 / flops, 3 * 2 * tower * 5120 * 16 / flops]
-    seconds += [512 * 2 * whole / 2039e9]
-    assert column("| per optimizer step") == [round(each, 1) for each in (*seconds, sum(seconds))]
+    def rounded(*values: float) -> list[float]:
+        return [round(value, 1) for value in values]
+
+    step = StepMemory(
+        weights=2 * whole + 4 * lora, gradients=4 * lora, optimizer=2 * lora, copies=2 * lora, layers=28, width=3584,
+        mlp_width=18944, key_value_width=4 * 128, vocabulary=152064, rows=4, tokens=1900, answer_tokens=512, written=8,
+    )  # fmt: skip
+    assert table("| per GPU |", 1) == [
+        [value] for value in rounded(*(x / 1e9 for x in (*step.parts().values(), step.peak)))
+    ]
+    assert f"room for b = 16 (about {replace(step, rows=16).peak / 1e9:.0f} GB)" in page
+    shares = (0.4, 8 / 6 * 0.232, 8 / 6 * 0.16)  # EasyR1 counts 6 of the 8 operations that checkpointing makes
+    assert f"s at {shares[0]:.0%} | {shares[1]:.1%} | {shares[2]:.1%} |".replace("%", " %") in page
+    flops = [2 * 312e12 * share for share in shares]
+    text, images = 8 * (whole - tower - words) * 1900 * 16, 3 * 2 * tower * 5120 * 16
+    writing = 512 * (2 * (whole - tower - words) + 4 * lora) / 2039e9
+    least, slow = ([(text + images) / speed + times * writing for speed in flops] for times in (1, 3))
+    assert table("| per optimizer step", 3) == [
+        rounded(*(text / speed for speed in flops)),
+        rounded(*(images / speed for speed in flops)),
+        rounded(*[writing] * 3),
+        rounded(*least),
+        rounded(*slow),
+    ]
+
+    images, studies = 368_960 * 4 // 16, round(222_758 * 4 / 16)  # A-28: MIMIC-CXR's official training split
+    assert (values["num_generations"], values["effective_batch_size"], values["views"]) == (4, 16, "each")
+    day = 24 * 3600
+    days = [
+        f"{images * low / day:.0f} to {images * high / day:.0f} days" for low, high in zip(least, slow, strict=True)
+    ]
+    assert f"= {images:,} steps. On two A100 these are {days[0]} at 40 %" in page
+    assert f"and {days[1].split()[0]} to {days[2].split()[2]} days at what was measured" in page
+    of_eight = [seconds / 4 - writing / 4 + writing for seconds in least[1:]]
+    of_eight_slow = [seconds + 2 * writing for seconds in of_eight]
+    rows = [
+        (images, least[1], slow[2]),
+        (studies, least[1], slow[2]),
+        (images, of_eight[0], of_eight_slow[1]),
+        (studies, of_eight[0], of_eight_slow[1]),
+        (images, *least[1:]),
+        (images, *of_eight),
+    ]
+    shown = page.split("| on two A100, unless")[1].split("\n\n")[0].splitlines()[2:]
+    assert [row.split(" | ", 1)[1] for row in shown] == [
+        f"{steps:,} | {low:.1f} to {high:.1f} | {steps * low / day:.0f} to {steps * high / day:.0f} |"
+        for steps, low, high in rows
+    ]
 
 
 def test_cluster_page_names_every_repository_of_a_yaml():

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
+from datasets.arrow_writer import ArrowWriter
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import BitImageProcessor, Qwen2VLImageProcessor, SiglipImageProcessor
@@ -307,15 +309,41 @@ def test_a_sample_keeps_its_images(built):
     assert [pair for batch in loader for pair in batch] == expected
 
 
+def appears(file: Path, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    return file.exists()
+
+
 def look_in_one_of_two(folder: Path) -> None:
-    """Notes how many images this process has looked at, and what its samples hold."""
-    processes, looks = PartialState(cpu=True), []
-    check = samples_module.check_image
-    samples_module.check_image = lambda *image: looks.append(image) or check(*image)
-    samples = to_samples(read_labelled(str(folder), "train", Labeler()), "Write.", "each")
+    """Notes how many images this process has looked at, how many files it has begun, and what its samples hold.
+
+    The first process waits at its first image until the second one asks for samples too, and gives that one 3 seconds
+    to look at an image itself, which it would do if it did not wait for the first.
+    """
+    rank, looks, files = PartialState(cpu=True).process_index, [], []
+    check, begin = samples_module.check_image, ArrowWriter.__init__
+
+    def look(*image):
+        looks.append(image)
+        (folder / f"{rank}.looks").touch()
+        if rank == 0 and len(looks) == 1:
+            assert appears(folder / "1.asks", 120)
+            appears(folder / "1.looks", 3)
+        return check(*image)
+
+    def note_file(writer, *args, **kwargs):
+        files.extend(filter(None, [kwargs.get("path")]))  # a table in memory has none
+        begin(writer, *args, **kwargs)
+
+    samples_module.check_image, ArrowWriter.__init__ = look, note_file
+    rows = read_labelled(str(folder), "train", Labeler())
+    (folder / f"{rank}.asks").touch()
+    samples = to_samples(rows, "Write.", "each")
     numbers = [number_of(row["images"][0]) for row in samples]
-    note = {"looks": len(looks), "numbers": numbers}
-    (folder / f"{processes.process_index}.json").write_text(json.dumps(note))
+    note = {"looks": len(looks), "files": files, "numbers": numbers}
+    (folder / f"{rank}.json").write_text(json.dumps(note))
 
 
 def test_of_two_processes_one_makes_the_copy(tmp_path, torchrun):
@@ -324,6 +352,7 @@ def test_of_two_processes_one_makes_the_copy(tmp_path, torchrun):
     subprocess.run([sys.executable, *torchrun(__file__, folder)], env=environment, check=True, timeout=300)
     notes = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [note["looks"] for note in notes] == [2 * len(REPORTED), 0]
+    assert notes[0]["files"] and not notes[1]["files"]
     assert notes[0]["numbers"] == notes[1]["numbers"] == [2 * i + place for i in REPORTED for place in (0, 1)]
     files = sorted(file.name for file in folder.rglob("*.arrow"))
     to_samples(read_labelled(str(folder), "train", Labeler()), "Write.", "each")  # of one process
