@@ -90,6 +90,8 @@ def main() -> None:
     if unknown := [name for name in names if name not in ROWS]:
         raise InputError(f"--only has no row {unknown[0]!r}; rows are {', '.join(ROWS)}")
     out, rows, stopped = Path(args.out).absolute(), [], None
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "certificate.json").is_file()):
+        raise InputError(f"--out {args.out} exists and is no earlier certificate; name another folder")
     beside = Path(args.work).absolute() if args.work else out.parent
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=beside, prefix=".certify.") as folder, contextlib.ExitStack() as stack:

@@ -19,7 +19,10 @@ from recipes.data.pickles import read_pickle
 
 ORACLES = "is not installed: make .venv/oracles"
 ROWS = 1200  # of Qwen's embeddings
-SIZES = {"pixels": 112, "min_pixels": 4 * 28 * 28, "max_pixels": 16 * 28 * 28, "completion": 8}
+CHANGES = {  # in runs on miniatures: small images, short completions, a reward that random words can earn
+    **{"pixels": 112, "min_pixels": 4 * 28 * 28, "max_pixels": 16 * 28 * 28},
+    "grpo": {"max_completion_length": 16, "rewards": ["rouge"], "reward_weights": [1.0]},
+}
 PLACES = {"llmrg4": "authors/LLM-RG4/checkpoint.pth", "discbert": "authors/DiscBERT/checkpoint.pth"}
 
 

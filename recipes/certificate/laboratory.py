@@ -1,6 +1,7 @@
 """Where a certificate's rows find checkpoints, converted folders and X-rays, and what they take for absent."""
 
 import contextlib
+import gc
 import importlib
 import inspect
 import json
@@ -62,14 +63,14 @@ class Lab:
     """What all rows share.
 
     `places`: the value of each argument of recipes/certify.py that names a checkpoint. `work`: an empty folder.
-    `originals`: tests/certificate_replicas.py, where the checkpoints are its miniatures, else None. `sizes`: what is
-    made smaller for them. `versions` collects the checkpoints that the present row reads.
+    `originals`: tests/certificate_replicas.py, where the checkpoints are its miniatures, else None. `changes`: what is
+    done otherwise with them. `versions` collects the checkpoints that the present row reads.
     """
 
     places: Mapping[str, str | None]
     work: Path
     originals: ModuleType | None = None
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    changes: Mapping = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     slot: tuple = ()
 
@@ -117,7 +118,7 @@ class Lab:
         self.originals = importlib.import_module("certificate_replicas")
         shelf.mkdir()
         self.originals.build(shelf)
-        self.sizes = self.originals.SIZES
+        self.changes = self.originals.CHANGES
         self.places = {name: place or self.originals.PLACES[name] for name, place in self.places.items()}
         stack.enter_context(contextlib.chdir(shelf))
 
@@ -138,7 +139,7 @@ class Lab:
         made once. No patient is in it."""
         folder = self.work / "phantoms"
         if not folder.exists():
-            settings = BuildArguments(size=self.sizes.get("pixels", 512))
+            settings = BuildArguments(size=self.changes.get("pixels", 512))
             scenarios = ("sn", "mw", "sw", "mn")
             rows = [build_row("train", number, scenarios[number % 4], settings) for number in range(8)]
             write_dataset({"train": lambda: iter(rows)}, folder, {"builder": "build_phantom", "labeler": "lexical"})
@@ -148,6 +149,7 @@ class Lab:
         """`make()`, remembered until another key is asked for: models that take a GPU's memory are here one by one."""
         if not self.slot or self.slot[0] != key:
             self.slot = ()
+            gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self.slot = (key, make())

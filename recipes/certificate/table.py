@@ -1,23 +1,29 @@
 """A certificate: rows are run one after the other, what is absent is a row too, and the files are written as one."""
 
 import json
+import math
 import platform
+import re
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from recipes.certificate.laboratory import Absent, Bar, Lab
-from recipes.cli import replacing
+from recipes.cli import WRITE_FAILED, InputError, replacing
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "kernels", "flash-attn")
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
+PACKAGES += ("open_clip_torch", "kernels", "flash-attn")
 ROOT = Path(__file__).resolve().parents[2]
 ABSENCES = (Absent, OSError, ImportError, torch.OutOfMemoryError)
-FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s/:'\"]+/)+")  # of an absolute path, but not of a URL
 
 
 def run_row(name: str, row: Callable[[Lab], tuple], lab: Lab) -> dict:
@@ -32,9 +38,9 @@ def run_row(name: str, row: Callable[[Lab], tuple], lab: Lab) -> dict:
     try:
         value, bar = row(lab)
         holds = bar.holds(value) if isinstance(bar, Bar) else None
-    except ABSENCES as error:
-        value, bar, holds = f"not run: {describe(error, lab)}", "", None
-    except FAILURES as error:
+        if isinstance(value, float) and not math.isfinite(value):
+            value = str(value)  # which JSON has no number for
+    except (*ABSENCES, *FAULTS, SafetensorError) as error:
         absent = is_absence(error)
         value = f"{'not run' if absent else 'failed'}: {describe(error, lab)}"
         bar, holds = "", None if absent else False
@@ -49,32 +55,30 @@ def run_row(name: str, row: Callable[[Lab], tuple], lab: Lab) -> dict:
     }
 
 
-def is_absence(error: BaseException | None) -> bool:
-    """Whether an absence stands behind `error`, as where a converter's sentence comes from the Hub's error."""
-    while error is not None and not isinstance(error, ABSENCES):
-        error = error.__cause__
-    return error is not None
+def is_absence(error: BaseException) -> bool:
+    """Whether something is missing, the disk is full, or the GPU too small; or one of these stands behind `error`, as
+    where a converter's sentence comes from the Hub's error."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ABSENCES):
+        cause = cause.__cause__
+    return cause is not None or any(words in str(error) for words in WRITE_FAILED)
 
 
 def describe(error: BaseException, lab: Lab) -> str:
-    """One sentence: what is wrong, and of a fault that no sentence of ours foresees, where in this project it arose.
+    """One sentence: what is wrong, and where in this project a fault arose that no sentence of ours foresees.
 
-    Folders of this machine are left out: a local checkpoint is called by its argument.
+    No folder of this machine is named: a local checkpoint is called by its argument, a path by its last part.
     """
-    sentence = " ".join(str(error).split())[:400] or type(error).__name__
-    if not isinstance(error, (Absent, ValueError)):
+    sentence = " ".join(str(error).split())[:400]
+    if not isinstance(error, (Absent, InputError)):
         sentence = f"{type(error).__name__}: {sentence}"
-        trace, places = error.__traceback__, []
-        while trace:
-            places.append((Path(trace.tb_frame.f_code.co_filename), trace.tb_lineno))
-            trace = trace.tb_next
+        places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
         ours = [(file.relative_to(ROOT), line) for file, line in places if file.is_relative_to(ROOT / "recipes")]
         sentence += f" ({ours[-1][0]}:{ours[-1][1]})" if ours else ""
-    private = {str(lab.work): "WORK", str(ROOT): ".", str(Path.home()): "~"}
-    private |= {place: f"--{name}" for name, place in lab.places.items() if place and Path(place).is_absolute()}
-    for path in sorted(private, key=len, reverse=True):
-        sentence = sentence.replace(path, private[path])
-    return sentence
+    for argument, place in lab.places.items():
+        if place and Path(place).is_absolute():
+            sentence = sentence.replace(place, f"--{argument}")
+    return FOLDERS.sub(".../", sentence)
 
 
 def versions_of_packages(*names: str) -> dict[str, str]:
@@ -99,8 +103,11 @@ def describe_machine() -> dict:
 
 
 def make_certificate(rows: list[dict], replicas: bool) -> dict:
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:  # no git on this machine
+        commit = ""
     return {
         "project": "RRG Recipes",
         "commit": commit,
