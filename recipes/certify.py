@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from recipes.certificate import checkpoints, environment, systems
 from recipes.certificate.laboratory import Lab
 from recipes.certificate.table import format_value, in_words, make_certificate, run_row, write_certificate
@@ -89,6 +91,10 @@ def main() -> None:
     names = list(ROWS) if args.only is None else args.only
     if unknown := [name for name in names if name not in ROWS]:
         raise InputError(f"--only has no row {unknown[0]!r}; rows are {', '.join(ROWS)}")
+    if torch.cuda.device_count() > 1:
+        raise InputError(
+            f"a certificate is of one GPU, and here are {torch.cuda.device_count()}: set CUDA_VISIBLE_DEVICES=0"
+        )
     out, rows, stopped = Path(args.out).absolute(), [], None
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "certificate.json").is_file()):
         raise InputError(f"--out {args.out} exists and is no earlier certificate; name another folder")

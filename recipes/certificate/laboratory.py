@@ -21,6 +21,7 @@ from recipes.cli import InputError
 from recipes.data.schema import write_dataset
 
 PUBLISHED = Path(__file__).with_name("published.json")
+TESTS = Path(__file__).resolve().parents[2] / "tests"
 TABLES = ("*.json", "*.txt", "*.jinja", "*.model")  # configurations, tokenizers, templates
 FILES = {  # of each argument's repository on the Hub, what is read; an argument without an entry names one file
     "bert": TABLES,
@@ -110,11 +111,10 @@ class Lab:
 
         Raises InputError where this is no clone with tests/.
         """
-        tests = Path(__file__).resolve().parents[2] / "tests"
-        if not (tests / "certificate_replicas.py").is_file():
+        if not (TESTS / "certificate_replicas.py").is_file():
             raise InputError("--replicas needs a clone of the repository: its tests/ builds the miniatures")
-        sys.path.append(str(tests))
-        stack.callback(sys.path.remove, str(tests))
+        sys.path.append(str(TESTS))
+        stack.callback(sys.path.remove, str(TESTS))
         self.originals = importlib.import_module("certificate_replicas")
         shelf.mkdir()
         self.originals.build(shelf)

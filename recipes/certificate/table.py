@@ -72,12 +72,14 @@ def describe(error: BaseException, lab: Lab) -> str:
     sentence = " ".join(str(error).split())[:400]
     if not isinstance(error, (Absent, InputError)):
         sentence = f"{type(error).__name__}: {sentence}"
-        places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if not isinstance(error, InputError) and not is_absence(error):
+        frames = traceback.extract_tb(error.__traceback__)[1:]  # without run_row's
+        places = [(Path(frame.filename), frame.lineno) for frame in frames]
         ours = [(file.relative_to(ROOT), line) for file, line in places if file.is_relative_to(ROOT / "recipes")]
         sentence += f" ({ours[-1][0]}:{ours[-1][1]})" if ours else ""
     for argument, place in lab.places.items():
         if place and Path(place).is_absolute():
-            sentence = sentence.replace(place, f"--{argument}")
+            sentence = sentence.replace(f"--{argument} {place}", f"--{argument}").replace(place, f"--{argument}")
     return FOLDERS.sub(".../", sentence)
 
 
