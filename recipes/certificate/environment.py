@@ -3,7 +3,6 @@
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import bitsandbytes
 import torch
 from packaging.requirements import Requirement
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -71,6 +70,8 @@ def flash_attention(lab: Lab) -> tuple[float, Bar]:
 
 def adamw_8bit(lab: Lab) -> tuple[float, Bar]:
     """How far bitsandbytes' AdamW with 8-bit moments is from torch's after ten steps, by the way that torch's went."""
+    import bitsandbytes
+
     ends = []
     for optimizer_class in (bitsandbytes.optim.AdamW8bit, torch.optim.AdamW):
         generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
+from safetensors import SafetensorError
 
 from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import InputError
@@ -36,6 +37,19 @@ FILES = {  # of each argument's repository on the Hub, what is read; an argument
 
 class Absent(Exception):
     """What a row needs and this machine does not have: a checkpoint, a package, a GPU; the message names it."""
+
+
+ABSENCES = (Absent, OSError, ImportError, torch.OutOfMemoryError)
+FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 
 
 class Bar(NamedTuple):
@@ -73,7 +87,7 @@ class Lab:
     originals: ModuleType | None = None
     changes: Mapping = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    slot: tuple = ()
+    slot: dict = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -146,14 +160,23 @@ class Lab:
         return folder
 
     def once(self, key: str, make: Callable):
-        """`make()`, remembered until another key is asked for: models that take a GPU's memory are here one by one."""
-        if not self.slot or self.slot[0] != key:
-            self.slot = ()
+        """`make()`, or the error that it raised, remembered until another key is asked for, with what it read: rows
+        share a training run, and no two models take a GPU's memory at a time."""
+        if self.slot.get("key") != key:
+            self.slot = {}
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self.slot = (key, make())
-        return self.slot[1]
+            self.slot = {"key": key, "result": None, "error": None}
+            try:
+                self.slot["result"] = make()
+            except (*ABSENCES, *FAULTS) as error:
+                self.slot["error"] = error
+            self.slot["versions"] = dict(self.versions)
+        self.versions |= self.slot["versions"]
+        if self.slot["error"]:
+            raise self.slot["error"]
+        return self.slot["result"]
 
 
 def run_script(main: Callable[[], None], **arguments) -> None:

@@ -13,16 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
-from recipes.certificate.laboratory import Absent, Bar, Lab
+from recipes.certificate.laboratory import ABSENCES, FAULTS, Absent, Bar, Lab
 from recipes.cli import WRITE_FAILED, InputError, replacing
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 PACKAGES += ("open_clip_torch", "kernels", "flash-attn")
 ROOT = Path(__file__).resolve().parents[2]
-ABSENCES = (Absent, OSError, ImportError, torch.OutOfMemoryError)
-FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s/:'\"]+/)+")  # of an absolute path, but not of a URL
 
 
@@ -40,7 +37,7 @@ def run_row(name: str, row: Callable[[Lab], tuple], lab: Lab) -> dict:
         holds = bar.holds(value) if isinstance(bar, Bar) else None
         if isinstance(value, float) and not math.isfinite(value):
             value = str(value)  # which JSON has no number for
-    except (*ABSENCES, *FAULTS, SafetensorError) as error:
+    except (*ABSENCES, *FAULTS) as error:
         absent = is_absence(error)
         value = f"{'not run' if absent else 'failed'}: {describe(error, lab)}"
         bar, holds = "", None if absent else False
