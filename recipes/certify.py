@@ -79,7 +79,9 @@ class Checkpoints:
 @dataclass
 class CertifyArguments:
     out: str = field(default="outputs/certificate", metadata={"help": "Folder of the certificate."})
-    work: str | None = field(default=None, metadata={"help": "Folder for temporary files, 35 GB; default: beside the certificate."})
+    work: str | None = field(
+        default=None, metadata={"help": "Folder for temporary files, 35 GB; default: beside the certificate."}
+    )
     only: list[str] | None = field(default=None, metadata={"help": f"Rows to run; default: all. {', '.join(ROWS)}."})
     replicas: bool = field(
         default=False, metadata={"help": "Miniatures of the checkpoints that tests/ builds, on any machine."}

@@ -143,7 +143,7 @@ def train_a_step(lab: Lab, system: str) -> dict:
             output_dir=str(folder),
             max_steps=1,
             per_device_train_batch_size=4,
-            learning_rate=1e-3,
+            learning_rate=1e-3 if dtype == torch.float32 else 1e-2,  # bfloat16 has no number near 1 + 1e-3
             lr_scheduler_type="constant",
             bf16=lab.device.type == "cuda",
             use_cpu=lab.device.type == "cpu",
