@@ -24,13 +24,15 @@ from pathlib import Path
 
 from datasets import disable_progress_bars
 
-from recipes.cli import InputError, parse, replacing, report, run
-from recipes.data.ablation_page import sample_reports, update_results, write_markdown, write_page
-from recipes.data.ablation_runs import ROWS, choose_rows, plan, shared_jobs
-from recipes.data.ablations import count_inputs, format_check, measure, reward_spread, time_check, token_check
-from recipes.data.demo_stages import Stages
-from recipes.data.references import load_labeler, read_labelled, read_truth
-from recipes.data.reward_habits import reward_habits
+from recipes.cli import parse, report, run
+from recipes.data.labels import load_labeler, read_labelled
+from recipes.demos.ablation_figures import count_inputs, format_check, measure, reward_spread, time_check, token_check
+from recipes.demos.ablation_page import sample_reports, update_results, write_markdown, write_page
+from recipes.demos.ablation_runs import ROWS, choose_rows, plan, shared_jobs
+from recipes.demos.reward_habits import reward_habits
+from recipes.demos.stages import Stages
+from recipes.evaluation.references import read_truth
+from recipes.files import InputError, replacing
 
 
 @dataclass

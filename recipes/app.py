@@ -20,10 +20,11 @@ from typing import Literal
 
 import torch
 
-from recipes.cli import InputError, parse, run
-from recipes.data.app_page import build_page, check_address, serve
-from recipes.data.app_systems import load_system
-from recipes.data.references import load_labeler
+from recipes.cli import parse, run
+from recipes.data.labels import load_labeler
+from recipes.files import InputError
+from recipes.viewer.page import build_page, check_address, serve
+from recipes.viewer.systems import load_system
 
 
 @dataclass

@@ -33,10 +33,11 @@ import numpy as np
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from recipes.cli import InputError, replacing, run
+from recipes.cli import run
 from recipes.data import openi, phantom
 from recipes.data.images import SIDES, below, read_png
 from recipes.data.schema import SPLITS, read_build, write_dataset
+from recipes.files import InputError, replacing
 from rewards.labelers import LexicalLabeler
 
 
@@ -59,7 +60,7 @@ class BuildArguments:
     seed: int = HfArg(default=0, help="of the split, of --limit and of the phantoms")
 
 
-def main() -> None:
+def main() -> None:  # noqa: C901
     arguments, unknown = HfArgumentParser(BuildArguments).parse_args_into_dataclasses(return_remaining_strings=True)
     out, as_phantom = Path(arguments.out), arguments.image_source == "phantom"
     size, side = arguments.image_size or (112 if as_phantom else 512), arguments.image_size_of

@@ -30,13 +30,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from recipes.cli import InputError, parse, replacing, run
+from recipes.cli import parse, run
 from recipes.data import mimic
 from recipes.data.images import SIDES
+from recipes.data.labels import load_labeler
 from recipes.data.mimic_sections import CLEANINGS
-from recipes.data.references import load_labeler
 from recipes.data.schema import read_build
 from recipes.data.sections import TARGETS
+from recipes.files import InputError, replacing
 
 
 def argument(default, help: str):
@@ -69,7 +70,7 @@ class BuildArguments:
     public_because: str | None = argument(None, "why the data set may be public; without it no push is public")
 
 
-def main() -> None:
+def main() -> None:  # noqa: C901
     (arguments,) = parse(BuildArguments)
     out, images = Path(arguments.out), None if arguments.images == "none" else arguments.images
     if arguments.target not in TARGETS or arguments.cleaning not in CLEANINGS:
@@ -139,7 +140,7 @@ def main() -> None:
     shutil.rmtree(parts)
     print(f"{out}: {rows}; {len(skipped)} entries in {out / 'skipped.csv'}, counted in build.json")
     if arguments.push_to_hub:
-        from recipes.data.dataset_repository import push_dataset  # needs torch, which each worker would load too
+        from recipes.hub.dataset import push_dataset  # needs torch, which each worker would load too
 
         push_dataset(out, arguments.push_to_hub, arguments.public_because)
 

@@ -26,13 +26,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from recipes.cli import InputError, parse, replacing, run
-from recipes.data import rg4
+from recipes.cli import parse, run
 from recipes.data.images import SIDES
+from recipes.data.labels import load_labeler
 from recipes.data.mimic_sections import CLEANINGS
-from recipes.data.references import load_labeler
 from recipes.data.schema import read_build, write_dataset
 from recipes.data.sections import TARGETS
+from recipes.files import InputError, replacing
+from recipes.rg4 import pipeline as rg4
 from rewards.scenarios import SCENARIOS
 
 
@@ -73,7 +74,7 @@ class BuildArguments:
     dry_run: bool = field(default=False, metadata={"help": "Only estimate requests and tokens."})
 
 
-def main() -> None:
+def main() -> None:  # noqa: C901
     (args,) = parse(BuildArguments)
     out = Path(args.out)
     rg4.check_published(args)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from recipes.cli import InputError, parse, replacing, run
+from recipes.cli import parse, run
 from recipes.data.phantom import (
     NOTE,
     SHAPES,
@@ -33,8 +33,8 @@ from recipes.data.phantom import (
 )
 from recipes.data.schema import SPLITS, write_dataset
 from recipes.data.sources import PHANTOM
-
-SCENARIOS = ("sn", "sw", "mn", "mw")
+from recipes.files import InputError, replacing
+from rewards.scenarios import SCENARIOS
 
 
 @dataclass
@@ -93,7 +93,7 @@ def build_row(split: str, index: int, scenario: str, args: BuildArguments) -> di
     }
 
 
-def main() -> None:
+def main() -> None:  # noqa: C901
     (args,) = parse(BuildArguments)
     scenarios = args.scenarios.split(",")
     sizes = {split: getattr(args, f"n_{split}") for split in SPLITS}

@@ -20,13 +20,15 @@ from trl import ModelConfig
 from modeling.tiny import build_qwen2_5_vl, train_tokenizer, warm_up
 from modeling.tiny_llmrg4 import build_llmrg4
 from modeling.tiny_lmrrg import build_lmrrg
-from recipes.cli import InputError, parse, read_prompt, replacing, run, save_run
-from recipes.data.demo_warm_up import read_priors_with, warm_up_llmrg4
-from recipes.data.demo_warm_up_lmrrg import warm_up_lmrrg
-from recipes.data.hub import sources_of
+from recipes.cli import parse, run
 from recipes.data.samples import columns_of, fill_prompt, write_answer
 from recipes.data.schema import read_split
+from recipes.demos.warm_up import read_priors_with, warm_up_llmrg4
+from recipes.demos.warm_up_lmrrg import warm_up_lmrrg
+from recipes.files import InputError, read_prompt, replacing
+from recipes.hub.push import sources_of
 from recipes.trainers.lmrrg import load_checkpoint
+from recipes.trainers.setup import save_run
 from rewards.labels import FINDINGS
 
 

@@ -22,7 +22,8 @@ import torch
 from recipes.certificate import checkpoints, environment, systems
 from recipes.certificate.laboratory import Lab
 from recipes.certificate.table import format_value, in_words, make_certificate, run_row, write_certificate
-from recipes.cli import InputError, parse, run
+from recipes.cli import parse, run
+from recipes.files import InputError
 
 ROWS: dict[str, Callable[[Lab], tuple]] = {
     "packages": environment.packages,

@@ -4,16 +4,16 @@ import errno
 import importlib.util
 import json
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
 from safetensors import SafetensorError
+
+from recipes.files import RAISED, WRITE_FAILED, InputError, replacing
 
 NO_GPU = (
     "this config needs a GPU and there is none: run `make demo` for the same recipe on a CPU, "
@@ -26,23 +26,11 @@ BITSANDBYTES = {  # optimizers that it has
     *(f"paged_{name}_{bits}bit" for name in ("adamw", "ademamix", "lion") for bits in (8, 32)),
 }
 
-WRITE_FAILED = (
-    "No space left on device",
-    "PytorchStreamWriter",
-    "iostream error",
-    "inline_container",
-)  # in torch's words
 
 TOO_SMALL = (
     "lower the batch (per_device_train_batch_size; effective_batch_size keeps that of a step), train LoRA (use_peft), "
     "or share the model among more GPUs (recipes/cluster.md)"
 )
-
-RAISED = "recipes.cli.InputError: "  # before its sentence in a traceback, all that a data loader's worker hands on
-
-
-class InputError(ValueError):
-    """A mistake in what the user gave: the message names the file, row or argument and says what to do."""
 
 
 def run(main: Callable[[], None]) -> None:
@@ -71,47 +59,6 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-@contextmanager
-def one_process_first() -> Iterator[None]:
-    """Within it the first process of a run goes alone, then the first one of every other node, then all others.
-
-    So what the first one writes is there for the others, whether their nodes share a disk with it or not, and where
-    the disk knows no locks. Every process has to come by, as often as the others.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    if not (distributed and distributed.is_available() and distributed.is_initialized()):
-        yield
-        return
-    from accelerate import PartialState
-
-    processes = PartialState()
-    with processes.main_process_first(), processes.local_main_process_first():
-        yield
-
-
-@contextmanager
-def replacing(path: str | Path, marker: str = "") -> Iterator[Path]:
-    """Yields a temporary sibling of `path` to write a file or a folder to; renamed to `path` only on success.
-
-    A folder that is there already gives way only if it holds the file `marker`, so that a slip in `--out` cannot
-    delete anything else; otherwise InputError.
-    """
-    path = Path(path)
-    if path.is_dir() and any(path.iterdir()) and not (marker and (path / marker).is_file()):
-        raise InputError(f"{path} exists and is no earlier result of this command; name another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
-
-
 def report(out: str | Path, figures: dict, checks: list[dict]) -> None:
     """Writes `figures` and `checks` ({name, value, bar, holds}) to `out`/results.json and prints the checks' table.
 
@@ -131,7 +78,7 @@ def report(out: str | Path, figures: dict, checks: list[dict]) -> None:
     Console(width=120).print(table)
 
 
-def parse(*types: type, default_config: str | None = None) -> tuple:
+def parse(*types: type, default_config: str | None = None) -> tuple:  # noqa: C901
     """Parses dataclass arguments with TRL's parser; `--config FILE.yaml` gives defaults, the command line wins.
 
     `--config` may stand more than once: a later file wins over an earlier one, and may hold nothing but comments.
@@ -198,54 +145,6 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
         raise InputError(f"{blamed}: {' '.join(str(error).split())}") from error
 
 
-def read_adapter(model: str) -> dict | None:
-    """The settings of the LoRA adapter that `model`, a folder or a Hub id, is; None where it is none."""
-    from transformers.utils import find_adapter_config_file
-
-    try:
-        file = find_adapter_config_file(model)
-    except OSError:  # neither a folder nor a name that the Hub could have
-        return None
-    return json.loads(Path(file).read_text()) if file else None
-
-
-def check_model(name: str, trust_remote_code: bool = False, attention: str | None = None) -> None:
-    """Raises InputError unless `name` is a vision-language model that transformers can load, with `attention`.
-
-    `name` is a folder or a Hub id of a model, or of a LoRA adapter, whose base model is then looked at. What a model
-    with code of its own reads is not checked where `trust_remote_code` is set. `attention`: an attn_implementation.
-    Files of a folder are read as far as recipes/data/model_files.py says.
-    """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    from transformers.utils.generic import is_flash_attention_requested
-
-    import modeling  # noqa: F401  (registers our own systems)
-    from recipes.data.model_files import check_folder
-
-    if not name:
-        raise InputError("no model is named: give --model_name_or_path, a folder or a Hub id")
-    adapter = read_adapter(name)
-    base = adapter["base_model_name_or_path"] if adapter else name
-    try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        sentence = str(error).split("\n")[0]
-        raise InputError(
-            f"the model {name} cannot be loaded (no such folder, or the Hub is out of reach): {sentence}"
-        ) from error
-    own = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
-    if not own and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise InputError(f"{name} is a {config.model_type} model, which reads no images; name a vision-language model")
-    check_folder(name)
-    check_folder(base, images=True)
-    flash = is_flash_attention_requested(requested_attention_implementation=attention)
-    if flash and not own and not MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._supports_flash_attn:
-        raise InputError(
-            f"{name} is a {config.model_type} model, which has no {attention}: set attn_implementation: sdpa"
-        )
-
-
 def check_hardware(training_args, model_args) -> None:
     """Raises InputError where the config asks for what this machine lacks: a GPU, flash-attn, bitsandbytes, vllm.
 
@@ -288,64 +187,3 @@ def check_hardware(training_args, model_args) -> None:
         raise InputError(
             "vllm is missing: make setup-vllm, then start the run from .venv-vllm, or set use_vllm: false"
         )
-
-
-def choose_rewards(settings, labeler: Callable, references: Sequence[str], weights) -> list[Callable]:
-    """The rewards that `settings`, RewardArguments of rewards/table.py, name; `weights` are those of the run, if any.
-
-    Each process makes its own, the first process before the others. Raises InputError on an unknown name, another
-    number of weights, or a reward that cannot be made.
-    """
-    from accelerate import PartialState
-
-    from rewards.inputs import remembered
-    from rewards.table import make_rewards
-
-    names = settings.rewards
-    if weights and len(weights) != len(names):
-        raise InputError(f"reward_weights has {len(weights)} values for {len(names)} rewards")
-    try:
-        with PartialState().main_process_first():  # what has to be downloaded comes once
-            return make_rewards(settings, remembered(labeler), references)
-    except (OSError, ValueError) as error:
-        raise InputError(f"rewards {', '.join(names)}: {str(error).splitlines()[0]}") from error
-
-
-def save_run(folder: str | Path, *arguments, sources: list[str] | None = None) -> None:
-    """Writes `run_config.json` beside a checkpoint: every argument, the package versions and the git commit.
-
-    `changed` are the arguments that differ from their defaults, as a `--config` file would have them. `sources` are
-    those of the data that the checkpoint is made of (recipes/data/hub.py: `sources_of`). Tokens are left out.
-    """
-    import subprocess
-    from dataclasses import MISSING, asdict
-    from importlib.metadata import version
-
-    commit = subprocess.run(
-        ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets", "accelerate")}
-    settings = {
-        type(each).__name__: {name: value for name, value in asdict(each).items() if not name.endswith("_token")}
-        for each in arguments
-    }
-    changed = {}
-    for each in arguments:
-        kept = settings[type(each).__name__]
-        for field in fields(each):
-            default = field.default if field.default_factory is MISSING else field.default_factory()
-            value = kept.get(field.name, default)
-            if str(value) != str(default) and not isinstance(value, dict):  # dicts: what the libraries fill in
-                changed[field.name] = value
-    noted = {"script": Path(sys.argv[0]).name, "commit": commit, "packages": packages, "sources": sources or []}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with replacing(Path(folder) / "run_config.json") as file:
-        file.write_text(json.dumps({**noted, **settings, "changed": changed}, indent=2, default=str) + "\n")
-
-
-def read_prompt(file: str) -> str:
-    """The prompt's text; `file` is a path, or one relative to the recipes' folder."""
-    found = next((path for path in (Path(file), Path(__file__).parent / file) if path.is_file()), None)
-    if found is None:
-        raise InputError(f"there is no prompt file {file}")
-    return found.read_text().strip()

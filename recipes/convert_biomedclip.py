@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, PreTrainedConfig, ViTConfig
 
 from modeling import BiomedCLIPConfig, BiomedCLIPModel
-from recipes.cli import InputError, parse, replacing, run
+from recipes.cli import parse, run
+from recipes.files import InputError, replacing
 
 HUB = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 CONFIG, WEIGHTS = "open_clip_config.json", ("open_clip_pytorch_model.bin", "open_clip_model.safetensors")

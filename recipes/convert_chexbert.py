@@ -15,8 +15,9 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling import CheXbertConfig, CheXbertModel
-from recipes.cli import InputError, parse, replacing, run
+from recipes.cli import parse, run
 from recipes.data.pickles import read_pickle
+from recipes.files import InputError, replacing
 
 HUB = ("StanfordAIMI/RRG_scorers", "chexbert.pth")
 UNUSED = ("bert.embeddings.position_ids", "bert.pooler.dense.weight", "bert.pooler.dense.bias")

@@ -13,8 +13,9 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from modeling import DiscBertConfig, DiscBertModel
-from recipes.cli import InputError, parse, replacing, run
+from recipes.cli import parse, run
 from recipes.data.pickles import read_published
+from recipes.files import InputError, replacing
 
 HEADS = ("ps", "pp", "view", "comm")  # prior comparison, prior procedure, view, communication: DiscBertModel's order
 BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")  # which older transformers save

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 import torch
 
 from modeling import LLMRG4ForConditionalGeneration
-from recipes.cli import InputError, parse, replacing, run
+from recipes.cli import parse, run
 from recipes.data.pickles import read_published
+from recipes.files import InputError, replacing
 
 PARTS = {"APPA": "frontal", "lateral": "lateral", "text": "prior"}
 MODULES = {

@@ -21,7 +21,8 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from modeling import RadGraphConfig, RadGraphModel
-from recipes.cli import InputError, parse, replacing, run
+from recipes.cli import parse, run
+from recipes.files import InputError, replacing
 
 HUB, PUBLISHED = "StanfordAIMI/RRG_scorers", ("radgraph", "radgraph-xl", "modern-radgraph-xl")
 BERT, NER, RELATION = "model.embedder.token_embedders.bert", "__ner_labels", "__relation_labels"

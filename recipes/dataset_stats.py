@@ -14,10 +14,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from recipes.cli import InputError, parse, replacing, run
-from recipes.data.rg4 import load_judge
+from recipes.cli import parse, run
 from recipes.data.schema import read_dataset
-from recipes.data.statistics_page import PAPER, measure, write_page
+from recipes.files import InputError, replacing
+from recipes.rg4.pipeline import load_judge
+from recipes.rg4.statistics_page import PAPER, measure, write_page
 from rewards.scenarios import COLUMNS, SCENARIOS
 
 

@@ -20,11 +20,12 @@ from datasets import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
 
-from recipes.cli import InputError, parse, report, run
-from recipes.data.demo_figures import GRPO, SFT, SFT_MORE, SHUFFLED, compare_systems, make_checks
-from recipes.data.demo_page import read_history, write_page
-from recipes.data.demo_stages import Stages, score_stage
-from recipes.data.references import load_labeler, read_labelled
+from recipes.cli import parse, report, run
+from recipes.data.labels import load_labeler, read_labelled
+from recipes.demos.figures import GRPO, SFT, SFT_MORE, SHUFFLED, compare_systems, make_checks
+from recipes.demos.page import read_history, write_page
+from recipes.demos.stages import Stages, score_stage
+from recipes.files import InputError
 
 PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn", "--n_validation", "1"]
 BALANCED = [*PHANTOM, "--balanced", "--seed", "7", "--n_train", "3000", "--n_test", "1"]

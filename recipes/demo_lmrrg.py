@@ -20,12 +20,13 @@ from datasets import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
 
-from recipes.cli import InputError, parse, report, run
-from recipes.data.demo_figures import compare_systems
-from recipes.data.demo_page import read_history, write_page
-from recipes.data.demo_stages import Stages, score_stage
-from recipes.data.demo_table3 import BLEU, CQRL, FIXED, SHUFFLED, STAGE1, compare_rewards, make_checks
-from recipes.data.references import load_labeler, read_labelled
+from recipes.cli import parse, report, run
+from recipes.data.labels import load_labeler, read_labelled
+from recipes.demos.figures import compare_systems
+from recipes.demos.page import read_history, write_page
+from recipes.demos.stages import Stages, score_stage
+from recipes.demos.table3 import BLEU, CQRL, FIXED, SHUFFLED, STAGE1, compare_rewards, make_checks
+from recipes.files import InputError
 
 PHANTOM = ["recipes/build_phantom.py", "--scenarios", "sn", "--shapes", "square", "--n_validation", "1"]
 DATA = [*PHANTOM, "--abnormal", "0.6", "--seed", "60", "--n_train", "2500", "--n_test", "1000"]

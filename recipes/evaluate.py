@@ -14,8 +14,8 @@
 `--out` is a folder: metrics.json (every figure, labeler, versions, protocol; no report text), tables.md, tables.tex,
 errors.jsonl (what each report gets wrong, with the sentences) and report.html; with `--case STUDY_ID` case.html, that
 study under all its scenarios. Two baselines stand beside every model: one fixed normal report, and the report of the
-training study whose image looks most alike. recipes/scoring.md explains every figure, recipes/data/prediction_files.py
-the kinds of files. Research use, not for clinical use.
+training study whose image looks most alike. recipes/scoring.md explains every figure,
+recipes/evaluation/prediction_files.py the kinds of files. Research use, not for clinical use.
 """
 
 import json
@@ -23,10 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from recipes.cli import parse, replacing, run
-from recipes.data.baselines import NEAREST, TEMPLATE
-from recipes.data.comparisons import compare, looking, too_few_resamples
-from recipes.data.evaluation import (
+from recipes.cli import parse, run
+from recipes.data.labels import load_labeler
+from recipes.evaluation.baselines import NEAREST, TEMPLATE
+from recipes.evaluation.comparisons import compare, looking, too_few_resamples
+from recipes.evaluation.figures import PRESETS
+from recipes.evaluation.inputs import (
     case_rows,
     check_out,
     describe_run,
@@ -35,13 +37,13 @@ from recipes.data.evaluation import (
     name_files,
     reference_figures,
 )
-from recipes.data.figures import PRESETS
-from recipes.data.model_card import check_card, write_card
-from recipes.data.paper_comparison import PAPERS, compare_with_papers
-from recipes.data.references import load_labeler, read_originals
-from recipes.data.report_page import write_report_page
-from recipes.data.score_tables import print_tables, write_latex, write_markdown
-from recipes.data.scores import measure_systems, summarise
+from recipes.evaluation.paper_comparison import PAPERS, compare_with_papers
+from recipes.evaluation.references import read_originals
+from recipes.evaluation.report_page import write_report_page
+from recipes.evaluation.score_tables import print_tables, write_latex, write_markdown
+from recipes.evaluation.scores import measure_systems, summarise
+from recipes.files import replacing
+from recipes.hub.model_card import check_card, write_card
 from rewards.discbert import MODES
 
 

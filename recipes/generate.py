@@ -22,8 +22,11 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from recipes.cli import InputError, check_model, parse, read_adapter, read_prompt, run
-from recipes.data.generation import (
+from recipes.cli import parse, run
+from recipes.data.model_files import check_model, read_adapter
+from recipes.data.samples import columns_of, to_samples
+from recipes.data.schema import read_split
+from recipes.evaluation.generation import (
     ENGINES,
     PATIENCE,
     Shards,
@@ -33,8 +36,7 @@ from recipes.data.generation import (
     usual_dtype,
     write_reports,
 )
-from recipes.data.samples import columns_of, to_samples
-from recipes.data.schema import read_split
+from recipes.files import InputError, read_prompt
 
 HOW = ("out", "batch_size", "limit", "tensor_parallel_size")  # arguments that change no report
 

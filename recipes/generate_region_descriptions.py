@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modeling.configuration_lmrrg import REGION_NAMES
-from recipes.cli import InputError, parse, read_prompt, replacing, run
-from recipes.data.llm import Answers, Endpoint, InProcess, Refused
+from recipes.cli import parse, run
+from recipes.files import InputError, read_prompt, replacing
+from recipes.rg4.llm import Answers, Endpoint, InProcess, Refused
 
 FIELD = "{region name}"
 MAX_WORDS = 150  # BiomedCLIP reads 256 tokens

@@ -14,16 +14,19 @@ from dataclasses import dataclass, field
 
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import InputError, check_hardware, check_model, choose_rewards, parse, read_prompt, run, save_run
-from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
+from recipes.cli import check_hardware, parse, run
+from recipes.data.labels import load_labeler, read_labelled
+from recipes.data.model_files import check_model
 from recipes.data.processors import load_processor
-from recipes.data.references import load_labeler, read_labelled
 from recipes.data.samples import prepare_images, to_samples
+from recipes.files import InputError, read_prompt
+from recipes.hub.push import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.config import check_run
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.interrupt import SaveOnInterrupt
+from recipes.trainers.setup import choose_rewards, save_run
 from rewards.table import RewardArguments
 
 

@@ -16,16 +16,18 @@ from typing import Literal
 
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import InputError, check_hardware, choose_rewards, parse, read_prompt, run, save_run
-from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
-from recipes.data.references import load_labeler, read_labelled
+from recipes.cli import check_hardware, parse, run
+from recipes.data.labels import load_labeler, read_labelled
 from recipes.data.samples import columns_of, prepare_images, to_samples
+from recipes.files import InputError, read_prompt
+from recipes.hub.push import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.config import check_run
 from recipes.trainers.interrupt import SaveOnInterrupt
 from recipes.trainers.lmrrg import LORA_OF_DECODER, check_trained, load_checkpoint
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
+from recipes.trainers.setup import choose_rewards, save_run
 from rewards.table import RewardArguments
 
 

@@ -25,7 +25,8 @@ from packaging.version import Version
 from torch.utils import cpp_extension
 from transformers.utils.import_utils import KERNELS_MAX_VERSION, KERNELS_MIN_VERSION
 
-from recipes.cli import InputError, parse, run
+from recipes.cli import parse, run
+from recipes.files import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 UV = (sys.executable, "-m", "uv", "pip")

@@ -17,23 +17,20 @@ from datasets import concatenate_datasets
 from transformers import set_seed
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import InputError, check_hardware, parse, read_prompt, run, save_run
-from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
+from recipes.cli import check_hardware, parse, run
+from recipes.data.prompt_tokens import count_tokens
 from recipes.data.samples import columns_of, prepare_images, report_enlarged, to_samples
 from recipes.data.schema import read_split
+from recipes.files import InputError, read_prompt
+from recipes.hub.push import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.config import check_run
 from recipes.trainers.interrupt import SaveOnInterrupt
-from recipes.trainers.llmrg4 import (
-    SCENARIOS,
-    ScenarioSFTConfig,
-    ScenarioSFTTrainer,
-    check_key_spans,
-    count_tokens,
-    load_start,
-    report_long_priors,
-)
+from recipes.trainers.llmrg4 import check_key_spans, load_start, report_long_priors
+from recipes.trainers.scenario_sft import ScenarioSFTConfig, ScenarioSFTTrainer
+from recipes.trainers.setup import save_run
+from rewards.scenarios import SCENARIOS
 
 VIEWS = "frontal+lateral"
 

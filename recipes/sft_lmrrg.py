@@ -17,17 +17,19 @@ from typing import Literal
 from transformers import set_seed
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import check_hardware, parse, read_prompt, run, save_run
-from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
-from recipes.data.references import load_labeler, read_labelled
+from recipes.cli import check_hardware, parse, run
+from recipes.data.labels import load_labeler, read_labelled
 from recipes.data.samples import columns_of, prepare_images, to_samples
 from recipes.data.schema import read_split
+from recipes.files import read_prompt
+from recipes.hub.push import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.trainers.checkpoints import resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.config import SFTRecipeConfig, check_run
 from recipes.trainers.disease_sft import DiseaseSFTTrainer
 from recipes.trainers.interrupt import SaveOnInterrupt
 from recipes.trainers.lmrrg import LORA_OF_DECODER, load_checkpoint, load_parts
+from recipes.trainers.setup import save_run
 
 
 @dataclass

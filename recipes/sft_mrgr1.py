@@ -12,16 +12,19 @@ from dataclasses import dataclass, field
 
 from trl import ModelConfig, SFTTrainer, get_peft_config
 
-from recipes.cli import check_hardware, check_model, parse, read_prompt, run, save_run
-from recipes.data.hub import WHY_PUBLIC, claim, push_checkpoint, sources_of
+from recipes.cli import check_hardware, parse, run
+from recipes.data.labels import load_labeler, read_labelled
+from recipes.data.model_files import check_model
 from recipes.data.processors import load_processor
-from recipes.data.references import load_labeler, read_labelled
 from recipes.data.samples import prepare_images, to_samples
 from recipes.data.schema import read_split
+from recipes.files import read_prompt
+from recipes.hub.push import WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.trainers.checkpoints import WholeCheckpoints, resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.config import SFTRecipeConfig, check_run
 from recipes.trainers.interrupt import SaveOnInterrupt
+from recipes.trainers.setup import save_run
 
 
 @dataclass

@@ -20,17 +20,18 @@ from transformers import AutoTokenizer, set_seed
 
 from modeling import CheXbertModel
 from modeling.tiny import build_chexbert
-from recipes.cli import InputError, parse, report, run, save_run
-from recipes.data.hub import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, sources_of
-from recipes.data.labelled import find_evidence, mix, read_csv
+from recipes.cli import parse, report, run
 from recipes.data.model_files import load_bert
 from recipes.data.openi import read_studies, text_columns
 from recipes.data.schema import read_split
 from recipes.data.sources import OPENI
+from recipes.files import InputError
+from recipes.hub.push import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, sources_of
 from recipes.trainers.checkpoints import check_whole, resume_from, save_final
 from recipes.trainers.config import LabelerConfig, check_run
-from recipes.trainers.evidence import EvidenceCollator, EvidenceTrainer
+from recipes.trainers.evidence import EvidenceCollator, EvidenceTrainer, find_evidence, mix, read_csv
 from recipes.trainers.interrupt import SaveOnInterrupt
+from recipes.trainers.setup import save_run
 from rewards.chexbert import CheXbertLabeler, clean_text, encode
 from rewards.clinical_efficacy import clinical_efficacy
 from rewards.labelers import LexicalLabeler

@@ -22,17 +22,27 @@ from dataclasses import dataclass, field
 from transformers import BertTokenizer, DataCollatorWithPadding, Trainer, set_seed
 
 from modeling.modeling_discbert import DiscBertModel
-from recipes.cli import InputError, parse, report, run, save_run
-from recipes.data.hub import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, sources_of
-from recipes.data.judged import build_discbert, measure, mix, print_scores, read_judgements, score_heads, write_sheet
-from recipes.data.judges import RuleJudge
+from recipes.cli import parse, report, run
 from recipes.data.model_files import load_bert
 from recipes.data.openi import read_studies, text_columns
 from recipes.data.schema import read_split
 from recipes.data.sources import OPENI
+from recipes.files import InputError
+from recipes.hub.push import UNKNOWN, WHY_PUBLIC, claim, push_checkpoint, sources_of
+from recipes.rg4.judgements import (
+    build_discbert,
+    measure,
+    mix,
+    print_scores,
+    read_judgements,
+    score_heads,
+    write_sheet,
+)
+from recipes.rg4.rules import RuleJudge
 from recipes.trainers.checkpoints import WholeCheckpoints, check_whole, resume_from, save_final
 from recipes.trainers.config import LabelerConfig, check_run
 from recipes.trainers.interrupt import SaveOnInterrupt
+from recipes.trainers.setup import save_run
 from rewards.chexbert import clean_text, encode
 
 
@@ -56,7 +66,7 @@ class DiscBertTrainer(WholeCheckpoints, Trainer):
     """transformers' Trainer, a kill of which leaves no half-written checkpoint."""
 
 
-def main() -> None:
+def main() -> None:  # noqa: C901
     args, training_args = parse(RecipeArguments, LabelerConfig, default_config="configs/discbert/openi.yaml")
     check_whole(training_args, "DiscBERT")
     resume, out = resume_from(training_args), training_args.output_dir

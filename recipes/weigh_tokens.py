@@ -18,10 +18,11 @@ from pathlib import Path
 
 from rich.progress import track
 
-from recipes.cli import InputError, parse, replacing, run
-from recipes.data import token_weights
-from recipes.data.references import CHEXBERT
+from recipes.cli import parse, run
+from recipes.data.labels import CHEXBERT
 from recipes.data.schema import read_build, read_dataset
+from recipes.files import InputError, replacing
+from recipes.rg4 import token_weights
 
 
 @dataclass

@@ -25,7 +25,7 @@ STRANGE = {
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
-def check_reward(
+def check_reward(  # noqa: C901
     reward: Callable[..., list[float | None]],
     examples: Mapping[str, Sequence] | Sequence[Mapping[str, Any]],
     references: Sequence[str] = ("report", "labels"),

@@ -296,7 +296,7 @@ def _body(text: str) -> str:
 _LONGEST_SENTENCE = 200  # hits; degenerate text is cut there, since a sentence's time may grow with its square
 
 
-def _sentences(words: list[str]) -> Iterator[list[tuple]]:
+def _sentences(words: list[str]) -> Iterator[list[tuple]]:  # noqa: C901
     """The hits (kind, value, first word, last word) of each sentence that has any."""
     hits: list[tuple] = []
     i, count = 0, len(words)
@@ -429,7 +429,7 @@ class _Scopes:
                 state = UNCERTAIN if state == POSITIVE else state
         return state
 
-    def _resolve(self, hits: list[tuple]) -> None:
+    def _resolve(self, hits: list[tuple]) -> None:  # noqa: C901
         mentions = self.mentions
         last = len(hits) - 1
         said = False

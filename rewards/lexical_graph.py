@@ -166,7 +166,7 @@ class _Sentence:
         """Whether the entity `k` follows `j` without a word between them."""
         return j >= 0 and k < len(self.at) and self.at[k] == self.at[j] + 1
 
-    def _relate(self) -> None:
+    def _relate(self) -> None:  # noqa: C901
         kinds, count = self.kinds, len(self.at)
         for k in range(count):
             if kinds[k] == MODIFIER:

@@ -29,9 +29,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from recipes.cli import InputError, parse, run
+from recipes.cli import parse, run
 from recipes.data.mimic_sections import read_sections
 from recipes.data.phantom import make_study, sample_states, write_report
+from recipes.files import InputError
 from rewards.labels import CONDITIONS
 
 DATA = Path(os.environ.get("RRG_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

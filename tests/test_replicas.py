@@ -37,10 +37,11 @@ from recipes import (
     grpo_mrgr1,
 )
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.cli import InputError, check_model
+from recipes.data.model_files import check_model
 from recipes.data.pickles import read_published
 from recipes.data.processors import load_processor
 from recipes.data.schema import write_dataset
+from recipes.files import InputError
 from rewards.bertscore import BERTScore
 from rewards.chexbert import CheXbertLabeler
 from rewards.discbert import DiscBertJudge

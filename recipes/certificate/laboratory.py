@@ -18,8 +18,8 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError
 
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.cli import InputError
 from recipes.data.schema import write_dataset
+from recipes.files import InputError
 
 PUBLISHED = Path(__file__).with_name("published.json")
 TESTS = Path(__file__).resolve().parents[2] / "tests"

@@ -21,15 +21,15 @@ from modeling import LLMRG4ForConditionalGeneration, LMRRGForConditionalGenerati
 from recipes import convert_biomedclip, grpo_mrgr1
 from recipes.certificate.checkpoints import count, gap
 from recipes.certificate.laboratory import Absent, Bar, Lab, run_script
-from recipes.cli import read_prompt
-from recipes.data.generation import chat_texts
 from recipes.data.processors import load_processor
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
+from recipes.evaluation.generation import chat_texts
+from recipes.files import read_prompt
 from recipes.trainers.checkpoints import save_final
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.disease_sft import DiseaseSFTTrainer
-from recipes.trainers.llmrg4 import ScenarioSFTConfig, ScenarioSFTTrainer
+from recipes.trainers.scenario_sft import ScenarioSFTConfig, ScenarioSFTTrainer
 
 PROMPTS = {"llmrg4": "prompts/llmrg4.txt", "lmrrg": "prompts/lmrrg.txt"}
 VIEWS = {"llmrg4": "frontal+lateral", "lmrrg": "frontal"}

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from recipes.certificate.laboratory import ABSENCES, FAULTS, Absent, Bar, Lab
-from recipes.cli import WRITE_FAILED, InputError, replacing
+from recipes.files import WRITE_FAILED, InputError, replacing
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 PACKAGES += ("open_clip_torch", "kernels", "flash-attn")

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from recipes.cli import InputError
+from recipes.files import InputError
 
 SIDES = ("longest", "shortest")  # of an image, which a size is that of
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")

@@ -30,15 +30,15 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from recipes.cli import InputError, replacing
 from recipes.data import images as image_files
 from recipes.data import mimic_images, mimic_sections, sections
+from recipes.data.labels import load_labeler
 from recipes.data.mimic_images import find_image, read_as_stored
 from recipes.data.mimic_sections import clean_mimic, read_sections
-from recipes.data.references import load_labeler
 from recipes.data.schema import FEATURES, SPLITS
 from recipes.data.sections import clean, target_text
 from recipes.data.sources import MIMIC
+from recipes.files import InputError, replacing
 from rewards import labelers
 from rewards.labels import CONDITIONS, from_csv
 
@@ -385,7 +385,7 @@ def scenario_of(views: list[str], prior: str | None) -> str | None:
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterator[dict]:
+def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterator[dict]:  # noqa: C901
     """Rows of the schema of those studies that have a split; `notes` takes what was skipped, counts and hashes."""
     skipped, counts = notes["skipped"], Counter()
     read: dict[str, dict[str, str]] = {}

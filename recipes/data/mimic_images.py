@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes.cli import InputError
 from recipes.data.images import load_image, shrink
+from recipes.files import InputError
 
 SUFFIXES = (".jpg", ".png", ".dcm")
 

@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from recipes.cli import InputError
 from recipes.data.pickles import read_pickle
+from recipes.files import InputError
 
 NAMES = (
     *("config.json", "adapter_config.json", "generation_config.json", "preprocessor_config.json"),
@@ -21,7 +21,7 @@ BERTS = ("bert", "cxr-bert", "chexbert", "discbert")  # their encoder's weights 
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 
 
-def find_unreadable(folder: Path, images: bool = False) -> str | None:
+def find_unreadable(folder: Path, images: bool = False) -> str | None:  # noqa: C901
     """What in a model's folder could not be read, and what to do, or None; weights are looked at, not read.
 
     JSON files parse, generation settings are of the right types, a safetensors file is as long as it says, every shard
@@ -93,3 +93,51 @@ def load_bert(
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes up an empty one without its files
         raise InputError(f"--model {name} has no tokenizer (no vocab.txt or tokenizer.json): copy it there")
     return model, tokenizer
+
+
+def read_adapter(model: str) -> dict | None:
+    """The settings of the LoRA adapter that `model`, a folder or a Hub id, is; None where it is none."""
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        file = find_adapter_config_file(model)
+    except OSError:  # neither a folder nor a name that the Hub could have
+        return None
+    return json.loads(Path(file).read_text()) if file else None
+
+
+def check_model(name: str, trust_remote_code: bool = False, attention: str | None = None) -> None:
+    """Raises InputError unless `name` is a vision-language model that transformers can load, with `attention`.
+
+    `name` is a folder or a Hub id of a model, or of a LoRA adapter, whose base model is then looked at. What a model
+    with code of its own reads is not checked where `trust_remote_code` is set. `attention`: an attn_implementation.
+    Files of a folder are read as far as recipes/data/model_files.py says.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    from transformers.utils.generic import is_flash_attention_requested
+
+    import modeling  # noqa: F401  (registers our own systems)
+    from recipes.data.model_files import check_folder
+
+    if not name:
+        raise InputError("no model is named: give --model_name_or_path, a folder or a Hub id")
+    adapter = read_adapter(name)
+    base = adapter["base_model_name_or_path"] if adapter else name
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        sentence = str(error).split("\n")[0]
+        raise InputError(
+            f"the model {name} cannot be loaded (no such folder, or the Hub is out of reach): {sentence}"
+        ) from error
+    own = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
+    if not own and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise InputError(f"{name} is a {config.model_type} model, which reads no images; name a vision-language model")
+    check_folder(name)
+    check_folder(base, images=True)
+    flash = is_flash_attention_requested(requested_attention_implementation=attention)
+    if flash and not own and not MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._supports_flash_attn:
+        raise InputError(
+            f"{name} is a {config.model_type} model, which has no {attention}: set attn_implementation: sdpa"
+        )

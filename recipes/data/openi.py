@@ -20,11 +20,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from recipes.cli import InputError
 from recipes.data import phantom
 from recipes.data.images import SUFFIXES
 from recipes.data.sections import clean, target_text
 from recipes.data.sources import OPENI
+from recipes.files import InputError
 from rewards.labels import CONDITIONS, NO_FINDING, CheXpertState
 
 SCHEMES = ("random", "r2gen", "rexrank")

@@ -363,7 +363,7 @@ def _fracture(shown: float, canvas: _Canvas, distance: np.ndarray, x: float, y: 
     return 0.075 * near * ((distance > 0) - np.float32(0.3)), gap, near
 
 
-def _frontal(
+def _frontal(  # noqa: C901
     study: Study, strength: dict[str, float], canvas: _Canvas, anatomy: np.random.Generator, rng: np.random.Generator
 ) -> np.ndarray:
     signs, x, y, edge, across = study.signs, canvas.x, canvas.y, canvas.edge, np.abs(canvas.x)

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import torch
 from torch.serialization import safe_globals
 
-from recipes.cli import InputError
+from recipes.files import InputError
 
 # Hyperparameters: argparse's, and Lightning's, a dict whose class had these names; it is read as a dict, without its
 # class and without Lightning.

@@ -8,8 +8,8 @@ import os
 import unicodedata
 from collections.abc import Iterable
 
-from recipes.cli import InputError
 from recipes.data.sources import OPENI, PHANTOM
+from recipes.files import InputError
 
 UNKNOWN = "unknown"  # the source of data that do not name theirs
 FREE = (PHANTOM.name,)  # for everything: drawings and sentences of this project

@@ -10,8 +10,9 @@ from transformers.models.auto.image_processing_auto import (
     get_image_processor_config,
 )
 
-from recipes.cli import InputError, read_adapter
 from recipes.data.images import pixel_range
+from recipes.data.model_files import read_adapter
+from recipes.files import InputError
 
 
 def load_processor(

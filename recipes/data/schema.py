@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_da
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowInvalid, parquet
 
-from recipes.cli import InputError, one_process_first, replacing
+from recipes.files import InputError, one_process_first, replacing
 
 SPLITS = ("train", "validation", "test")
 HOW_TO_BUILD = "build one with recipes/build_iu_xray.py, build_mimic_cxr.py or build_phantom.py"

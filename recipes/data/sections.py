@@ -3,7 +3,7 @@
 import html
 import re
 
-from recipes.cli import InputError
+from recipes.files import InputError
 
 CLEANINGS = ("plain", "r2gen")
 TARGETS = {

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 from trl import TrlParser
 
-from recipes.cli import InputError
+from recipes.files import InputError
 
 
 class Range(NamedTuple):

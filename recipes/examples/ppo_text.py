@@ -7,7 +7,8 @@ python recipes/examples/ppo_text.py --model_name_or_path FOLDER --use_cpu --bf16
 from datasets import Dataset
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import InputError, parse, run
+from recipes.cli import parse, run
+from recipes.files import InputError
 from recipes.trainers.checkpoints import resume_from
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
 

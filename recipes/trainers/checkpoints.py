@@ -20,7 +20,7 @@ from transformers.core_model_loading import WeightConverter
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from trl.trainer.utils import RepeatSampler
 
-from recipes.cli import InputError
+from recipes.files import InputError
 from recipes.trainers.interrupt import shield_workers
 from recipes.trainers.run_summary import RunSummary
 

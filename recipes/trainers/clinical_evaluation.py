@@ -8,11 +8,11 @@ from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
-from recipes.cli import InputError
-from recipes.data.generation import encode_prompts, report_settings
-from recipes.data.references import load_labeler
+from recipes.data.labels import load_labeler
 from recipes.data.samples import to_samples
-from recipes.data.scores import score_completions
+from recipes.evaluation.generation import encode_prompts, report_settings
+from recipes.evaluation.scores import score_completions
+from recipes.files import InputError
 from recipes.trainers.checkpoints import weights_are_split
 
 

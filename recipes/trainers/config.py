@@ -9,8 +9,8 @@ import torch
 from transformers import TrainingArguments
 from trl import GRPOConfig, SFTConfig
 
-from recipes.cli import InputError
 from recipes.data.settings import Range, check_settings
+from recipes.files import InputError
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import is_peft_model
 from trl import SFTConfig, SFTTrainer
 
-from recipes.cli import InputError
+from recipes.files import InputError
 from recipes.trainers.checkpoints import WholeCheckpoints
 from rewards.labels import CONDITIONS, CheXpertState
 

@@ -1,12 +1,101 @@
 """Teaching CheXbert not only a report's labels but also where they stand in it."""
 
+import csv
+import random
+import re
+from bisect import bisect_left
+from collections import defaultdict
+
 import torch
 from torch.nn import functional as F
 from transformers import Trainer
 
 from modeling.modeling_chexbert import STATES
+from recipes.data.schema import has_text, say_bare
+from recipes.files import InputError
 from recipes.trainers.checkpoints import WholeCheckpoints
-from rewards.labels import FINDINGS
+from rewards.chexbert import clean_text
+from rewards.labelers import LexicalLabeler
+from rewards.labels import CONDITIONS, FINDINGS, NO_FINDING, CheXpertState, from_csv
+
+
+def read_csv(file: str, text_column: str) -> dict[str, list[int]]:
+    """CheXpert states by report; of equal reports the first counts, rows without a report are left out and counted."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            rows = list(csv.DictReader(opened))
+    except OSError as error:
+        raise InputError(f"--csv {file} cannot be read: {error.strerror}") from error
+    if missing := [name for name in (text_column, *CONDITIONS) if not rows or name not in rows[0]]:
+        raise InputError(f"--csv {file} has no column {missing[0]!r} (or no row); --text_column names the reports'")
+    labelled: dict[str, list[int]] = {}
+    bare = [number for number, row in enumerate(rows, 2) if not has_text(row[text_column])]
+    for number, row in enumerate(rows, 2):
+        try:
+            states = from_csv([float(row[name] or "nan") for name in CONDITIONS])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"--csv {file}, record {number}: {error}") from error
+        if states[NO_FINDING] != CheXpertState.POSITIVE:
+            states[NO_FINDING] = CheXpertState.BLANK  # CheXbert's head knows no other
+        if has_text(row[text_column]):
+            labelled.setdefault(clean_text(row[text_column]), states.tolist())
+    say_bare(len(bare), f"{len(rows)} records of --csv {file}", f"record {bare[0]}" if bare else "")
+    return labelled
+
+
+def mix(reports: list[str], count: int, teacher: LexicalLabeler, rng: random.Random) -> list[str]:
+    """`count` texts for `teacher` to label: one in three a report, the others one to six sentences put together.
+
+    Six in ten of the sentences are drawn so that every state of every condition is as frequent as any other; the rare
+    ones would not be learned else. In most sentences words were replaced, by some of another sentence or by a phrase
+    that the teacher knows: as in "There is no" + "cardiac enlargement" they teach which words matter and how far a
+    negation reaches, which the same few phrases in their usual places do not.
+    """
+    sentences = list({s: None for text in reports for s in re.split(r"(?<=[.?!])\s+", text)})
+    said = defaultdict(list)  # sentences by condition and state
+    for sentence in sentences:
+        for each in {(condition, state) for _, _, condition, state in teacher.mentions(sentence)}:
+            said[each].append(sentence)
+    by_state, phrases = [said[each] for each in sorted(said)], teacher.phrases()
+
+    def draw() -> list[str]:
+        return rng.choice(rng.choice(by_state) if by_state and rng.random() < 0.6 else sentences).split()
+
+    def altered() -> list[str]:
+        words = draw()
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            if rng.random() < 0.5:
+                new = rng.choice(rng.choice(phrases)).split()
+            else:
+                donor = draw()
+                first = rng.randrange(len(donor))
+                new = donor[first : first + rng.randint(1, 5)]
+            at = rng.randrange(len(words) + 1)
+            words[at : at + rng.choice((0, 1, 2, 3, 99))] = new
+        return words
+
+    texts = []
+    for _ in range(count):
+        parts = [" ".join(altered()) for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4, 6)))]
+        texts.append(rng.choice(reports) if rng.random() < 0.35 else " ".join(parts))
+    return texts
+
+
+def find_evidence(tokenizer, texts: list[str], teacher: LexicalLabeler) -> list[list[tuple[int, int, int]]]:
+    """(token, condition, state) of the words in which the teacher found each state of each cleaned text."""
+    distinct = list(dict.fromkeys(texts))
+    offsets = tokenizer(distinct, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    found = {}
+    for text, spans in zip(distinct, offsets, strict=True):
+        tokens = [(token, *span) for token, span in enumerate(spans) if span[0] < span[1]]  # without [CLS] and [SEP]
+        starts = [start for _, start, _ in tokens]
+        found[text] = [
+            (token, condition, int(state))
+            for first, last, condition, state in teacher.mentions(text)
+            for token, _, end in tokens[bisect_left(starts, first) : bisect_left(starts, last)]
+            if end <= last
+        ]
+    return [found[text] for text in texts]
 
 
 class EvidenceCollator:

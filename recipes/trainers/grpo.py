@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from recipes.cli import InputError
 from recipes.data.settings import POSITIVE, Range
+from recipes.files import InputError
 from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch
 from recipes.trainers.config import RecipeConfig
 from recipes.trainers.vllm_images import ImageGeneration

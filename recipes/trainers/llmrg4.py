@@ -1,29 +1,23 @@
 """What LLM-RG4's two stages add to weighted SFT: their starts, the order of scenarios, counts of tokens."""
 
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from pyarrow.compute import list_value_length
 from torch import nn
-from torch.utils.data import Sampler
 from transformers import AutoConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 from trl import ModelConfig
-from trl.data_utils import prepare_multimodal_messages
 
 from modeling import LLMRG4ForConditionalGeneration, LLMRG4Processor
-from recipes.cli import InputError, replacing
 from recipes.data.model_files import check_folder
-from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer, check_spans
+from recipes.files import InputError
+from recipes.trainers.weighted_sft import check_spans
 
-SCENARIOS = ("sn", "sw", "mn", "mw")
 NEW_IN_STAGE_2 = ("lateral_perceiver", "lateral_projection", "prior_perceiver", "prior_projection", "fusion")
 
 
@@ -137,124 +131,3 @@ def report_long_priors(rows: Dataset, processor: LLMRG4Processor) -> int:
         print(f"{len(long)} of {len(priors)} prior reports have more than {longest} tokens and are cut there, that of "
               f"study {long[0]} first")  # fmt: skip
     return len(long)
-
-
-def count_tokens(
-    samples: Dataset, processor: LLMRG4Processor, folder: str | Path | None = None
-) -> dict[str, dict[str, float]]:
-    """Prints and returns how many tokens the prompts of each scenario have; no image is read for it.
-
-    Per scenario: `samples` in the data set, `visual` tokens and tokens of the whole `prompt`, means and largest.
-    ATF's visual tokens do not depend on the scenario, those of interleaved do (RG-080 to RG-085). `folder`: where
-    they are kept too, in input_tokens.json.
-    """
-    counts = {}
-    scenarios = samples["scenario"]
-    prompts = samples.select_columns("prompt").with_format(None)
-    views = list_value_length(samples.with_format("arrow")[:]["images"]).to_pylist()
-    for scenario in SCENARIOS:
-        rows = [i for i, own in enumerate(scenarios) if own == scenario]
-        if not rows:
-            continue
-        visual, prompt = [], []
-        for start in range(0, len(rows), 1000):
-            texts = []
-            for i in rows[start : start + 1000]:
-                messages = prepare_multimodal_messages(prompts[i]["prompt"], images=[None] * views[i])
-                text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-                texts.append(processor.write_out(text, views[i])[0])
-            ids = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            visual += [own.count(processor.image_token_id) for own in ids]
-            prompt += map(len, ids)
-        counts[scenario] = {
-            "samples": len(rows),
-            "visual": sum(visual) / len(visual),
-            "visual, largest": max(visual),
-            "prompt": sum(prompt) / len(prompt),
-            "prompt, largest": max(prompt),
-        }
-        print(f"{scenario}: {len(rows)} samples; visual tokens {counts[scenario]['visual']:.0f}; prompt tokens "
-              f"{counts[scenario]['prompt']:.0f}, {max(prompt)} at most")  # fmt: skip
-    if folder is not None:
-        with replacing(Path(folder) / "input_tokens.json") as file:
-            file.write_text(json.dumps(counts, indent=1) + "\n")
-    return counts
-
-
-class RoundRobinSampler(Sampler[int]):
-    """Blocks of `block` rows of one scenario, the scenarios in turn, until each row has come at least once.
-
-    `scenarios`: of each row, by name; they take turns in the order of `order`. A scenario's rows come in a new random
-    order each time it begins again. An epoch ends with the block that completes the largest scenario, so it has as
-    many blocks of each (authors' code: 4 x 172,608 rows an epoch; REQUIREMENTS RG-041, A-36). Equal `seed` and epoch
-    give equal orders in every process. Raises ValueError where `block` is below 1, or a scenario not in `order`.
-    """
-
-    def __init__(self, scenarios: Sequence[str], order: Sequence[str], block: int, seed: int = 0):
-        if block < 1:
-            raise ValueError(f"block must be at least 1, not {block}")
-        if unknown := sorted(set(scenarios) - set(order)):
-            raise ValueError(f"there are rows of {unknown[0]!r}, which is not in the order {', '.join(order)}")
-        rows = {name: [i for i, own in enumerate(scenarios) if own == name] for name in order}
-        self.rows = [torch.tensor(own) for own in rows.values() if own]
-        self.block, self.seed, self.epoch = block, seed, 0
-        self.rounds = -(-max(map(len, self.rows)) // block)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next order is of; accelerate calls it."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.rounds * self.block * len(self.rows)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        orders = []
-        for own in self.rows:
-            times = -(-self.rounds * self.block // len(own))
-            orders.append(torch.cat([own[torch.randperm(len(own), generator=generator)] for _ in range(times)]))
-        for start in range(0, self.rounds * self.block, self.block):
-            for order in orders:
-                yield from order[start : start + self.block].tolist()
-
-
-@dataclass
-class ScenarioSFTConfig(WeightedSFTConfig):
-    """WeightedSFTConfig, and the order in which scenarios come."""
-
-    scenario_sampling: str = field(
-        default="mixed",
-        metadata={
-            "help": "mixed: all rows shuffled; round_robin: batches of one scenario, in turn, small ones used again.",
-            "choices": ["mixed", "round_robin"],
-        },
-    )
-
-
-class ScenarioSFTTrainer(WeightedSFTTrainer):
-    """WeightedSFTTrainer on rows with a column `scenario`, in the order of `args.scenario_sampling`.
-
-    With round_robin an optimizer step has one scenario, whatever the number of processes and accumulation steps. The
-    log, and so trainer_state.json, says what this process's batches cost: `batch/seconds` forward and backward,
-    `batch/input_tokens` of a sample (image, prompt and report) and `batch/largest_input`, since the last entry.
-    """
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """TRL's step, timed."""
-        tokens = inputs["attention_mask"].sum(1).tolist()
-        start = time.perf_counter()
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        loss.item()  # waits for the device, as Trainer does after each step to see whether the loss is finite
-        metrics = self._metrics["train"]  # TRL logs the mean of each list
-        metrics["batch/seconds"].append(time.perf_counter() - start)
-        metrics["batch/input_tokens"] += tokens
-        metrics["batch/largest_input"] = [max(metrics["batch/largest_input"] + tokens)]
-        return loss
-
-    def _get_train_sampler(self, train_dataset=None):
-        """TRL's sampler, or the round-robin in its place."""
-        sampler = super()._get_train_sampler(train_dataset)
-        if self.args.scenario_sampling == "mixed":
-            return sampler
-        block = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return RoundRobinSampler(self.train_dataset["scenario"], SCENARIOS, block, self.args.seed)

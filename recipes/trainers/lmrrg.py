@@ -9,8 +9,8 @@ from transformers.utils import cached_file
 from trl import ModelConfig
 
 from modeling import LMRRGForConditionalGeneration, LMRRGProcessor
-from recipes.cli import InputError
 from recipes.data.model_files import check_folder
+from recipes.files import InputError
 
 LORA_OF_DECODER = r".*language_model.*\.(q|v)_proj"  # the image encoder has a q_proj too
 

@@ -24,8 +24,8 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id
 
-from recipes.cli import InputError
 from recipes.data.settings import POSITIVE, Range
+from recipes.files import InputError
 from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch, weights_are_split
 from recipes.trainers.config import RecipeConfig
 from recipes.trainers.grpo import EVALUATED, PASS_INPUTS, check_pass_inputs
@@ -237,7 +237,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         "}",
     }
 
-    def __init__(self, model, reward_funcs, args: PPOConfig, train_dataset=None, **kwargs):
+    def __init__(self, model, reward_funcs, args: PPOConfig, train_dataset=None, **kwargs):  # noqa: C901
         adapted = kwargs.get("peft_config") is not None
         if isinstance(model, str):
             try:
@@ -452,7 +452,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._passes.append(Pass(result[0], values, hidden_states))
         return result
 
-    def _generate_and_score_completions(self, inputs):
+    def _generate_and_score_completions(self, inputs):  # noqa: C901
         """TRL's batch with old log-probabilities and values, advantages and returns (rows, tokens) and KL weights."""
         self._images.clear()
         self._passes.clear()

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 from trl import GRPOConfig
 from trl.data_utils import prepare_multimodal_messages
 
-from recipes.cli import InputError
+from recipes.files import InputError
 from recipes.trainers.memory import StepMemory, describe, memory_of_step
 
 LOOKED_AT = 100  # samples: reading an X-ray and making its tokens takes up to 30 ms

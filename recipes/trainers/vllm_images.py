@@ -5,8 +5,8 @@ from itertools import groupby
 
 from trl.generation.vllm_generation import VLLMGeneration
 
-from recipes.cli import InputError
-from recipes.data.generation import compare_prompts
+from recipes.evaluation.generation import compare_prompts
+from recipes.files import InputError
 
 
 def one_place_each(prompt: Sequence[int], image: int) -> list[int]:

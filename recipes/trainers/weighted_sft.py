@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from trl import SFTTrainer
 
-from recipes.cli import InputError
+from recipes.files import InputError
 from recipes.trainers.checkpoints import WholeCheckpoints
 from recipes.trainers.config import SFTRecipeConfig
 

@@ -26,12 +26,12 @@ import torch
 from reward_speed import HOW_TO_GET, RADEVAL, RADEVAL_RADCLIQ, ROOT, openi_reports, radeval_rewards, save_models
 
 from recipes.cli import parse, report, run
-from recipes.data.references import Truth
-from recipes.data.scores import Metrics, measure_systems, summarise
+from recipes.evaluation.bootstrap import Part, bootstrap, draw_counts, efficacy_part
+from recipes.evaluation.references import Truth
+from recipes.evaluation.scores import Metrics, measure_systems, summarise
 from rewards.bertscore import BERTScore
 from rewards.bleu import bleu_of_sums, match_statistics
 from rewards.chexbert import CheXbertLabeler
-from rewards.corpus import Part, bootstrap, draw_counts, efficacy_part
 from rewards.labelers import LexicalLabeler
 from rewards.labels import to_binary
 from rewards.lexical_graph import LexicalGraph

@@ -44,14 +44,15 @@ from modeling.tiny import build_qwen2_5_vl, train_tokenizer
 from modeling.tiny_llmrg4 import build_llmrg4
 from modeling.tiny_lmrrg import build_lmrrg
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.cli import InputError, read_prompt, report, run
+from recipes.cli import report, run
 from recipes.data.samples import prepare_images, to_samples
 from recipes.data.schema import FEATURES
+from recipes.files import InputError, read_prompt
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
-from recipes.trainers.llmrg4 import ScenarioSFTConfig, ScenarioSFTTrainer
 from recipes.trainers.memory import memory_of_step
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
 from recipes.trainers.run_summary import longest_row
+from recipes.trainers.scenario_sft import ScenarioSFTConfig, ScenarioSFTTrainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
 GPUS = {  # dense bf16 operations and bytes of memory a second, as their makers state them (SXM)

@@ -17,7 +17,8 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from recipes.cli import InputError, report, run
+from recipes.cli import report, run
+from recipes.files import InputError
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState
 

@@ -23,7 +23,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
 from recipes.cli import report, run
-from recipes.data.report_page import write_report_page
+from recipes.evaluation.report_page import write_report_page
 from rewards.labelers import LexicalLabeler
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))

@@ -38,13 +38,14 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-from recipes.cli import InputError, report, run
-from recipes.data.judged import build_discbert, mix, print_scores, score_heads
-from recipes.data.judges import RuleJudge, RuleRewriter, split_sentences
+from recipes.cli import report, run
 from recipes.data.mimic_sections import read_sections
 from recipes.data.openi import read_studies, text_columns
-from recipes.data.rg4 import EitherJudge, guard, joined, run_loop
 from recipes.data.sections import clean
+from recipes.files import InputError
+from recipes.rg4.judgements import build_discbert, mix, print_scores, score_heads
+from recipes.rg4.pipeline import EitherJudge, guard, joined, run_loop
+from recipes.rg4.rules import RuleJudge, RuleRewriter, split_sentences
 from rewards.chexbert import encode
 from rewards.discbert import DiscBertJudge
 from rewards.labelers import LexicalLabeler

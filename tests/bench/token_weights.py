@@ -31,9 +31,8 @@ from captum.attr import LayerIntegratedGradients
 from modeling import CheXbertConfig, CheXbertModel
 from modeling.tiny import build_chexbert
 from recipes.cli import report, run
-from recipes.data.labelled import mix
 from recipes.data.openi import read_studies, text_columns
-from recipes.data.token_weights import (
+from recipes.rg4.token_weights import (
     SHARD,
     TokenWeigher,
     find_key_sentences,
@@ -42,6 +41,7 @@ from recipes.data.token_weights import (
     score_tokens,
     sentence_spans,
 )
+from recipes.trainers.evidence import mix
 from rewards.chexbert import clean_text, encode
 from rewards.labelers import LexicalLabeler
 

@@ -8,7 +8,7 @@ from transformers import BertModel
 
 from modeling.configuration_discbert import DiscBertConfig
 from modeling.modeling_discbert import DiscBertModel
-from recipes.data.judged import build_discbert
+from recipes.rg4.judgements import build_discbert
 from rewards.discbert import DiscBertJudge, hall_flags, hall_rate
 from rewards.scenarios import CATEGORIES
 

@@ -16,17 +16,18 @@ import yaml
 
 from recipes import ablations, build_tiny, grpo_mrgr1, ppo_lmrrg, sft_llmrg4, sft_lmrrg, sft_mrgr1
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.cli import InputError, parse
-from recipes.data import ablations as figures_of
-from recipes.data.ablation_page import sample_reports, update_results, write_markdown, write_page
-from recipes.data.ablation_runs import ROWS, choose_rows, plan, report_file, row_file, shared_jobs
-from recipes.data.ablations import AGREE, DISAGREE, GROUPS, MICRO, NOTHING, OPEN, is_style, measure, verdict
-from recipes.data.baselines import NORMAL_REPORT, TEMPLATE
-from recipes.data.paper_comparison import read_results
-from recipes.data.references import read_truth
-from recipes.data.reward_habits import report_habits, reward_habits
+from recipes.cli import parse
 from recipes.data.schema import read_split, write_dataset
-from rewards.corpus import bootstrap, means_part
+from recipes.demos import ablation_figures as figures_of
+from recipes.demos.ablation_figures import AGREE, DISAGREE, GROUPS, MICRO, NOTHING, OPEN, is_style, measure, verdict
+from recipes.demos.ablation_page import sample_reports, update_results, write_markdown, write_page
+from recipes.demos.ablation_runs import ROWS, choose_rows, plan, report_file, row_file, shared_jobs
+from recipes.demos.reward_habits import report_habits, reward_habits
+from recipes.evaluation.baselines import NORMAL_REPORT, TEMPLATE
+from recipes.evaluation.bootstrap import bootstrap, means_part
+from recipes.evaluation.paper_comparison import read_results
+from recipes.evaluation.references import read_truth
+from recipes.files import InputError
 from rewards.labelers import LexicalLabeler
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -32,14 +32,15 @@ from modeling.tiny_llmrg4 import build_llmrg4
 from modeling.tiny_lmrrg import build_lmrrg
 from recipes import app, generate
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.cli import InputError, read_prompt, run
-from recipes.data.app_page import NOTICE, build_page, serve, show_findings, show_picture, show_report
-from recipes.data.app_study import MAX_CHARACTERS, Picture, make_study, read_picture, take_upload
-from recipes.data.app_systems import list_findings, load_system, read_completion
-from recipes.data.error_taxonomy import Evidence
+from recipes.cli import run
 from recipes.data.phantom import render, to_png
 from recipes.data.samples import fill_prompt
 from recipes.data.schema import write_dataset
+from recipes.evaluation.error_taxonomy import Evidence
+from recipes.files import InputError, read_prompt
+from recipes.viewer.page import NOTICE, build_page, serve, show_findings, show_picture, show_report
+from recipes.viewer.study import MAX_CHARACTERS, Picture, make_study, read_picture, take_upload
+from recipes.viewer.systems import list_findings, load_system, read_completion
 from rewards.labelers import LexicalLabeler
 
 ROOT = Path(__file__).resolve().parents[2]

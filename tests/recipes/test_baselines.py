@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
-from recipes.data.baselines import SIDE, nearest_reports, shrink
+from recipes.evaluation.baselines import SIDE, nearest_reports, shrink
 
 FEATURES = Features({"images": List(Image()), "report": Value("string")})
 

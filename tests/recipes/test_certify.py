@@ -13,7 +13,7 @@ from replicas import bert_base_uncased, chexbert_pth
 from recipes import certify
 from recipes.certificate.laboratory import Absent, Bar, Lab
 from recipes.certificate.table import run_row, to_markdown
-from recipes.cli import InputError
+from recipes.files import InputError
 
 GPU_ROWS = {"gpu", "flash_attention", "grpo_memory"}
 ORIGINALS = {

@@ -16,16 +16,9 @@ from transformers.trainer_optimizer import _BITSANDBYTES_OPTIMIZERS
 from transformers.training_args import OptimizerNames
 
 from recipes import cli
-from recipes.cli import (
-    InputError,
-    check_hardware,
-    check_model,
-    parse,
-    read_prompt,
-    replacing,
-    report,
-    run,
-)
+from recipes.cli import check_hardware, parse, report, run
+from recipes.data.model_files import check_model
+from recipes.files import InputError, read_prompt, replacing
 from recipes.trainers.checkpoints import resume_from
 
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2_5_
 from trl import ModelConfig, get_peft_config
 
 from recipes import grpo_mrgr1, sft_mrgr1
-from recipes.cli import parse, read_prompt
+from recipes.cli import parse
+from recipes.files import read_prompt
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.grpo import MRGR1Config
 from recipes.trainers.memory import StepMemory

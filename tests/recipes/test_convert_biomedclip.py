@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, BertConfi
 from modeling import BiomedCLIPModel, LMRRGForConditionalGeneration
 from modeling.tiny_lmrrg import build_biomedclip, build_lmrrg
 from recipes import convert_biomedclip
-from recipes.cli import InputError
+from recipes.files import InputError
 
 open_clip = pytest.importorskip(
     "open_clip",

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, GPT2Config
 
 from modeling.tiny import build_chexbert
 from recipes import convert_chexbert
-from recipes.cli import InputError
+from recipes.files import InputError
 from rewards.chexbert import CheXbertLabeler
 
 TEXTS = ["There is a small pleural effusion.", "No edema.", "The heart is normal."]

@@ -31,7 +31,7 @@ from modeling.processing_llmrg4 import mark_prior
 from modeling.tiny import build_chexbert, train_tokenizer
 from modeling.tiny_llmrg4 import build_llmrg4
 from recipes import convert_discbert, convert_llmrg4
-from recipes.cli import InputError
+from recipes.files import InputError
 from rewards.discbert import DiscBertJudge
 from rewards.scenarios import CATEGORIES
 

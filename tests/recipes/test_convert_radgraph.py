@@ -14,7 +14,7 @@ from replicas import RADGRAPH_ENCODERS, radgraph_archive
 
 from modeling import RadGraphModel
 from recipes import convert_radgraph
-from recipes.cli import InputError
+from recipes.files import InputError
 from rewards.radgraph import RadGraphParser
 
 TEXTS = ["There is a small pleural effusion.", "No edema or pneumothorax.", "The heart is normal in size."]

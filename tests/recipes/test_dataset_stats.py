@@ -8,10 +8,10 @@ import pytest
 from datasets import Dataset
 
 from recipes import dataset_stats
-from recipes.cli import InputError
-from recipes.data.judges import RuleJudge
 from recipes.data.schema import write_dataset
-from recipes.data.statistics_page import PAPER, measure
+from recipes.files import InputError
+from recipes.rg4.rules import RuleJudge
+from recipes.rg4.statistics_page import PAPER, measure
 from rewards.labels import CONDITIONS
 
 EFFUSION = CONDITIONS.index("Pleural Effusion")

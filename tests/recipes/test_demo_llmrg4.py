@@ -6,13 +6,14 @@ import re
 import numpy as np
 import pytest
 
-from recipes.build_phantom import SCENARIOS, BuildArguments, build_row
-from recipes.data import demo_scenarios
-from recipes.data.demo_figures import compare_systems
-from recipes.data.demo_page import choose_studies, write_page
-from recipes.data.demo_scenarios import PLAIN, SHUFFLED, TLW
+from recipes.build_phantom import BuildArguments, build_row
 from recipes.data.schema import read_split, write_dataset
+from recipes.demos import scenarios as demo_scenarios
+from recipes.demos.figures import compare_systems
+from recipes.demos.page import choose_studies, write_page
+from recipes.demos.scenarios import PLAIN, SHUFFLED, TLW
 from rewards.labelers import LexicalLabeler
+from rewards.scenarios import SCENARIOS
 
 LABELER = LexicalLabeler()
 NOTHING = "The heart is normal in size."

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.data import demo_table3
-from recipes.data.baselines import NORMAL_REPORT, TEMPLATE
-from recipes.data.demo_figures import compare_systems
-from recipes.data.demo_page import write_page
-from recipes.data.demo_table3 import BLEU, BLEU4, CQRL, FIXED, PAIRS, RADCLIQ, SHUFFLED, STAGE1
 from recipes.data.schema import read_split, write_dataset
+from recipes.demos import table3 as demo_table3
+from recipes.demos.figures import compare_systems
+from recipes.demos.page import write_page
+from recipes.demos.table3 import BLEU, BLEU4, CQRL, FIXED, PAIRS, RADCLIQ, SHUFFLED, STAGE1
+from recipes.evaluation.baselines import NORMAL_REPORT, TEMPLATE
 from rewards.labelers import LexicalLabeler
 from rewards.radcliq import radcliq_lite_reward
 

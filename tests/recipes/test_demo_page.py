@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.cli import InputError
-from recipes.data import agreement, demo_figures, demo_page, demo_stages
 from recipes.data.schema import read_dataset, write_dataset
+from recipes.demos import figures as demo_figures
+from recipes.demos import page as demo_page
+from recipes.demos import stages as demo_stages
+from recipes.evaluation import agreement
+from recipes.files import InputError
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState
 
@@ -183,7 +186,7 @@ def test_peak_memory_of_stages(tmp_path):
     # in a process of its own: what a stage counts begins with what the process that starts it ever had
     script = """if True:
         import json, sys
-        from recipes.data.demo_stages import Stages
+        from recipes.demos.stages import Stages
 
         fill = "import sys; held = b'x' * int(sys.argv[1]); open(sys.argv[2], 'w')"
         for sizes in (["2000000000"], ["1"], ["2000000000", "1"]):

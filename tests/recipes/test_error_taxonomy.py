@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recipes.data.error_taxonomy import (
+from recipes.evaluation.error_taxonomy import (
     DOUBT,
     FLIP,
     HALLUCINATION,

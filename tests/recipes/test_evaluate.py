@@ -13,13 +13,13 @@ from pycocoevalcap.rouge.rouge import Rouge
 from test_baselines import picture
 from test_scores import expand
 
-from recipes.cli import InputError
-from recipes.data.baselines import NEAREST, TEMPLATE
-from recipes.data.figures import PRESETS
-from recipes.data.references import Truth, read_originals
 from recipes.data.schema import write_dataset
-from recipes.data.scores import score
 from recipes.evaluate import main
+from recipes.evaluation.baselines import NEAREST, TEMPLATE
+from recipes.evaluation.figures import PRESETS
+from recipes.evaluation.references import Truth, read_originals
+from recipes.evaluation.scores import score
+from recipes.files import InputError
 from rewards.bleu import tokenize
 from rewards.completions import parse_completion
 from rewards.labels import CONDITIONS, CheXpertState
@@ -526,7 +526,9 @@ def aligner(monkeypatch, tmp_path):
 
     def statistics(generated, references):
         calls.append(list(zip(generated, references, strict=True)))
-        counts = np.zeros((len(generated), 23))  # columns of rewards.rouge.meteor_statistics, no function words
+        counts = np.zeros(
+            (len(generated), 23)
+        )  # columns of recipes.evaluation.meteor.meteor_statistics, no function words
         for row, pair in zip(counts, calls[-1], strict=True):
             words = [len(text.split()) for text in pair]
             row[:2] = words
@@ -539,7 +541,7 @@ def aligner(monkeypatch, tmp_path):
     java.write_text("#!/bin/sh\necho 'stand-in version 9' >&2\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", f"{java.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("recipes.data.scores.meteor_statistics", statistics)
+    monkeypatch.setattr("recipes.evaluation.scores.meteor_statistics", statistics)
     return calls
 
 
@@ -577,7 +579,7 @@ def test_meteor_that_gives_up(evaluate, aligner, monkeypatch):
     def statistics(generated, references):
         raise RuntimeError("METEOR's Java gave no answer for pair 1: it ended")
 
-    monkeypatch.setattr("recipes.data.scores.meteor_statistics", statistics)
+    monkeypatch.setattr("recipes.evaluation.scores.meteor_statistics", statistics)
     with pytest.raises(InputError, match="no answer for pair 1: it ended; give --meteor no to do without"):
         evaluate(OURS, "--meteor", "auto")
 

@@ -28,9 +28,9 @@ from transformers import (
 
 from recipes import generate
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.cli import InputError
-from recipes.data.generation import describe_cost, finished_samples, shuffled_images, usual_dtype
 from recipes.data.schema import read_split, write_dataset
+from recipes.evaluation.generation import describe_cost, finished_samples, shuffled_images, usual_dtype
+from recipes.files import InputError
 from rewards.completions import parse_completion
 
 ROOT = Path(__file__).resolve().parents[2]

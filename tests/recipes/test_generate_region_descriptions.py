@@ -10,7 +10,7 @@ import pytest
 from modeling.configuration_lmrrg import REGION_NAMES
 from modeling.modeling_lmrrg import read_regions
 from recipes import generate_region_descriptions as script
-from recipes.cli import InputError
+from recipes.files import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from rg4_server import DIE, serve

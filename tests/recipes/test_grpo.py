@@ -22,9 +22,10 @@ from transformers import AutoProcessor
 from trl import GRPOTrainer, ModelConfig, get_peft_config
 
 from recipes import grpo_mrgr1
-from recipes.cli import InputError, run
+from recipes.cli import run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_dataset
+from recipes.files import InputError
 from recipes.sft_mrgr1 import MRGR1SFTTrainer
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer, paper_advantages

@@ -26,9 +26,10 @@ from modeling.tiny_llmrg4 import build_llmrg4
 from modeling.tiny_lmrrg import build_lmrrg
 from recipes import push_checkpoint, push_dataset, sft_mrgr1
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.cli import InputError, save_run
-from recipes.data.dataset_repository import find_configs
-from recipes.data.hub import (
+from recipes.data.schema import write_dataset
+from recipes.files import InputError
+from recipes.hub.dataset import find_configs
+from recipes.hub.push import (
     CHECKPOINT,
     check_allowed,
     claim,
@@ -38,10 +39,9 @@ from recipes.data.hub import (
     read_sources,
     sources_of,
 )
-from recipes.data.schema import write_dataset
-from recipes.trainers.llmrg4 import SCENARIOS
+from recipes.trainers.setup import save_run
 from rewards.labels import CONDITIONS, CheXpertState
-from rewards.scenarios import CATEGORIES
+from rewards.scenarios import CATEGORIES, SCENARIOS
 
 ROOT = Path(__file__).resolve().parents[2]
 BLANK, POSITIVE, *_ = CheXpertState
@@ -914,7 +914,7 @@ def test_models_of_the_hub_need_no_project(hub, tmp_path, run_without_project):
     from modeling.tiny import build_chexbert
     from modeling.tiny_llmrg4 import build_llmrg4
     from modeling.tiny_lmrrg import build_lmrrg
-    from recipes.data.judged import build_discbert
+    from recipes.rg4.judgements import build_discbert
 
     set_seed(0)
     texts = ["The heart is normal in size. No effusion.", "Left pleural effusion. Mild edema. Describe."] * 3

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.cli import InputError
 from recipes.data.images import load_image, read_png
+from recipes.files import InputError
 
 RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))  # 64 wide, 48 high
 DATA = Path(os.environ.get("RRG_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

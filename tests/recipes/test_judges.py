@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.data.judges import RuleJudge, RuleRewriter, split_sentences
+from recipes.rg4.rules import RuleJudge, RuleRewriter, split_sentences
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CheXpertState
 from rewards.scenarios import CATEGORIES

@@ -23,14 +23,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 import recipes.trainers.collapse as collapse_module
 from modeling.tiny_lmrrg import build_lmrrg
 from recipes import grpo_mrgr1, ppo_lmrrg, train_chexbert, train_discbert
-from recipes.cli import InputError, choose_rewards, run
+from recipes.cli import run
 from recipes.data.schema import read_split
+from recipes.files import InputError
 from recipes.trainers import checkpoints
 from recipes.trainers.checkpoints import all_checkpoints, find_damage, remove_checkpoint, resume_from, save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.collapse import StopOnCollapse, commonest
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
+from recipes.trainers.setup import choose_rewards
 from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 from rewards.table import REWARDS, RewardArguments
 

@@ -20,10 +20,10 @@ from make_mimic_tree import make_tree, write_dicom
 from PIL import Image
 
 from recipes import build_mimic_cxr
-from recipes.cli import InputError
 from recipes.data import mimic
 from recipes.data.mimic_images import load_dicom
 from recipes.data.schema import FEATURES, read_build, read_dataset
+from recipes.files import InputError
 from rewards.labels import CONDITIONS, CheXpertState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -798,7 +798,7 @@ def test_a_full_disk_keeps_the_earlier_build(tmp_path, build, monkeypatch):
 def test_a_build_that_is_pushed(tmp_path, build, monkeypatch, reason):
     """tests/recipes/test_hub.py has what `push_dataset` does."""
     calls = []
-    monkeypatch.setattr("recipes.data.dataset_repository.push_dataset", lambda *given: calls.append(given))
+    monkeypatch.setattr("recipes.hub.dataset.push_dataset", lambda *given: calls.append(given))
     arguments = ["--push_to_hub", "me/mimic", *(["--public_because", reason] if reason else [])]
     built = build(write_tree(tmp_path / "mimic"), *arguments)
     assert calls == [(built.out, "me/mimic", reason)]

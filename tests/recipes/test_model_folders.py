@@ -17,10 +17,10 @@ from modeling.tiny_llmrg4 import build_llmrg4
 from modeling.tiny_lmrrg import build_lmrrg
 from recipes import generate, grpo_mrgr1, ppo_lmrrg, sft_llmrg4, sft_lmrrg, sft_mrgr1, train_chexbert, train_discbert
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.cli import InputError
-from recipes.data.app_systems import load_system
 from recipes.data.model_files import find_unreadable
 from recipes.data.schema import write_dataset
+from recipes.files import InputError
+from recipes.viewer.systems import load_system
 
 TEXTS = ["The heart is normal in size. No effusion.", "Left pleural effusion.", "Describe the findings."] * 3
 CONFIGS = Path(grpo_mrgr1.__file__).parent / "configs"

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from recipes import build_iu_xray
-from recipes.cli import InputError
 from recipes.data import openi
 from recipes.data.schema import SPLITS, read_build, read_dataset
+from recipes.files import InputError
 from rewards.labels import CONDITIONS, CheXpertState
 
 DATA = Path(os.environ.get("RRG_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

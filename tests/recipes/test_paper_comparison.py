@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from recipes.data.figures import PRESETS
-from recipes.data.paper_comparison import compare_with_papers, read_results
+from recipes.evaluation.figures import PRESETS
+from recipes.evaluation.paper_comparison import compare_with_papers, read_results
 
 RESULTS = read_results()
 ROWS = RESULTS["rows"]

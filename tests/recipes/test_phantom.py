@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from recipes import build_phantom
-from recipes.cli import InputError
 from recipes.data import phantom
 from recipes.data.phantom import (
     STYLES,
@@ -28,6 +27,7 @@ from recipes.data.phantom import (
     write_request,
 )
 from recipes.data.schema import read_build, read_dataset
+from recipes.files import InputError
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, FINDINGS, NO_FINDING, CheXpertState
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.cli import InputError
 from recipes.data.pickles import SETTINGS, read_pickle, read_published
+from recipes.files import InputError
 
 WEIGHTS = {"labeler.bert.embeddings.weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor([7])}
 SETTINGS_OF_A_RUN = {"batch_size": 4, "learning_rate": 3e-5, "views": ["PA", "LATERAL"], "lora": None, "beams": True}

@@ -13,12 +13,12 @@ from replicas import QWEN3_PREPROCESSOR, QWEN_PREPROCESSOR
 from transformers import AutoImageProcessor, AutoProcessor, CLIPImageProcessor
 
 from recipes import generate, grpo_mrgr1, sft_mrgr1
-from recipes.cli import InputError
-from recipes.data.generation import encode_prompts, scale_images
 from recipes.data.images import PixelRange, pixel_range
 from recipes.data.processors import load_processor
 from recipes.data.samples import prepare_images, to_samples
 from recipes.data.schema import FEATURES, write_dataset
+from recipes.evaluation.generation import encode_prompts, scale_images
+from recipes.files import InputError
 
 SIZES = [(512, 426), (624, 512), (64, 64), (97, 301), (3000, 2500), (2048, 2500), (1000, 40), (31, 5000), (28, 28)]
 

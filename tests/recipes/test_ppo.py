@@ -32,9 +32,10 @@ from transformers import (
 from trl import GRPOTrainer
 
 from modeling.tiny_lmrrg import build_lmrrg
-from recipes.cli import InputError, run
+from recipes.cli import run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
+from recipes.files import InputError
 from recipes.trainers.ppo import STATE_FILE, PPOConfig, PPOTrainer, generalized_advantages, threshold_weight
 
 WORDS = ["<pad>", "<eos>", "pull", "an", "arm", "left", "right"]

@@ -19,11 +19,12 @@ from modeling.processing_lmrrg import IMAGE_TOKEN
 from modeling.tiny import build_chexbert, train_tokenizer
 from modeling.tiny_lmrrg import build_lmrrg
 from recipes import generate, ppo_lmrrg, sft_lmrrg
-from recipes.cli import InputError, choose_rewards
 from recipes.data.schema import read_split
+from recipes.files import InputError
 from recipes.trainers.checkpoints import find_damage
 from recipes.trainers.lmrrg import check_trained, load_checkpoint
 from recipes.trainers.ppo import STATE_FILE
+from recipes.trainers.setup import choose_rewards
 from rewards import make_radcliq_reward
 from rewards.labelers import LexicalLabeler
 from rewards.table import RewardArguments

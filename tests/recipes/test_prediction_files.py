@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from recipes.cli import InputError
-from recipes.data.prediction_files import odd_texts, read_predictions, read_references, split_id
+from recipes.evaluation.prediction_files import odd_texts, read_predictions, read_references, split_id
+from recipes.files import InputError
 
 KNOWN = {"a": 0, "b": 1}
 REXRANK = {

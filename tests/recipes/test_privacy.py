@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset
 
-from recipes.cli import InputError
-from recipes.data.hub import check_allowed, claim, sources_of
 from recipes.data.privacy import is_credentialed, private_among
-from recipes.data.rg4 import check_private
+from recipes.files import InputError
+from recipes.hub.push import check_allowed, claim, sources_of
+from recipes.rg4.pipeline import check_private
 
 SOURCES = [  # name, is text free, are weights free, why
     ("phantom", True, True, "drawn by this project"),

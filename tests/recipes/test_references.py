@@ -2,10 +2,10 @@
 
 import pytest
 
-from recipes.cli import InputError
-from recipes.data.prediction_files import read_predictions
-from recipes.data.references import read_truth
 from recipes.data.schema import write_dataset
+from recipes.evaluation.prediction_files import read_predictions
+from recipes.evaluation.references import read_truth
+from recipes.files import InputError
 from rewards.labelers import LexicalLabeler
 
 

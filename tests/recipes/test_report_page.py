@@ -12,9 +12,9 @@ import pytest
 from make_report_cases import KINDS, make_cases, make_metrics
 from PIL import Image
 
-from recipes.data import report_page
-from recipes.data.report_page import KINDS as MARKS
-from recipes.data.report_page import encode_jpeg, mark_kind, write_report_page
+from recipes.evaluation import report_page
+from recipes.evaluation.report_page import KINDS as MARKS
+from recipes.evaluation.report_page import encode_jpeg, mark_kind, write_report_page
 from rewards.completions import parse_completion
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState

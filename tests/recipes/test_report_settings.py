@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from recipes.data.generation import TransformersEngine, chat_texts, encode_prompts, report_settings, starts_twice
+from recipes.evaluation.generation import TransformersEngine, chat_texts, encode_prompts, report_settings, starts_twice
 from recipes.trainers.clinical_evaluation import ClinicalEvaluation
 
 PROMPT = "Report the findings of this chest X-ray."

@@ -13,10 +13,10 @@ from datasets import Dataset
 from PIL import Image
 
 from recipes import build_mimic_rg4
-from recipes.cli import InputError
-from recipes.data import rg4
-from recipes.data.llm import InProcess, Refused, is_loopback, read_sections, read_verdict
 from recipes.data.schema import read_dataset, write_dataset
+from recipes.files import InputError
+from recipes.rg4 import pipeline as rg4
+from recipes.rg4.llm import InProcess, Refused, is_loopback, read_sections, read_verdict
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState
 from rewards.scenarios import ALLOWED, CATEGORIES, FORBIDDEN

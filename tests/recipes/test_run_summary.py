@@ -16,7 +16,7 @@ from test_long_runs import make_trainer, small_llama
 from torch.utils.data import IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, Trainer, TrainingArguments
 
-from recipes.cli import InputError
+from recipes.files import InputError
 from recipes.trainers import run_summary
 from recipes.trainers.checkpoints import WholeCheckpoints
 from recipes.trainers.memory import StepMemory, memory_of_step, optimizer_bytes

@@ -19,11 +19,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import BitImageProcessor, Qwen2VLImageProcessor, SiglipImageProcessor
 
-from recipes.cli import InputError, run
+from recipes.cli import run
 from recipes.data import samples as samples_module
-from recipes.data.references import read_labelled
+from recipes.data.labels import read_labelled
 from recipes.data.samples import fill_prompt, report_enlarged, to_samples, write_reasoning
 from recipes.data.schema import FEATURES, read_dataset, read_split, write_dataset
+from recipes.files import InputError
 from rewards.completions import parse_completion
 from rewards.labels import FINDINGS, CheXpertState
 

@@ -14,10 +14,11 @@ import pytest
 from datasets import Dataset, Features
 from datasets.arrow_writer import ArrowWriter
 
-from recipes.cli import InputError, run
+from recipes.cli import run
 from recipes.data import schema
-from recipes.data.references import load_labeler, with_labels
+from recipes.data.labels import load_labeler, with_labels
 from recipes.data.schema import FEATURES, read_build, read_dataset, read_split, write_dataset
+from recipes.files import InputError
 
 
 def row(name: str = "s1", **changed) -> dict:

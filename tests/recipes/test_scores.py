@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from modeling.tiny import build_chexbert
-from recipes.cli import InputError
-from recipes.data.comparisons import too_few_resamples
-from recipes.data.evaluation import load_metrics, name_files
-from recipes.data.figures import HEADLINE, PRESETS, SHOWN, describe
-from recipes.data.references import Truth, load_labeler
-from recipes.data.score_tables import _latex, cell, make_tables, write_latex, write_markdown
-from recipes.data.scores import Metrics, lengths, measure_systems, summarise
+from recipes.data.labels import load_labeler
+from recipes.evaluation.comparisons import too_few_resamples
+from recipes.evaluation.figures import HEADLINE, PRESETS, SHOWN, describe
+from recipes.evaluation.inputs import load_metrics, name_files
+from recipes.evaluation.references import Truth
+from recipes.evaluation.score_tables import _latex, cell, make_tables, write_latex, write_markdown
+from recipes.evaluation.scores import Metrics, lengths, measure_systems, summarise
+from recipes.files import InputError
 from rewards.clinical_efficacy import clinical_efficacy
 from rewards.labelers import LexicalLabeler
 from rewards.radcliq import bleu2, make_lexical_parts, radcliq_score

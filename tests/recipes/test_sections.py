@@ -2,8 +2,8 @@
 
 import pytest
 
-from recipes.cli import InputError
 from recipes.data.sections import clean, clean_as_r2gen, target_text
+from recipes.files import InputError
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,15 @@ from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from recipes import generate, grpo_mrgr1, ppo_lmrrg, sft_llmrg4, sft_lmrrg, sft_mrgr1, train_chexbert, train_discbert
-from recipes.cli import InputError, parse
+from recipes.cli import parse
 from recipes.data.settings import RANGES, Range, check_settings, choices_of
+from recipes.files import InputError
 from recipes.trainers.checkpoints import save_final
 from recipes.trainers.clinical_evaluation import ClinicalArguments
 from recipes.trainers.config import LabelerConfig, SFTRecipeConfig, check_run
 from recipes.trainers.grpo import MRGR1Config
-from recipes.trainers.llmrg4 import ScenarioSFTConfig
 from recipes.trainers.ppo import PPOConfig
+from recipes.trainers.scenario_sft import ScenarioSFTConfig
 from rewards.table import RewardArguments
 
 CONFIGS = Path(sft_mrgr1.__file__).parent / "configs"

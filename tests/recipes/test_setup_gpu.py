@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recipes import setup_gpu
-from recipes.cli import InputError
+from recipes.files import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 

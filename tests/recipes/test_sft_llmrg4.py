@@ -25,19 +25,16 @@ from modeling.tiny import build_chexbert
 from modeling.tiny_llmrg4 import build_llmrg4
 from recipes import build_tiny, generate, sft_llmrg4
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.cli import InputError, parse, read_prompt
+from recipes.cli import parse
+from recipes.data.prompt_tokens import count_tokens
 from recipes.data.samples import fill_prompt, to_samples
 from recipes.data.schema import read_split, write_dataset
+from recipes.files import InputError, read_prompt
 from recipes.trainers import llmrg4
-from recipes.trainers.llmrg4 import (
-    SCENARIOS,
-    RoundRobinSampler,
-    ScenarioSFTConfig,
-    ScenarioSFTTrainer,
-    count_tokens,
-    report_long_priors,
-)
+from recipes.trainers.llmrg4 import report_long_priors
+from recipes.trainers.scenario_sft import RoundRobinSampler, ScenarioSFTConfig, ScenarioSFTTrainer
 from recipes.trainers.weighted_sft import WeightedSFTTrainer
+from rewards.scenarios import SCENARIOS
 
 CONFIGS = Path(sft_llmrg4.__file__).parent / "configs/llmrg4"
 PROMPT = read_prompt("prompts/llmrg4.txt")

@@ -21,9 +21,10 @@ from modeling.processing_lmrrg import DEFAULT_INSTRUCTION
 from modeling.tiny import train_tokenizer
 from modeling.tiny_lmrrg import build_biomedclip, build_lmrrg
 from recipes import generate, ppo_lmrrg, sft_lmrrg
-from recipes.cli import InputError, parse, read_prompt, run
+from recipes.cli import parse, run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
+from recipes.files import InputError, read_prompt
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.disease_sft import UNKNOWN, DiseaseCollator, DiseaseSFTTrainer
 from recipes.trainers.ppo import PPOConfig

@@ -18,9 +18,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel, Trainer, Training
 from modeling import CheXbertModel
 from modeling.tiny import build_chexbert
 from recipes import cli, train_chexbert
-from recipes.cli import InputError
-from recipes.data.labelled import find_evidence, mix, read_csv
-from recipes.trainers.evidence import EvidenceCollator, EvidenceTrainer
+from recipes.files import InputError
+from recipes.trainers.evidence import EvidenceCollator, EvidenceTrainer, find_evidence, mix, read_csv
 from rewards.chexbert import CheXbertLabeler
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState

@@ -17,10 +17,11 @@ from transformers import BertConfig, BertModel
 from modeling.modeling_discbert import DiscBertModel
 from modeling.tiny import build_chexbert
 from recipes import train_discbert
-from recipes.cli import InputError, parse
-from recipes.data.judged import mix, read_judgements, score_heads, write_sheet
-from recipes.data.judges import RuleJudge
+from recipes.cli import parse
 from recipes.data.schema import write_dataset
+from recipes.files import InputError
+from recipes.rg4.judgements import mix, read_judgements, score_heads, write_sheet
+from recipes.rg4.rules import RuleJudge
 from recipes.trainers.config import LabelerConfig
 from rewards.discbert import DiscBertJudge
 from rewards.scenarios import CATEGORIES

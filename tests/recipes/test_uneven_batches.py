@@ -25,16 +25,17 @@ from trl import SFTConfig
 from modeling import LLMRG4ForConditionalGeneration
 from modeling.tiny_llmrg4 import build_llmrg4
 from modeling.tiny_lmrrg import build_lmrrg
-from recipes.cli import InputError, run
-from recipes.data.generation import chat_texts
+from recipes.cli import run
 from recipes.data.processors import load_processor
 from recipes.data.samples import to_samples
+from recipes.evaluation.generation import chat_texts
+from recipes.files import InputError
 from recipes.sft_mrgr1 import MRGR1SFTTrainer
 from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
 from recipes.trainers.disease_sft import UNKNOWN, DiseaseSFTTrainer
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
-from recipes.trainers.llmrg4 import ScenarioSFTConfig, ScenarioSFTTrainer
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
+from recipes.trainers.scenario_sft import ScenarioSFTConfig, ScenarioSFTTrainer
 from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 
 PROMPT = "{prior_report}{indication}Report the findings of this chest X-ray."

@@ -20,15 +20,15 @@ from transformers import (
 
 from modeling import CheXbertConfig, CheXbertModel
 from modeling.tiny_llmrg4 import build_llmrg4
-from recipes.cli import InputError
+from recipes.files import InputError
 from recipes.sft_mrgr1 import MRGR1SFTTrainer
 from recipes.train_discbert import DiscBertTrainer
 from recipes.trainers.checkpoints import STAGING, WholeCheckpoints, find_unsavable, sample_weights
 from recipes.trainers.disease_sft import DiseaseSFTTrainer
 from recipes.trainers.evidence import EvidenceTrainer
 from recipes.trainers.grpo import MRGR1Trainer
-from recipes.trainers.llmrg4 import ScenarioSFTTrainer
 from recipes.trainers.ppo import PPOTrainer
+from recipes.trainers.scenario_sft import ScenarioSFTTrainer
 
 SMALL = {
     "vocab_size": 64,

@@ -18,10 +18,10 @@ from transformers import AutoProcessor
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
-from recipes.cli import InputError
 from recipes.data.processors import load_processor
 from recipes.data.samples import prepare_images, to_samples
 from recipes.data.schema import FEATURES
+from recipes.files import InputError
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.vllm_images import ImageGeneration, one_place_each
 

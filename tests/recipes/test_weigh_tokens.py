@@ -23,10 +23,10 @@ from transformers import BertConfig, BertModel
 
 from modeling.tiny import build_chexbert
 from recipes import weigh_tokens
-from recipes.cli import InputError
-from recipes.data import token_weights
 from recipes.data.schema import read_dataset, write_dataset
-from recipes.data.token_weights import (
+from recipes.files import InputError
+from recipes.rg4 import token_weights
+from recipes.rg4.token_weights import (
     Attribution,
     TokenWeigher,
     Weighed,

@@ -13,9 +13,10 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from modeling.tiny import train_tokenizer
-from recipes.cli import InputError, run
+from recipes.cli import run
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
+from recipes.files import InputError
 from recipes.trainers.weighted_sft import KeyTokenCollator, WeightedSFTConfig, WeightedSFTTrainer, weighted_text
 
 LOSSES = {  # of all tokens' losses, 1 where a token is key, and key_weight - 1

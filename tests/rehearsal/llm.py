@@ -1,4 +1,4 @@
-"""What stands in for Llama-3-70B behind a server: the rules of recipes/data/judges.py, asked over HTTP."""
+"""What stands in for Llama-3-70B behind a server: the rules of recipes/rg4/rules.py, asked over HTTP."""
 
 import json
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 from rg4_server import serve
 
-from recipes.cli import read_prompt
-from recipes.data.judges import RuleJudge, RuleRewriter
-from recipes.data.rg4 import PROMPTS
+from recipes.files import read_prompt
+from recipes.rg4.pipeline import PROMPTS
+from recipes.rg4.rules import RuleJudge, RuleRewriter
 from rewards.scenarios import CATEGORIES
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from recipes.cli import InputError, report
+from recipes.cli import report
+from recipes.files import InputError
 
 from .llm import answering
 from .overrides import overrides_of, read_config

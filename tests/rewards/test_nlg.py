@@ -13,6 +13,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge, my_lcs
 
+from recipes.evaluation.meteor import corpus_meteor, meteor_lite, meteor_of_sums, meteor_statistics
 from rewards.bleu import bleu, bleu_reward, make_bleu_reward, tokenize
 from rewards.cider import (
     _default_reward,
@@ -23,16 +24,7 @@ from rewards.cider import (
     make_cider_reward,
     save_document_frequencies,
 )
-from rewards.rouge import (
-    common_subsequence,
-    corpus_meteor,
-    make_rouge_reward,
-    meteor_lite,
-    meteor_of_sums,
-    meteor_statistics,
-    rouge_l,
-    rouge_reward,
-)
+from rewards.rouge import common_subsequence, make_rouge_reward, rouge_l, rouge_reward
 
 DATA = Path(os.environ.get("RRG_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 REFERENCE = "the heart is normal in size . no pleural effusion ."

@@ -1,0 +1,318 @@
+"""From the arguments of recipes/evaluate.py to what is measured, and from what was measured to the page's cases."""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from math import ceil
+from pathlib import Path
+from platform import python_version
+
+from datasets import concatenate_datasets, disable_progress_bars
+
+from recipes.data.labels import CHEXBERT
+from recipes.data.schema import read_dataset
+from recipes.evaluation.baselines import NEAREST, NORMAL_REPORT, TEMPLATE, encoded_images, nearest_reports
+from recipes.evaluation.figures import HEADLINE, PRESETS, describe
+from recipes.evaluation.prediction_files import odd_texts, read_predictions, split_id
+from recipes.evaluation.references import Truth, read_truth, read_truth_file, scenario_folders
+from recipes.evaluation.scores import Metrics, System, lengths
+from recipes.files import InputError
+from recipes.rg4.pipeline import load_judge
+from rewards.completions import parse_completion
+from rewards.discbert import hall_flags
+from rewards.labels import CONDITIONS
+from rewards.scenarios import SCENARIOS
+
+PACKAGES = ("numpy", "scipy", "scikit-learn", "pycocoevalcap", "datasets", "torch", "transformers")
+REMEMBERED = 32768  # texts of all systems: 768 numbers each take 100 MB
+SHUFFLED = ".shuffled"  # behind a model's name: its control
+PLACEHOLDER = "{scenario}"
+
+
+def name_files(predictions: Sequence[str], shuffled: Sequence[str], reserved: Sequence[str]) -> dict[str, dict]:
+    """name -> {file, kind, of} of --predictions and --shuffled, each NAME=FILE; NAME.shuffled is a control, too.
+
+    Raises InputError on anything else, on a name that stands twice or is `reserved`, and on a control of no model.
+    """
+    files = {}
+    pairs = [("--predictions", "", pair) for pair in predictions] + [("--shuffled", SHUFFLED, p) for p in shuffled]
+    for argument, suffix, pair in pairs:
+        name, equals, file = pair.partition("=")
+        name += suffix if name else ""
+        if not equals or not name or not file or name in files or name in reserved:
+            raise InputError(f"{argument} takes NAME=FILE, each name once, and not {pair!r}")
+        files[name] = {"file": file, "kind": "model", "of": None}
+    for name, what in files.items():
+        model = name.removesuffix(SHUFFLED)
+        if model != name and (model in files or SHUFFLED in name):
+            if model not in files:
+                raise InputError(f"{name} is a control, and --predictions has no {model}")
+            what |= {"kind": "control", "of": model}
+    if not any(what["kind"] == "model" for what in files.values()):
+        raise InputError("--predictions takes NAME=FILE, at least one")
+    return files
+
+
+def check_out(out: str) -> None:
+    """Raises InputError where `out` is a file, or a folder that is no earlier result, before anything is computed."""
+    if Path(out).is_file():
+        raise InputError(f"--out {out} is a file; name a folder for metrics.json, the tables and the page")
+    if Path(out).is_dir() and any(Path(out).iterdir()) and not (Path(out) / "metrics.json").is_file():
+        raise InputError(f"--out {out} exists and is no earlier result of this command; name another folder")
+
+
+def load_metrics(args, labeler: Callable) -> Metrics:
+    """The published models that `args` (EvaluateArguments) names, and stand-ins for the others."""
+    metrics = Metrics(labeler, args.margin, hall_mode=args.hall_mode, meteor=args.meteor != "no")
+    if hasattr(labeler, "remembered"):
+        labeler.remembered.size = REMEMBERED  # each text goes through a CheXbert once, for labels and for RadCliQ
+    try:
+        if args.radgraph:
+            from rewards.radgraph import RadGraphParser  # needs torch, as do the next two
+
+            metrics.radgraph = RadGraphParser(args.radgraph)
+        if args.bertscore:
+            from rewards.bertscore import BERTScore
+
+            metrics.bertscore = BERTScore(args.bertscore)
+        if args.semb or hasattr(labeler, "embed"):
+            from rewards.chexbert import CheXbertLabeler
+            from rewards.radcliq import make_semb_part
+
+            own = CheXbertLabeler(CHEXBERT if args.semb == "chexbert" else args.semb) if args.semb else labeler
+            metrics.semb = make_semb_part(own.embed, lite=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--radgraph, --bertscore or --semb: {error}") from error
+    if args.hall_judge:
+        metrics.judge = load_judge(args.hall_judge)
+    if args.meteor == "yes":
+        from shutil import which
+
+        if not which("java"):
+            raise InputError("--meteor yes: there is no `java` on the PATH: install a Java runtime (8 or newer)")
+    if args.resamples < 100:
+        raise InputError(f"--resamples must be at least 100, not {args.resamples}")
+    if not -1 < args.margin < 1:
+        raise InputError(f"--margin must lie in (-1, 1), not {args.margin}")
+    return metrics
+
+
+def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict[str, dict], list[str]]:  # noqa: C901
+    """References, each system's completions (see `scores.measure_systems`) with the baselines first, and notes."""
+    disable_progress_bars()  # they would break the tables
+    if args.dataset and args.references:
+        raise InputError("--dataset and --references both name references: give one")
+    if args.train_pool < 1:
+        raise InputError(f"--train_pool must be at least 1, not {args.train_pool}")
+    for what in files.values():
+        for file in _expand(what["file"]).values():
+            if not Path(file).is_file():
+                raise InputError(f"there is no predictions file {file}")
+    if args.dataset:
+        truth = read_truth(args.dataset, args.split, labeler)
+    else:
+        truth = read_truth_file(args.references or next(iter(files.values()))["file"], labeler)
+    known = dict.fromkeys(truth.ids)
+    given, notes = {}, list(truth.notes)
+    for name, what in files.items():
+        completions, costs = {}, {}
+        for scenario, file in _expand(what["file"]).items():
+            own = known if scenario is None else {s: None for s in known if split_id(s)[0] == scenario}
+            if own:
+                completions |= _read(file, own, scenario, args.only_common, notes, costs)
+        given[name] = {**what, "completions": completions, "costs": costs}
+    common = set.intersection(*(set(what["completions"]) for what in given.values()))
+    if len(common) < len(known):
+        notes.append(f"{len(known) - len(common)} of {len(known)} studies are not in every file and are left out")
+        if not common:
+            raise InputError("--only_common: no study is in every file")
+        truth = truth.select(common)
+    studies = dict.fromkeys(split_id(study)[1] for study in truth.ids)
+    if args.case is not None and args.case not in studies:
+        raise InputError(f"--case: no study {args.case!r} is scored; {next(iter(studies))!r} is one, for instance")
+    for what in given.values():
+        what["completions"] = {study: texts for study, texts in what["completions"].items() if study in common}
+    baselines = {TEMPLATE: {study: [NORMAL_REPORT] for study in truth.ids}}
+    nearest, said = _nearest(args, truth)
+    if nearest:
+        baselines[NEAREST] = nearest
+    notes += said
+    for name, what in given.items():
+        texts = (text for texts in what["completions"].values() for text in texts)
+        notes += odd_texts(name, [parse_completion(text).report for text in texts])
+    own = {name: {"completions": texts, "kind": "baseline"} for name, texts in baselines.items()}
+    return truth, {**own, **given}, notes
+
+
+def _expand(file: str) -> dict[str | None, str]:
+    """One file, or with {scenario} in its name one for each scenario that there is."""
+    if PLACEHOLDER not in file:
+        return {None: file}
+    files = {scenario: file.replace(PLACEHOLDER, scenario) for scenario in SCENARIOS}
+    there = {scenario: each for scenario, each in files.items() if Path(each).is_file()}
+    if not there:
+        raise InputError(f"there is no predictions file {files['sn']}, nor one of another scenario")
+    return there
+
+
+def _read(
+    file: str, known: dict, scenario: str | None, only_common: bool, notes: list[str], costs: dict
+) -> dict[str, list[str]]:
+    if scenario is None:
+        return read_predictions(file, known, only_common=only_common, notes=notes, costs=costs)
+    bare = {split_id(study)[1]: study for study in known}
+    prices: dict[str, list] = {}
+    found = read_predictions(file, bare, only_common=only_common, notes=notes, costs=prices)
+    costs |= {bare[study]: each for study, each in prices.items()}
+    return {bare[study]: texts for study, texts in found.items()}
+
+
+def _nearest(args, truth: Truth) -> tuple[dict[str, list[str]] | None, list[str]]:
+    """The baseline of the most similar training image, or why there is none."""
+    absent = f"the baseline {NEAREST!r} is left out: "
+    if not args.dataset or args.split == "train":
+        return None, [absent + ("no data set is named" if not args.dataset else "the training split itself is scored")]
+    pools, scenarios, total = [], [], 0
+    for prefix, folder in scenario_folders(args.dataset).items():
+        splits = read_dataset(folder, ("report",), bare=True)
+        train = splits.get("train")
+        if train is None or "images" not in train.column_names:
+            continue
+        train = train.select([row for row, report in enumerate(train["report"]) if (report or "").strip()])
+        total += len(train)
+        step = max(1, ceil(len(train) * len(truth.rows) / args.train_pool))
+        pools.append(train.select(range(0, len(train), step)).select_columns(["report", "images"]))
+        own = train["scenario"][::step] if "scenario" in train.column_names else [None] * len(pools[-1])
+        scenarios += [value or prefix[:-1] or None for value in own]
+    tests = [truth.rows[prefix].select([row]) for prefix, row in truth.places[:1]]
+    if not pools or "images" not in tests[0].column_names:
+        return None, [absent + "the data set has no training split with images"]
+    test = concatenate_datasets(
+        [
+            truth.rows[prefix].select_columns("images").select([row for own, row in truth.places if own == prefix])
+            for prefix in truth.rows
+        ]
+    )
+    order = [
+        study
+        for prefix in truth.rows
+        for study, place in zip(truth.ids, truth.places, strict=True)
+        if place[0] == prefix
+    ]
+    own = dict(zip(truth.ids, truth.scenarios, strict=True))
+    reports = nearest_reports(test, concatenate_datasets(pools), [own[study] for study in order], scenarios)
+    if reports is None:
+        return None, [absent + "some studies have no image"]
+    taken = sum(map(len, pools))
+    notes = [f"{NEAREST}: sought among {taken} of {total} training studies, evenly taken"] if taken < total else []
+    return {study: [report] for study, report in zip(order, reports, strict=True)}, notes
+
+
+def reference_figures(truth: Truth, metrics: Metrics) -> dict:
+    """What the references themselves have: lengths, and their own hallucination rate by the same judge."""
+    result = {"lengths": lengths(truth.reports, truth.ids), "scenarios": dict(Counter(filter(None, truth.scenarios)))}
+    if metrics.judge:
+        try:
+            held = hall_flags(truth.reports, truth.scenarios, metrics.hall_mode, metrics.judge)
+        except ValueError as error:
+            raise InputError(f"--hall_judge: {error}; --hall_mode any needs no scenario") from error
+        result["hall"] = float(held.mean())
+        own = {name: held[[each == name for each in truth.scenarios]] for name in SCENARIOS}
+        result["hall_by_scenario"] = {name: float(each.mean()) for name, each in own.items() if len(each)}
+    return result
+
+
+def describe_run(args, metrics: Metrics, truth: Truth, systems: dict[str, System], notes: list[str]) -> dict:
+    """The blocks of metrics.json that say how the figures were made."""
+    names = dict.fromkeys(
+        name for system in systems.values() for part in system.parts for name in part.figures(part.statistics[:1])
+    )
+    names = [name for name in names if not name.startswith("label/")]
+    sources = {
+        source for rows in truth.rows.values() if "source" in rows.column_names for source in rows.unique("source")
+    }
+    versions = {"python": python_version(), **{name: version(name) for name in PACKAGES}}
+    if "meteor" in names:
+        told = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False)
+        versions["java"] = (told.stderr or told.stdout).strip().split("\n")[0]
+    if "meteor_lite" in names:
+        versions["nltk"] = version("nltk")
+    commit = subprocess.run(
+        ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    presets = {
+        name: {**preset, "figures": [each for each in preset["figures"] if each in names],
+               "absent": [each for each in preset["figures"] if each not in names]}
+        for name, preset in PRESETS.items()
+    }  # fmt: skip
+    part = metrics.bertscore.name if metrics.bertscore else "words in common"
+    return {
+        "schema": 1,
+        "protocol": {
+            "preset": args.preset,
+            "presets": presets,
+            "headline": [name for name in HEADLINE if name in names],
+            "per_label_uncertain": "positive",
+            "resamples": args.resamples,
+            "seed": args.seed,
+            "unit": "study",
+            "margin": args.margin,
+            "references": "dataset" if args.dataset else "file",
+            "original_references": args.original_references,
+            "tokens": "lower case, punctuation apart (rewards.bleu.tokenize)",
+            "radgraph": args.radgraph or "lexical graphs",
+            "bertscore": part,
+            "semb": args.semb or (metrics.labeler.name if metrics.semb else "labels in common"),
+            "hall_judge": metrics.judge.name if metrics.judge else None,
+            "hall_mode": args.hall_mode if metrics.judge else None,
+        },
+        "figures": {name: describe(name) for name in names},
+        "labeler": metrics.labeler.name,
+        "versions": versions,
+        "commit": commit or None,
+        "command": " ".join(sys.argv[1:]),
+        "dataset": args.dataset,
+        "split": args.split if args.dataset else None,
+        "source": ", ".join(sorted(filter(None, sources))) or None,
+        "studies": len(set(truth.studies.tolist())),
+        "samples": len(truth.ids),
+        "notes": notes,
+        "labels": list(CONDITIONS),
+    }
+
+
+def case_rows(truth: Truth, systems: dict[str, System], alone: str | None = None) -> Iterator[dict]:
+    """One case per study and scenario, as recipes/evaluation/report_page.py takes it; of several samples the first.
+
+    `alone`: of this study only.
+    """
+    rows = {
+        prefix: encoded_images(each) if "images" in each.column_names else each for prefix, each in truth.rows.items()
+    }
+    first: dict[str, dict[int, int]] = {name: {} for name in systems}
+    for name, system in systems.items():
+        for sample, row in enumerate(system.rows):
+            first[name].setdefault(int(row), sample)
+    numbers = range(len(truth.ids))
+    if alone is not None:
+        numbers = [number for number in numbers if split_id(truth.ids[number])[1] == alone]
+    for number in numbers:
+        study = truth.ids[number]
+        prefix, place = truth.places[number] if truth.places else ("", 0)
+        row = rows[prefix][place] if rows else {}
+        own = {name: (systems[name], first[name][number]) for name in systems}
+        yield {
+            "study_id": study,
+            "group": split_id(study)[1],
+            "scenario": truth.scenarios[number],
+            "images": [image["bytes"] for image in row.get("images") or [] if image["bytes"]],
+            "reference": truth.reports[number],
+            "prior_report": row.get("prior_report"),
+            "indication": row.get("indication"),
+            "labels": truth.states[number].tolist(),
+            "completions": {name: system.completions[sample] for name, (system, sample) in own.items()},
+            "states": {name: system.states[sample].tolist() for name, (system, sample) in own.items()},
+            "errors": {name: system.errors[sample] for name, (system, sample) in own.items()},
+        }

@@ -1,0 +1,69 @@
+"""A user's mistake, and files: written whole or not at all, by one process first."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+WRITE_FAILED = (
+    "No space left on device",
+    "PytorchStreamWriter",
+    "iostream error",
+    "inline_container",
+)  # in torch's words
+RAISED = "recipes.files.InputError: "  # before its sentence in a traceback, all that a data loader's worker hands on
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: the message names the file, row or argument and says what to do."""
+
+
+@contextmanager
+def one_process_first() -> Iterator[None]:
+    """Within it the first process of a run goes alone, then the first one of every other node, then all others.
+
+    So what the first one writes is there for the others, whether their nodes share a disk with it or not, and where
+    the disk knows no locks. Every process has to come by, as often as the others.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if not (distributed and distributed.is_available() and distributed.is_initialized()):
+        yield
+        return
+    from accelerate import PartialState
+
+    processes = PartialState()
+    with processes.main_process_first(), processes.local_main_process_first():
+        yield
+
+
+@contextmanager
+def replacing(path: str | Path, marker: str = "") -> Iterator[Path]:
+    """Yields a temporary sibling of `path` to write a file or a folder to; renamed to `path` only on success.
+
+    A folder that is there already gives way only if it holds the file `marker`, so that a slip in `--out` cannot
+    delete anything else; otherwise InputError.
+    """
+    path = Path(path)
+    if path.is_dir() and any(path.iterdir()) and not (marker and (path / marker).is_file()):
+        raise InputError(f"{path} exists and is no earlier result of this command; name another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def read_prompt(file: str) -> str:
+    """The prompt's text; `file` is a path, or one relative to the recipes' folder."""
+    found = next((path for path in (Path(file), Path(__file__).parent / file) if path.is_file()), None)
+    if found is None:
+        raise InputError(f"there is no prompt file {file}")
+    return found.read_text().strip()

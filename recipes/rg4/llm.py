@@ -1,0 +1,285 @@
+"""A language model for LLM-RG4's loop: one behind an OpenAI-compatible endpoint, or one in this process.
+
+Every valid answer is kept in a file at once, under a digest of its prompt: whatever ends a run, the next one asks only
+for what is missing, and the same prompts give the same answers.
+"""
+
+import hashlib
+import ipaddress
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import requests
+from requests.adapters import HTTPAdapter
+from rich.progress import track
+from urllib3.util import Retry
+
+from recipes.files import InputError
+from rewards.scenarios import CATEGORIES
+
+ASKS = 3  # how often one question is put until its answer has the right form
+KEY = "LLM_API_KEY"  # of the environment: what a server started with a key wants
+BUSY = (408, 429, 500, 502, 503, 504)
+Messages = list[dict[str, str]]
+
+
+class Refused(ValueError):
+    """One question without a usable answer; the sentence says why."""
+
+
+def check_url(url: str) -> None:
+    """Raises InputError unless `url` is one that an endpoint can have."""
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise InputError(f"--endpoint must be a URL such as http://127.0.0.1:8000/v1, not {url!r}")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the host of `url` is this machine: localhost, 127.0.0.0/8 or ::1. Nothing is looked up."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Endpoint:
+    """A chat model behind an OpenAI-compatible server, such as vLLM's at http://127.0.0.1:8000/v1.
+
+    A request that times out, fails to connect or is told to wait (429, 5xx) is sent again up to `retries` times, the
+    waits doubling from `backoff` seconds on, or as long as the server asks for. No redirect is followed and no proxy
+    used: the text goes to the named host only.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        timeout: float = 120.0,
+        retries: int = 6,
+        backoff: float = 1.0,
+        concurrency: int = 16,
+        max_tokens: int = 1024,
+        temperature: float = 0.0,
+    ):
+        check_url(url)
+        self.url, self.name, self.timeout, self.concurrency = url.rstrip("/"), model, timeout, concurrency
+        self.settings = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
+        again = Retry(
+            total=retries, backoff_factor=backoff, status_forcelist=BUSY, allowed_methods=None, redirect=False
+        )
+        self.session = requests.Session()
+        self.session.trust_env = False
+        if KEY in os.environ:
+            self.session.headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, HTTPAdapter(max_retries=again, pool_maxsize=concurrency))
+
+    def __call__(self, messages: Messages) -> str:
+        """The answer to `messages`. Raises Refused where the server says that this request is at fault (400, 413,
+        422), InputError where it cannot be reached, stays busy, or answers otherwise."""
+        where = f"the endpoint {self.url}"
+        try:
+            response = self.session.post(
+                f"{self.url}/chat/completions",
+                json={**self.settings, "messages": messages},
+                timeout=self.timeout,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            reason = "cannot be reached"
+            if isinstance(error, requests.exceptions.RetryError):
+                reason = "kept failing"
+            elif "timed out" in str(error):
+                reason = "timed out"
+            raise InputError(
+                f"{where} {reason} ({type(error).__name__}); every answer so far is kept: see to the server and run "
+                "the same command again"
+            ) from error
+        if response.status_code in (400, 413, 422):
+            raise Refused(
+                f"the endpoint refused the request ({response.status_code}): {' '.join(response.text.split())[:120]}"
+            )
+        if response.status_code != 200:
+            raise InputError(
+                f"{where} answered {response.status_code}: check the URL, --llm {self.name} and, if a key is needed, "
+                f"the environment's {KEY}"
+            )
+        try:
+            return response.json()["choices"][0]["message"]["content"] or ""
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise InputError(f"{where} does not answer as an OpenAI-compatible server does; check the URL") from error
+
+
+class InProcess:
+    """A chat model of transformers in this process, a folder or a Hub id; greedy, one question at a time."""
+
+    concurrency = 1
+
+    def __init__(self, model: str, max_tokens: int = 1024):
+        from transformers import pipeline
+
+        try:
+            self.pipeline = pipeline("text-generation", model=model)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"--llm {model} cannot be loaded: {str(error).splitlines()[0]}") from error
+        if self.pipeline.tokenizer.chat_template is None:
+            raise InputError(f"--llm {model} has no chat template; name an instruction-tuned model")
+        self.name, self.max_tokens = model, max_tokens
+
+    def __call__(self, messages: Messages) -> str:
+        """The answer to `messages`."""
+        answer = self.pipeline(messages, max_new_tokens=self.max_tokens, do_sample=False, return_full_text=False)
+        return answer[0]["generated_text"]
+
+
+class Answers:
+    """`chat` with a memory on disk, `file`, and a form that each answer must have.
+
+    `asked` and `recalled` count the requests sent and the answers found in the file.
+    """
+
+    def __init__(self, chat: Callable[[Messages], str], file: str | Path):
+        self.chat, self.file, self.asked, self.recalled = chat, file, 0, 0
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.kept = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+            self.kept.execute("CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer TEXT)")
+        except sqlite3.DatabaseError as error:
+            raise InputError(
+                f"{file} is no file of kept answers ({error}); name another --out or move it away"
+            ) from error
+        self.lock = threading.Lock()
+
+    def all(self, questions: Sequence[tuple[Messages, Callable[[str], Any]]], what: str) -> list[Any]:
+        """`read(answer)` for each (messages, read) of `questions`, or the sentence that says why there is none.
+
+        `read` raises Refused on an answer of the wrong form: the model is then told so and asked again, `ASKS` times
+        in all. An InputError of the endpoint ends the whole call.
+        """
+        pool = ThreadPoolExecutor(self.chat.concurrency)
+        try:
+            futures = [pool.submit(self._one, *question) for question in questions]
+            return [future.result() for future in track(futures, what, disable=len(futures) < 100)]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _one(self, messages: Messages, read: Callable[[str], Any]) -> Any:
+        key = hashlib.blake2b(json.dumps([self.chat.name, messages]).encode(), digest_size=16).digest()
+        with self.lock:
+            found = self.kept.execute("SELECT answer FROM answers WHERE question = ?", (key,)).fetchone()
+        if found:
+            with suppress(Refused):  # one that was kept under other rules is asked again
+                result = read(found[0])
+                with self.lock:
+                    self.recalled += 1
+                return result
+        asked, wrong = messages, ""
+        for _ in range(ASKS):
+            with self.lock:
+                self.asked += 1
+            try:
+                answer = self.chat(asked)
+            except Refused as error:
+                return str(error)
+            try:
+                result = read(answer)
+            except Refused as error:
+                wrong = str(error)
+                said = [{"role": "assistant", "content": answer}] if answer.strip() else []
+                correction = f"That is no valid answer: {wrong}. Answer again, in the form that was asked for."
+                asked = [*messages, *said, {"role": "user", "content": correction}]
+                continue
+            try:
+                with self.lock:
+                    self.kept.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
+            except sqlite3.OperationalError as error:  # a full disk, or another run with the same file
+                raise InputError(f"an answer cannot be kept in {self.file}: {error}") from error
+            return result
+        return f"{self.chat.name} gave no valid answer in {ASKS} asks: {wrong}"
+
+
+def _object(answer: str) -> dict:
+    """The JSON object in an answer, which may stand in other text or in a code fence."""
+    start, end = answer.find("{"), answer.rfind("}")
+    try:
+        found = json.loads(answer[start : end + 1]) if 0 <= start < end else None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Refused("it holds no JSON object" if answer.strip() else "it is empty")
+    return found
+
+
+def read_verdict(answer: str) -> list[int]:
+    """Four of 0 and 1 in the order of `CATEGORIES`; raises Refused where a category is missing or no true or false."""
+    found = _object(answer)
+    for category in CATEGORIES:
+        if not isinstance(found.get(category), bool):
+            raise Refused(f"{category} must be true or false")
+    return [int(found[category]) for category in CATEGORIES]
+
+
+def read_sections(answer: str, names: Sequence[str]) -> dict[str, str]:
+    """The rewritten sections; raises Refused where they are not exactly `names`, or no texts."""
+    found = _object(answer)
+    if set(found) != set(names) or not all(isinstance(text, str) for text in found.values()):
+        raise Refused(f"the object must have the keys {', '.join(names)}, each a text")
+    return {name: " ".join(found[name].split()) for name in names}
+
+
+class LLMJudge:
+    """A language model as a judge; `prompt` is the instruction, the report follows as the user's message."""
+
+    def __init__(self, answers: Answers, prompt: str):
+        self.answers, self.prompt, self.name = answers, prompt, f"llm:{answers.chat.name}"
+
+    def question(self, text: str) -> Messages:
+        """What is sent for one report."""
+        return [{"role": "system", "content": self.prompt}, {"role": "user", "content": text}]
+
+    def __call__(self, texts: Iterable[str]) -> np.ndarray:
+        """1 (present), 0 (absent) or -1 (no valid answer), int8, shape (n, 4). Of equal texts one is asked about."""
+        texts = list(texts)
+        distinct = list(dict.fromkeys(texts))
+        answers = self.answers.all([(self.question(text), read_verdict) for text in distinct], "judging")
+        found = dict(zip(distinct, answers, strict=True))
+        rows = [[-1] * len(CATEGORIES) if isinstance(found[text], str) else found[text] for text in texts]
+        return np.array(rows, dtype=np.int8).reshape(len(texts), len(CATEGORIES))
+
+
+class LLMRewriter:
+    """A language model as a rewriter. The conversation of a case carries all its earlier rewrites and judgements."""
+
+    def __init__(self, answers: Answers, prompt: str):
+        self.answers, self.prompt, self.name = answers, prompt, f"llm:{answers.chat.name}"
+
+    def question(self, case) -> Messages:
+        """What is sent for one `recipes.rg4.pipeline.Case`."""
+        messages = [{"role": "system", "content": self.prompt}]
+        for i, (text, judged) in enumerate(zip(case.texts, case.judged, strict=True)):
+            sections = json.dumps(text, ensure_ascii=False)
+            named = ", ".join(category.replace("_", " ") for category in judged)
+            if i == 0:
+                messages.append(
+                    {"role": "user", "content": f"{sections}\nJudgement: it contains {named}. Remove that."}
+                )
+                continue
+            messages.append({"role": "assistant", "content": sections})
+            again = f"Judgement of this rewrite, number {i}: it still contains {named}. Rewrite it again."
+            messages.append({"role": "user", "content": again})
+        return messages
+
+    def __call__(self, cases: Sequence) -> list[dict[str, str] | str]:
+        """The new sections of each case, or the sentence that says why there are none."""
+        questions = [(self.question(case), partial(read_sections, names=tuple(case.texts[0]))) for case in cases]
+        return self.answers.all(questions, "rewriting")

@@ -1,0 +1,320 @@
+"""The page of recipes/app.py: one study on the left, what one or two models write about it on the right.
+
+Gradio serves it. An uploaded file is read and deleted at once; the X-rays of a study wait in memory until their page
+is closed. What was typed and what a model writes reaches the browser escaped.
+"""
+
+import base64
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else gradio tells its makers of every start
+
+import gradio as gr
+from markupsafe import Markup, escape
+
+from recipes.evaluation.agreement import group_mentions
+from recipes.evaluation.error_taxonomy import Evidence
+from recipes.files import InputError
+from recipes.viewer.study import MAX_CHARACTERS, SECTIONS, Picture, make_study, take_upload
+from recipes.viewer.systems import TYPED, System, list_findings, read_completion
+from rewards.labelers import LexicalLabeler
+from rewards.labels import FINDINGS, CheXpertState
+
+NOTICE = "For research. Not for clinical use."
+INTRODUCTION = """<p class="soft">Drop a chest X-ray (PNG, JPEG or DICOM) and have the report written.
+A file is deleted once it is read; nothing is kept.</p>"""
+EMPTY = '<div class="written soft">The report is written here.</div>'
+VIEWS = {"not known": None, "PA": "PA", "AP": "AP"}
+KINDS = {
+    CheXpertState.POSITIVE: "present",
+    CheXpertState.UNCERTAIN: "possible",
+    CheXpertState.NEGATIVE: "absent",
+}
+CSS = Path(__file__).with_suffix(".css")
+PACE = 0.1  # seconds
+KEPT = 3600  # seconds that a study without a request stays in memory
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises InputError where no server can be started at `host`:`port`."""
+    if not 1 <= port <= 65535:
+        raise InputError(f"--port must be from 1 to 65535, not {port}")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(f"{host}:{port} cannot be used ({error.strerror}); name another --port") from error
+
+
+################
+# HTML
+################
+
+
+def show_picture(picture: Picture) -> Markup:
+    """The X-ray, its file's name and size, and the warnings about it."""
+    image = base64.b64encode(picture.png).decode()
+    warnings = [Markup('<p class="warning">{}</p>').format(each) for each in picture.warnings]
+    width, height = picture.size
+    return Markup(
+        '<figure class="xray"><img src="data:image/png;base64,{}" alt="{}"><figcaption>{} · {} × {}</figcaption>{}'
+        "</figure>"
+    ).format(image, picture.name, picture.name, width, height, Markup("").join(warnings))
+
+
+def show_report(report: str, done: bool, cut: int | None = None) -> Markup:
+    """The report as text; once `done`, with its findings marked. `cut`: at how many tokens it was cut off."""
+    note = Markup('<p class="warning">Cut off after {} tokens (--max_new_tokens).</p>').format(cut) if cut else ""
+    if not report:
+        return Markup('<div class="written soft">{}</div>{}').format("(an empty report)" if done else "…", note)
+    pieces, place = [], 0
+    for group in group_mentions(LexicalLabeler().mentions(report)) if done else ():
+        states = [state for *_, state in group]
+        kind = KINDS[next(each for each in KINDS if each in states)]
+        start, end = group[0][0], max(each[1] for each in group)
+        pieces += [escape(report[place:start]), Markup('<mark class="{}">{}</mark>').format(kind, report[start:end])]
+        place = end
+    text = Markup("").join([*pieces, escape(report[place:])])
+    return Markup('<div class="written report{}">{}</div>{}').format("" if done else " growing", text, note)
+
+
+def show_findings(rows: list[tuple[str, str, list[str]]], other: list[tuple[str, str, list[str]]] | None) -> Markup:
+    """The table of findings; a row that the `other` model's report tells otherwise says so."""
+    told = {name: state for name, state, _ in other or ()}
+    lines = []
+    for name, state, sentences in rows:
+        differs = other is not None and told.get(name, "not mentioned") != state
+        note = Markup('<span class="other">other model: {}</span>').format(told.get(name, "not mentioned"))
+        lines.append(
+            Markup('<tr class="{}"><th scope="row">{}</th><td class="state">{}{}</td><td>{}</td></tr>').format(
+                "absent" if name == "No Finding" else state,
+                name,
+                state,
+                note if differs else "",
+                Markup("<br>").join(escape(each) for each in sentences),
+            )
+        )
+    if not rows:
+        return Markup('<p class="soft">The report mentions none of the 13 findings.</p>')
+    silent = [name for name in FINDINGS if name not in {row[0] for row in rows}]
+    return Markup(
+        '<table class="findings"><thead><tr><th>Finding</th><th>State</th><th>The report says</th></tr></thead>'
+        '<tbody>{}</tbody></table><p class="soft">Not mentioned: {}.</p>'
+    ).format(Markup("").join(lines), ", ".join(silent) or "none")
+
+
+def describe(system: System) -> Markup:
+    """Which model it is, and what of a study reaches it."""
+    reads = ["the frontal X-ray", *["the lateral X-ray"] * system.reads_lateral]
+    reads += [name.replace("_", " ") for name in TYPED if name in system.fields]
+    return Markup('<h2>{}</h2><p class="soft">Reads {}. Prompt: {}.</p>').format(
+        system.name, " and ".join([", ".join(reads[:-1]), reads[-1]] if len(reads) > 1 else reads), system.prompt_file
+    )
+
+
+################
+# What happens
+################
+
+
+def answers(systems: Sequence[System], labeler: Callable, study: dict) -> Iterator[list[dict]]:
+    """Of each model {report, think, asked, findings, done, cut} as they grow; models write one after the other.
+
+    `findings` are those of `list_findings`, None until the report is complete. Raises InputError. Tokens that come
+    within `PACE` are shown together: a browser that lags behind would not hear of a stop.
+    """
+    evidence = Evidence()
+    told = [
+        {"report": "", "think": "", "asked": system.sample(study)[0], "findings": None, "done": False, "cut": None}
+        for system in systems
+    ]
+    for system, own in zip(systems, told, strict=True):
+        due = 0.0
+        for completion, cut in system.write(study):
+            own["report"], own["think"] = read_completion(completion)
+            own["cut"] = system.max_new_tokens if cut else None
+            if time.monotonic() > due:
+                yield told
+                due = time.monotonic() + PACE
+        own["done"] = True
+        own["findings"] = list_findings(own["report"], labeler, evidence)
+        yield told
+
+
+def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image_size: int) -> gr.Blocks:  # noqa: C901
+    """The page; `folder` is where gradio puts uploads, and where they are deleted from."""
+    fields = set().union(*(system.fields for system in systems))
+    reads_lateral = any(system.reads_lateral for system in systems)
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+
+    html = partial(gr.HTML, apply_default_css=False)  # gradio's own draws boxes around every cell
+
+    def box(name: str, label: str, lines: int) -> gr.Textbox:
+        read = name in fields
+        why = f"not read: the prompt has no {{{name}}}"
+        return gr.Textbox(
+            label=label,
+            lines=lines if read else 1,
+            max_lines=12,
+            max_length=MAX_CHARACTERS,
+            interactive=read,
+            placeholder="optional" if read else why,
+            elem_id=name,
+        )
+
+    def drop(name: str, label: str) -> tuple:
+        with gr.Column(min_width=150, elem_id=name):
+            file = gr.File(label=label, height=150, elem_classes="drop")
+            shown = html(visible=False)
+            remove = gr.Button("Remove", size="sm", visible=False, elem_classes="remove")
+        return file, shown, remove, gr.State(None, time_to_live=KEPT)
+
+    with gr.Blocks(
+        title="RRG Recipes: try a model", analytics_enabled=False, delete_cache=(60, 300), fill_width=True
+    ) as page:
+        html(f'<div class="notice" role="note">{NOTICE}</div>', elem_id="notice")
+        html("<h1>Try a model</h1>" + INTRODUCTION)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320, elem_id="study"):
+                with gr.Row():
+                    frontal = drop("frontal", "Frontal X-ray")
+                    if reads_lateral:
+                        lateral = drop("lateral", "Lateral X-ray")
+                if not reads_lateral:
+                    html('<p class="soft">A lateral X-ray is not read: one image is looked at.</p>')
+                view = gr.Radio(list(VIEWS), value="not known", label="View", visible="view" in fields, elem_id="view")
+                sections = gr.Radio(SECTIONS, value="findings", label="Write", visible="sections" in fields)
+                indication = box("indication", "Indication", 2)
+                history = box("history", "History", 2)
+                prior = box("prior_report", "Prior report", 4)
+                with gr.Row():
+                    start = gr.Button(
+                        "Write the report", variant="primary", size="md", scale=3, min_width=165, elem_id="start"
+                    )
+                    stop = gr.Button("Stop", size="md", scale=1, min_width=60, elem_id="stop")
+                    clear = gr.Button("Clear", size="md", scale=1, min_width=60, elem_id="clear")
+                status = html(elem_id="status")
+            shown = []
+            for number, system in enumerate(systems):
+                with gr.Column(scale=3, min_width=320, elem_id=f"model-{number}", elem_classes="model"):
+                    html(describe(system))
+                    report = html(EMPTY, elem_classes="result")
+                    findings = html()
+                    with gr.Accordion("Reasoning", open=False, visible=False, elem_classes="think") as fold:
+                        think = html()
+                    with gr.Accordion("What it was asked", open=False, visible=False, elem_classes="asked") as ask:
+                        asked = html()
+                shown += [report, findings, fold, think, ask, asked]
+
+        def say(sentence: str, kind: str = "error") -> str:
+            return Markup('<p class="{}" role="alert">{}</p>').format(kind, sentence) if sentence else ""
+
+        def take(is_frontal: bool, payload: dict | None):
+            try:
+                picture = take_upload(payload or {}, folder, image_size, is_frontal)
+            except InputError as error:
+                return gr.File(value=None), gr.skip(), gr.skip(), None, say(str(error)), gr.skip()
+            known = picture.view if picture.view in VIEWS else gr.skip()
+            figure = gr.HTML(show_picture(picture), visible=True)
+            return gr.File(value=None, visible=False), figure, gr.Button(visible=True), picture, "", known
+
+        def drop_again():
+            return gr.File(value=None, visible=True), gr.HTML("", visible=False), gr.Button(visible=False), None
+
+        stops: dict[str, Event] = {}  # of the visitors whose reports are being written
+
+        def write(request: gr.Request, *given) -> Iterator[list]:
+            pictures, (view, *rest) = given[: 1 + reads_lateral], given[1 + reads_lateral :]
+            unchanged = [gr.skip()] * len(shown)
+            stopped = stops[request.session_hash] = Event()
+            began = time.monotonic()
+            try:
+                study = make_study(*(*pictures, None)[:2], VIEWS[view], *rest)
+                with closing(answers(systems, labeler, study)) as telling:
+                    for told in telling:
+                        if stopped.is_set():
+                            yield [say("Stopped.", "soft"), *unchanged]
+                            return
+                        yield [say("Writing …", "soft"), *draw(told)]
+            except InputError as error:
+                yield [say(str(error)), *unchanged]
+            else:
+                yield [say(f"Done in {time.monotonic() - began:.1f} s.", "soft"), *unchanged]
+
+        def end(request: gr.Request) -> None:
+            # Not gradio's own cancelling: what it had under way would come after the page has said that it stopped.
+            if request.session_hash in stops:
+                stops[request.session_hash].set()
+
+        def draw(told: list[dict]) -> Iterator:
+            for own, other in zip(told, told[::-1] if len(told) == 2 else [None], strict=True):
+                yield show_report(own["report"], own["done"], own["cut"])
+                rows = own["findings"]
+                yield "" if rows is None else show_findings(rows, other and other["findings"])
+                yield gr.Accordion(visible=bool(own["think"]))
+                yield Markup('<div class="report">{}</div>').format(own["think"])
+                yield gr.Accordion(visible=True)
+                yield Markup('<div class="report">{}</div>').format(own["asked"])
+
+        drops = [frontal, lateral] if reads_lateral else [frontal]
+        for number, (file, preview, remove, picture) in enumerate(drops):
+            seen = view if number == 0 else gr.State()
+            file.upload(
+                partial(take, number == 0),
+                file,
+                [file, preview, remove, picture, status, seen],
+                preprocess=False,
+                **private,
+            )
+            remove.click(drop_again, None, [file, preview, remove, picture], **private)
+            clear.click(drop_again, None, [file, preview, remove, picture], **private)
+        typed = [view, sections, indication, history, prior]
+        start.click(write, [*(each[3] for each in drops), *typed], [status, *shown], **private)
+        stop.click(end, None, None, **private)
+
+        def forget() -> list:
+            blank = [EMPTY, "", gr.Accordion(visible=False), "", gr.Accordion(visible=False), ""] * len(systems)
+            return ["not known", "findings", "", "", "", "", *blank]
+
+        clear.click(end, None, None, **private).then(forget, None, [*typed, status, *shown], **private)
+    return page
+
+
+def serve(page_of: Callable[[Path], gr.Blocks], host: str, port: int, max_upload: int) -> Iterator[str]:
+    """Serves `page_of`(the folder of uploads) and yields its address; what remains of uploads goes when it is closed.
+
+    `max_upload`: MB that a file may have.
+    """
+    with tempfile.TemporaryDirectory(prefix="rrg_recipes_app_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = page_of(Path(folder))
+        try:
+            _, address, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                prevent_thread_lock=True,
+                quiet=True,
+                max_file_size=f"{max_upload}mb",
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                run_history=False,
+                enable_monitoring=False,
+                footer_links=[],
+                show_error=True,
+                theme=gr.themes.Default(primary_hue="sky"),
+                css=CSS.read_text(),
+            )
+            yield address
+        finally:
+            page.close(verbose=False)

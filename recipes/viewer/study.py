@@ -1,0 +1,151 @@
+"""What a user of recipes/app.py gives: uploaded X-rays, which are checked by what they hold, and typed text."""
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydicom
+from PIL import Image
+from pydicom.errors import InvalidDicomError
+
+from recipes.data.images import load_image
+from recipes.data.mimic_images import load_dicom
+from recipes.files import InputError
+
+MAX_PIXELS = 50_000_000  # three times the largest flat detector
+MAX_CHARACTERS = 4000  # of a typed text: the longest reports of MIMIC-CXR are shorter
+XRAYS = ("CR", "DX", "RG")  # DICOM's modalities of plain X-rays
+CHESTS = ("CHEST", "THORAX", "PORT CHEST")
+LATERALS = ("LL", "RL", "LATERAL")
+SECTIONS = ("findings", "impression", "findings and impression")
+
+
+@dataclass
+class Picture:
+    """An X-ray as the models get it: the bytes of an 8-bit grey PNG; `size` of the file's own in pixels.
+
+    `view`: as a DICOM file names it. `warnings`: sentences about what a DICOM file says of itself.
+    """
+
+    name: str
+    png: bytes
+    size: tuple[int, int]
+    view: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_picture(path: Path, name: str, image_size: int, frontal: bool = True) -> Picture:
+    """The X-ray in the file at `path`, which the user calls `name`, with no side longer than `image_size` pixels.
+
+    PNG, JPEG and DICOM are told apart by their first bytes. Raises InputError, naming `name`, on any other file, on a
+    damaged one and on one of more than `MAX_PIXELS`, which is not decoded. `frontal`: whether it ought to be one.
+    """
+    with path.open("rb") as file:
+        head = file.read(132)
+    picture = Picture(name, b"", (0, 0))
+    try:
+        if head[128:] == b"DICM":
+            _read_header(path, picture, frontal)
+            image = load_dicom(path)
+        elif head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+            with Image.open(path, formats=("PNG", "JPEG")) as unread:
+                _check_size(name, *unread.size)
+            image = load_image(path)
+        else:
+            raise InputError(f"{name} is no PNG, JPEG or DICOM file, whatever its name says")
+    except InputError as error:
+        raise InputError(str(error).replace(str(path), name)) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} has far more pixels than an X-ray") from error
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on a damaged header
+        raise InputError(f"{name} is truncated or damaged") from error
+    picture.size = image.size
+    image.thumbnail((image_size, image_size), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    picture.png = file.getvalue()
+    return picture
+
+
+def _read_header(path: Path, picture: Picture, frontal: bool) -> None:
+    """Fills in what a DICOM file says of itself, and refuses one whose pixels need not be looked at."""
+    name = picture.name
+    try:
+        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:  # a few bytes may inflate to all memory
+            raise InputError(f"{name} is a deflated DICOM file, which is not read; save it uncompressed")
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        rows, columns, frames = (int(header.get(each) or 0) for each in ("Rows", "Columns", "NumberOfFrames"))
+    except InputError:
+        raise
+    except (InvalidDicomError, OSError, EOFError, AttributeError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{name} is a damaged or incomplete DICOM file") from error
+    if not rows or not columns:
+        raise InputError(f"{name} is a DICOM file without an image")
+    _check_size(name, columns, rows, max(frames, 1))
+    modality, part = str(header.get("Modality") or ""), str(header.get("BodyPartExamined") or "").upper()
+    if modality not in XRAYS:
+        says = f"is of the modality {modality}" if modality else "names no modality"
+        picture.warnings.append(f"{name} {says}, not an X-ray (CR or DX): no model here has learnt from such images.")
+    if part and part not in CHESTS:
+        picture.warnings.append(f"{name} says that it shows {part}, not the chest.")
+    picture.view = str(header.get("ViewPosition") or "").upper() or None
+    if frontal and picture.view in LATERALS:
+        picture.warnings.append(f"{name} says that it is a lateral view ({picture.view}), not a frontal one.")
+
+
+def _check_size(name: str, width: int, height: int, frames: int = 1) -> None:
+    if width * height * frames > MAX_PIXELS:
+        raise InputError(
+            f"{name} has {width} x {height} pixels, far more than an X-ray" + f" ({frames} times)" * (frames > 1)
+        )
+
+
+def take_upload(payload: dict, folder: Path, image_size: int, frontal: bool = True) -> Picture:
+    """`read_picture` of an uploaded file, which is deleted whatever comes of it.
+
+    `payload`: what the browser says, {path, orig_name}; a path that is not of an upload in `folder` raises InputError.
+    """
+    path = Path(str(payload.get("path"))).resolve()
+    if folder.resolve() not in path.parents or not path.is_file():
+        raise InputError("the file has not arrived whole; drop it again")
+    name = Path(str(payload.get("orig_name") or path.name)).name[-80:]
+    try:
+        return read_picture(path, name, image_size, frontal)
+    finally:
+        path.unlink()
+        if path.parent != folder.resolve() and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+
+def make_study(
+    frontal: Picture | None,
+    lateral: Picture | None = None,
+    view: str | None = None,
+    sections: str = "findings",
+    indication: str | None = None,
+    history: str | None = None,
+    prior_report: str | None = None,
+) -> dict:
+    """A row of the schema as `samples_of` reads it; raises InputError without a frontal X-ray or on too long a text.
+
+    `view`: PA, AP or, not known, None. `sections`: one of `SECTIONS`, what `{sections}` in a prompt asks for.
+    """
+    if frontal is None:
+        raise InputError("drop a frontal X-ray first")
+    texts = {"indication": indication, "history": history, "prior_report": prior_report}
+    for name, text in texts.items():
+        if text and len(text) > MAX_CHARACTERS:
+            raise InputError(
+                f"the {name.replace('_', ' ')} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read"
+            )
+    asked = sections.split(" and ")
+    return {
+        "study_id": "of the page",
+        "images": [each.png for each in (frontal, lateral) if each],
+        "views": [view or "FRONTAL", "LATERAL"][: 2 if lateral else 1],
+        **{name: (text or "").strip() or None for name, text in texts.items()},
+        # A data set's row says by its texts which sections its report is made of, so their names stand for them.
+        **{name: name if name in asked else None for name in ("findings", "impression")},
+        "report": " ".join(asked),
+    }

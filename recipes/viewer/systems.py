@@ -1,0 +1,163 @@
+"""The models behind recipes/app.py: loaded and asked as generate.py does, and read while they write."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import StoppingCriteriaList, TextIteratorStreamer
+
+from modeling.processing_llmrg4 import PRIOR_END, PRIOR_START
+from recipes.data.model_files import check_model, read_adapter
+from recipes.data.samples import FIELD, VIEWS, samples_of
+from recipes.evaluation.agreement import WORDS
+from recipes.evaluation.error_taxonomy import Evidence
+from recipes.evaluation.generation import TransformersEngine
+from recipes.files import InputError, read_prompt
+from rewards.completions import TAGS, parse_completion
+from rewards.labels import CONDITIONS, CheXpertState
+
+TYPED = ("indication", "history", "prior_report")
+
+
+def trained_with(model: str) -> dict:
+    """The recipe's arguments in `model`/run_config.json, `prompt_file` among them; empty where there is none."""
+    file = Path(model) / "run_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        groups = json.loads(file.read_text()).values()
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file} is damaged; delete it and name the prompt with --prompt_files") from error
+    return next((each for each in groups if isinstance(each, dict) and "prompt_file" in each), {})
+
+
+@dataclass
+class System:
+    """A loaded model with the prompt and the views that it is asked with.
+
+    `closing` ends whatever it is writing.
+    """
+
+    name: str
+    engine: TransformersEngine
+    prompt_file: str
+    prompt: str
+    views: str
+    max_new_tokens: int
+    seed: int
+    closing: Event
+
+    @property
+    def fields(self) -> set[str]:
+        """What its prompt has a place for: `indication`, `history`, `prior_report`, `view`, `sections`."""
+        return set(FIELD.findall(self.prompt))
+
+    @property
+    def reads_lateral(self) -> bool:
+        """Whether a second image reaches it."""
+        return self.views in ("all", "frontal+lateral")
+
+    def sample(self, study: dict) -> tuple[str, list[bytes]]:
+        """The text that it is asked with, and its images; raises InputError on a mark of its own in a typed text."""
+        tokenizer = self.engine.processor.tokenizer
+        marks = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        for name in TYPED:
+            found = [mark for mark in (*sorted(marks), PRIOR_START, PRIOR_END) if mark in (study[name] or "")]
+            if found and name in self.fields:
+                words = name.replace("_", " ")
+                raise InputError(f"{self.name} reads {found[0]} as a mark of its own; take it out of the {words}")
+        return samples_of(study, self.prompt, self.views)[0]
+
+    def write(self, study: dict) -> Iterator[tuple[str, bool]]:
+        """The completion so far, again and again, and at last the whole; with it whether it was cut off.
+
+        Closing the iterator ends the writing at the next token. Raises InputError where the processor refuses `study`.
+        """
+        prompt, encoded = self.sample(study)
+        images = [Image.open(io.BytesIO(each)).convert("RGB") for each in encoded]
+        stopped = Event()
+
+        def is_stopped(tokens: torch.Tensor, scores: torch.Tensor, **ignored) -> torch.Tensor:
+            return torch.full((len(tokens),), stopped.is_set() or self.closing.is_set(), device=tokens.device)
+
+        tokenizer = self.engine.processor.tokenizer
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        watching = {"streamer": streamer, "stopping_criteria": StoppingCriteriaList([is_stopped])}
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(self.engine, [images], [prompt], self.seed, **watching)
+            future.add_done_callback(lambda _: streamer.end())  # one that failed would never end
+            try:
+                text = ""
+                for piece in streamer:
+                    text += piece
+                    yield text, False
+            finally:
+                stopped.set()
+        try:
+            ((completion, tokens, _),) = future.result()
+        except ValueError as error:  # a processor's sentence: images and markers that do not fit
+            raise InputError(f"{self.name}: {error}") from error
+        yield completion, tokens >= self.max_new_tokens
+
+
+def load_system(args, device: torch.device, closing: Event) -> System:
+    """The model that `args` (those of recipes/generate.py) name.
+
+    Where `args.prompt_file` or `args.views` are None, they are what the model was trained with. Raises InputError
+    where nothing says what to ask it, and where it cannot be loaded.
+    """
+    if args.views not in (None, *VIEWS):
+        raise InputError(f"--views must be of {', '.join(VIEWS)}, not {args.views!r}")
+    check_model(args.model, args.trust_remote_code)
+    adapter = read_adapter(args.model)
+    if adapter and adapter.get("modules_to_save"):
+        raise InputError(f"{args.model} is an adapter that transformers reads in part: name the run's own folder")
+    trained = trained_with(args.model)
+    prompt_file = args.prompt_file or trained.get("prompt_file")
+    if prompt_file is None:
+        raise InputError(
+            f"{args.model} has no run_config.json that says what it was asked in training: name its prompt, such as "
+            "--prompt_files prompts/zero_shot.txt"
+        )
+    prompt = read_prompt(prompt_file)
+    try:
+        engine = TransformersEngine(args, device, 2)
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"the model {args.model} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    of_its_own = "frontal+lateral" if engine.model.config.model_type == "llmrg4" else "frontal"
+    views = args.views or trained.get("views") or of_its_own
+    return System(args.model, engine, prompt_file, prompt, views, args.max_new_tokens, args.seed, closing)
+
+
+def list_findings(report: str, labeler: Callable, evidence: Evidence) -> list[tuple[str, str, list[str]]]:
+    """Of each condition that `labeler` finds mentioned in `report`: its name, its state in words, and the sentences.
+
+    Sentences are those that say the state by `evidence`; where none does, those that speak of the condition.
+    """
+    rows = []
+    said = evidence(report)
+    for place, state in enumerate(labeler([report])[0]):
+        if state == CheXpertState.BLANK:
+            continue
+        mentions = said.get(place, [])
+        sentences = [sentence for own, sentence, _ in mentions if own == state] or [each for _, each, _ in mentions]
+        rows.append((CONDITIONS[place], WORDS[CheXpertState(state)], list(dict.fromkeys(sentences))))
+    return rows
+
+
+def read_completion(completion: str) -> tuple[str, str]:
+    """Report and reasoning of a completion that may still be growing: half a tag at its end is not shown."""
+    start = completion.rfind("<")
+    if start >= 0 and any(tag != completion[start:] and tag.startswith(completion[start:]) for tag in TAGS):
+        completion = completion[:start]
+    parsed = parse_completion(completion)
+    return parsed.report, parsed.think
