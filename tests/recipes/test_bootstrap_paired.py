@@ -1,4 +1,4 @@
-"""The paired bootstrap of recipes/evaluation/bootstrap.py against scikit-learn, scipy, a direct loop and values by hand."""
+"""The paired bootstrap against scikit-learn, scipy, a direct loop and values worked by hand."""
 
 import numpy as np
 import pytest
