@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ PACKAGES = ("recipes", "rewards", "modeling")
 FORBIDDEN = {"recipes": set(), "rewards": {"recipes"}, "modeling": {"recipes", "rewards"}}
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 ALL_PYTHON = MODULES + sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
-LIBRARY = {"__init__.py", "cli.py", "files.py", "html.py"}  # in recipes/, but nobody's script
+LIBRARY = {"__init__.py", "cli.py", "files.py", "templates.py"}  # in recipes/, but nobody's script
 # A module imports from rooms of lower numbers and from its own: scripts -> demos -> viewer | hub | trainers ->
 # evaluation -> rg4 -> data -> the files of every room -> rewards -> modeling.
 LEVELS = {
@@ -80,7 +81,7 @@ def room(parts: tuple[str, ...]) -> str:
     if parts[0] != "recipes":
         return parts[0]
     if (len(parts) == 2 and parts[1] not in LEVELS) or parts[1] == "files":
-        return "files" if parts[1] in ("files", "html") else "scripts"
+        return "files" if parts[1] in ("files", "templates") else "scripts"
     return parts[1]
 
 
@@ -99,6 +100,11 @@ def test_arrows_between_rooms_point_one_way(module):
     home = room(module.with_suffix("").parts)
     for other in imported_rooms(module) - {home}:
         assert LEVELS[other] < LEVELS[home], f"{module} of {home} imports from {other}"
+
+
+def test_no_script_hides_a_module_of_python():
+    """Python looks beside a script first: a recipes/html.py would be what every library gets that imports html."""
+    assert not {path.stem for path in (ROOT / "recipes").iterdir()} & sys.stdlib_module_names
 
 
 def test_no_room_is_too_large():

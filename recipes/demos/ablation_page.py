@@ -13,7 +13,7 @@ from recipes.evaluation.figures import describe
 from recipes.evaluation.paper_comparison import read_results
 from recipes.evaluation.prediction_files import read_predictions
 from recipes.files import InputError, replacing
-from recipes.html import html_environment
+from recipes.templates import html_environment
 
 ALONE = ("base", "nlg", "reasoning", "ce_f1", "mccs", "mccs_margin_0", "radcliq_lite", "mccs_reasoning")
 DATA = {"mrgr1": "IU X-Ray / MIMIC-CXR", "lmrrg": "MIMIC-CXR", "llmrg4": "MIMIC-RG4"}

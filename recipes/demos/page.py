@@ -16,7 +16,7 @@ from recipes.demos.figures import GRPO, MEASURES, SFT, pooled
 from recipes.evaluation.agreement import PRESENT, WORDS, mark_findings, missed_findings
 from recipes.evaluation.prediction_files import read_predictions
 from recipes.files import replacing
-from recipes.html import html_environment
+from recipes.templates import html_environment
 from rewards.completions import parse_completion
 from rewards.labelers import LexicalLabeler
 from rewards.labels import FINDINGS, CheXpertState

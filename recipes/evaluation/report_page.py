@@ -20,7 +20,7 @@ from PIL import Image
 
 from recipes.evaluation.agreement import PRESENT, WORDS, group_agreement, group_mentions
 from recipes.files import replacing
-from recipes.html import html_environment
+from recipes.templates import html_environment
 from rewards.completions import parse_completion
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState

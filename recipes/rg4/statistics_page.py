@@ -10,7 +10,7 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 
 from recipes.files import replacing
-from recipes.html import html_environment
+from recipes.templates import html_environment
 from rewards.labels import CONDITIONS, CheXpertState
 from rewards.scenarios import CATEGORIES, COLUMNS, FORBIDDEN, SCENARIOS
 

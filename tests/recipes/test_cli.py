@@ -20,6 +20,7 @@ from recipes.cli import check_hardware, parse, report, run
 from recipes.data.model_files import check_model
 from recipes.files import InputError, read_prompt, replacing
 from recipes.trainers.checkpoints import resume_from
+from recipes.trainers.setup import save_run
 
 
 @dataclass
@@ -347,7 +348,7 @@ def test_shipped_prompts(file, tags):
 
 
 def test_save_run_notes_what_was_run(tmp_path):
-    cli.save_run(tmp_path, Arguments(size=7))
+    save_run(tmp_path, Arguments(size=7))
     noted = json.loads((tmp_path / "run_config.json").read_text())
     assert noted["Arguments"] == {"size": 7, "name": "a"}
     assert {"torch", "trl", "transformers"} <= set(noted["packages"])

@@ -30,7 +30,7 @@ from recipes.data.prompt_tokens import count_tokens
 from recipes.data.samples import fill_prompt, to_samples
 from recipes.data.schema import read_split, write_dataset
 from recipes.files import InputError, read_prompt
-from recipes.trainers import llmrg4
+from recipes.trainers import scenario_sft
 from recipes.trainers.llmrg4 import report_long_priors
 from recipes.trainers.scenario_sft import RoundRobinSampler, ScenarioSFTConfig, ScenarioSFTTrainer
 from recipes.trainers.weighted_sft import WeightedSFTTrainer
@@ -320,7 +320,7 @@ def test_a_block_is_what_an_optimizer_step_takes(train, stage1, tmp_path, monkey
             blocks.append((block, seed))
             super().__init__(scenarios, order, block, seed)
 
-    monkeypatch.setattr(llmrg4, "RoundRobinSampler", Watched)
+    monkeypatch.setattr(scenario_sft, "RoundRobinSampler", Watched)
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_steps": 1, "seed": 5}
     train(2, stage1, tmp_path / "out", **options)
     train(2, stage1, tmp_path / "mixed", scenario_sampling="mixed", **options)
@@ -397,7 +397,7 @@ def test_tokens_by_scenario(tiny, dataset, fusion, two_views):
 def test_what_a_batch_costs(monkeypatch):
     """Two batches since the last log: samples of 2, 3 and 4 tokens, in 1 and in 3 seconds."""
     clock = iter([10.0, 11.0, 20.0, 23.0])
-    monkeypatch.setattr("recipes.trainers.llmrg4.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("recipes.trainers.scenario_sft.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr(WeightedSFTTrainer, "training_step", lambda *given: torch.tensor(0.5))
     trainer = ScenarioSFTTrainer.__new__(ScenarioSFTTrainer)
     trainer._metrics = {"train": defaultdict(list)}

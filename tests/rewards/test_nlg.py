@@ -231,7 +231,7 @@ def jar(monkeypatch):
             self.sent.append((text, references))
             return self.answers[len(self.sent) - 1]
 
-    monkeypatch.setattr("rewards.rouge.Meteor", Jar)
+    monkeypatch.setattr("recipes.evaluation.meteor.Meteor", Jar)
     monkeypatch.setattr("shutil.which", lambda name: name)
     return Jar
 
