@@ -980,8 +980,10 @@ def test_from_pretrained_parts(parts, decoder, tmp_path):
     assert not (answer[:, -4:] == model.config.image_token_id).any()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    back = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(back(**inputs).logits, model(**inputs).logits)
+    back, loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    torch.testing.assert_close(back.eval()(**inputs).logits, model(**inputs).logits)
+    assert (back.lm_head.bias is not None) == model.config.head_bias == (decoder == "phi")
     assert (back.lm_head.weight is back.get_input_embeddings().weight) == model.config.tie_word_embeddings
     assert back.lm_head.out_features == 448 and back.generation_config.suppress_tokens == list(range(399, 448))
     assert type(AutoProcessor.from_pretrained(tmp_path)) is LMRRGProcessor
