@@ -302,7 +302,13 @@ def test_a_missing_prior_report_gives_no_gradient_that_is_no_number(kind, studie
     model, processor = request.getfixturevalue(kind)
     inputs = encode(processor, studies)
     assert ("prior_input_ids" in inputs) == (studies is FOUR)
+    masks = []
+    hook = model.model.prior_encoder.register_forward_pre_hook(
+        lambda module, args, options: masks.append(options["attention_mask"]), with_kwargs=True
+    )
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    hook.remove()
+    assert len(masks) == 1 and masks[0].any(1).all()  # flash attention has no row without a key
     trained = [p for p in model.parameters() if p.requires_grad]
     assert all(p.grad.isfinite().all() for p in trained)
     prior = [
