@@ -404,7 +404,7 @@ def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterato
             if study.split and study.study_id in read:
                 found = read[study.study_id]
                 row, plain = _text_columns(study, found, settings)
-                if not plain or not row["report"]:
+                if not row["report"]:  # nor, then, is there a plain one
                     reason = f"it has no {settings.target}" if found else "it holds no final report"
                     skipped.append(Skipped(study.study_id, study.report, "study", reason))
                     continue

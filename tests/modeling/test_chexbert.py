@@ -110,6 +110,23 @@ def test_same_as_f1chexbert(model, monkeypatch):
     check_same(model(IDS, attention_mask=MASK), cls, theirs(IDS, mask))
 
 
+def test_dropout_stands_before_the_heads():
+    """All of [CLS] dropped, a head says its bias; the embedding, which RadCliQ compares, is not dropped."""
+    assert CheXbertConfig().hidden_dropout_prob == 0.1  # BERT's, as published
+    model = CheXbertModel(CONFIG).train()
+    assert model.dropout.p == CONFIG.hidden_dropout_prob
+    model.bert.eval()
+    with torch.no_grad():
+        for head in model.linear_heads:
+            head.bias.normal_()
+        model.dropout.p = 1.0
+        dropped = model(IDS, attention_mask=MASK)
+        for i, head in enumerate(model.linear_heads):
+            assert torch.equal(dropped.logits[:, i, : len(head.bias)], head.bias.expand(3, -1))
+        kept = model.eval()(IDS, attention_mask=MASK)
+        assert torch.equal(dropped.embedding, kept.embedding) and not torch.equal(dropped.logits, kept.logits)
+
+
 def test_no_finding_is_blank_or_positive(model):
     output = model(torch.randint(5, 60, (64, 8)))
     assert output.labels[:, 13].max() <= 1 and output.labels[:, :13].max() == 3

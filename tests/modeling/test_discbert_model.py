@@ -55,6 +55,23 @@ def test_dropout_is_the_published_one():
     assert DiscBertModel(CONFIG).dropout.p == 0.1
 
 
+def test_dropout_stands_before_the_heads():
+    """All of [CLS] dropped, a head says its bias; without dropout the same as after training."""
+    model = DiscBertModel(CONFIG).train()
+    model.bert.eval()
+    with torch.no_grad():
+        for head in model.heads:
+            head.bias.normal_()
+        model.dropout.p = 1.0
+        biases = torch.stack([head.bias for head in model.heads])
+        assert torch.equal(model(IDS, attention_mask=MASK).logits, biases.expand(3, 4, 2))
+        model.dropout.p = 0.0
+        trained = model(IDS, attention_mask=MASK).logits
+        assert torch.equal(trained, model.eval()(IDS, attention_mask=MASK).logits) and not torch.equal(
+            trained[0], biases
+        )
+
+
 @torch.no_grad()
 def test_saved_model_needs_no_project(model, tmp_path, run_without_project):
     model.save_pretrained(tmp_path / "saved")

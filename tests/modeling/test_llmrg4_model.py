@@ -30,6 +30,7 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from modeling import LLMRG4Config, LLMRG4ForConditionalGeneration, LLMRG4Model, LLMRG4Processor
+from modeling.modeling_llmrg4 import TokenFusion
 from modeling.processing_llmrg4 import IMAGE_TOKEN, check_views, mark_prior
 from modeling.tiny import train_tokenizer
 from modeling.tiny_llmrg4 import build_llmrg4
@@ -294,6 +295,59 @@ def test_stage_one_becomes_stage_two(interleaved, tmp_path):
         torch.testing.assert_close(second.eval()(**inputs).logits, first(**inputs).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["atf", "authors"])
+@pytest.mark.parametrize("studies", [[question(seed=1), question(lateral=True, seed=2)], FOUR], ids=["none", "some"])
+def test_a_missing_prior_report_gives_no_gradient_that_is_no_number(kind, studies, request):
+    """Attention over nothing would be 0/0, which the zeros of Eq. 8 hide forward and do not hide backward."""
+    model, processor = request.getfixturevalue(kind)
+    inputs = encode(processor, studies)
+    assert ("prior_input_ids" in inputs) == (studies is FOUR)
+    masks = []
+    hook = model.model.prior_encoder.register_forward_pre_hook(
+        lambda module, args, options: masks.append(options["attention_mask"]), with_kwargs=True
+    )
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    hook.remove()
+    assert len(masks) == 1 and masks[0].any(1).all()  # flash attention has no row without a key
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad.isfinite().all() for p in trained)
+    prior = [
+        *model.model.token_fusion.prior_perceiver.parameters(),
+        *model.model.token_fusion.prior_projection.parameters(),
+    ]
+    assert any(p.grad.any() for p in prior) == (studies is FOUR)  # what is missing teaches nothing
+    model.zero_grad()
+
+
+@torch.no_grad()
+def test_prior_ids_without_a_mask_are_all_read(atf):
+    model, processor = atf
+    inputs = encode(processor, [question(prior=PRIOR, seed=6)])
+    assert inputs.pop("prior_attention_mask").all()
+    found = model(**inputs).logits
+    everything = model(**inputs, prior_attention_mask=torch.ones_like(inputs["prior_input_ids"])).logits
+    nothing = model(**inputs, prior_attention_mask=torch.zeros_like(inputs["prior_input_ids"])).logits
+    assert torch.equal(found, everything) and not torch.allclose(found, nothing, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("perceiver", ["paper", "authors"])
+def test_the_perceivers_dropout_is_that_of_attention(atf, perceiver):
+    """Of all three perceivers: what is attended to is dropped at random in training, and never afterwards."""
+    values = {**atf[0].config.to_dict(), "perceiver": perceiver}
+    for rate in (0.5, 0.0):
+        fusion = TokenFusion(LLMRG4Config.from_dict(values | {"perceiver_dropout": rate}))
+        fusion.queries.normal_()
+        for part, size in (("frontal", 64), ("lateral", 64), ("prior", 48)):
+            read = getattr(fusion, f"{part}_perceiver")
+            assert [layer.attention.dropout for layer in read.layers] == [rate]
+            given = torch.randn(1, 9, size), fusion.queries[None]
+            read.train()
+            assert torch.allclose(read(*given), read(*given), atol=1e-4) == (rate == 0)
+            read.eval()
+            assert torch.equal(read(*given), read(*given))
+
+
 def test_encoders_learn_where_they_are_not_frozen(atf):
     _, processor = atf
     model = LLMRG4ForConditionalGeneration(
@@ -500,6 +554,14 @@ def test_defaults_are_the_papers_sizes():
     assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (4096, 32)  # Vicuna 7B
 
 
+def test_a_prior_report_has_100_tokens_at_most(atf):  # the authors' code
+    _, processor = atf
+    fresh = LLMRG4Processor(processor.image_processor, processor.tokenizer, processor.prior_tokenizer)
+    assert fresh.max_prior_tokens == 100 and (fresh.num_visual_tokens, fresh.fusion) == (128, "atf")
+    long = IMAGE_TOKEN + mark_prior("no edema . " * 50)
+    assert len(fresh(images=[[image(0)]], text=[long])["prior_input_ids"][0]) == 100
+
+
 def test_tiny_is_seeded():
     one, same, other = (build_llmrg4(TEXTS, vocab_size=400, seed=seed)[0].state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -580,6 +642,16 @@ def test_a_long_prior_report_is_cut_and_counted():
     processor.fusion = "interleaved"
     found = processor(images=[[image(0)]], text=[text])
     assert processor.decode(found["input_ids"][0]).endswith(IMAGE_TOKEN + "no edema . no\nLook.")  # as much text
+
+
+@pytest.mark.parametrize(("words", "cut"), [("no edema .", 0), ("no edema . no", 0), ("no edema . no edema", 1)])
+def test_a_prior_report_of_exactly_the_most_tokens_is_whole(words, cut):
+    """Of 5, 6 and 7 tokens with [CLS] and [SEP], where 6 are read."""
+    _, processor = build_llmrg4(TEXTS, vocab_size=400, max_prior_tokens=6)
+    found = processor(images=[[image(0)]], text=[IMAGE_TOKEN + mark_prior(words)])
+    whole = processor.prior_tokenizer(words)["input_ids"]
+    assert len(whole) == 2 + len(words.split()) and processor.truncated_priors == cut
+    assert found["prior_input_ids"].tolist() == [whole if not cut else [*whole[:5], whole[-1]]]
 
 
 def test_chat_template():
@@ -740,6 +812,7 @@ def test_from_pretrained_parts(atf, parts, text, fusion, tmp_path):
     mean = decoder.get_input_embeddings().weight.mean(0)
     torch.testing.assert_close(model.lm_head.weight[size:], mean.expand(17, -1), atol=1e-3, rtol=0)
     assert processor.tokenizer.pad_token == "<|im_end|>" and not model.training
+    assert processor.max_prior_tokens == model.config.prior_length == 100  # of the authors' code
     assert model.lm_head.weight is model.get_input_embeddings().weight  # tied as the decoder's
     assert model.model.token_fusion.queries.std() == pytest.approx(0.02, rel=0.2)
     assert not any(p.is_meta for p in [*model.parameters(), *model.buffers()])

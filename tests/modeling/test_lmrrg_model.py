@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from modeling import BiomedCLIPModel, LMRRGConfig, LMRRGForConditionalGeneration, LMRRGModel, LMRRGProcessor
 from modeling.configuration_lmrrg import REGION_NAMES
-from modeling.modeling_lmrrg import REGIONS_FILE, read_regions
+from modeling.modeling_lmrrg import REGIONS_FILE, load_biomedclip, read_regions
 from modeling.processing_lmrrg import DEFAULT_INSTRUCTION, IMAGE_TOKEN, make_chat_template
 from modeling.tiny import train_tokenizer
 from modeling.tiny_lmrrg import build_biomedclip, build_lmrrg
@@ -979,8 +980,10 @@ def test_from_pretrained_parts(parts, decoder, tmp_path):
     assert not (answer[:, -4:] == model.config.image_token_id).any()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    back = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(back(**inputs).logits, model(**inputs).logits)
+    back, loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    torch.testing.assert_close(back.eval()(**inputs).logits, model(**inputs).logits)
+    assert (back.lm_head.bias is not None) == model.config.head_bias == (decoder == "phi")
     assert (back.lm_head.weight is back.get_input_embeddings().weight) == model.config.tie_word_embeddings
     assert back.lm_head.out_features == 448 and back.generation_config.suppress_tokens == list(range(399, 448))
     assert type(AutoProcessor.from_pretrained(tmp_path)) is LMRRGProcessor
@@ -1082,6 +1085,42 @@ def test_another_set_of_descriptions(parts, tmp_path):
         model.replace_regions(tmp_path / "twelve.json", str(tmp_path / "narrow"))
     with pytest.raises(ValueError, match="this model has no region features"):
         build(use_region_features=False)[0].replace_regions(REGIONS_FILE, clip)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", ["description", "name"])
+@pytest.mark.parametrize("region_text", ["pooled", "tokens"])
+def test_each_region_has_the_features_of_its_text(parts, tmp_path, prompt, region_text):
+    """In the order of the file, which is no order of the alphabet: of a model made from parts, and of one changed."""
+
+    def describe(names: list[str]) -> Path:
+        regions = [{"name": name, "description": f"The {name} " + "in words " * i} for i, name in enumerate(names, 1)]
+        (tmp_path / "regions.json").write_text(json.dumps(regions))
+        return tmp_path / "regions.json"
+
+    names, clip = [*REGION_NAMES[5::-1]], str(parts / "clip")
+    options = {"region_prompt": prompt, "region_text": region_text}
+    model, _ = LMRRGForConditionalGeneration.from_pretrained_parts(
+        clip, str(parts / "opt"), describe(names), **options
+    )
+    encoder, tokenizer = load_biomedclip(clip)
+    for changed in (False, True):
+        if changed:
+            names = [names[i] for i in (3, 0, 5, 1, 4, 2)]
+            model.replace_regions(describe(names), clip)
+        extractor, config = model.model.visual_extractor, model.config
+        regions = read_regions(tmp_path / "regions.json")
+        texts = [region[prompt] for region in regions]
+        assert (config.region_names, config.region_texts, config.region_prompt) == (names, texts, prompt)
+        for i, text in enumerate(texts):
+            ids = tokenizer([text], return_tensors="pt")
+            alone = encoder.get_text_features(**ids).last_hidden_state[0]
+            alone = alone if region_text == "tokens" else alone[:1]
+            torch.testing.assert_close(extractor.region_features[i, : len(alone)], alone, atol=1e-5, rtol=1e-4)
+            assert extractor.region_mask[i].sum() == len(alone) and extractor.region_mask[i, : len(alone)].all()
+        pooled = extractor.region_features[:, 0]
+        apart = torch.cdist(pooled, pooled) + torch.eye(len(names))
+        assert apart.min() > 1e-3  # no two are alike, so that no other order would do
 
 
 # The miniature learns

@@ -18,6 +18,7 @@ from recipes.evaluation.error_taxonomy import (
     count_errors,
     find_errors,
     severities,
+    sides,
     state_errors,
 )
 from rewards.labelers import LexicalLabeler
@@ -68,6 +69,11 @@ EFFUSION = "Pleural Effusion"
         ("Left pleural effusion.", "Bilateral pleural effusions.", {}),  # half of it: neither side is wrong
         ("Left and right pleural effusions.", "Left pleural effusion.", {}),
         ("Left pleural effusion.", "Pleural effusion.", {}),  # the reference does not say where
+        # what is uncertain is said of a side and of a size, too
+        ("Possible left pleural effusion.", "Possible right pleural effusion.", {EFFUSION: {SIDE}}),
+        ("Possible small effusion.", "Possible large effusion.", {EFFUSION: {SEVERITY}}),
+        ("Left pleural effusion.", "Possible right pleural effusion.", {EFFUSION: {DOUBT, SIDE}}),
+        ("Possible large effusion.", "Small effusion.", {EFFUSION: {DOUBT, SEVERITY}}),
         ("Small pleural effusion.", "Large pleural effusion.", {EFFUSION: {SEVERITY}}),
         ("Mild cardiomegaly.", "Severe cardiomegaly.", {"Cardiomegaly": {SEVERITY}}),
         ("Tiny pleural effusion.", "Small pleural effusion.", {}),  # words for one grade
@@ -90,6 +96,22 @@ EFFUSION = "Pleural Effusion"
 )
 def test_pairs_of_reports(generated, reference, expected):
     assert errors(generated, reference) == expected
+
+
+@pytest.mark.parametrize(
+    "both",
+    ["Left and right", "right and left", "Both", "bilateral", "bilaterally", "BILATERAL", "bibasilar", "bibasal",
+     "biapical"],
+)  # fmt: skip
+def test_words_for_both_sides(both):
+    """A side named beside them, in the same clause, does not make the finding one-sided."""
+    clause = f"{both} effusions greater on the left"
+    ((_, _, words),) = Evidence()(f"{clause}.")[FINDINGS.index(EFFUSION)]
+    assert sides([words]) == {"left", "right"}
+    assert errors(f"{clause}.", "Right pleural effusion.") == {}
+    assert errors("Right pleural effusion.", f"{clause}.") == {}
+    assert errors("Effusions greater on the left.", "Right pleural effusion.") == {EFFUSION: {SIDE}}
+    assert sides([f" effusion {both.lower()[:3]} on the left"]) == {"left"}  # a part of the word says nothing
 
 
 def test_words_of_the_grades():

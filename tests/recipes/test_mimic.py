@@ -580,6 +580,18 @@ def test_a_study_without_a_usable_report_is_listed(tmp_path, build, report, reas
     assert len(built.rows) == 5 and built.by_study["50000001"]["prior_report"] is None
 
 
+@pytest.mark.parametrize("cleaning", ["plain", "r2gen", "rg4"])
+def test_a_target_without_words_is_none_under_any_cleaning(tmp_path, build, cleaning):
+    """De-identified away; cleaned as R2Gen does it, "xxxx ." would be a report."""
+    reports = {("11000000", "50000005"): "FINAL REPORT\n FINDINGS: XXXX.\n \n IMPRESSION: No edema.\n"}
+    root = write_tree(tmp_path / "mimic", reports=reports)
+    built = build(root, "--target", "findings", "--cleaning", cleaning)
+    assert ("50000005", "study", "it has no findings") in reasons(built) and "50000005" not in built.by_study
+    both = build(root, "--cleaning", cleaning).by_study["50000005"]
+    assert both["findings"] is None and both["report"] == both["impression"]
+    assert both["report"].lower().replace(" ", "") == "noedema."
+
+
 def test_studies_that_only_one_file_knows_are_listed(tmp_path, build):
     reports = {("19000000", "59999999"): CLEAR}  # in the zip only
     split = [(i[0], i[2], i[1], i[3]) for i in IMAGES[:-1]]  # lacks 50000006
@@ -758,6 +770,33 @@ def test_shards_of_other_arguments_or_inputs_are_not_used(tmp_path, monkeypatch,
     with pytest.raises(KeyboardInterrupt):
         build(root)
     assert len(list((tmp_path / ".out.parts").iterdir())) == 3 + 3 + 1  # three splits, twice, and the changed one
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_stamp_of_a_report_is_that_of_its_bytes(tmp_path, zipped):
+    """A report of equal length, as one mistyped letter makes it, is another report; the same one is the same."""
+    key, stamps = ("11000000", "50000005"), []
+    for number, text in enumerate((CLEAR, CLEAR, CLEAR.replace("clear", "cloud"), CLEAR + "\n")):
+        root = write_tree(tmp_path / f"{number}", reports={key: text}, zipped=zipped)
+        if not zipped:
+            moment = 10**9 * (1 + (text != CLEAR))  # a folder has no sum of its files' bytes: their time stands for it
+            os.utime(root / f"{path_of(*key)}.txt", ns=(moment, moment))
+        listed = mimic.list_reports(root / "mimic-cxr-reports.zip" if zipped else root)
+        [(subject, name, stamp)] = listed["50000005"]
+        assert (subject, name) == ("11000000", f"{path_of(*key)}.txt")
+        stamps.append(stamp)
+    first, same, other, longer = stamps
+    assert first == same and len({first, other, longer}) == 3
+
+
+def test_a_changed_report_of_equal_length_is_built_anew(tmp_path, build, monkeypatch):
+    root = write_tree(tmp_path / "mimic")
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(mimic, "join_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        build(root)
+    write_tree(root, reports={("11000000", "50000005"): CLEAR.replace("clear", "cloud")})
+    mimic._archive.cache_clear()  # a later run is a process of its own
+    assert build(root).by_study["50000005"]["findings"] == "The lungs are cloud."
 
 
 def test_a_killed_process_leaves_nothing_half_written(tmp_path):

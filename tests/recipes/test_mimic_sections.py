@@ -3,6 +3,8 @@
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recipes.data.mimic_sections import clean_as_r2gen, clean_mimic, read_sections
 
@@ -169,6 +171,12 @@ def test_r2gen_cleaning(text, r2gen, rg4):
 @pytest.mark.parametrize("cleaning", ["plain", "r2gen", "rg4"])
 def test_a_section_without_words_is_none(cleaning):
     assert clean_mimic("___ .", cleaning) is None and clean_mimic(None, cleaning) is None
+
+
+@given(st.text(alphabet="xX_. 12345a:?é²\n", max_size=30), st.sampled_from(["r2gen", "rg4"]))
+def test_what_has_words_keeps_some_under_any_cleaning(text, cleaning):
+    """So a target that is there before cleaning is there after it, and none comes of it."""
+    assert bool(clean_mimic(text, cleaning)) == bool(clean_mimic(text, "plain"))
 
 
 def test_plain_cleaning_keeps_words_case_and_marks():

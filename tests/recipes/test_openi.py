@@ -277,6 +277,10 @@ P, U = CheXpertState.POSITIVE, CheXpertState.UNCERTAIN
     ("terms", "expected"),
     [
         (["normal"], {"No Finding": P}),
+        (["normal", "Cardiomegaly/mild"], {"Cardiomegaly": P}),  # "normal" beside another term is no normal study
+        (["normal", "Calcinosis/aorta"], {}),
+        (["Markings/lung/interstitial"], {"Lung Opacity": U}),  # mostly hedged
+        (["Markings/lung/bronchovascular"], {}),
         (["Cardiomegaly/mild"], {"Cardiomegaly": P}),
         (["Cardiomegaly/borderline"], {"Cardiomegaly": U}),
         (["Cardiomegaly/borderline", "Cardiac Shadow/enlarged"], {"Cardiomegaly": P}),  # any sure term wins
@@ -309,6 +313,65 @@ def test_states_from_mesh(terms, expected):
     states = openi.states_from_mesh(terms)
     assert states.shape == (14,)
     assert {name: state for name, state in zip(CONDITIONS, states, strict=True) if state} == expected
+
+
+MESH = {  # each heading with the places that decide; "?" where most reports hedge
+    "Cardiomegaly": "cardiomegaly; cardiac shadow/enlarged; cardiac shadow/borderline?; heart/enlarged",
+    "Enlarged Cardiomediastinum": "mediastinum/enlarged; mediastinum/prominent",
+    "Lung Opacity": "opacity; opacity/lung; airspace disease; infiltrate; lung/interstitial; cicatrix; cicatrix/lung; "
+    "lung diseases, interstitial; markings/interstitial?; thickening/interstitial; thickening/bronchi; "
+    "thickening/bronchovascular; density/lung?; density/retrocardiac?; density/pulmonary alveoli?; "
+    "density/costophrenic angle?; density/cardiophrenic angle?",
+    "Lung Lesion": "opacity/round; density/round?; nodule; mass; mass/lung; cavitation",
+    "Edema": "pulmonary edema; pulmonary congestion?; heart failure",
+    "Consolidation": "consolidation",
+    "Pneumonia": "pneumonia",
+    "Atelectasis": "pulmonary atelectasis",
+    "Pneumothorax": "pneumothorax",
+    "Pleural Effusion": "pleural effusion; hemothorax",
+    "Pleural Other": "thickening/pleura; cicatrix/pleura; pulmonary fibrosis; calcinosis/pleura; pleura/abnormal",
+    "Fracture": "fractures, bone",
+    "Support Devices": "catheters, indwelling; tube, inserted; implanted medical device; medical device; stents; "
+    "surgical instruments; sutures",
+    None: "cardiac shadow; heart; mediastinum; lung; markings; thickening; calcinosis; pleura; density; mass/breast; "
+    "opacity/ribs; opacity/thoracic vertebrae; opacity/clavicle; opacity/breast; opacity/adipose tissue; "
+    "cicatrix/ribs; cicatrix/thoracic vertebrae; cicatrix/clavicle; cicatrix/breast; cicatrix/adipose tissue",
+}
+
+
+@pytest.mark.parametrize("condition", MESH)
+def test_every_heading_of_mesh(condition):
+    for term in MESH[condition].split("; "):
+        states = openi.states_from_mesh([term.removesuffix("?")])
+        expected = {condition: U if term.endswith("?") else P} if condition else {}
+        assert {name: state for name, state in zip(CONDITIONS, states, strict=True) if state} == expected, term
+
+
+@pytest.mark.parametrize(
+    ("term", "sign"),
+    [
+        *((f"Opacity/{place}", {"zone": "upper"}) for place in ("apex", "upper lobe")),
+        *((f"Opacity/{place}", {"zone": "mid"}) for place in ("middle lobe", "lingula", "hilum")),
+        *((f"Opacity/{place}", {"zone": "lower"}) for place in ("base", "lower lobe", "costophrenic angle")),
+        *((f"Opacity/{size}", {"size": "small"}) for size in ("small", "mild")),
+        ("Opacity/moderate", {"size": "moderate"}),
+        *((f"Opacity/{size}", {"size": "large"}) for size in ("large", "severe")),
+        *((f"Opacity/{side}", {"side": side}) for side in ("left", "right", "bilateral")),
+        ("Opacity/left/bilateral", {"side": "bilateral"}),
+        ("Opacity/large/small", {"size": "large"}),
+    ],
+)
+def test_words_of_mesh_for_signs(term, sign):
+    assert openi.signs_from_mesh([term]) == {"Lung Opacity": sign}
+
+
+@pytest.mark.parametrize("cleaning", ["plain", "r2gen"])
+def test_the_indication_is_cleaned_and_stays_plain(cleaning):
+    """It is what the model reads, and no target."""
+    raw = {"indication": " 1.  Cough &gt;  2 weeks . ", "findings": "A.", "comparison": "None."}
+    row = openi.text_columns(openi.Study("CXR1", "1.xml", sections=raw), "findings", cleaning)
+    assert row["indication"] == "Cough > 2 weeks."
+    assert row["findings"] == row["report"] == {"plain": "A.", "r2gen": "a ."}[cleaning] and row["impression"] is None
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
+    Trainer,
     set_seed,
 )
 from trl import GRPOTrainer
@@ -671,6 +672,21 @@ def test_a_fixed_weight_is_the_settings_own_after_a_resume(words, tmp_path):
     assert trainer.kl_coef == 0.25
     with pytest.raises(InputError, match="checkpoint-2 has a value head: go on with the value_model"):
         make_trainer(tmp_path, words, value_model="none", max_steps=3, **changes).train(**checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("split_by", "loaded"), [(None, True), ("is_fsdp_enabled", False), ("is_deepspeed_enabled", False)]
+)
+def test_who_loads_the_value_head(split_by, loaded, words, tmp_path, monkeypatch):
+    """Where the weights are split, they come with the model, and a whole head does not fit into a part."""
+    make_trainer(tmp_path, words, max_steps=1, save_strategy="steps", save_steps=1).train()
+    trainer = make_trainer(tmp_path / "resumed", words)
+    assert not trainer.value_head.weight.any()
+    monkeypatch.setattr(Trainer, "_load_optimizer_and_scheduler", lambda self, checkpoint: None)
+    if split_by:
+        monkeypatch.setattr(trainer, split_by, True)
+    trainer._load_optimizer_and_scheduler(str(tmp_path / "checkpoint-1"))
+    assert bool(trainer.value_head.weight.any()) == loaded
 
 
 def test_a_checkpoint_that_is_not_ppos(words, tmp_path):

@@ -155,6 +155,49 @@ def test_either_judge():
     assert judge.name == "stub+other"
 
 
+@pytest.mark.parametrize(
+    ("judged", "failed", "satisfied"),
+    [
+        ([()], None, True),
+        ([(PC,)], None, False),
+        ([(PC,), ()], None, True),
+        ([(PC,), ()], "the labels changed", False),  # left out, whatever its last judgement was
+        ([], "the judge gave no answer", False),  # never judged
+    ],
+)
+def test_which_case_is_satisfied(judged, failed, satisfied):
+    case = rg4.Case("sn", [{"report": "a"}] * max(len(judged), 1), judged, failed)
+    assert case.satisfied is satisfied and case.rounds == max(len(judged), 1) - 1
+
+
+def test_counts_and_provenance_of_each_outcome(tmp_path):
+    """Of rounds, an outcome and a reason; a case that failed is discarded, however it was judged."""
+    text = {"report": "a"}
+    cases = [
+        rg4.Case("sn", [text], [()]),
+        rg4.Case("sn", [text] * 2, [(PC,), ()]),
+        rg4.Case("sn", [text] * 4, [(PC,)] * 4),
+        rg4.Case("sn", [text] * 2, [(PC,), ()], failed="why"),
+        rg4.Case("sn", [text], [], failed="why"),
+        rg4.Case("sw", [text], [], failed="no"),
+    ]
+    names = {"judge": "j", "rewriter": "r", "labeler": "l"}
+    with rg4.Notes(tmp_path, names) as notes:
+        notes.add({"study_id": [*"abcdef"]}, cases, "train")
+    assert notes.counts == {
+        "sn": {"satisfied": 2, "unsatisfied": 1, "discarded": 2, "rewritten": 3},
+        "sw": {"discarded": 1, "rewritten": 0},
+    }
+    assert notes.why() == ": of 2 reports, why"
+    table = Dataset.from_parquet(str(tmp_path / "provenance.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert [(row["study_id"], row["rounds"], row["satisfied"], row["discarded"]) for row in table] == [
+        ("a", 0, True, None), ("b", 1, True, None), ("c", 3, False, None), ("d", 1, False, "why"),
+        ("e", 0, False, "why"), ("f", 0, False, "no"),
+    ]  # fmt: skip
+    assert {tuple(row[name] for name in names) for row in table} == {("j", "r", "l")}
+    assert discarded(tmp_path) == {("sn", "d"): "why", ("sn", "e"): "why", ("sw", "f"): "no"}
+
+
 def test_the_rewriter_sees_all_that_went_before():
     seen = []
 
@@ -282,6 +325,12 @@ def test_four_scenarios_by_rules(dataset, tmp_path, call):
     assert history[0] == [{"findings": ROWS[1]["findings"], "impression": ROWS[1]["impression"]}, [PC, COMM]]
     build_note = json.loads((tmp_path / "rg4/build.json").read_text())
     assert build_note["judge"] == build_note["rewriter"] == "rule" and build_note["rows"]["sn"] == {"train": 4}
+    assert build_note["reports"] == {
+        "sn": {"satisfied": 4, "rewritten": 3},  # all but the clean one
+        "sw": {"satisfied": 2, "rewritten": 1},  # "stable" tells of a call
+        "mn": {"satisfied": 3, "rewritten": 1},  # "views" may name its views
+        "mw": {"satisfied": 2, "rewritten": 1},
+    }
     assert discarded(tmp_path / "rg4") == {}
 
 
@@ -530,6 +579,33 @@ def test_dry_run_sends_nothing(dataset, tmp_path, call, capsys):
     assert sn[1:3] == ["4", "75.0%"]  # three of four hold something
     assert sn[3:6] == ["10", "to", "22"]  # 4 judgements, then 3 rewrites and 3 judgements a round
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),  # the share to rewrite in sn, sw, mn, mw
+    [
+        ("Unchanged small effusion.", "1 0 1 0"),  # a comparison, which w allows
+        ("PA and lateral views were obtained.", "1 1 0 0"),  # views, which m allows
+        ("The nurse was notified.", "1 1 1 1"),
+        ("Status post CABG.", "1 1 1 1"),
+        ("No effusion.", "0 0 0 0"),
+    ],
+)
+def test_an_estimate_counts_what_the_scenario_forbids(tmp_path, call, capsys, text, held):
+    """Two of four reports hold something, or nothing that the scenario forbids; no request where rules do all."""
+    rows = [row(str(i), text if i % 2 else "Clear.", None) for i in range(4)]
+    call(
+        build_mimic_rg4.main,
+        "--dataset",
+        build(tmp_path / "data", rows),
+        "--out",
+        tmp_path / "rg4",
+        "--dry_run",
+        "true",
+    )
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    for scenario, share in zip(("sn", "sw", "mn", "mw"), held.split(), strict=True):
+        assert lines[scenario][:5] == ["4", "50.0%" if share == "1" else "0.0%", "0", "to", "0"], scenario
 
 
 def test_a_model_in_this_process(tmp_path):

@@ -52,6 +52,7 @@ def test_plain_cleaning_is_idempotent(text):
             "abcdefghijklmnopqrstuvw .",
         ),  # all that vanishes
         ("No findings. .", "no findings . ."),  # an empty sentence keeps its stop
+        (" No findings. ", "no findings ."),  # white space around it makes none
     ],
 )
 def test_r2gen_cleaning(text, expected):

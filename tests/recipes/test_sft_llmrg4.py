@@ -439,6 +439,29 @@ def test_long_priors_are_counted(tiny, dataset, capsys):
                                               f"of study {first} first")  # fmt: skip
 
 
+def test_a_prior_of_exactly_the_most_tokens_is_not_counted(tiny, rows, tmp_path):
+    """Of priors with 5, 6 and 7 tokens one is cut at 6; a study without a prior report has none."""
+    priors = ("no edema .", "no edema . no", "no edema . no edema", None)
+    folder = write(tmp_path / "data", [{**rows[1], "prior_report": text} for text in priors])
+    processor = AutoProcessor.from_pretrained(tiny)
+    processor.max_prior_tokens = 6
+    assert [len(ids) for ids in processor.prior_tokenizer(list(priors[:3]))["input_ids"]] == [5, 6, 7]
+    assert report_long_priors(read_split(folder, "train", ()), processor) == 1
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_fusion_trains_in_float32_whatever_the_rest_has(stage1, tiny, stage):
+    """It is trained whole, and bfloat16 would round its small steps away."""
+    network = dict.fromkeys(("projector", "perceiver", "num_visual_tokens"))
+    args = SimpleNamespace(stage=stage, fusion="atf", lateral_start="new", **network)
+    start = tiny if stage == 1 else stage1
+    model, _ = llmrg4.load_start(args, ModelConfig(model_name_or_path=start, dtype="bfloat16"))
+    kinds = defaultdict(set)
+    for name, parameter in model.named_parameters():
+        kinds[name.startswith(FUSION)].add(parameter.dtype)
+    assert kinds == {True: {torch.float32}, False: {torch.bfloat16}}
+
+
 # Errors
 
 

@@ -164,6 +164,44 @@ def test_a_jump_ends_without_being_met():
     assert not own[0].met and own[0].error > 0.5 and own[0].nodes < 100
 
 
+class Wave(Toy):
+    """f = p - cos(2 pi p) / (4 pi) of p = the share of the path: the errors of its two halves are opposite."""
+
+    def forward(self, inputs_embeds, attention_mask):
+        p = inputs_embeds[:, 1, 0] / self.embed.weight[4, 0]
+        return SimpleNamespace(logits=(p - torch.cos(2 * torch.pi * p) / (4 * torch.pi))[:, None, None])
+
+
+@pytest.mark.parametrize(("tolerances", "met"), [(15.5, True), (16.5, False)])
+def test_errors_that_cancel_may_be_sixteen_tolerances(tolerances, met):
+    """The whole is right at the five first points, and its parts are wrong by so many tolerances together."""
+    x = np.linspace(0, 1, 5)
+    gradients = 1 + np.sin(2 * np.pi * x) / 2
+    changes = np.diff(x - np.cos(2 * np.pi * x) / (4 * np.pi))
+    errors = np.diff(CubicSpline(x, gradients, bc_type="natural").antiderivative()(x)) - changes
+    assert abs(errors.sum()) < 1e-12 < np.abs(errors).sum()
+    tolerance = np.abs(errors).sum() / tolerances  # of a gap of 1
+    (own,) = integrated_gradients(Wave(1), 0, [[1, 4, 1]], [[(0, 0)]], tolerance, 65, 100)
+    assert own[0].met and own[0].error < 1e-6 and (own[0].nodes == 5) == met
+    (own,) = integrated_gradients(Wave(1), 0, [[1, 4, 1]], [[(0, 0)]], tolerance, 5, 100)
+    assert own[0].met == met
+
+
+def test_the_worst_interval_is_halved_first():
+    """A step within the path's last quarter: points go there, and as few others as the error allows."""
+    seen = []
+
+    class Step(Wave):
+        def forward(self, inputs_embeds, attention_mask):
+            p = inputs_embeds[:, 1, 0] / self.embed.weight[4, 0]
+            seen.extend(p.tolist())
+            return SimpleNamespace(logits=torch.sigmoid(40 * (p - 0.9))[:, None, None])
+
+    (own,) = integrated_gradients(Step(1), 0, [[1, 4, 1]], [[(0, 0)]], 0.01, 65, 100)
+    assert own[0].met and own[0].nodes == len(seen)
+    assert sum(p > 0.75 for p in seen) > len(seen) / 2
+
+
 def test_more_points_where_needed_and_no_more_than_allowed():
     few, many = (integrated_gradients(Toy(12), 0, [[1, 4, 1]], [[(0, 0)]], e, 65, 100)[0][0] for e in (0.1, 1e-4))
     assert 5 <= few.nodes < many.nodes <= 65
@@ -217,7 +255,9 @@ def test_captum(weigher):
 def test_bf16(taught, chexberts):
     """In bfloat16 the labels stay, and the attributions by and large."""
     ids = rows_of(taught)
-    rough = TokenWeigher(chexberts["taught"], bf16=True, tolerance=0.1).attribute(ids)
+    weigher = TokenWeigher(chexberts["taught"], bf16=True, tolerance=0.1)
+    assert (taught.max_nodes, weigher.max_nodes) == (1025, 65)
+    rough = weigher.attribute(ids)
     for own, other in zip(taught.attribute(ids), rough, strict=True):
         assert list(own) == list(other)
         for label in own:
@@ -275,6 +315,35 @@ def test_the_papers_threshold():
 def test_threshold_is_strict():
     keys = find_key_sentences([(0, 10), (11, 20)], [0, 5, 12], np.array([0.4, 0.39, 0.41]), 0.4)
     assert keys == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("place", "keys"),
+    [
+        (0, [True, False]),  # a sentence's first character is its own
+        (9, [True, False]),
+        (10, [False, False]),  # the space between
+        (11, [False, True]),
+        (19, [False, True]),
+        (20, [False, False]),
+    ],
+)
+def test_the_sentence_of_a_token(place, keys):
+    assert find_key_sentences([(0, 10), (11, 20)], [place], np.array([0.9]), 0.4) == keys
+
+
+def test_a_first_token_lifts_its_sentence(taught, monkeypatch):
+    text = "Clear lungs. Edema of both. No more."
+
+    def attribute(ids):
+        tokens = taught.tokenizer.convert_ids_to_tokens(ids[0])
+        first = tokens.index(".") + 1  # of the second sentence
+        return [{(4, POSITIVE): Attribution(np.eye(len(tokens))[first] * 5, 9, 0.0, True)}]
+
+    monkeypatch.setattr(taught, "attribute", attribute)
+    monkeypatch.setattr(token_weights, "smooth", lambda scores: scores)  # that token alone
+    (found,) = taught([text])
+    assert [text[start:end] for start, end in found.spans] == ["Edema of both."]
 
 
 @pytest.mark.parametrize(
@@ -389,6 +458,20 @@ def test_past_the_last_token(taught, chexberts):
     assert found.sentences[0] == 201
     assert 0 < found.sentences[2] <= 201 - 510 // (per_sentence + 2)
     assert all(end <= len(text) for _, end in found.spans)
+
+
+def test_a_cut_text_keeps_its_end_token(taught, monkeypatch):
+    """As CheXbert is given it: [CLS], what fits, [SEP]; a text of exactly as many tokens is whole."""
+    count = lambda text: len(taught.tokenizer(clean_text(text))["input_ids"])  # noqa: E731
+    whole = "no " * 510
+    assert (count(whole), count("no " * 511)) == (512, 513)
+    asked = []
+    monkeypatch.setattr(taught, "attribute", lambda ids: asked.extend(ids) or [{}] * len(ids))
+    found = taught([whole, "no " * 511, "no effusion"])
+    cls, sep = taught.tokenizer.cls_token_id, taught.tokenizer.sep_token_id
+    (no,) = taught.tokenizer("no", add_special_tokens=False)["input_ids"]
+    assert asked[:2] == [[cls, *[no] * 510, sep]] * 2 and asked[2][-1] == sep
+    assert [each.truncated for each in found] == [False, True, False]
 
 
 def test_equal_texts_once(taught, monkeypatch):

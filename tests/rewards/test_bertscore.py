@@ -188,6 +188,21 @@ def test_special_cases(roberta):
     assert every(["Lungs are clear."], ["Lungs are clear."]).tolist() == [0]
 
 
+def test_idf_counts_a_text_once_however_often_it_has_the_token(roberta):
+    texts = ["No effusion, no effusion, no effusion.", "No effusion.", "Clear."]
+    score = BERTScore(roberta, 2, None, idf_texts=texts)
+    ids = score.tokenizer(texts)["input_ids"]
+    special = {score.tokenizer.cls_token_id, score.tokenizer.sep_token_id}
+    thrice = {token for token in ids[0] if ids[0].count(token) > 1} & {*ids[1]} - special
+    once = {*ids[2]} - {*ids[0], *ids[1]}
+    assert thrice and once
+    unseen = {*range(len(score.tokenizer))} - {*ids[0], *ids[1], *ids[2]}
+    everywhere = {*ids[0]} & {*ids[1]} & {*ids[2]} - special  # the full stop
+    weights = {4 / 3: thrice - everywhere, 4 / 2: once, 4: unseen, 1: everywhere | special}
+    for share, tokens in weights.items():
+        assert tokens and score.weights[[*tokens]].tolist() == pytest.approx([np.log(share)] * len(tokens))
+
+
 def test_no_score_depends_on_its_batch(roberta):
     generated, references = map(list, zip(*PAIRS, strict=True))
     together = BERTScore(roberta, 2, 0.3, token_budget=60)(generated, references)

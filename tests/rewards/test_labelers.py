@@ -78,6 +78,8 @@ NEGATION = [
     ("A pleural effusion is not seen.", "-EF", "negation after the mention"),
     ("Pneumothorax is no longer visualized.", "-PX", "no longer visualized"),
     ("Pneumothorax not identified.", "-PX", "no verb before the negation"),
+    ("Edema and large effusion not seen.", "-ED -EF", 'what stands after an "and" is no statement of its own'),
+    ("Edema and effusion not seen.", "-ED -EF", "negation after two mentions"),
     ("The right effusion has resolved.", "-EF", "has resolved"),
     ("Left lower lobe pneumonia has cleared.", "-PN", "has cleared"),
     ("Resolved left pneumothorax.", "-PX", "resolved as an adjective"),

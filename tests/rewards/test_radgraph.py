@@ -215,6 +215,12 @@ def test_lexical_entities(text, expected):
         ("Lungs: clear.", {"clear located_at lungs"}),
         ("Clear lungs, edema.", {"clear located_at lungs"}),  # nothing crosses the comma
         ("Right pneumothorax.", {"pneumothorax located_at right"}),  # a side stands for missing anatomy
+        # past words for its size, which stand between
+        ("Left small pneumothorax.", {"small modify pneumothorax", "pneumothorax located_at left"}),
+        (
+            "Pleural small mild effusion.",
+            {"small modify effusion", "mild modify effusion", "effusion located_at pleural"},
+        ),
     ],
 )
 def test_lexical_relations(text, expected):
