@@ -31,7 +31,7 @@ from recipes.data.samples import fill_prompt, to_samples
 from recipes.data.schema import read_split, write_dataset
 from recipes.files import InputError, read_prompt
 from recipes.trainers import scenario_sft
-from recipes.trainers.llmrg4 import report_long_priors
+from recipes.trainers.llmrg4 import load_start, report_long_priors
 from recipes.trainers.scenario_sft import RoundRobinSampler, ScenarioSFTConfig, ScenarioSFTTrainer
 from recipes.trainers.weighted_sft import WeightedSFTTrainer
 from rewards.scenarios import SCENARIOS
@@ -455,7 +455,7 @@ def test_the_fusion_trains_in_float32_whatever_the_rest_has(stage1, tiny, stage)
     network = dict.fromkeys(("projector", "perceiver", "num_visual_tokens"))
     args = SimpleNamespace(stage=stage, fusion="atf", lateral_start="new", **network)
     start = tiny if stage == 1 else stage1
-    model, _ = llmrg4.load_start(args, ModelConfig(model_name_or_path=start, dtype="bfloat16"))
+    model, _ = load_start(args, ModelConfig(model_name_or_path=start, dtype="bfloat16"))
     kinds = defaultdict(set)
     for name, parameter in model.named_parameters():
         kinds[name.startswith(FUSION)].add(parameter.dtype)
