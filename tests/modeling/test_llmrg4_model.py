@@ -298,17 +298,24 @@ def test_stage_one_becomes_stage_two(interleaved, tmp_path):
 @pytest.mark.parametrize("kind", ["atf", "authors"])
 @pytest.mark.parametrize("studies", [[question(seed=1), question(lateral=True, seed=2)], FOUR], ids=["none", "some"])
 def test_a_missing_prior_report_gives_no_gradient_that_is_no_number(kind, studies, request):
-    """Attention over nothing would be 0/0, which the zeros of Eq. 8 hide forward and do not hide backward."""
+    """Attention over nothing would be 0/0 (torch's kernels differ in that), which the zeros of Eq. 8 hide forward and
+    do not hide backward; so no study is without a key, neither in the encoder nor in the perceiver."""
     model, processor = request.getfixturevalue(kind)
     inputs = encode(processor, studies)
     assert ("prior_input_ids" in inputs) == (studies is FOUR)
-    masks = []
-    hook = model.model.prior_encoder.register_forward_pre_hook(
-        lambda module, args, options: masks.append(options["attention_mask"]), with_kwargs=True
-    )
+    read = []
+    hooks = [
+        model.model.prior_encoder.register_forward_pre_hook(
+            lambda module, args, options: read.append(options["attention_mask"]), with_kwargs=True
+        ),
+        model.model.token_fusion.prior_perceiver.register_forward_pre_hook(
+            lambda module, args: read.append(torch.ones(1, 1) if args[2] is None else ~args[2])
+        ),
+    ]
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
-    hook.remove()
-    assert len(masks) == 1 and masks[0].any(1).all()  # flash attention has no row without a key
+    for hook in hooks:
+        hook.remove()
+    assert len(read) == 2 and all(keys.any(1).all() for keys in read)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert all(p.grad.isfinite().all() for p in trained)
     prior = [
