@@ -2,7 +2,7 @@
 
 The heads say whether a report holds a prior comparison, a prior procedure, a view and a communication, in this order.
 The paper leaves the architecture to its supplement; four 2-way softmax heads on [CLS] and the mean of their four
-cross-entropies are what its published code has (REQUIREMENTS RG-010).
+cross-entropies are what its published code has (RG-010).
 """
 
 from dataclasses import dataclass

@@ -34,7 +34,7 @@ from .configuration_lmrrg import BiomedCLIPConfig, LMRRGConfig
 from .processing_lmrrg import LMRRGProcessor
 
 REGIONS_FILE = Path(__file__).with_name("region_descriptions.json")
-STATES = [4] * 13 + [2]  # of CheXpert's 13 findings and of No Finding, which is blank or positive
+STATES = [4] * 13 + [2]  # of CheXpert's 13 findings and of No Finding, which is blank or positive
 
 
 @dataclass

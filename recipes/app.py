@@ -31,21 +31,28 @@ from recipes.viewer.systems import load_system
 class AppArguments:
     models: list[str] = field(metadata={"help": "One checkpoint or two: folders or Hub ids, adapters too."})
     prompt_files: list[str] = field(
-        default_factory=list, metadata={"help": "One for each model; none: what it was trained with."}
+        default_factory=list, metadata={"help": "Prompt file of each model; none: the prompt of its training."}
     )
     views: list[str] = field(
-        default_factory=list, metadata={"help": "Likewise: frontal, each (the frontal one), all or frontal+lateral."}
+        default_factory=list,
+        metadata={
+            "help": "Views of each model: frontal, each (the frontal one), all or frontal+lateral; none: as trained."
+        },
     )
     labeler: str = field(default="lexical", metadata={"help": "lexical, chexbert or chexbert:MODEL."})
-    host: str = field(default="127.0.0.1", metadata={"help": "Who may ask: 127.0.0.1 is this computer alone."})
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "Address to listen on; 127.0.0.1 accepts this computer alone."}
+    )
     port: int = field(default=7860)
-    max_upload: int = field(default=32, metadata={"help": "MB that a file may have."})
+    max_upload: int = field(default=32, metadata={"help": "Largest size of an uploaded file, in MB."})
     image_size: int = field(default=512, metadata={"help": "Longest side in pixels, as of the data sets' builders."})
     max_new_tokens: int = field(default=512)
     min_new_tokens: int = field(default=0)
     repetition_penalty: float = field(default=1.0)
     temperature: float = field(default=0.0, metadata={"help": "0: greedy; above: sampling, the same each time."})
-    top_p: float = field(default=1.0, metadata={"help": "Of sampling."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Probability mass of the tokens to sample from, above 0 to 1."}
+    )
     min_pixels: int | None = field(default=None)
     max_pixels: int | None = field(default=None)
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32")

@@ -80,15 +80,17 @@ class EvaluateArguments:
         default="scenario",
         metadata={"help": "Count the categories that a report's scenario forbids, or any, as the published script."},
     )
-    margin: float = field(default=0.2, metadata={"help": "m of MCCS."})
+    margin: float = field(default=0.2, metadata={"help": "Margin m of MCCS."})
     compare: Literal["paper", *PAPERS] | None = field(
         default=None, metadata={"help": "paper: beside the papers' own rows; or one of them: beside all its rows."}
     )
-    train_pool: int = field(default=5000, metadata={"help": "Training studies that the nearest one is sought among."})
+    train_pool: int = field(
+        default=5000, metadata={"help": "Number of training studies that the nearest-image baseline searches."}
+    )
     case: str | None = field(
         default=None, metadata={"help": "A study's id: it alone, all systems and scenarios, on case.html."}
     )
-    resamples: int = field(default=10000, metadata={"help": "Of the bootstrap."})
+    resamples: int = field(default=10000, metadata={"help": "Number of bootstrap samples."})
     seed: int = field(default=0)
     write_model_card: str | None = field(
         default=None, metadata={"help": "A model's folder: write README.md there, about the first of --predictions."}

@@ -59,7 +59,9 @@ class GenerateArguments:
     repetition_penalty: float = field(default=1.0)
     length_penalty: float = field(default=1.0, metadata={"help": "Of beam search; above 1 favours long reports."})
     temperature: float = field(default=0.0, metadata={"help": "0: greedy or beam search; above: sampling."})
-    top_p: float = field(default=1.0, metadata={"help": "Of sampling."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Probability mass of the tokens to sample from, above 0 to 1."}
+    )
     min_pixels: int | None = field(default=None)
     max_pixels: int | None = field(default=None)
     dtype: str | None = field(

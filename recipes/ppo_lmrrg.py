@@ -34,9 +34,11 @@ from rewards.table import RewardArguments
 @dataclass
 class RecipeArguments:
     dataset: str = field(metadata={"help": "A built data set's folder, or its Hub id."})
-    prompt_file: str = field(default="prompts/lmrrg.txt", metadata={"help": "As in stage 1."})
-    views: Literal["frontal", "each"] = field(default="frontal", metadata={"help": "As in stage 1."})
-    max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
+    prompt_file: str = field(default="prompts/lmrrg.txt", metadata={"help": "Prompt file, the one of stage 1."})
+    views: Literal["frontal", "each"] = field(
+        default="frontal", metadata={"help": "Images of a study: the frontal one, or every image as a sample."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Largest number of training samples; none: all."})
     stop_on_collapse: int = field(
         default=256, metadata={"help": "Stop once 0.95 of this many completions are one report; 0: never."}
     )

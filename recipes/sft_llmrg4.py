@@ -40,24 +40,47 @@ class RecipeArguments:
     stage: Literal[1, 2] = field(metadata={"help": "1: the fusion alone, on sn; 2: fusion and LoRA, on all."})
     dataset: list[str] = field(metadata={"help": "Built data sets, folders or Hub ids; their train splits together."})
     scenarios: list[str] = field(
-        default_factory=lambda: list(SCENARIOS), metadata={"help": "Rows of these are used (Table 5)."}
+        default_factory=lambda: list(SCENARIOS), metadata={"help": "Scenarios whose rows are trained on (Table 5)."}
     )
-    prompt_file: str = field(default="prompts/llmrg4.txt", metadata={"help": "A path, or a file beside the recipes."})
-    fusion: Literal["atf", "interleaved"] = field(default="atf", metadata={"help": "Of stage 2 (Table 4)."})
+    prompt_file: str = field(
+        default="prompts/llmrg4.txt", metadata={"help": "Prompt file: a path, or a name beside the recipes."}
+    )
+    fusion: Literal["atf", "interleaved"] = field(
+        default="atf", metadata={"help": "Fusion of stage 2: adaptive token fusion, or interleaved tokens (Table 4)."}
+    )
     lateral_start: Literal["new", "frontal"] = field(
-        default="new", metadata={"help": "Of stage 2's p_l and its projection: new weights, or p_f's."}
+        default="new",
+        metadata={
+            "help": "Start of the lateral perceiver and its projection in stage 2: new weights, or the frontal ones."
+        },
     )
-    vision: str = field(default="microsoft/rad-dino", metadata={"help": "Stage 1 without a model: image encoder."})
-    text: str = field(default="microsoft/BiomedVLP-CXR-BERT-specialized", metadata={"help": "Prior reports' encoder."})
-    decoder: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "Decoder of the Llama family."})
+    vision: str = field(
+        default="microsoft/rad-dino", metadata={"help": "Image encoder (stage 1, when no checkpoint is given)."}
+    )
+    text: str = field(
+        default="microsoft/BiomedVLP-CXR-BERT-specialized",
+        metadata={"help": "Text encoder of the prior report (stage 1, when no checkpoint is given)."},
+    )
+    decoder: str = field(
+        default="lmsys/vicuna-7b-v1.5",
+        metadata={"help": "Decoder, of the Llama family (stage 1, when no checkpoint is given)."},
+    )
     projector: Literal["linear", "mlp"] | None = field(
-        default=None, metadata={"help": "Projections of a new fusion; none: linear."}
+        default=None,
+        metadata={
+            "help": "Projections of a new fusion: one linear layer (the paper), or the authors' MLP; none: linear."
+        },
     )
     perceiver: Literal["paper", "authors"] | None = field(
-        default=None, metadata={"help": "Layout of a new fusion's perceivers; none: paper."}
+        default=None,
+        metadata={
+            "help": "Layers of a new fusion's perceivers: our reading of the paper, or the authors' code; none: paper."
+        },
     )
-    num_visual_tokens: int | None = field(default=None, metadata={"help": "Visual tokens of a new fusion; none: 128."})
-    max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
+    num_visual_tokens: int | None = field(
+        default=None, metadata={"help": "Number of visual tokens of a new fusion (N in the paper); none: 128."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Largest number of training samples; none: all."})
     public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 

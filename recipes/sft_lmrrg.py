@@ -35,13 +35,15 @@ from recipes.trainers.setup import save_run
 @dataclass
 class RecipeArguments:
     dataset: str = field(metadata={"help": "A built data set's folder, or its Hub id."})
-    prompt_file: str = field(default="prompts/lmrrg.txt", metadata={"help": "A path, or a file beside the recipes."})
-    views: Literal["frontal", "each"] = field(
-        default="frontal", metadata={"help": "A study's frontal image, or each image a sample of its own."}
+    prompt_file: str = field(
+        default="prompts/lmrrg.txt", metadata={"help": "Prompt file: a path, or a name beside the recipes."}
     )
-    max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
+    views: Literal["frontal", "each"] = field(
+        default="frontal", metadata={"help": "Images of a study: the frontal one, or every image as a sample."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Largest number of training samples; none: all."})
     labeler: str = field(
-        default="lexical", metadata={"help": "What labels the diseases: lexical, chexbert, chexbert:MODEL."}
+        default="lexical", metadata={"help": "Labeler of the diseases: lexical, chexbert or chexbert:MODEL."}
     )
     lambda_disease: float = field(default=1.0, metadata={"help": "Weight of L_disease; 0: no labels, no head."})
     public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
@@ -51,15 +53,38 @@ class RecipeArguments:
 class ModelParts:
     """Of a model that is put together; what is not given is as in the paper (modeling/configuration_lmrrg.py)."""
 
-    biomedclip: str = field(default="outputs/biomedclip", metadata={"help": "See recipes/convert_biomedclip.py."})
+    biomedclip: str = field(
+        default="outputs/biomedclip",
+        metadata={"help": "Folder of a BiomedCLIP converted by recipes/convert_biomedclip.py."},
+    )
     decoder: str = field(
         default="Salesforce/blip2-opt-2.7b", metadata={"help": "A BLIP-2 or any causal language model."}
     )
-    region_descriptions: str | None = field(default=None, metadata={"help": "A JSON file instead of our own 29."})
-    region_prompt: Literal["description", "name"] | None = field(default=None)
-    region_attn_mode: Literal["image_query", "text_query"] | None = field(default=None, metadata={"help": "A-01."})
-    region_pool: Literal["mean", "text_attn", "cls"] | None = field(default=None, metadata={"help": "A-01."})
-    region_text: Literal["pooled", "tokens"] | None = field(default=None, metadata={"help": "A-02."})
+    region_descriptions: str | None = field(
+        default=None, metadata={"help": "JSON file with the regions' names and descriptions; none: the 29 shipped."}
+    )
+    region_prompt: Literal["description", "name"] | None = field(
+        default=None,
+        metadata={"help": "Text of a region: its description or its bare name (Table 3); none: description."},
+    )
+    region_attn_mode: Literal["image_query", "text_query"] | None = field(
+        default=None,
+        metadata={
+            "help": "Query of the cross-attention: image patches (the paper's wording) or the region's text; "
+            "none: image_query."
+        },
+    )
+    region_pool: Literal["mean", "text_attn", "cls"] | None = field(
+        default=None,
+        metadata={
+            "help": "Feature of a region from its patches: their mean, their mean weighted by likeness to the text, "
+            "or the class token's; none: mean."
+        },
+    )
+    region_text: Literal["pooled", "tokens"] | None = field(
+        default=None,
+        metadata={"help": "Features of a region's text: one for the whole text, or one for each token; none: pooled."},
+    )
     region_chunk_size: int | None = field(default=None, metadata={"help": "Regions at once: less memory, more time."})
     use_global_feature: bool | None = field(default=None)
     use_region_features: bool | None = field(default=None)

@@ -43,7 +43,7 @@ class RecipeArguments:
     text_column: str = field(default="Report Impression", metadata={"help": "The CSV's column of reports."})
     dataset: str | None = field(default=None, metadata={"help": "A built data set's reports instead of Open-i's."})
     model: str | None = field(default=None, metadata={"help": "A BERT to start from; none: a tiny, random one."})
-    held_out: float = field(default=0.2, metadata={"help": "Share of the distinct reports that measures."})
+    held_out: float = field(default=0.2, metadata={"help": "Share of the distinct reports held out for evaluation."})
     texts: int = field(default=80_000, metadata={"help": "Without --csv: texts to train on, reports and mixtures."})
     bar: float = field(default=0.95, metadata={"help": "Wanted micro-F1 of the 13 findings on held-out reports."})
     public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})

@@ -53,7 +53,7 @@ class RecipeArguments:
     )
     dataset: str | None = field(default=None, metadata={"help": "A built data set's reports instead of Open-i's."})
     model: str | None = field(default=None, metadata={"help": "A BERT to start from; none: a tiny, random one."})
-    held_out: float = field(default=0.2, metadata={"help": "Share of the distinct reports that measures."})
+    held_out: float = field(default=0.2, metadata={"help": "Share of the distinct reports held out for evaluation."})
     texts: int = field(default=20_000, metadata={"help": "Without --judgements: texts to train on."})
     eval_file: str | None = field(default=None, metadata={"help": "CSV labelled by hand: report and four columns."})
     eval_only: bool = field(default=False, metadata={"help": "Measure --model on --eval_file, train nothing."})

@@ -86,7 +86,7 @@ def make_bleu_reward(
 ) -> Callable[..., list[float | None]]:
     """Returns a TRL reward function: `bleu` of each completion's report, in [0, 1], higher is better.
 
-    The paper names neither order nor smoothing: BLEU-4, smoothed (A-24). RadCliQ's part is `order=2`. An empty report
+    The paper names neither order nor smoothing: BLEU-4, smoothed. RadCliQ's part is `order=2`. An empty report
     scores 0. Raises ValueError as `bleu` does, and on an `untagged` mode that does not exist (see `make_mccs_reward`).
     """
     bleu([], [], order, smoothing)

@@ -17,7 +17,7 @@ def report_f1(
     """F1 of the present labels of each report, 2 TP / (2 TP + FP + FN), float64 of shape (...) in [0, 1].
 
     `generated`, `reference`: CheXpert states, shape (..., 14). Where neither has a present label, 0/0, the value is
-    `empty_match` (A-24: 1).
+    `empty_match` (ours: 1).
     """
     columns = [CONDITIONS.index(name) for name in LABEL_SETS[label_set]]
     found, truth = (to_binary(states, uncertain_positive)[..., columns] for states in (generated, reference))

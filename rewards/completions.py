@@ -1,4 +1,4 @@
-"""The one parser of `<think>...</think><report>...</report>` completions (MRG-R1 section III-B.1; A-18, A-22)."""
+"""The one parser of `<think>...</think><report>...</report>` completions (MRG-R1 section III-B.1; A-22)."""
 
 import re
 from functools import lru_cache

@@ -85,7 +85,7 @@ def hall_rate(
         reports: n generated reports.
         scenario: one of `SCENARIOS`, or one for each report.
         mode: "scenario" counts the categories that the report's scenario forbids; "any" counts all four whatever the
-            scenario, as the published script does (REQUIREMENTS RG-044, A-29).
+            scenario, as the published script does (A-29).
         judge: maps n texts to (n, 4) of 0 and 1, or the folder or Hub id of a DiscBERT.
 
     Raises ValueError without reports, on another scenario or mode, and where the DiscBERT cannot be loaded.

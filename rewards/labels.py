@@ -1,7 +1,7 @@
 """The 14 CheXpert conditions, their four states and every encoding of them that the papers use.
 
 Order and raw codes are CheXbert's (Smit et al. 2020): 13 findings, then No Finding. Arrays of states have shape
-(..., 14) or (..., 13) and hold `CheXpertState` values. Sources: REQUIREMENTS A-20, MR-015, MR-016.
+(..., 14) or (..., 13) and hold `CheXpertState` values. Sources: MRG-R1 Eq. 3; LLM-RG4, Algorithm 1.
 """
 
 from enum import IntEnum

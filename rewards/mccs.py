@@ -87,7 +87,7 @@ def make_mccs_reward(
 
     `labeler` maps n texts to CheXpert states of shape (n, 14); without one the LexicalLabeler is used, and its name is
     logged at the first call. `untagged` says what is labelled where a completion has no `<report>` tag: the `whole`
-    text outside `<think>`, or nothing, `zero`, so that it earns 0 (A-22). The other arguments are those of `mccs`.
+    text outside `<think>`, or nothing, `zero`, so that it earns 0. The other arguments are those of `mccs`.
     Raises ValueError on a margin or a mode that does not exist.
     """
     return MCCSReward(margin, labeler or LexicalLabeler(), uncertain, empty_match, untagged)

@@ -61,7 +61,7 @@ def radcliq_to_reward(score, version: str = "v1", transform: str = "affine") -> 
     """A reward, higher is better, from RadCliQ of shape (...).
 
     With `perfect` and `zero` the RadCliQ of four ones and four zeros: `affine`, (zero - score) / (zero - perfect),
-    clipped to [0, 1], so that 0.865 is 0.407 in v1 (A-11); `exp`, exp(perfect - score), at most 1; `reciprocal`,
+    clipped to [0, 1], so that 0.865 is 0.407 in v1; `exp`, exp(perfect - score), at most 1; `reciprocal`,
     1 / (1 + score - perfect), at most 1 (1 / RadCliQ itself jumps where RadCliQ crosses 0); `neg`, -score.
     Raises ValueError on a version or a transform that does not exist.
     """
@@ -206,8 +206,8 @@ def make_radcliq_reward(
     """Returns a TRL reward function: RadCliQ of each completion's report, turned so that higher is better.
 
     The parts are those of `radcliq_score`: `radgraph` (see `make_radgraph_part`), `bertscore` (see `BERTScore`),
-    `semb` (see `make_semb_part`), `bleu`; those not given are from `make_lexical_parts`. `version`: v0 or v1 (A-10).
-    `transform`: see `radcliq_to_reward`. `untagged` as in `make_mccs_reward`. An empty report has four zeros (A-43),
+    `semb` (see `make_semb_part`), `bleu`; those not given are from `make_lexical_parts`. `version`: v0 or v1.
+    `transform`: see `radcliq_to_reward`. `untagged` as in `make_mccs_reward`. An empty report has four zeros,
     so it earns 0 by `affine`. The product is named `radcliq_lite_reward` if any part is lite, else
     `radcliq_reward`. Raises
     ValueError on a version, transform or mode that does not exist and on a part that does not say whether it is

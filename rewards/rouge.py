@@ -44,7 +44,7 @@ def rouge_l(
 def make_rouge_reward(
     tokens: Callable[[str], str] = tokenize, untagged: str = "whole"
 ) -> Callable[..., list[float | None]]:
-    """Returns a TRL reward function: `rouge_l` of each completion's report, in [0, 1], higher is better (A-24).
+    """Returns a TRL reward function: `rouge_l` of each completion's report, in [0, 1], higher is better.
 
     Raises ValueError on an `untagged` mode that does not exist (see `make_mccs_reward`).
     """

@@ -184,7 +184,7 @@ def make_metrics(cases: list[dict]) -> dict:
         "schema": 1,
         "protocol": {
             "preset": "all",
-            "presets": {"mrgr1": {"title": "MRG-R1", "figures": list(HEADLINE), "why": "A-14"}},
+            "presets": {"mrgr1": {"title": "MRG-R1", "figures": list(HEADLINE), "why": "Its averaging is not said."}},
             "headline": list(HEADLINE),
             "per_label_uncertain": "positive",
             "resamples": 1000,

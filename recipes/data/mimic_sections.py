@@ -73,7 +73,7 @@ def clean_mimic(text: str | None, cleaning: str) -> str | None:
     """A section under `CLEANINGS`, or None where no word is left; `plain` is that of sections.clean.
 
     `r2gen` is R2Gen's for MIMIC-CXR, `rg4` LLM-RG4's, which keeps colons as words of their own: lower case, sentences
-    separated by " . ", no other punctuation, no underscores, no numbers of lists up to 5. Source: RG-101, LM-025.
+    separated by " . ", no other punctuation, no underscores, no numbers of lists up to 5. Sources: LM-025, RG-101.
     """
     plain = clean(text)
     return plain if cleaning == "plain" or plain is None else clean_as_r2gen(text, cleaning)

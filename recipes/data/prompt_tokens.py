@@ -18,7 +18,7 @@ def count_tokens(
     """Prints and returns how many tokens the prompts of each scenario have; no image is read for it.
 
     Per scenario: `samples` in the data set, `visual` tokens and tokens of the whole `prompt`, means and largest.
-    ATF's visual tokens do not depend on the scenario, those of interleaved do (RG-080 to RG-085). `folder`: where
+    ATF's visual tokens do not depend on the scenario, those of interleaved do (A-36). `folder`: where
     they are kept too, in input_tokens.json.
     """
     counts = {}

@@ -46,7 +46,7 @@ def clean_as_r2gen(text: str) -> str:
 
     Token for token what its tokenizer reads (its white space is made single here), its side effects included: the
     numbers 1 to 5 are dropped wherever they look like a list's, so "L1. No" becomes "lno", and "3.5" becomes "35".
-    Source: REQUIREMENTS LM-025; Chen et al. 2020, published code of the IU X-Ray tokenizer.
+    Sources: LM-025; Chen et al. 2020, published code of the IU X-Ray tokenizer.
     """
     for _ in range(3):
         text = text.replace("..", ".")

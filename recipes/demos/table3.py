@@ -20,7 +20,7 @@ PAIRS = ((CQRL, STAGE1), (BLEU, STAGE1), (FIXED, STAGE1), (BLEU, CQRL), (CQRL, F
 
 
 def radcliq_lite(generated: list[str], references: list[str]) -> np.ndarray:
-    """RadCliQ v1 (n,) of the parts that need no weights; lower is better, an empty report has four zeros (A-43)."""
+    """RadCliQ v1 (n,) of the parts that need no weights; lower is better, an empty report has four zeros."""
     said = np.array([bool(text.strip()) for text in generated])
     parts = {name: np.asarray(part(generated, references)) * said for name, part in make_lexical_parts().items()}
     return radcliq_score(**parts)
@@ -32,7 +32,7 @@ def compare_rewards(dataset: str, predictions: dict[int, dict[str, str]], labele
     `predictions`: seed -> system -> JSONL file of recipes/generate.py, one report per study. Returns
 
     - `table3`: system -> BLEU-4 of the corpus, ROUGE-L, precision, recall and F1 (of 14 labels, averaged over
-      reports, uncertain as negative: the paper's reading by A-14), RadCliQ of the lexical parts, means over the seeds;
+      reports, uncertain as negative: A-14), RadCliQ of the lexical parts, means over the seeds;
     - `gains`: of each of `PAIRS` the first system minus the second in RadCliQ and in BLEU-4 of a report, the reward,
       with 95 % intervals of a paired bootstrap over studies, per seed and pooled.
     """

@@ -19,7 +19,7 @@ from recipes.evaluation.figures import HEADLINE, SHOWN, describe
 from recipes.evaluation.references import Truth
 from recipes.evaluation.scores import System, as_interval
 
-ALPHA = 0.05  # LLM-RG4 names no level (RG-045)
+ALPHA = 0.05  # LLM-RG4 names no level
 
 
 def _pairs(systems: Sequence[System]) -> list[tuple[System, System]]:

@@ -10,7 +10,7 @@ PRESETS = {
         "title": "MRG-R1",
         "figures": [efficacy_name("14", "positive", average, q) for average in ("micro", "macro") for q in QUANTITIES],
         "why": "14 CheXbert labels (section IV-C); uncertain as positive, as in its Eq. 3. Its averaging is not said "
-        "and no single one fits its tables, so micro and macro stand side by side (A-14).",
+        "and no single one fits its tables, so micro and macro stand side by side.",
     },
     "lmrrg": {
         "title": "LM-RRG",
@@ -20,7 +20,7 @@ PRESETS = {
             "radcliq-v1",
         ],
         "why": "P = R = 0.500 with F1 = 0.484 rules out micro; its baseline PromptMRG averages over reports and "
-        "counts certain positives only (A-14). Its RadCliQ is on the scale of version 1 (A-10).",
+        "counts certain positives only. Its RadCliQ is on the scale of version 1.",
     },
     "llmrg4": {
         "title": "LLM-RG4",
@@ -30,8 +30,8 @@ PRESETS = {
             *("bleu-1", "bleu-2", "bleu-3", "bleu-4", "rouge-l", "meteor", "hall"),
             *(ORIGINAL + name for name in ("bleu-1", "bleu-4", "rouge-l")),
         ],
-        "why": "Micro-averaged, 14 labels (Table 4 also 5), uncertain as positive as in its published code (A-14); "
-        "NLG against the cleaned reports, and against the original ones with --original_references (RG-054).",
+        "why": "Micro-averaged, 14 labels (Table 4 also 5), uncertain as positive as in its published code; "
+        "NLG against the cleaned reports, and against the original ones with --original_references.",
     },
 }
 HEADLINE = (

@@ -71,7 +71,6 @@ def _entry(metrics: dict, row: dict, paper: dict, column: str, value: float, fig
             "comparable": not why_not,
             "why_not": why_not,
             "note": row.get("note"),
-            "requirement": row["requirement"],
         }
     ]
 

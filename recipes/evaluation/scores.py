@@ -332,7 +332,9 @@ def _by_scenario(system: System, truth: Truth, resamples: int, seed: int) -> dic
 
 
 def _consistency(system: System, truth: Truth, counts: np.ndarray) -> dict | None:
-    """How far the reports of one study under several scenarios agree, beside its references (RG-099).
+    """How far the reports of one study under several scenarios agree, beside its references.
+
+    LLM-RG4's case study names disagreement between scenarios as a limitation and measures none of it.
 
     Of each pair of scenarios of a study: the share of the 13 findings on whose presence (uncertain as present) the two
     reports agree, and the F1 of the findings that they call present. None where no study has two scenarios.

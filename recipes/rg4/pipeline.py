@@ -121,7 +121,7 @@ def run_loop(
 def guard(cases: Sequence[Case], labeler: Callable, section: str = "impression") -> None:
     """Marks the rewritten cases whose labels changed as failed: LLM-RG4 discards them.
 
-    `section` is compared, of a report without it the findings, else the whole text (REQUIREMENTS RG-011, A-29).
+    `section` is compared, of a report without it the findings, else the whole text (A-29).
     """
     rewritten = [case for case in cases if case.rounds and not case.failed]
     wanted = () if section == "report" else (section, "findings")
@@ -273,7 +273,7 @@ def _labelled(rows: list[dict], labeler: Callable, cleaning: str) -> Iterator[di
 def cleaned_row(row: dict, cleaning: str) -> dict:
     """`row` with the sections, the report and the prior report under `cleaning`; "none" leaves all as it is.
 
-    As the authors do when they load a report, and after the rewriter, which needs the points of "3.5 cm" (RG-102).
+    As the authors do when they load a report, and after the rewriter, which needs the points of "3.5 cm".
     """
     if cleaning == "none":
         return row
@@ -464,7 +464,7 @@ def read_published(
     split, the studies that have no text for the target and so no row.
 
     A file is {"train", "val", "test": [record]}. Of a record "s" stands for a missing finding or impression and 0 for
-    a missing history or indication (REQUIREMENTS RG-102). Its `new_scores` are weights of the tokens of one language
+    a missing history or indication (RG-102). Its `new_scores` are weights of the tokens of one language
     model and no characters, so `key_spans` stays null: recipes/weigh_tokens.py makes them again. Without
     `args.image_root` the rows have no images. Raises InputError naming the file and the record.
     """

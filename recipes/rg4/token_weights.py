@@ -1,7 +1,7 @@
 """Which sentences of a report weigh more in training (LLM-RG4, Algorithm 1): those that a CheXbert's positive and
 uncertain labels rest on, found by integrated gradients (Sundararajan et al. 2017, Eq. 1).
 
-What the paper leaves open is as in REQUIREMENTS RG-031 to RG-037 and A-41: the logit of the predicted state is
+What the paper leaves open (A-41): the logit of the predicted state is
 attributed to the word embeddings against a report of padding that keeps [CLS] and [SEP]; the dimensions of an
 embedding are summed with their signs, and each label's map is divided by its largest magnitude. The maximum over
 labels is smoothed (sigma 1, radius 3), divided by its largest magnitude, and compared with the threshold.

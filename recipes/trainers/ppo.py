@@ -2,7 +2,7 @@
 
     trainer = PPOTrainer(model=..., reward_funcs=[...], args=PPOConfig(...), train_dataset=dataset)
 
-TRL has no PPO any more (A-30). What GRPOTrainer does is left to it: prompts, images, generation, vLLM, rewards,
+TRL has no PPO any more. What GRPOTrainer does is left to it: prompts, images, generation, vLLM, rewards,
 log-probabilities, the clipped surrogate, LoRA, logging. Added are a value head, generalized advantage estimation, the
 clipped value loss and the KL term. README.md beside this file has the equations and an example.
 """
@@ -109,8 +109,12 @@ class PPOConfig(RecipeConfig, GRPOConfig):
             "choices": ["policy_ref", "policy_ref_exact", "ref_policy"],
         },
     )
-    kl_target: float = field(default=6.0, metadata={"help": "Of ziegler: nats of a whole completion."})
-    kl_horizon: float = field(default=10000.0, metadata={"help": "Of ziegler: completions that a change takes."})
+    kl_target: float = field(
+        default=6.0, metadata={"help": "Target KL of a whole completion, in nats (ziegler controller)."}
+    )
+    kl_horizon: float = field(
+        default=10000.0, metadata={"help": "Completions over which the weight changes (ziegler controller)."}
+    )
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Taken off the reward of a completion that was cut off at its maximal length."}
     )

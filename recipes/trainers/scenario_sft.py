@@ -16,7 +16,7 @@ class RoundRobinSampler(Sampler[int]):
 
     `scenarios`: of each row, by name; they take turns in the order of `order`. A scenario's rows come in a new random
     order each time it begins again. An epoch ends with the block that completes the largest scenario, so it has as
-    many blocks of each (authors' code: 4 x 172,608 rows an epoch; REQUIREMENTS RG-041, A-36). Equal `seed` and epoch
+    many blocks of each (authors' code: 4 x 172,608 rows an epoch; A-36). Equal `seed` and epoch
     give equal orders in every process. Raises ValueError where `block` is below 1, or a scenario not in `order`.
     """
 

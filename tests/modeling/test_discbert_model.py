@@ -43,7 +43,7 @@ def test_four_heads_on_cls(model):
     assert output.logits.shape == (3, 4, 2) and output.loss is None
 
 
-def test_loss_is_the_mean_of_four_cross_entropies(model):  # REQUIREMENTS RG-010
+def test_loss_is_the_mean_of_four_cross_entropies(model):  # RG-010
     labels = torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]])
     output = model(IDS, attention_mask=MASK, labels=labels)
     four = [F.cross_entropy(output.logits[:, i], labels[:, i]) for i in range(4)]

@@ -369,7 +369,7 @@ def test_disease_loss_trains_e_alone(paper):
 
 
 def test_report_loss_reaches_the_image(paper):
-    """LM-002: no detector stands between report and pixels."""
+    """No detector stands between report and pixels."""
     model, processor = paper
     inputs = encode(processor)
     model(**inputs, labels=inputs["input_ids"]).loss.backward()

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "recipes/configs"
 REWARDS, PLAIN = {"rewards", "reward_weights"}, {"prompt_file", "rewards", "reward_weights"}
 IU_MIMIC = ("iu", "mimic")
-CHANGES = [  # REQUIREMENTS section 7: row, its script, its bases, the arguments that differ from them
+CHANGES = [  # rows of the papers' ablations: row, its script, its bases, the arguments that differ from them
     ("mrgr1/sft", sft_mrgr1, ("sft_iu", "sft_mimic"), set()),  # what sft_iu.yaml is already
     ("mrgr1/sft", sft_mrgr1, ("sft_demo",), {"prompt_file", "target"}),
     ("mrgr1/nlg", grpo_mrgr1, (*IU_MIMIC, "demo"), PLAIN),
@@ -119,19 +119,19 @@ def test_a_row_changes_its_keys_alone(read, row, script, bases, changed):
 @pytest.mark.parametrize(
     ("row", "key", "value"),
     [
-        ("mrgr1/nlg", "rewards", ["bleu", "rouge", "cider"]),  # A-24
+        ("mrgr1/nlg", "rewards", ["bleu", "rouge", "cider"]),
         ("mrgr1/ce_f1_reasoning", "reward_weights", [0.75, 0.25]),
-        ("mrgr1/mccs_reasoning", "reward_weights", [0.75, 0.25]),  # MR-036
+        ("mrgr1/mccs_reasoning", "reward_weights", [0.75, 0.25]),
         ("mrgr1/reasoning", "rewards", ["format"]),
-        ("lmrrg/names", "region_prompt", "name"),  # LM-048
-        ("lmrrg/without_disease", "lambda_disease", 0),  # LM-050
-        ("lmrrg/bleu", "rewards", ["bleu"]),  # LM-052
-        ("lmrrg/fixed_lambda", "kl_controller", "fixed"),  # LM-053
-        ("llmrg4/stage1_without_tlw", "key_weight", 1),  # RG-080
-        ("llmrg4/stage2_interleaved_tlw", "fusion", "interleaved"),  # RG-083
+        ("lmrrg/names", "region_prompt", "name"),
+        ("lmrrg/without_disease", "lambda_disease", 0),
+        ("lmrrg/bleu", "rewards", ["bleu"]),
+        ("lmrrg/fixed_lambda", "kl_controller", "fixed"),
+        ("llmrg4/stage1_without_tlw", "key_weight", 1),
+        ("llmrg4/stage2_interleaved_tlw", "fusion", "interleaved"),
         ("llmrg4/stage1_authors_perceiver", "perceiver", "authors"),
         ("llmrg4/stage2_authors_perceiver", "perceiver", "authors"),  # else another stage 1 would go unnoticed
-        ("llmrg4/single_mn", "scenarios", ["mn"]),  # RG-090
+        ("llmrg4/single_mn", "scenarios", ["mn"]),
     ],
 )
 def test_values_of_the_rows(row, key, value):

@@ -338,7 +338,7 @@ def test_read_prompt(tmp_path):
 @pytest.mark.parametrize(
     ("file", "tags"),
     [
-        ("prompts/mrgr1_reasoning.txt", True),  # MR-014: all four tags
+        ("prompts/mrgr1_reasoning.txt", True),  # all four tags
         ("prompts/mrgr1_plain.txt", False),  # none
     ],
 )

@@ -25,33 +25,33 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes/configs/mrgr1"
 FILES = sorted(FOLDER.glob("*.yaml"))
 PAPER = {  # MRG-R1 section IV-B
-    "model_name_or_path": "FreedomIntelligence/HuatuoGPT-Vision-7B-Qwen2.5VL",  # MR-029
+    "model_name_or_path": "FreedomIntelligence/HuatuoGPT-Vision-7B-Qwen2.5VL",
     "use_peft": True,
-    "lora_r": 128,  # MR-030
+    "lora_r": 128,
     "lora_alpha": 256,
     "lora_dropout": 0.05,
-    "attn_implementation": "flash_attention_2",  # MR-031
+    "attn_implementation": "flash_attention_2",
     "dtype": "bfloat16",
     "bf16": True,
-    "optim": "adamw_bnb_8bit",  # MR-032
+    "optim": "adamw_bnb_8bit",
     "learning_rate": 5e-6,
     "adam_beta1": 0.9,
     "adam_beta2": 0.99,
     "weight_decay": 0.1,
-    "lr_scheduler_type": "cosine",  # MR-033
+    "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,  # a float below 1 is a share of the steps
     "max_grad_norm": 0.1,
-    "num_train_epochs": 1,  # MR-034
+    "num_train_epochs": 1,
     "effective_batch_size": 16,
-    "views": "each",  # MR-027
+    "views": "each",
 }
 PAPER_GRPO = {
-    "num_generations": 4,  # MR-036
+    "num_generations": 4,
     "rewards": ["mccs", "format"],
     "reward_weights": [0.75, 0.25],
     "advantage_norm": "paper",  # MR-011
-    "use_bias_correction_kl": True,  # MR-010 as section 11 corrects it
-    "labeler": "chexbert",  # MR-015
+    "use_bias_correction_kl": True,  # MR-010
+    "labeler": "chexbert",
 }
 
 
@@ -143,7 +143,7 @@ def test_every_value_has_its_source(names, stated):
 
 
 def test_lora_on_the_vision_tower_too(tiny):
-    """MR-030: one argument, as the README has it; without it LoRA is in the language model alone (test_grpo.py)."""
+    """One argument, as the README has it; without it LoRA is in the language model alone (test_grpo.py)."""
     readme = (FOLDER / "README.md").read_text()
     (pattern,) = re.findall(r"--lora_target_modules '(.+?)'", readme)
     model = AutoModelForImageTextToText.from_pretrained(tiny)
@@ -200,7 +200,7 @@ def test_the_two_data_sets_are_trained_alike(one, other):
 
 
 def test_models_trained_on_mimic_stay_private():
-    assert load("mimic.yaml")["hub_private_repo"] is True  # DESIGN section 9
+    assert load("mimic.yaml")["hub_private_repo"] is True
     assert load("sft_mimic.yaml")["hub_private_repo"] is True
 
 
@@ -208,9 +208,9 @@ def test_models_trained_on_mimic_stay_private():
     ("name", "processes", "kind"),
     [
         ("single_gpu.yaml", 1, "NO"),
-        ("multi_gpu.yaml", 2, "MULTI_GPU"),  # MR-028: 2 x A100
+        ("multi_gpu.yaml", 2, "MULTI_GPU"),  # the paper's 2 x A100
         ("multi_node.yaml", 16, "MULTI_GPU"),  # two machines of eight
-        ("zero1.yaml", 2, "DEEPSPEED"),  # MR-035
+        ("zero1.yaml", 2, "DEEPSPEED"),
         ("zero2.yaml", 2, "DEEPSPEED"),
         ("zero3.yaml", 2, "DEEPSPEED"),
         ("fsdp2.yaml", 2, "FSDP"),
@@ -287,7 +287,7 @@ def test_computed_figures_of_the_cluster_page():
         rounded(*slow),
     ]
 
-    images, studies = 368_960 * 4 // 16, round(222_758 * 4 / 16)  # A-28: MIMIC-CXR's official training split
+    images, studies = 368_960 * 4 // 16, round(222_758 * 4 / 16)  # MIMIC-CXR's official training split
     assert (values["num_generations"], values["effective_batch_size"], values["views"]) == (4, 16, "each")
     day = 24 * 3600
     days = [

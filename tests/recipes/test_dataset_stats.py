@@ -38,7 +38,7 @@ ROWS = [
 ]
 
 
-def test_the_papers_table():  # REQUIREMENTS RG-016 to RG-021
+def test_the_papers_table():  # LLM-RG4, Table 1
     table = [[row["split"], *(row[name] for name in ("PC", "PP", "View", "Comm"))] for row in PAPER]
     assert table == [
         ["train", 39.90, 15.99, 1.17, 4.56],

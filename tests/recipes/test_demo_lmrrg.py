@@ -17,7 +17,7 @@ from rewards.labelers import LexicalLabeler
 from rewards.radcliq import radcliq_lite_reward
 
 LABELER = LexicalLabeler()
-ZERO, PERFECT = 2.450143, -1.440690  # RadCliQ v1 of four zeros and of four ones, by hand from LM-019
+ZERO, PERFECT = 2.450143, -1.440690  # RadCliQ v1 of four zeros and of four ones, from the published coefficients
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def figures(dataset, predictions) -> dict:
 
 
 def test_radcliq_is_that_of_the_reward(rows):
-    """The reward is the affine transform of the score (A-11)."""
+    """The reward is the affine transform of the score."""
     references = [row["report"] for row in rows]
     generated = [references[0], "", " ", NORMAL_REPORT, *references[5:]]
     references = references[: len(generated)]

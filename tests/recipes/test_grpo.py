@@ -42,7 +42,7 @@ TRL = [1.3172, 0.1464, -0.4391, -1.0245]  # the same with Bessel's correction an
 @pytest.mark.parametrize(
     ("rewards", "generations", "expected"),
     [
-        ([1, 0.5, 0.25, 0], 4, PAPER),  # REQUIREMENTS MR-011
+        ([1, 0.5, 0.25, 0], 4, PAPER),  # MR-011
         ([0.7] * 4, 4, [0, 0, 0, 0]),  # a group without spread carries no signal, and 0 / 0 must not appear
         ([1, 0], 2, [1, -1]),  # mean .5, population deviation .5
         ([1, 0, 3, 5], 2, [1, -1, -1, 1]),  # each group by itself
@@ -145,7 +145,7 @@ def trained(make_trainer):
 def test_two_steps_move_the_language_model_only(trained):
     trainer, before = trained
     after = dict(trainer.model.named_parameters())
-    assert before and all(".language_model." in name and "lora_" in name for name in before)  # MR-030, A-35
+    assert before and all(".language_model." in name and "lora_" in name for name in before)
     assert {name.split(".")[-4] for name in before} == {
         "q_proj",
         "k_proj",
@@ -166,7 +166,7 @@ def test_plain_names_would_reach_the_vision_tower(trained):
 def test_reference_is_the_model_without_its_adapter(trained):
     trainer, _ = trained
     logged = [row["kl"] for row in trainer.state.log_history if "kl" in row]
-    assert trainer.ref_model is None  # MR-008
+    assert trainer.ref_model is None  # LoRA's base is the reference
     assert len(logged) == 2
     assert logged[0] == pytest.approx(0, abs=1e-6)  # MR-010: at the start both are one policy
     assert logged[1] > 0
@@ -341,7 +341,7 @@ def rewards_of_the_recipe(call, tiny, phantom, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("margin", "expected"),
     [
-        (0.0, 0.8165),  # REQUIREMENTS section 10: two of three positive findings
+        (0.0, 0.8165),  # two of three positive findings
         (0.2, 0.7706),
         (0.5, 0.6330),
         (0.9, 0.0),

@@ -72,7 +72,7 @@ def build(folder: Path, rows: list[dict], **note) -> Path:
 # --- tables ------------------------------------------------------------------------------------------------------
 
 
-def test_what_each_scenario_forbids():  # REQUIREMENTS RG-008, A-29
+def test_what_each_scenario_forbids():
     assert set(FORBIDDEN["sn"]) == {PC, PP, VIEW, COMM}
     assert set(FORBIDDEN["sw"]) == {PP, VIEW, COMM}
     assert set(FORBIDDEN["mn"]) == {PC, PP, COMM}
@@ -770,7 +770,7 @@ def test_a_report_of_which_cleaning_leaves_nothing_is_discarded(tmp_path, call):
     assert discarded(tmp_path / "rg4") == {("sn", "a"): "nothing is left of the report"}
 
 
-# --- the published data set (REQUIREMENTS RG-102) -----------------------------------------------------------------
+# --- the published data set (RG-102) -----------------------------------------------------------------
 
 RECORD = {
     "id": "files/p10/p10000032/s50414267/a.jpg",

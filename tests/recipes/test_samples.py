@@ -133,7 +133,7 @@ def test_of_many_samples_some_are_looked_at(capsys):
 @pytest.mark.parametrize(
     ("views", "studies", "shades"),
     [
-        ("each", ["a", "a", "b"], [[0], [255], [128]]),  # MR-027: every image a sample with the study's report
+        ("each", ["a", "a", "b"], [[0], [255], [128]]),  # every image a sample with the study's report
         ("frontal", ["a", "b"], [[0], [128]]),  # the first image
         ("all", ["a", "b"], [[0, 255], [128]]),
     ],

@@ -1,4 +1,4 @@
-"""Section cleaning: golden strings worked by hand from the rules in the docstrings and in REQUIREMENTS LM-025."""
+"""Section cleaning: golden strings worked by hand from the rules in the docstrings and in ASSUMPTIONS.md, LM-025."""
 
 import pytest
 

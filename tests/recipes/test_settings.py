@@ -365,19 +365,19 @@ def test_one_process_says_that_the_batch_is_smaller(processes, monkeypatch, caps
 
 
 PAPERS = [  # file, script, samples of one optimizer step, numbers of GPUs
-    ("mrgr1/iu.yaml", "grpo", 16, (1, 2, 4, 8)),  # MR-034, completions
+    ("mrgr1/iu.yaml", "grpo", 16, (1, 2, 4, 8)),  # completions
     ("mrgr1/mimic.yaml", "grpo", 16, (1, 2, 4, 8)),
-    ("mrgr1/sft_iu.yaml", "sft", 16, (1, 2, 4, 8)),  # MR-061
+    ("mrgr1/sft_iu.yaml", "sft", 16, (1, 2, 4, 8)),
     ("mrgr1/sft_mimic.yaml", "sft", 16, (1, 2, 4, 8)),
-    ("llmrg4/mimic_rg4_stage1.yaml", "llmrg4", 48, (1, 2, 4, 8)),  # RG-051: 24 x 2
-    ("llmrg4/mimic_rg4_stage2.yaml", "llmrg4", 32, (1, 2, 4, 8)),  # RG-051: 16 x 2
+    ("llmrg4/mimic_rg4_stage1.yaml", "llmrg4", 48, (1, 2, 4, 8)),  # 24 x 2
+    ("llmrg4/mimic_rg4_stage2.yaml", "llmrg4", 32, (1, 2, 4, 8)),  # 16 x 2
     ("llmrg4/mimic_rg4_findings_stage1.yaml", "llmrg4", 48, (1, 2, 4, 8)),
     ("llmrg4/mimic_rg4_findings_stage2.yaml", "llmrg4", 32, (1, 2, 4, 8)),
     ("lmrrg/iu.yaml", "lmrrg", 16, (1, 2, 4, 8)),  # section 8, ours
     ("lmrrg/mimic.yaml", "lmrrg", 16, (1, 2, 4, 8)),
     ("lmrrg/iu_cqrl.yaml", "ppo", 32, (1, 2, 4, 8)),
     ("lmrrg/mimic_cqrl.yaml", "ppo", 32, (1, 2, 4, 8)),
-    ("discbert/mimic.yaml", "discbert", 8, (1, 2, 4, 8)),  # RG-010
+    ("discbert/mimic.yaml", "discbert", 8, (1, 2, 4, 8)),
     ("chexbert/csv.yaml", "chexbert", 18, (1, 2)),  # eight do not divide it
 ]
 

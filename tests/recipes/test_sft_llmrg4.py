@@ -571,7 +571,7 @@ def test_parts_that_cannot_be_loaded(train, tmp_path):
 
 # The YAMLs
 
-VALUES = {  # the paper's Implementation Details (RG-049), else the authors' code (RG-051)
+VALUES = {  # the paper's Implementation Details, else the authors' code (RG-051)
     "key_weight": 1.75,
     "optim": "adamw_torch",
     "learning_rate": 3e-4,
@@ -581,7 +581,7 @@ VALUES = {  # the paper's Implementation Details (RG-049), else the authors' cod
     "warmup_steps": 0.05,  # a tenth of one of the two epochs
     "bf16": True,
     "dtype": "bfloat16",
-    "hub_private_repo": True,  # DESIGN section 9
+    "hub_private_repo": True,  # MIMIC-CXR is credentialed
 }
 STAGES = {
     1: {

@@ -388,12 +388,12 @@ def test_configs(file, monkeypatch):
     assert len(keys) == len(set(keys))
     assert max(map(len, text.splitlines())) < 120
     if "mimic" in file.name:
-        assert training_args.hub_private_repo is True  # DESIGN section 9
+        assert training_args.hub_private_repo is True
 
 
 @pytest.mark.parametrize("stage", ["", "_cqrl"])
 def test_iu_differs_in_its_data_alone(stage):
-    """LM-026: the values used on MIMIC-CXR are directly applied on IU X-Ray."""
+    """Section 3.2: the values used on MIMIC-CXR are directly applied on IU X-Ray."""
     first, second = (yaml.safe_load((CONFIGS / f"{name}{stage}.yaml").read_text()) for name in ("mimic", "iu"))
     names = {"dataset", "output_dir", *(["model_name_or_path"] if stage else [])}
     assert {name for name in first | second if first.get(name) != second.get(name)} == names

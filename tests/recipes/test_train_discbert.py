@@ -117,7 +117,7 @@ def test_scores_by_hand():
     assert scores["PP"] == {"precision": 1, "recall": 1, "f1": 1, "support": 2}
     assert scores["View"] == {"precision": 0.5, "recall": 1, "f1": pytest.approx(2 / 3), "support": 1}
     assert scores["Comm"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
-    # the published evaluation averages F1 where it says recall (REQUIREMENTS RG-012)
+    # the published evaluation averages F1 where it says recall
     assert scores["mean"] == {"precision": 0.5, "recall": 0.625, "f1": pytest.approx((0.5 + 1 + 2 / 3) / 4)}
 
 
@@ -224,7 +224,7 @@ def test_every_key_is_known_to_the_script(file, monkeypatch):
         ("hub_private_repo", True),
     ],
 )
-def test_published_values(key, value):  # REQUIREMENTS RG-010
+def test_published_values(key, value):  # RG-010
     assert yaml.safe_load((CONFIGS / "mimic.yaml").read_text())[key] == value
 
 

@@ -6,7 +6,7 @@ from rewards.completions import parse_completion
 from rewards.format import format_reward, make_format_reward
 
 CASES = [
-    # completion, format score, text to be labelled
+    # completion, format score, text to be labelled
     ("<think>heart large</think><report>Cardiomegaly.</report>", 1.0, "Cardiomegaly."),  # perfect
     ("\n<think>a</think>\n\n<report> b </report>\n", 1.0, "b"),  # white space around is no text
     ("<think>a</think> So: <report>b</report>", 0.5, "b"),  # text between

@@ -39,7 +39,7 @@ def test_conditions_are_in_chexberts_order():
         "Support Devices",
         "No Finding",
     )
-    assert CONDITIONS[NO_FINDING] == "No Finding" and NO_FINDING == 13  # its only two-way head, the last (MR-015)
+    assert CONDITIONS[NO_FINDING] == "No Finding" and NO_FINDING == 13  # its only two-way head, the last
     assert CONDITIONS[:13] == FINDINGS
     assert set(FIVE) == {
         "Atelectasis",
@@ -53,7 +53,7 @@ def test_conditions_are_in_chexberts_order():
 @pytest.mark.parametrize(
     ("convert", "expected"),
     [
-        (to_signed, [0, 1, -1, 1]),  # MRG-R1 Eq. 3: raw 0, 1, 2, 3 -> 0, 1, -1, 1 (MR-016)
+        (to_signed, [0, 1, -1, 1]),  # MRG-R1 Eq. 3: raw 0, 1, 2, 3 -> 0, 1, -1, 1
         (to_csv, [np.nan, 1, 0, -1]),  # CheXpert's CSV: empty, 1, 0, -1
         (to_rg4, [2, 1, 0, -1]),  # LLM-RG4: 2 not mentioned, 1 positive, 0 negative, -1 uncertain
         (to_binary, [False, True, False, True]),  # uncertain counts as present

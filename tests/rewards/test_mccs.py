@@ -28,7 +28,7 @@ MARGINS = (-0.5, 0.0, 0.2, 0.3, 0.5)
 
 @pytest.mark.parametrize(
     ("pair", "cosine", "rewards"),
-    [  # by hand from Eqs. 3 to 6; REQUIREMENTS section 10 has the same numbers, rounded
+    [  # by hand from Eqs. 3 to 6
         (IDENTICAL, 1.0, (1, 1, 1, 1, 1)),  # the same labels
         (EMPTY, 0.0, (1 / 3, 0, 0, 0, 0)),  # no label on either side: -m / (1 - m)
         (TWO_OF_THREE, 2 / 6**0.5, tuple(max((2 / 6**0.5 - m) / (1 - m), 0) for m in MARGINS)),  # 2 / (sqrt 2 sqrt 3)

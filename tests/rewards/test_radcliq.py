@@ -38,7 +38,7 @@ def path(name: str) -> Path:
 
 @pytest.mark.parametrize(
     ("parts", "v0", "v1"),
-    [  # REQUIREMENTS section 10
+    [  # worked by hand from the published coefficients
         ((1, 1, 1, 1), PERFECT["v0"], PERFECT["v1"]),
         ((0, 0, 0, 0), 5.5162, 2.4501),
         ((0.2, 0.35, 0.4, 0.2), 3.5384, 1.2254),
