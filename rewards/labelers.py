@@ -28,8 +28,15 @@ BLANK, POSITIVE, NEGATIVE, UNCERTAIN = (int(state) for state in CheXpertState)
 STEADY = len(
     CheXpertState
 )  # uncertain, but no reason against No Finding: "the cardiomediastinal silhouette is stable"
-_STRENGTH = (BLANK, NEGATIVE, STEADY, UNCERTAIN, POSITIVE)  # rising: of several mentions, the strongest decides
-_OUTPUT = (BLANK, POSITIVE, NEGATIVE, UNCERTAIN, UNCERTAIN)
+UNSIZED = STEADY + 1  # "the mediastinum is stable": neither wide nor normal
+_STRENGTH = (
+    BLANK,
+    UNSIZED,
+    NEGATIVE,
+    STEADY,
+    UNCERTAIN,
+    POSITIVE,
+)  # rising: of several mentions, the strongest decides
 OTHER = len(CONDITIONS)  # stands for an abnormality outside the 13, which only blocks No Finding
 MEDIASTINUM = OTHER + 1  # stands for Enlarged Cardiomediastinum where the heart is not named
 ENLARGED_CARDIOMEDIASTINUM = CONDITIONS.index("Enlarged Cardiomediastinum")
@@ -788,7 +795,7 @@ _STATES = {
 }
 _STATES_OF = {
     ENLARGED_CARDIOMEDIASTINUM: {**_STATES, STABLE: STEADY, NO_CHANGE: STEADY},
-    MEDIASTINUM: {**_STATES, STABLE: BLANK, NO_CHANGE: BLANK},  # its size is not named: neither wide nor normal
+    MEDIASTINUM: {**_STATES, STABLE: UNSIZED, NO_CHANGE: UNSIZED},
     CONDITIONS.index("Cardiomegaly"): {**_STATES, PROMINENT: UNCERTAIN},
     LUNG_OPACITY: {**_STATES, OBSCURED: BLANK, STABLE: BLANK, NO_CHANGE: BLANK},
 }
@@ -912,6 +919,13 @@ class LexicalLabeler:
 
     name = "lexical"
 
+    def __init__(self, stable_mediastinum: CheXpertState = CheXpertState.BLANK):
+        """`stable_mediastinum`: the state of a mediastinum that is only called stable. With CheXpert's, uncertain, it
+        stands against No Finding too."""
+        self._output = (BLANK, POSITIVE, NEGATIVE, UNCERTAIN, UNCERTAIN, int(stable_mediastinum))
+        doubted = () if stable_mediastinum == BLANK else (STEADY, UNSIZED)
+        self._abnormal = frozenset(_STRENGTH.index(state) for state in (POSITIVE, UNCERTAIN, *doubted))
+
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """`CheXpertState` values, int64, shape (n, 14), in the order of `CONDITIONS`. Any string is labelled."""
         texts = list(texts)
@@ -940,17 +954,16 @@ class LexicalLabeler:
         for sentence in _SENTENCE_END.split(_body(plain)):
             spans = [(start + match.start(), start + match.end()) for match in _WORD.finditer(sentence)]
             found += [
-                (*place(spans[first][0], spans[end][1]), condition, CheXpertState(_OUTPUT[state]))
+                (*place(spans[first][0], spans[end][1]), condition, CheXpertState(self._output[state]))
                 for hits in _sentences(_WORD.findall(sentence))
                 for first, end, conditions, state in _judge(hits) or ()
                 for condition in conditions
-                if condition != OTHER and state != BLANK
+                if condition != OTHER and self._output[state] != BLANK
             ]
             start += len(sentence)
         return sorted(found)
 
-    @staticmethod
-    def _states(text: str) -> list[int]:
+    def _states(self, text: str) -> list[int]:
         strengths = [0] * (len(CONDITIONS) + 1)
         speaks = False
         for sentence in _SENTENCE_END.split(_body(_plain(text)[0])):
@@ -959,9 +972,9 @@ class LexicalLabeler:
                 for condition, strength in said:
                     if strength > strengths[condition]:
                         strengths[condition] = strength
-        states = [_OUTPUT[_STRENGTH[strength]] for strength in strengths[: len(CONDITIONS)]]
+        states = [self._output[_STRENGTH[strength]] for strength in strengths[: len(CONDITIONS)]]
         strengths[SUPPORT_DEVICES] = 0
-        if speaks and max(strengths) < _STRENGTH.index(UNCERTAIN):
+        if speaks and self._abnormal.isdisjoint(strengths):
             states[NO_FINDING] = POSITIVE
         return states
 

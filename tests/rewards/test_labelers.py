@@ -452,6 +452,14 @@ def test_mentions_keep_the_places_of_the_text_as_it_was_written(labeler):
     ]
 
 
+def test_a_stable_mediastinum_is_what_is_asked_for():
+    cautious = LexicalLabeler(stable_mediastinum=CheXpertState.UNCERTAIN)
+    text = "The mediastinum is stable."
+    assert cautious([text, text + " Mediastinum normal."])[:, 0].tolist() == [3, 2]
+    assert [state for *_, state in cautious.mentions(text)] == [CheXpertState.UNCERTAIN]
+    assert LexicalLabeler().mentions(text) == []
+
+
 VOCABULARY = [
     *("was", "should", "removed", "withdrawn", "tip of", "on the prior study", "rather than", "clearing of", "shows"),
     *("no change in", "increase in", "old pneumonia", "left", "lobe", "e\ufb00usion", "isn\u2019t", "pneumo-\nthorax"),
