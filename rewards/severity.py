@@ -21,7 +21,7 @@ from rewards.findings import ACTIONABLE, EXPECTED, MINOR, RELATED, URGENT, Findi
 from rewards.inputs import check_untagged, known_rows, read_reports, remembered
 
 WEIGHTS = {URGENT: 1.0, ACTIONABLE: 0.5, MINOR: 0.25, EXPECTED: 0.1}  # CRIMSON's, whose expected findings weigh 0
-NORMAL_CHEST = 0.1  # b
+NORMAL_CHEST = 0.05  # b; the smaller, the less a report earns that misses everything
 SIGNIFICANT, SLIGHT = 0.5, 0.1  # of an attribute error; CRIMSON's negligible ones cost 0, so that they are not learnt
 _PLACES = ("upper", "middle", "lower")
 _CLASSES = (EXPECTED, MINOR, ACTIONABLE, URGENT)
@@ -77,15 +77,17 @@ def attribute_errors(found: Finding, reference: Finding) -> dict[str, float]:
     """
     errors: dict[str, float] = {}
     spare = found.concepts - reference.concepts
-    if spare:
-        errors["specificity"] = SIGNIFICANT * len(spare) / len(found.concepts)
+    if spare:  # 2 * SIGNIFICANT where no name fits: a vague word for many things must not pay
+        shared = len(spare) < len(found.concepts)
+        errors["specificity"] = SIGNIFICANT * len(spare) / len(found.concepts) if shared else 2 * SIGNIFICANT
     if reference.sides and found.sides != reference.sides:
         if not found.sides:
             errors["side"] = SLIGHT
         else:
             errors["side"] = SIGNIFICANT if found.sides & reference.sides else 2 * SIGNIFICANT
-    if reference.places and found.places and reference.places.isdisjoint(found.places):
-        steps = min(abs(_PLACES.index(a) - _PLACES.index(b)) for a in found.places for b in reference.places)
+    if reference.places and reference.places.isdisjoint(found.places):
+        gaps = [abs(_PLACES.index(a) - _PLACES.index(b)) for a in found.places for b in reference.places]
+        steps = min(gaps, default=1)
         errors["place"] = SIGNIFICANT if steps > 1 else SLIGHT
     if reference.sizes and reference.sizes.isdisjoint(found.sizes):
         steps = min((abs(a - b) for a in found.sizes for b in reference.sizes), default=1)
@@ -137,14 +139,14 @@ def compare(report: Report, reference: Report, age: float | None = None, indicat
     """The report's findings matched with the reference's, and what that is worth.
 
     Each finding matches at most one other, those that earn most first, the same concept before a related one
-    ("opacity" for "pneumonia": a `SIGNIFICANT` error of specificity). A false finding costs its weight, or half of it
+    ("opacity" for "pneumonia": an error of specificity). A false finding costs its weight, or half of it
     where it is only another name for what the reference has. A finding that the same report denies earns nothing and
     costs its weight once more, unless the reference contradicts itself as well. A report that speaks of no finding is
     worth 0.
 
     >>> read = FindingReader()
-    >>> compare(*read(["Large left effusion.", "Small left effusion."])).value  # (.5² / (.5 + .5) + .1) / (.5 + .1)
-    0.583...
+    >>> compare(*read(["Large left effusion.", "Small left effusion."])).value  # (.5² / (.5 + .5) + .05) / (.5 + .05)
+    0.545...
     """
     weights = [
         [WEIGHTS[severity_in_context(finding, age, indication)] for finding in side.findings]

@@ -5,7 +5,7 @@ import os
 import pickle
 import random
 import time
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,12 @@ from rewards.severity import SeverityReward, attribute_errors, compare, severity
 
 DATA = Path(os.environ.get("RRG_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 read = FindingReader()
+
+
+def data(path: str):
+    if not (DATA / path).is_file():
+        pytest.skip(f"RRG_DATA has no {path}")
+    return json.loads((DATA / path).read_text())
 
 
 def findings(text: str) -> str:
@@ -90,34 +96,34 @@ def test_speaks(text, speaks):
     assert read([text])[0].speaks == speaks
 
 
-# Weights: urgent 1, actionable .5, minor .25, expected .1, a normal chest .1. Credit w²/(w + errors); errors .5 or .1.
+# Weights: urgent 1, actionable .5, minor .25, expected .1, a normal chest .05. Credit w²/(w + errors), errors .1 to 1.
 HAND = [
-    ("Left effusion.", "Left effusion.", (0.5 + 0.1) / (0.5 + 0.1)),
-    ("No effusion.", "Left effusion.", 0.1 / 0.6),  # missed: C is 0
+    ("Left effusion.", "Left effusion.", (0.5 + 0.05) / (0.5 + 0.05)),
+    ("No effusion.", "Left effusion.", 0.05 / 0.55),  # missed: C is 0
     ("No effusion.", "The lungs are clear.", 1.0),  # normal and normal
-    ("Left effusion.", "The lungs are clear.", 0.1 / 0.6),  # false: F is .5
-    ("Effusion. Edema.", "Effusion.", 0.6 / 1.1),
-    ("Effusion. Pneumothorax.", "Effusion.", 0.6 / 1.6),  # the urgent one costs twice as much
-    ("Right effusion.", "Left effusion.", (0.25 / 1.5 + 0.1) / 0.6),  # the opposite side: 1
-    ("Right effusion.", "Bilateral effusions.", (0.25 / 1.0 + 0.1) / 0.6),  # one of two: .5
-    ("Effusion.", "Left effusion.", (0.25 / 0.6 + 0.1) / 0.6),  # left out: .1
+    ("Left effusion.", "The lungs are clear.", 0.05 / 0.55),  # false: F is .5
+    ("Effusion. Edema.", "Effusion.", 0.55 / 1.05),
+    ("Effusion. Pneumothorax.", "Effusion.", 0.55 / 1.55),  # the urgent one costs twice as much
+    ("Right effusion.", "Left effusion.", (0.25 / 1.5 + 0.05) / 0.55),  # the opposite side: 1
+    ("Right effusion.", "Bilateral effusions.", (0.25 / 1.0 + 0.05) / 0.55),  # one of two: .5
+    ("Effusion.", "Left effusion.", (0.25 / 0.6 + 0.05) / 0.55),  # left out: .1
     ("Left effusion.", "Effusion.", 1.0),  # detail that the reference does not have is no error
-    ("Large effusion.", "Small effusion.", (0.25 / 1.0 + 0.1) / 0.6),  # two grades: .5
-    ("Moderate effusion.", "Small effusion.", (0.25 / 0.6 + 0.1) / 0.6),  # one: .1
-    ("Left upper lobe opacity.", "Left lower lobe opacity.", (0.25 / 1.0 + 0.1) / 0.6),
-    ("Right opacity.", "Right pneumonia.", (0.25 / 1.0 + 0.1) / 0.6),  # less specific: .5
+    ("Large effusion.", "Small effusion.", (0.25 / 1.0 + 0.05) / 0.55),  # two grades: .5
+    ("Moderate effusion.", "Small effusion.", (0.25 / 0.6 + 0.05) / 0.55),  # one: .1
+    ("Left upper lobe opacity.", "Left lower lobe opacity.", (0.25 / 1.0 + 0.05) / 0.55),
+    ("Right opacity.", "Right pneumonia.", (0.25 / 1.5 + 0.05) / 0.55),  # a sign for the diagnosis: 1
     ("Consolidation.", "Pneumonia.", 1.0),
     ("14 mm nodule.", "12 mm nodule.", 1.0),  # 4 mm are nothing
-    ("17 mm nodule.", "12 mm nodule.", (0.25 / 1.0 + 0.1) / 0.6),
-    ("28 mm nodule.", "32 mm mass.", (0.25 / 1.0 + 0.1) / 0.6),  # across 3 cm
-    ("Possible effusion.", "Effusion.", (0.25 / 0.6 + 0.1) / 0.6),
+    ("17 mm nodule.", "12 mm nodule.", (0.25 / 1.0 + 0.05) / 0.55),
+    ("28 mm nodule.", "32 mm mass.", (0.25 / 1.0 + 0.05) / 0.55),  # across 3 cm
+    ("Possible effusion.", "Effusion.", (0.25 / 0.6 + 0.05) / 0.55),
     ("Effusion has increased since the prior study.", "Effusion has decreased since the prior study.",
-     (0.25 / 1.0 + 0.1) / 0.6),
-    ("Stable effusion.", "Effusion.", (0.25 / 0.6 + 0.1) / 0.6),  # an invented comparison: .1
+     (0.25 / 1.0 + 0.05) / 0.55),
+    ("Stable effusion.", "Effusion.", (0.25 / 0.6 + 0.05) / 0.55),  # an invented comparison: .1
     ("Endotracheal tube in standard position.", "Endotracheal tube in the right mainstem bronchus.",
-     (1 / 2.1 + 0.1) / 1.1),  # position 1, and the side is left out: .1
-    ("No effusion. Large effusion.", "Large effusion.", 0.1 / 1.1),  # denied: no credit, and costs .5
-    ("Atelectasis.", "Atelectasis. Left effusion. Aortic atherosclerosis.", (0.25 + 0.1) / (0.85 + 0.1)),
+     (1 / 2.1 + 0.05) / 1.05),  # position 1, and the side is left out: .1
+    ("No effusion. Large effusion.", "Large effusion.", 0.05 / 1.05),  # denied: no credit, and costs .5
+    ("Atelectasis.", "Atelectasis. Left effusion. Aortic atherosclerosis.", (0.25 + 0.05) / (0.85 + 0.05)),
     ("", "Left effusion.", 0.0),
     ("", "The lungs are clear.", 0.0),
     ("Good morning.", "The lungs are clear.", 0.0),
@@ -137,7 +143,7 @@ def test_a_comparison_says_where_the_value_comes_from():
     assert [finding.concepts for finding in found.missing] == [{"fracture"}]
     assert [(finding.concepts, cost) for finding, cost in found.false] == [({"edema"}, 0.5)]
     assert (found.earned, found.wanted, found.cost) == pytest.approx((0.25, 1.0, 0.5))
-    assert found.value == pytest.approx(0.35 / 1.6)
+    assert found.value == pytest.approx(0.3 / 1.55)
 
 
 # RadJudge's ten kinds of case in sentences of our own: best report first, then worse ones, "=" where they are equal.
@@ -203,9 +209,9 @@ def test_severity_in_context(text, age, indication, expected):
 def test_context_columns_are_used_where_there_are_any():
     missed = {"completions": ["No effusion."] * 3, "report": ["Rib fracture."] * 3}
     values = severity_reward(**missed, age=["004Y", 80.0, None], indication=["Crying", "After resuscitation", None])
-    assert values == pytest.approx([0.1 / 1.1, 0.1 / 0.35, 0.1 / 0.6])
-    assert severity_reward(**missed) == pytest.approx([0.1 / 0.6] * 3)
-    assert severity_reward(["No effusion."], report=["Rib fracture."], age=["018M"]) == pytest.approx([0.1 / 1.1])
+    assert values == pytest.approx([0.05 / 1.05, 0.05 / 0.3, 0.05 / 0.55])
+    assert severity_reward(**missed) == pytest.approx([0.05 / 0.55] * 3)
+    assert severity_reward(["No effusion."], report=["Rib fracture."], age=["018M"]) == pytest.approx([0.05 / 1.05])
 
 
 @pytest.mark.parametrize(
@@ -272,6 +278,27 @@ def test_what_is_no_report_earns_little(reference):
 def test_a_self_contradictory_reference_can_still_be_met():
     text = "No effusion. Large effusion."
     assert value(text, text) == 1
+
+
+def test_no_fixed_report_earns_much():
+    """On the references of RadPref: the vaguest words for what is most frequent, alone and together."""
+    references = read([study["ground_truth_report"] for study in data("radpref/dev.json")])
+    parts = [
+        "Mild cardiomegaly.",
+        "Opacity.",
+        "Bibasilar opacities.",
+        "Atelectasis.",
+        "Effusion.",
+        "Low lung volumes.",
+    ]
+    texts = [
+        "Lungs are clear.",
+        *parts,
+        *map(" ".join, combinations(parts, 2)),
+        *map(" ".join, combinations(parts, 3)),
+    ]
+    means = [np.mean([compare(report, reference).value for reference in references]) for report in read(texts)]
+    assert max(means) <= 0.25, texts[int(np.argmax(means))]
 
 
 def test_more_errors_never_earn_more():
@@ -345,12 +372,6 @@ def test_a_report_takes_less_than_a_millisecond():
 
 
 # --- radiologists ---------------------------------------------------------------------------------------------------
-
-
-def data(path: str):
-    if not (DATA / path).is_file():
-        pytest.skip(f"RRG_DATA has no {path}")
-    return json.loads((DATA / path).read_text())
 
 
 def test_agrees_with_radiologists():
