@@ -11,11 +11,13 @@ from rewards.mccs import make_mccs_reward, mccs_reward
 from rewards.radcliq import make_radcliq_reward, radcliq_lite_reward
 from rewards.radgraph import make_radgraph_reward, radgraph_reward
 from rewards.rouge import make_rouge_reward, rouge_reward
+from rewards.severity import SeverityReward, severity_reward
 
 # A repository with pickled weights alone makes transformers ask the Hub, in a thread, for a bot that converts them.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 __all__ = [
+    "SeverityReward",
     "bertscore_reward",
     "bleu_reward",
     "ce_f1_reward",
@@ -35,6 +37,7 @@ __all__ = [
     "radcliq_lite_reward",
     "radgraph_reward",
     "rouge_reward",
+    "severity_reward",
 ]
 
 

@@ -7,22 +7,39 @@ What counts as a mention, as negated and as uncertain follows the CheXpert label
 published with it), on whose output CheXbert was trained: "likely" is positive and "probable" uncertain, a heart that
 is only called stable is uncertain, vascular congestion is uncertain edema, a granuloma is no lung lesion, lungs that
 are clear leave Lung Opacity blank. Two rules differ, since human indexers of Open-i read them otherwise: "no new
-opacity" is negative, and "A or B" leaves both uncertain only where they are rival diagnoses (see `_Scopes`). Where
-those rules are silent: clips and wires are support devices, a rib's deformity is an uncertain fracture.
+opacity" is negative, and "A or B" leaves both uncertain only where they are rival diagnoses (see `_Scopes`). A third
+rule is ours: a mediastinum that is only called stable is blank, and together with the heart ("cardiomediastinal")
+uncertain without standing against No Finding. Where those rules are silent: clips and wires are support devices, a
+rib's deformity is an uncertain fracture, an illness of the past and what an earlier study showed are not said of this
+image, and what is said of a tube's tip or position is not said of the tube.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
 from rewards.labels import CONDITIONS, NO_FINDING, CheXpertState
 
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = (int(state) for state in CheXpertState)
-_STRENGTH = (BLANK, NEGATIVE, UNCERTAIN, POSITIVE)  # rising: of several mentions, the strongest decides
+STEADY = len(
+    CheXpertState
+)  # uncertain, but no reason against No Finding: "the cardiomediastinal silhouette is stable"
+UNSIZED = STEADY + 1  # "the mediastinum is stable": neither wide nor normal
+_STRENGTH = (
+    BLANK,
+    UNSIZED,
+    NEGATIVE,
+    STEADY,
+    UNCERTAIN,
+    POSITIVE,
+)  # rising: of several mentions, the strongest decides
 OTHER = len(CONDITIONS)  # stands for an abnormality outside the 13, which only blocks No Finding
+MEDIASTINUM = OTHER + 1  # stands for Enlarged Cardiomediastinum where the heart is not named
+ENLARGED_CARDIOMEDIASTINUM = CONDITIONS.index("Enlarged Cardiomediastinum")
 LUNG_OPACITY = CONDITIONS.index("Lung Opacity")
 SUPPORT_DEVICES = CONDITIONS.index("Support Devices")
 
@@ -32,6 +49,7 @@ SUBJECT = "subject"  # names anatomy that a PREDICATE may call abnormal
 PREDICATE = "predicate"  # says what a SUBJECT looks like
 GENERAL = "general"  # "acute disease", "clear": no condition, but proves that the text speaks of findings
 NEGATE = "negate"  # negates what follows: "no"
+GONE = "gone"  # as NEGATE, of its noun phrase alone: "clearing of", "rather than"
 NOT = "not"  # as NEGATE; with SEEN it negates what precedes: "is not seen"
 REVOKE = "revoke"  # negates what follows or, as a predicate, what precedes: "resolved"
 DOUBT = "doubt"  # makes what follows uncertain: "suspicious for"
@@ -42,13 +60,16 @@ EXCLUDED = "excluded"  # negates what precedes; negated itself, makes it uncerta
 SEEN = "seen"
 CLEARLY = "clearly"  # "not clearly seen" is uncertain
 CHANGE = "change"  # "no change in" negates no finding
+PART = "part"  # where a device is or ends: "tip of"; what is said of it is not said of the device
 UNSAID = "unsaid"  # "history of", "if": what follows is not said of this image
+EARLIER = "earlier"  # "on the previous study": with a verb of the past, what the clause says is not said of this image
 VERB = "verb"
 THERE = "there"  # "there is" opens a statement
 ASSERT = "assert"  # a size or an article, which opens a statement after a comma: "no edema, small effusion"
 COMMA = "comma"
 AND = "and"
 OR = "or"
+SITE = "site"  # a side or a place; notes at the comma before it that the item has one, and is no hit itself
 SLASH = "slash"  # joins a list and asserts: "scar/atelectasis"
 VERSUS = "versus"
 WITH = "with"
@@ -67,6 +88,15 @@ BORDERLINE = "borderline"
 OBSCURED = "obscured"
 STABLE = "stable"
 LARGE = "large"  # as ENLARGED, but said of findings too: in "no edema, large effusion" it opens no statement
+NO_CHANGE = "no change"  # as STABLE; of "no change in A or B" neither is asserted
+
+# What a VERB is, where it matters. An INCREASE is a CHANGE that says of a subject that it is large.
+PAST = "past"
+PRESENT = "present tense"
+MODAL = "modal"  # "should be removed" is still there
+TRANSITIVE = "transitive"  # what follows is its object: "clearing of the effusion shows atelectasis"
+PERSISTS = "persists"
+INCREASE = "increase"
 
 # Phrases are separated by commas; "a|b c" stands for "a c" and "b c", "-" for no word. Plurals are understood.
 MENTIONS = {
@@ -96,7 +126,8 @@ MENTIONS = {
     ("Pneumothorax", "Pleural Effusion"): """hydropneumothorax, hydropneumothoraces, hemopneumothorax""",
     ("Pleural Other",): """pleural thickening|scar|scarring|plaque|calcification|disease|abnormality|lesion|fibrosis,
         pleural parenchymal scar|scarring, pleuroparenchymal scar|scarring, pleural based density|opacity|mass|nodule,
-        calcified pleural plaque, apical cap|capping, thickening of the pleura, fibrothorax, fibrosis, fibrotic""",
+        calcified pleural plaque, apical cap|capping, thickening of the pleura, pleural cap|capping,
+        fibrothorax, fibrosis, fibrotic""",
     ("Fracture",): """fracture, fractured""",
     ("Support Devices",): """pacemaker, pacer, cardiac pacemaker|device|lead|monitor, aicd, icd, defibrillator, lead,
         generator, electrode, stimulator, loop recorder, lvad, iabp, ecmo, catheter, picc, swan ganz, sheath, cannula,
@@ -109,8 +140,28 @@ MENTIONS = {
 }
 UNCERTAIN_MENTIONS = {
     ("Edema",): """pulmonary|central vascular|venous congestion, vascular|venous|pulmonary|hilar|central congestion,
-        vascular prominence, indistinctness""",
+        pulmonary|central|- vascular|venous congestive change|pattern,
+        pulmonary|hilar|central congestive change|pattern, congested vessel|vasculature|vascularity|vein,
+        vessel|vessels|vasculature|vascularity is|are|appears|appear congested, vascular prominence, indistinctness""",
     ("Fracture",): """rib deformity, deformity of the|- left|right|- rib""",
+}
+# An illness of the past is a mention that states nothing, unless it persists.
+PAST_MENTIONS = {
+    (
+        "Pneumonia",
+    ): """prior|previous|old|remote|past left|right|bilateral|- upper|middle|lower|- lobe|lung|- infection,
+        prior|previous|old|remote|past left|right|bilateral|- upper|middle|lower|- lobe|lung|- pneumonia,
+        prior|previous|old|remote|past pulmonary|lung|viral|bacterial|fungal|mycobacterial|inflammatory|- infection,
+        prior|previous|old|remote|past infectious process|disease|etiology, prior|previous|old|remote|past pneumonitis,
+        prior|previous|old|remote|past healed|treated|resolved pneumonia|infection,
+        prior|previous|old|remote|past infection|inflammation or|and|/ inflammation|infection|pneumonia""",
+    (
+        "Edema",
+    ): """prior|previous|remote|past heart|cardiac|congestive failure, prior|previous|past congestive heart failure,
+        prior|previous|remote|past chf""",
+    ("Pleural Effusion",): "prior|previous|old|remote|past empyema|hemothorax",
+    ("Lung Lesion",): """prior|previous|remote|past malignancy|carcinoma|cancer|neoplasm|tumor,
+        prior|previous|remote|past lung cancer|carcinoma""",
 }
 OTHER_FINDINGS = """emphysema, emphysematous, emphysematous change, hyperinflation, hyperinflated, hyperexpansion,
     hyperexpanded, hyperaeration, hyperlucent, hyperlucency, copd, cystic fibrosis, bullae, bulla, bullous, asthma,
@@ -130,17 +181,19 @@ SUBJECTS = {
     ("Cardiomegaly",): """heart, heart size|silhouette|contour|shadow, cardiac silhouette size,
         cardiac size|silhouette|contour|shadow|outline|configuration, cardiopericardial silhouette,
         cardiac and hilar|pulmonary|aortic contour|silhouette""",
-    ("Enlarged Cardiomediastinum",): """mediastinum, superior|upper mediastinum, cardiomediastinum,
+    ("mediastinum",): """mediastinum, superior|upper mediastinum,
         mediastinal and|or hilar|aortic|cardiac contour|silhouette|structure|border,
-        mediastinal contour|silhouette|width|size|configuration|border|outline|structure, cardiomediastinal,
+        mediastinal contour|silhouette|width|size|configuration|border|outline|structure""",
+    ("Enlarged Cardiomediastinum",): """cardiomediastinum, cardiomediastinal,
         cardiomediastinal silhouette|contour|structure|size, cardio mediastinal|mediastinum,
         cardio mediastinal silhouette|contour, pericardial silhouette""",
-    ("Cardiomegaly", "Enlarged Cardiomediastinum"): """cardiac and|or mediastinal contour|silhouette|structure|size|-,
+    ("Cardiomegaly", "mediastinum"): """cardiac and|or mediastinal contour|silhouette|structure|size|-,
         cardiac / mediastinal contour|silhouette|-, cardiac mediastinal contour|silhouette|-""",
     ("Lung Opacity",): """interstitial|- lung|pulmonary|bronchovascular|interstitial marking, interstitium""",
     (): """lung, lung field, vascularity, vasculature, vessel, artery, aorta, aortic, hilum, hila, hilar, bihilar,
         bone, bony, osseous, spine, thorax, pleura, diaphragm, hemidiaphragm, trachea, tissue, costophrenic, rib,
-        chest, abdomen, stomach, atrium, ventricle""",
+        chest, abdomen, stomach, atrium, ventricle, azygos, vein, thyroid, node, trunk, esophagus, bowel,
+        liver, spleen""",
 }
 PREDICATES = {
     ENLARGED: """enlarged, enlargement, borderline enlarged|enlargement, enlarging, widened, widening, dilated,
@@ -153,19 +206,24 @@ PREDICATES = {
     OBSCURED: """obscured, obscuration, obscuring, poorly evaluated|visualized|assessed|seen,
         difficult to evaluate|assess, not well evaluated|assessed|visualized|seen|defined,
         cannot be well|adequately|fully|- evaluated|assessed""",
-    STABLE: """stable, unchanged, similar, not significantly|- changed, no|without change""",
+    STABLE: """stable, unchanged, similar, not significantly|- changed""",
+    NO_CHANGE: """no|without change""",
 }
 CUES = {
     NEGATE: """no, without, w / o, nor, neither, never, none of, negative for, free of|from, clear of, absence of, non,
-        lack of, lacks, devoid of, rather than, instead of, clearing of, disappearance of, removal of, drainage of,
+        lack of, lacks, devoid of""",
+    GONE: """rather than, instead of, clearing of, disappearance of, removal of, drainage of,
         with|- interval|complete|- resolution of""",
-    NOT: """not, no longer, cannot, can't, isn't, aren't, doesn't, don't, wasn't, weren't, hasn't, haven't""",
+    NOT: """not, no longer, cannot, can't, isn't, aren't, doesn't, don't, didn't, wasn't, weren't, hasn't,
+        haven't, hadn't""",
     REVOKE: """resolved, cleared, absent, removed, disappeared, none, removal, negative, withdrawn,
         with|- interval|complete|- resolution""",
     DOUBT: """can represent|reflect|be, perhaps, maybe, possibly, probably, probable, presumably, potentially, favor,
-        favors, favored, suspicious for|of, suspicion of|for, concern for|of, concerning for, worrisome for, equivocal,
+        favors, favored, favoring, suspicious for|of, suspicion of|for, concern for|of, concerning for, worrisome for,
+        equivocal,
         question of, questioning, suggestion of, possibility of, consider, evaluate|assess for, evaluation for,
-        assessment for, correlate clinically|- for, correlation for, symptoms of, r / o, differential,
+        assessment for, cannot|can't confirm|verify,
+        unable to confirm|verify, correlate clinically|- for, correlation for, symptoms of, r / o, differential,
         differential diagnosis""",
     MAY: """may, might, could, would""",
     SUSPECT: """possible, possibility, presumed, potential, questionable, question, questioned, suspected, suspect,
@@ -176,18 +234,26 @@ CUES = {
     SEEN: """seen, identified, visualized, visualised, demonstrated, appreciated, evident, present, detected, noted,
         found, observed, apparent, recognized, visible, discernible, shown""",
     CLEARLY: """clearly, well""",
-    CHANGE: """change, changed, worsening, worsened, progression, improvement, increase|decrease in""",
+    CHANGE: """change, changed, worsening, worsened, progression, improvement, decrease in,
+        malposition|misplacement|migration|displacement|kink|kinking of|in""",
+    PART: """tip|tips|end|position|positions|location|placement|course|termination of, side port|hole of, tip, tips,
+        position, location, placement, course, side port|hole""",
+    EARLIER: """on|in|from|by the|a|- most|- recent|- prior|previous|earlier|preceding|old
+        study|studies|exam|examination|examinations|film|films|radiograph|radiographs|image|images|imaging|ct|mri|scan,
+        on|in|from|by the|a|- prior|previous|earlier|preceding|old chest
+        study|exam|examination|film|radiograph|radiographs|ct|x|xray""",
     GENERAL: """abnormality, disease, process, finding, clear, intact""",
     UNSAID: """history of, h / o, sequela|sequelae of, if, to detect, detecting, detection of, sensitivity for,
         for evaluation of,
         evaluation of the presence of""",
-    VERB: """is, are, was, were, be, been, has, have, had, remains, remain, appears, appear, shows, show,
-        demonstrates, demonstrate, reveals, reveal, persists, persist, contains, should""",
+    VERB: """be, been, contains""",
     THERE: """there""",
     ASSERT: """a, an, small, mild, mildly, moderate, minimal, trace, tiny, slight, slightly, subtle, severe, extensive,
         persistent, residual, chronic, old, healed, improved, decreased, low, scattered, multiple, bilateral,
-        bibasilar""",
+        bibasilar, this, these, it""",
     AND: """and, as well as, along with, plus""",
+    SITE: """left, right, lobe, lobes, base, bases, basilar, basal, bibasilar, bibasal, lingula, lingular, apex,
+        apices, apical, biapical, retrocardiac, perihilar, suprahilar, infrahilar, zone, zones, midlung""",
     OR: """or, and / or, and or""",
     VERSUS: """versus, vs, vs.""",
     WITH: """with""",
@@ -202,7 +268,19 @@ CUES = {
         bone mineral density, breast|nipple shadow, lead to, leads to, no doubt,
         consistent|compatible|associated with, c / w, cholecystectomy clip, near complete|- resolution,
         nearly|almost|partially|incompletely|partial|incomplete resolved|cleared|resolution|clearing,
-        nearly|almost completely resolved|cleared, partial clearing of""",
+        nearly|almost completely resolved|cleared, partial clearing of,
+        recommend|recommended|consider|suggest|advise|advised removal|removing|withdrawing|withdrawal of|-,
+        slightly|somewhat|partially|partly withdrawn|removed|retracted,
+        withdrawn by|about|approximately|slightly|somewhat|partially|back|to|into|cm|mm|centimeter|centimeters,
+        withdrawn and|, now|its|terminates,
+        withdrawn several|few|at least|one|two|three|four|five cm|centimeter|centimeters, withdrawn a few|couple""",
+}
+VERBS = {
+    PAST: "was, were, had",
+    PRESENT: "is, are, appears, appear",
+    PERSISTS: "has, have, remains, remain, persists, persist",
+    MODAL: "should, must, needs, need, ought, can|could be removed|withdrawn|retracted",
+    TRANSITIVE: "shows, show, demonstrates, demonstrate, reveals, reveal",
 }
 SYMBOLS = {".": STOP, ";": STOP, "!": STOP, "?": QUERY, ",": COMMA, ":": COLON, "/": SLASH}
 
@@ -222,16 +300,19 @@ def _plural(word: str) -> str:
 
 def _tables() -> Iterator[tuple[str, str, object]]:
     """Every table with what its phrases do and are worth: a MENTION (condition indices, state), a SUBJECT indices."""
-    for state, mentions in ((POSITIVE, MENTIONS), (UNCERTAIN, UNCERTAIN_MENTIONS)):
+    for state, mentions in ((POSITIVE, MENTIONS), (UNCERTAIN, UNCERTAIN_MENTIONS), (BLANK, PAST_MENTIONS)):
         for names, table in mentions.items():
             yield table, MENTION, (tuple(CONDITIONS.index(name) for name in names), state)
     yield OTHER_FINDINGS, MENTION, ((OTHER,), POSITIVE)
     for names, table in SUBJECTS.items():
-        yield table, SUBJECT, tuple(CONDITIONS.index(name) for name in names)
+        yield table, SUBJECT, tuple(MEDIASTINUM if name == "mediastinum" else CONDITIONS.index(name) for name in names)
     for look, table in PREDICATES.items():
         yield table, PREDICATE, look
     for kind, table in CUES.items():
         yield table, kind, None
+    for value, table in VERBS.items():
+        yield table, VERB, value
+    yield "increase in|of", CHANGE, INCREASE
 
 
 def _trie() -> dict[str, list]:
@@ -252,6 +333,15 @@ def _trie() -> dict[str, list]:
 
 
 _TRIE = _trie()
+
+
+def _words(nodes: dict[str, list]) -> Iterator[str]:
+    for word, (_, children) in nodes.items():
+        yield word
+        yield from _words(children)
+
+
+_WORDS = frozenset(_words(_TRIE))
 # A decimal keeps its point; a new line ends a sentence only before an empty line, a list item or a "heading:".
 _WORD = re.compile(r"vs\.|[a-z]+(?:'t\b)?|\.(?!\d)|[,;:!?/]")
 _SENTENCE_END = re.compile(
@@ -269,6 +359,46 @@ _SECTIONS_OF_THE_ORDER = frozenset(
 _WORDS_OF_THE_ORDER = _SECTIONS_OF_THE_ORDER | frozenset(
     ("CLINICAL", "INFORMATION", "EXAM", "EXAMINATION", "STUDY", "PROCEDURE", "REFERENCE", "DATE", "FOR", "OF", "THE")
 )
+
+
+# What typesetting does to letters. Each character stands for what follows it; NFKC knows ligatures and full width.
+_TYPESET = {
+    **dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff", ""),  # soft hyphen, zero width
+    **dict.fromkeys("\u2018\u2019\u201b\u02bc\u00b4", "'"),
+    **dict.fromkeys("\u2010\u2011", "-"),
+    **{"\u0153": "oe", "\u0152": "OE", "\u00e6": "ae", "\u00c6": "AE"},
+}
+_BROKEN = re.compile(r"([A-Za-z]+)-[^\S\n]*\n[^\S\n]*([a-z]+)")
+
+
+@lru_cache(maxsize=1024)
+def _typeset(character: str) -> str:
+    """The ASCII that a typeset character stands for ("\ufb01": "fi"), or the character."""
+    if character in _TYPESET:
+        return _TYPESET[character]
+    letters = unicodedata.normalize("NFKC", character)
+    return letters if letters.isascii() else character
+
+
+def _plain(text: str) -> tuple[str, list[int] | None]:
+    """`text` with typographic characters and words broken at a line's end put right, and the place in `text` of each
+    of its characters; None where the text is the same.
+
+    A word is broken where the two parts together are a word of the tables, or neither part is one: "pneumo-\\nthorax"
+    is, "right-\\nsided" is not.
+    """
+    if text.isascii() and ("-" not in text or _BROKEN.search(text) is None):
+        return text, None
+    parts = [_typeset(character) if character > "\x7f" else character for character in text]
+    plain, at = "".join(parts), [i for i, part in enumerate(parts) for _ in part]
+    kept, places, last = [], [], 0
+    for match in _BROKEN.finditer(plain):
+        left, right = match[1].lower(), match[2]
+        if left + right in _WORDS or not (left in _WORDS or right in _WORDS):
+            kept.append(plain[last : match.end(1)])
+            places += at[last : match.end(1)]
+            last = match.start(2)
+    return "".join(kept) + plain[last:], places + at[last:]
 
 
 def _body(text: str) -> str:
@@ -299,7 +429,7 @@ _LONGEST_SENTENCE = 200  # hits; degenerate text is cut there, since a sentence'
 def _sentences(words: list[str]) -> Iterator[list[tuple]]:  # noqa: C901
     """The hits (kind, value, first word, last word) of each sentence that has any."""
     hits: list[tuple] = []
-    i, count = 0, len(words)
+    i, count, comma = 0, len(words), -1
     while i < count:
         node = _TRIE.get(words[i])
         if node is None:
@@ -321,11 +451,21 @@ def _sentences(words: list[str]) -> Iterator[list[tuple]]:  # noqa: C901
                 if kind == QUERY:
                     hits.append((SUSPECT, None, i, end))
                 yield hits
-                hits = []
+                hits, comma = [], -1
             if kind == ASSERT:
                 if hits and hits[-1][0] in _SEPARATORS:
                     hits.append((kind, None, i, end))
+            elif kind == SITE:
+                if comma >= 0:
+                    hits[comma] = (COMMA, SITE, *hits[comma][2:])
+            elif kind == PART:
+                if words[end] == "of" or (hits and _is_device(hits[-1]) and i - hits[-1][3] <= 2):  # "tube's tip"
+                    hits.append((kind, None, i, end))
             elif kind not in (IGNORE, STOP, QUERY):
+                if kind == COMMA:
+                    comma = len(hits)
+                elif kind in _SEPARATORS or kind in (OR, VERB):
+                    comma = -1
                 hits.append((kind, does[1], i, end))
         i = end + 1
     if hits:
@@ -333,22 +473,55 @@ def _sentences(words: list[str]) -> Iterator[list[tuple]]:  # noqa: C901
 
 
 _BIG = frozenset((ENLARGED, LARGE, PROMINENT))
+_STEADY = frozenset((STABLE, NO_CHANGE))
+_COMPARED = _STEADY | {LARGE}
 _NOUNS = frozenset((MENTION, SUBJECT, GENERAL))
 _SEPARATORS = frozenset((COMMA, AND, WITH, BREAK, THERE))
+_NEGATIONS = frozenset((NEGATE, GONE, NOT))
+_LIST_ENDS = frozenset((VERB, MAY, SEEN, BREAK, THERE, WITH, NEGATE, GONE, NOT))
 _JOINS = frozenset((AND, OR, SLASH))
 
 
-def _opens_statement(hits: list[tuple], i: int, scoped: bool, said: bool) -> bool:
+def _is_device(hit: tuple) -> bool:
+    return hit[0] == MENTION and SUPPORT_DEVICES in hit[1][0]
+
+
+def _goes_on(hits: list[tuple], start: int) -> bool:
+    """Whether the list that runs on at `start` ends in "or": "no edema, left effusion or pneumothorax"."""
+    noun = False
+    for kind, *_ in hits[start:]:
+        if kind == OR and noun:
+            return True
+        if kind in _LIST_ENDS:
+            return False
+        noun = noun or kind in _NOUNS
+    return False
+
+
+def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes", said: bool) -> bool:  # noqa: C901
     """Whether what follows the comma, "and" or "with" at `i` is a statement that the scope before does not reach.
 
-    `scoped`: a cue's scope is open; `said`: the clause has a predicate. "No edema, effusion is small" opens one at the
-    comma; "no edema, effusion or pneumothorax is seen" does not.
+    `said`: the clause has a predicate. "No edema, effusion is small" opens one at the comma; "no edema, effusion or
+    pneumothorax is seen" does not. A negation reaches over a comma to an item without side or place, and to any item
+    of a list that ends in "or", unless a verb has ended it ("no edema is seen, effusion on the left").
     """
+    scoped = scopes.scope != POSITIVE
     after_both = hits[i][0] == COMMA and i + 1 < len(hits) and hits[i + 1][0] == AND
     start = i + 2 if after_both else i + 1
     if start >= len(hits):
         return False
     kind, value = hits[start][:2]
+    if scopes.scope == NEGATIVE and kind not in _JOINS:
+        if hits[i][0] == AND:
+            if scopes.ended:
+                return True
+        elif hits[i][0] == WITH:
+            if scopes.brief:
+                return True
+        else:
+            signs = (hits[i][1] == SITE) + scopes.ended + scopes.brief
+            if signs > 1 or (signs and not _goes_on(hits, start)):
+                return True
     if kind == ASSERT or (kind == PREDICATE and value != LARGE):
         return scoped
     if kind in (OR, SLASH) or ((hits[i][0] == AND or after_both) and not said):
@@ -372,7 +545,7 @@ class _Scopes:
     follows says, by its place in `hits`, with negation and doubt applied.
     """
 
-    __slots__ = ("clause", "looks", "mentions", "once", "pending", "scope", "segment")
+    __slots__ = ("brief", "clause", "ended", "filled", "looks", "mentions", "once", "pending", "scope", "segment")
 
     def __init__(self, hits: list[tuple]):
         self.mentions: list[list] = []
@@ -381,17 +554,30 @@ class _Scopes:
         self.segment = 0  # first mention that a cue reaches back to: after the clause's last comma or "with"
         self.scope = POSITIVE  # the state that the last cue gives to what follows
         self.once = False  # that scope ends at the next comma, "and" or "with"
+        self.brief = False  # that scope is a noun phrase: it ends at a verb, at "with" and at a comma without "or"
+        self.filled = False  # something stands in that scope
+        self.ended = False  # and a verb after it, so that the scope ends at the next comma or "and"
         self.pending = -1  # how many mentions there were when a cue of either direction came; -1 when none waits
         self._resolve(hits)
 
-    def _open(self, state: int, once: bool = False, pending: bool = False) -> None:
+    def _open(self, state: int, once: bool = False, pending: bool = False, brief: bool = False) -> None:
         self._settle()
-        self.scope, self.once = state, once
+        self.scope, self.once, self.brief = state, once, brief
+        self.filled = self.ended = False
         self.pending = len(self.mentions) if pending else -1
 
     def _close(self) -> None:
         self._settle()
-        self.scope, self.once = POSITIVE, False
+        self.scope, self.once, self.brief = POSITIVE, False, False
+        self.filled = self.ended = False
+
+    def _verb(self, value: str | None) -> None:
+        """A verb ends a negation that has its object already."""
+        if self.scope == NEGATIVE and self.filled:
+            if self.brief or value == TRANSITIVE:
+                self._close()
+            else:
+                self.ended = True
 
     def _settle(self) -> None:
         """A cue of either direction that met no mention after it applies to those before it."""
@@ -401,7 +587,7 @@ class _Scopes:
 
     def _reach_back(self, state: int) -> None:
         for mention in self.mentions[self.segment :]:
-            if mention[3] == POSITIVE or (state == NEGATIVE and mention[3] == UNCERTAIN):
+            if mention[3] == POSITIVE or (state == NEGATIVE and mention[3] in (UNCERTAIN, BLANK)):
                 mention[3] = state
 
     def _reaches(self, hits: list[tuple], i: int) -> bool:
@@ -418,8 +604,8 @@ class _Scopes:
         "Edema or pneumonia" asserts neither. With a mere description on one side ("atelectasis or scarring",
         "infiltrate or atelectasis") "or" asserts both, as human indexers read it; "versus" never does.
         """
-        if hits[i - 2][0] in (ASSERT, WITH):
-            return state  # "with mild residual or recurrent pneumonia"
+        if state == NEGATIVE or hits[i - 2][0] in (ASSERT, WITH):
+            return state  # "with mild residual or recurrent pneumonia", "edema rather than pneumonia or hemorrhage"
         versus = hits[i - 1][0] == VERSUS
         joined = self.mentions[self.clause :] if hits[i - 2][0] == COMMA else self.mentions[-1:]
         for mention in joined:
@@ -429,26 +615,73 @@ class _Scopes:
                 state = UNCERTAIN if state == POSITIVE else state
         return state
 
+    def _forget(self, hits: list[tuple], i: int) -> None:
+        """Takes back what the clause around "on the previous study" at `i` says, where it says it of that study.
+
+        That is a clause whose verbs are of the past and that calls nothing unchanged or larger. "Was not seen on the
+        previous study" says that it is seen now.
+        """
+        start = i
+        while start > 0 and hits[start - 1][0] not in (COMMA, BREAK):
+            start -= 1
+        end = i + 1
+        if end < len(hits) and start == i and hits[end][0] == COMMA:
+            end += 1  # "on the previous study, an effusion was seen"
+        while end < len(hits) and hits[end][0] not in (COMMA, BREAK):
+            if hits[end][0] == AND and not any(hit[0] in (VERB, PREDICATE) for hit in hits[end + 1 : end + 2]):
+                break
+            end += 1
+        clause = hits[start:end]
+        verbs = [value for kind, value, *_ in clause if kind == VERB]
+        compared = any(kind == CHANGE or (kind == PREDICATE and value in _COMPARED) for kind, value, *_ in clause)
+        if PAST not in verbs or any(value not in (PAST, None) for value in verbs) or compared:
+            return
+        unseen = any(a[0] == NOT and b[0] == SEEN for a, b in pairwise(clause))
+        for mention in self.mentions:
+            if clause[0][2] <= mention[0] and mention[1] <= clause[-1][3]:
+                mention[3] = POSITIVE if unseen else BLANK
+
     def _resolve(self, hits: list[tuple]) -> None:  # noqa: C901
         mentions = self.mentions
         last = len(hits) - 1
         said = False
         before = ""
+        earlier: list[int] = []
+        unchanged = -1  # how many mentions there were at "no change in"; -1 outside of its clause
         for i, (kind, value, first, end) in enumerate(hits):
             if kind == MENTION:
                 conditions, state = value
-                if self.scope != POSITIVE:
+                self.filled = True
+                if state == BLANK:  # an illness of the past
+                    if before != MENTION and i < last and hits[i + 1][1] == PERSISTS:
+                        state = self.scope
+                elif self.scope != POSITIVE:
                     state = self.scope
                 if before in (OR, VERSUS) and len(mentions) > self.clause:
-                    state = self._alternatives(hits, i, conditions, state)
+                    if unchanged >= 0 and self.scope == POSITIVE:
+                        state = UNCERTAIN
+                        for mention in mentions[unchanged:]:
+                            mention[3] = UNCERTAIN if mention[3] == POSITIVE else mention[3]
+                    else:
+                        state = self._alternatives(hits, i, conditions, state)
                 mentions.append([first, end, conditions, state])
+                if before == PART and _is_device(hits[i]):
+                    self.segment = len(mentions)
+            elif kind == GENERAL:
+                self.filled = True
             elif kind == VERB:
                 said = True
+                self._verb(value)
+            elif kind == PART:
+                if before == MENTION:
+                    self.segment = len(mentions)
+                elif before in _NEGATIONS or before == DOUBT:
+                    self._close()  # "cannot confirm the position of the tube"
             elif kind in (COMMA, AND, WITH):
-                if before != COMMA and _opens_statement(hits, i, self.scope != POSITIVE, said):
+                if before != COMMA and _opens_statement(hits, i, self, said):
                     self._close()
                     self.clause = self.segment = len(mentions)
-                    said = False
+                    said, unchanged = False, -1
                 else:
                     if self.once or (kind == WITH and self.scope == UNCERTAIN):
                         self._close()
@@ -457,13 +690,15 @@ class _Scopes:
                     elif kind != AND:
                         self._settle()
                         self.segment = len(mentions)
-            elif kind in (NEGATE, NOT):
-                said = True
-                self._open(NEGATIVE)
+            elif kind in _NEGATIONS:
+                said, unchanged = True, -1
+                self._open(NEGATIVE, brief=kind == GONE)
                 if before == COLON and i > 1 and hits[i - 2][0] == MENTION:
                     mentions[-1][3] = NEGATIVE  # "Pneumothorax: no"
             elif kind == PREDICATE:
                 said = True
+                if value == NO_CHANGE:
+                    unchanged = len(mentions)
                 if i == last or hits[i + 1][0] != MENTION or value == OBSCURED:
                     if value in _BIG and self.scope != POSITIVE:
                         self.looks[i] = NORMAL if self.scope == NEGATIVE else BORDERLINE
@@ -474,15 +709,19 @@ class _Scopes:
                 cue = i - 1
                 while cue > 0 and (hits[cue][0] == VERB or hits[cue][0] == CLEARLY):
                     cue -= 1
-                if cue >= 0 and len(mentions) > self.segment and hits[cue][0] in (NOT, MAY):
-                    self.scope = POSITIVE
-                    self._reach_back(UNCERTAIN if hits[cue][0] == MAY or before == CLEARLY else NEGATIVE)
+                if cue >= 0 and hits[cue][0] in (NOT, MAY) and len(mentions) > self.clause:
+                    reaches = len(mentions) > self.segment
+                    self._close()
+                    if reaches:
+                        self._reach_back(UNCERTAIN if hits[cue][0] == MAY or before == CLEARLY else NEGATIVE)
+                else:
+                    self._verb(value)
             elif (
                 kind == BREAK or (kind == THERE and self.scope != BLANK) or (kind == AFTER and self.scope != POSITIVE)
             ):
                 self._close()
                 self.clause = self.segment = len(mentions)
-                said = False
+                said, unchanged = False, -1
             elif kind == MAY:
                 said = True
                 self._open(UNCERTAIN)
@@ -495,25 +734,53 @@ class _Scopes:
                     self._close()  # "not resolved"
                 elif self.scope in (NEGATIVE, BLANK) and kind == SUSPECT:
                     pass  # "no suspected fracture"
+                elif kind == REVOKE and (wish := _wish(hits, i)):
+                    self._close()
+                    if wish == MAY and self._reaches(hits, i) and SUPPORT_DEVICES not in mentions[-1][2]:
+                        self._reach_back(UNCERTAIN)  # "may have resolved"
                 elif before in (VERB, COLON) and self._reaches(hits, i):
                     self._close()
                     self._reach_back(state)
                 else:
                     self._open(state, once=True, pending=True)
             elif kind in (EXCLUDE, EXCLUDED):
-                negated = any(hit[0] == NOT or hit[0] == NEGATE for hit in hits[max(i - 2, 0) : i])
+                negated = any(hit[0] in _NEGATIONS for hit in hits[max(i - 2, 0) : i])
                 self._close()
                 if kind == EXCLUDED and self._reaches(hits, i):
                     self._reach_back(UNCERTAIN if negated else NEGATIVE)
                 else:
                     self._open(UNCERTAIN)
             elif kind == CHANGE:
-                if before in (NEGATE, NOT, AND, COMMA):
+                if before in _NEGATIONS or before in (AND, COMMA):
+                    if self.scope == NEGATIVE:
+                        unchanged = len(mentions)
                     self.scope = POSITIVE
+                elif (
+                    value == INCREASE
+                    and self.scope in (POSITIVE, UNCERTAIN)
+                    and i < last
+                    and hits[i + 1][0] == SUBJECT
+                ):
+                    said = True
+                    if hits[i + 1][1]:  # not of "increase in lung volume"
+                        self.looks[i] = LARGE if self.scope == POSITIVE else BORDERLINE
             elif kind == UNSAID:
                 self._open(BLANK, once=True)
+            elif kind == EARLIER:
+                earlier.append(i)
             before = kind
         self._settle()
+        for i in earlier:
+            self._forget(hits, i)
+
+
+def _wish(hits: list[tuple], i: int) -> str | None:
+    """MODAL or MAY where the verbs before the cue at `i` only ask for it or allow it: "should be removed"."""
+    while i > 0 and hits[i - 1][0] == VERB:
+        if hits[i - 1][1] == MODAL:
+            return MODAL
+        i -= 1
+    return MAY if i > 0 and hits[i - 1][0] == MAY else None
 
 
 _STATES = {
@@ -524,11 +791,13 @@ _STATES = {
     BORDERLINE: UNCERTAIN,
     OBSCURED: UNCERTAIN,
     STABLE: UNCERTAIN,
+    NO_CHANGE: UNCERTAIN,
 }
 _STATES_OF = {
-    CONDITIONS.index("Enlarged Cardiomediastinum"): _STATES,
+    ENLARGED_CARDIOMEDIASTINUM: {**_STATES, STABLE: STEADY, NO_CHANGE: STEADY},
+    MEDIASTINUM: {**_STATES, STABLE: UNSIZED, NO_CHANGE: UNSIZED},
     CONDITIONS.index("Cardiomegaly"): {**_STATES, PROMINENT: UNCERTAIN},
-    LUNG_OPACITY: {**_STATES, OBSCURED: BLANK, STABLE: BLANK},
+    LUNG_OPACITY: {**_STATES, OBSCURED: BLANK, STABLE: BLANK, NO_CHANGE: BLANK},
 }
 
 
@@ -546,9 +815,9 @@ def _judge_subjects(hits: list[tuple], looks: dict[int, str]) -> Iterator[list]:
             found = attributes.get(i - 2)
         if found is not None:
             attributes[i] = found
-        if found is None or shared or looks[found] == STABLE:
+        if found is None or shared or looks[found] in _STEADY:
             after = _predicate_after(hits, looks, i)
-            if after is not None and (found is None or shared or looks[after] != STABLE):
+            if after is not None and (found is None or shared or looks[after] not in _STEADY):
                 found = after
         if found is None:
             continue
@@ -560,6 +829,7 @@ def _judge_subjects(hits: list[tuple], looks: dict[int, str]) -> Iterator[list]:
             yield [first, end, (OTHER,), POSITIVE]
         for condition in conditions:
             if state := _STATES_OF[condition][look]:
+                condition = ENLARGED_CARDIOMEDIASTINUM if condition == MEDIASTINUM else condition
                 yield [min(first, hits[found][2]), max(end, hits[found][3]), (condition,), state]
 
 
@@ -572,7 +842,7 @@ def _attribute(hits: list[tuple], looks: dict[int, str], i: int) -> int | None:
     if owner >= 0 and hits[owner][0] == SUBJECT:
         start += 1  # in "heart is normal mediastinum is wide" the first belongs to the subject before it
     run = range(start, i)
-    return next((j for j in run if looks[j] != STABLE), run[0] if run else None)
+    return next((j for j in run if looks[j] not in _STEADY), run[0] if run else None)
 
 
 def _predicate_after(hits: list[tuple], looks: dict[int, str], i: int) -> int | None:
@@ -585,7 +855,7 @@ def _predicate_after(hits: list[tuple], looks: dict[int, str], i: int) -> int | 
             attribute = j < last and hits[j + 1][0] == SUBJECT and hits[j - 1][0] in _SEPARATORS
             if j not in looks or attribute:
                 continue
-            if looks[j] != STABLE:
+            if looks[j] not in _STEADY:
                 return j
             stable, said = j, True
         elif kind == VERB:
@@ -604,12 +874,15 @@ def _predicate_after(hits: list[tuple], looks: dict[int, str], i: int) -> int | 
 def _judge(hits: list[tuple]) -> list[list] | None:
     """Mentions [first word, last word, condition indices, state] of one sentence; None where it names no finding."""
     kinds = {hit[0] for hit in hits}
-    if MENTION not in kinds and PREDICATE not in kinds:
+    names = MENTION in kinds or PREDICATE in kinds
+    if not names and not (CHANGE in kinds and SUBJECT in kinds):
         return [] if GENERAL in kinds else None
     scopes = _Scopes(hits)
+    mentions = scopes.mentions
     if scopes.looks and SUBJECT in kinds:
-        return scopes.mentions + list(_judge_subjects(hits, scopes.looks))
-    return scopes.mentions
+        mentions = mentions + list(_judge_subjects(hits, scopes.looks))
+    speaks = PREDICATE in kinds or GENERAL in kinds or any(mention[3] != BLANK for mention in mentions)
+    return mentions if speaks else None
 
 
 def _weigh(hits: tuple[tuple, ...]) -> tuple[tuple[int, int], ...] | None:
@@ -646,6 +919,13 @@ class LexicalLabeler:
 
     name = "lexical"
 
+    def __init__(self, stable_mediastinum: CheXpertState = CheXpertState.BLANK):
+        """`stable_mediastinum`: the state of a mediastinum that is only called stable. With CheXpert's, uncertain, it
+        stands against No Finding too."""
+        self._output = (BLANK, POSITIVE, NEGATIVE, UNCERTAIN, UNCERTAIN, int(stable_mediastinum))
+        doubted = () if stable_mediastinum == BLANK else (STEADY, UNSIZED)
+        self._abnormal = frozenset(_STRENGTH.index(state) for state in (POSITIVE, UNCERTAIN, *doubted))
+
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """`CheXpertState` values, int64, shape (n, 14), in the order of `CONDITIONS`. Any string is labelled."""
         texts = list(texts)
@@ -655,7 +935,9 @@ class LexicalLabeler:
     @staticmethod
     def phrases() -> list[list[str]]:
         """The phrases that it knows for findings and for the anatomy that they are said of, a list for each."""
-        tables = (table for table, kind, _ in _tables() if kind in (MENTION, SUBJECT))
+        tables = (
+            table for table, kind, value in _tables() if kind == SUBJECT or (kind == MENTION and value[1] != BLANK)
+        )
         return [[" ".join(phrase) for phrase in _phrases(table)] for table in tables]
 
     def mentions(self, text: str) -> list[tuple[int, int, int, CheXpertState]]:
@@ -663,32 +945,36 @@ class LexicalLabeler:
 
         Indices are those of `CONDITIONS`; No Finding, which no phrase states, is not among them.
         """
+        plain, at = _plain(text)
+
+        def place(first: int, end: int) -> tuple[int, int]:
+            return (first, end) if at is None else (at[first], at[end - 1] + 1)
+
         found, start = [], 0
-        for sentence in _SENTENCE_END.split(_body(text)):
+        for sentence in _SENTENCE_END.split(_body(plain)):
             spans = [(start + match.start(), start + match.end()) for match in _WORD.finditer(sentence)]
             found += [
-                (spans[first][0], spans[end][1], condition, CheXpertState(state))
+                (*place(spans[first][0], spans[end][1]), condition, CheXpertState(self._output[state]))
                 for hits in _sentences(_WORD.findall(sentence))
                 for first, end, conditions, state in _judge(hits) or ()
                 for condition in conditions
-                if condition != OTHER and state != BLANK
+                if condition != OTHER and self._output[state] != BLANK
             ]
             start += len(sentence)
         return sorted(found)
 
-    @staticmethod
-    def _states(text: str) -> list[int]:
+    def _states(self, text: str) -> list[int]:
         strengths = [0] * (len(CONDITIONS) + 1)
         speaks = False
-        for sentence in _SENTENCE_END.split(_body(text)):
+        for sentence in _SENTENCE_END.split(_body(_plain(text)[0])):
             for said in _read_again(sentence) if len(sentence) < 1000 else _read(sentence):
                 speaks = True
                 for condition, strength in said:
                     if strength > strengths[condition]:
                         strengths[condition] = strength
-        states = [_STRENGTH[strength] for strength in strengths[: len(CONDITIONS)]]
+        states = [self._output[_STRENGTH[strength]] for strength in strengths[: len(CONDITIONS)]]
         strengths[SUPPORT_DEVICES] = 0
-        if speaks and max(strengths) < _STRENGTH.index(UNCERTAIN):
+        if speaks and self._abnormal.isdisjoint(strengths):
             states[NO_FINDING] = POSITIVE
         return states
 

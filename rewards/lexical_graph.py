@@ -49,7 +49,8 @@ LEXICON = {
         fracture|fractured, deformity, dislocation|subluxation, scoliosis|dextroscoliosis|levoscoliosis,
         kyphosis|kyphotic, spondylosis, osteophyte|spurring, osteopenia|osteopenic|demineralization,
         arthritis|arthritic, hernia, scar|scarring, fibrosis|fibrotic, thickening|thickened, plaque, blunting|blunted,
-        elevation|elevated, congestion|congested, engorgement|engorged, redistribution|cephalization, lead, clip, wire,
+        elevation|elevated, congestion|congested|congestive, engorgement|engorged, redistribution|cephalization,
+        lead, clip, wire,
         prominence|prominent, cuffing, widening|widened, tortuosity|tortuous, ectasia|ectatic, unfolding|unfolded,
         dilatation|dilated, atherosclerosis|atherosclerotic, aneurysm, emphysema|emphysematous|copd, device, valve,
         bulla|bullous|bullae, bronchiectasis, crowding, flattening|flattened, shift|shifted, deviation|deviated,
@@ -93,7 +94,7 @@ ANATOMY_LABEL = "Anatomy::definitely present"
 _ENDS = frozenset(".;!?\n")
 _LISTS = _set(", and or the a are is")
 _SCOPING = frozenset(
-    {labelers.NEGATE, labelers.NOT, labelers.REVOKE, labelers.DOUBT, labelers.MAY, labelers.SUSPECT}
+    {labelers.NEGATE, labelers.GONE, labelers.NOT, labelers.REVOKE, labelers.DOUBT, labelers.MAY, labelers.SUSPECT}
     | {labelers.EXCLUDE, labelers.EXCLUDED, labelers.UNSAID, labelers.OR, labelers.VERSUS}
 )
 _REPLACED = frozenset((labelers.MENTION, labelers.GENERAL))  # the labeler's findings: ours take their place
@@ -240,10 +241,14 @@ def _states(sentence: _Sentence) -> dict[int, int]:
     """The state of each observation by its word's place, after the LexicalLabeler's cues and scopes."""
     at = [i for i, kind in zip(sentence.at, sentence.kinds, strict=True) if kind == OBSERVATION]
     states = dict.fromkeys(at, labelers.POSITIVE)
-    cues = [hit for hits in labelers._sentences(sentence.words) for hit in hits if hit[0] not in _REPLACED]
+    hits = [hit for hits in labelers._sentences(sentence.words) for hit in hits]
+    cues = [hit for hit in hits if hit[0] not in _REPLACED]
     if any(cue[0] in _SCOPING for cue in cues):
         own = {i for kind, _, first, end in cues if kind in _SCOPING for i in range(first, end + 1)}  # "clear of"
-        mentions = [(labelers.MENTION, ((i,), labelers.POSITIVE), i, i) for i in at if i not in own]
+        devices = {i for hit in hits if labelers._is_device(hit) for i in range(hit[2], hit[3] + 1)}
+        # In place of conditions stand the word, negative so that it is none of them, and what counts of them.
+        named = {i: (-1 - i, labelers.SUPPORT_DEVICES) if i in devices else (-1 - i,) for i in at if i not in own}
+        mentions = [(labelers.MENTION, (named[i], labelers.POSITIVE), i, i) for i in named]
         resolved = labelers._Scopes(sorted(cues + mentions, key=itemgetter(2))).mentions
         states |= {mention[0]: mention[3] for mention in resolved}
     return states
@@ -294,7 +299,7 @@ class LexicalGraph:
 
     @staticmethod
     def _graph(text: str) -> dict:
-        words = labelers._WORD.findall(labelers._body(text))
+        words = labelers._WORD.findall(labelers._body(labelers._plain(text)[0]))
         entities: dict[str, dict] = {}
         for start, end in _sentences(words):
             first = len(entities) + 1

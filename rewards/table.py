@@ -19,6 +19,7 @@ from rewards.mccs import make_mccs_reward
 from rewards.radcliq import make_radcliq_reward, make_semb_part
 from rewards.radgraph import make_radgraph_part, make_radgraph_reward
 from rewards.rouge import make_rouge_reward
+from rewards.severity import SeverityReward
 
 Reward = Callable[..., list[float | None]]
 
@@ -72,6 +73,7 @@ REWARDS: dict[str, Callable[[Material], Reward]] = {
     "bertscore": _make_bertscore,
     "radgraph_lexical": lambda m: make_radgraph_reward(untagged=m.settings.untagged),
     "radgraph": lambda m: make_radgraph_reward(_radgraph_parser(m), untagged=m.settings.untagged),
+    "severity": lambda m: SeverityReward(untagged=m.settings.untagged),
     "radcliq_lite": lambda m: make_radcliq_reward(
         version=m.settings.radcliq_version, transform=m.settings.reward_transform, untagged=m.settings.untagged
     ),

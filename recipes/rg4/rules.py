@@ -652,7 +652,7 @@ class RuleRewriter:
     name = "rule"
 
     def __init__(self):
-        self.labeler = LexicalLabeler()
+        self.labeler = LexicalLabeler(stable_mediastinum=CheXpertState.UNCERTAIN)
         self.rewrite_sentence = lru_cache(maxsize=65536)(self._rewrite_sentence)
 
     def __call__(self, cases: Sequence) -> list[dict[str, str] | str]:

@@ -144,6 +144,129 @@ UNCERTAINTY = [
     ("Opacity which may be compatible with edema.", "+LO ?ED", "unless it only may be"),
 ]
 
+# Where a negation ends. Of the same kind come sentences in which it goes on, so that it does not end too soon.
+COMMAS = [
+    ("No pneumothorax, right lower lobe pneumonia.", "-PX +PN", "an item with a side is affirmed"),
+    ("No effusion, edema, left basilar atelectasis.", "-EF -ED +AT", "the last of three"),
+    ("No edema, pneumonia in the left base.", "-ED +PN", "the place after the finding"),
+    ("Without pneumothorax, retrocardiac opacity.", "-PX +LO", "without, and a place that is no side"),
+    ("No pneumothorax or effusion, left lung nodule.", "-PX -EF +LL", "after a list that is complete"),
+    ("No consolidation, pleural effusion, pneumothorax.", "-CO -EF -PX", "a list without a coordinator"),
+    ("No pneumothorax, left effusion or consolidation.", "-PX -EF -CO", "a side within a list that ends in or"),
+    ("No edema, left effusion, or right pneumothorax.", "-ED -EF -PX", "the same with a comma"),
+    ("No pneumothorax is seen, right lower lobe pneumonia.", "-PX +PN", "seen ends the scope"),
+    ("No pneumothorax seen, pneumonia.", "-PX +PN", "without a verb"),
+    ("No pneumothorax has developed, cardiomegaly.", "-PX +CM", "a verb ends it"),
+    ("No effusion is seen and cardiomegaly.", "-EF +CM", "at an and too"),
+    ("No focal consolidation is seen, pleural effusion, or pneumothorax.", "-CO -EF -PX", "unless the list goes on"),
+    ("No evidence is seen of edema, effusion, or pneumothorax.", "-ED -EF -PX", "a verb before the list"),
+    ("No opacity is seen to suggest pneumonia.", "-LO -PN", "no comma"),
+]
+
+CLAUSES = [
+    ("Rather than pneumonia, this is atelectasis.", "-PN +AT", "rather than A, this is B"),
+    ("Instead of edema, it shows consolidation.", "-ED +CO", "instead of"),
+    ("Rather than effusion, atelectasis, or edema, this is pneumonia.", "-EF -AT -ED +PN", "a list of three"),
+    ("This is edema rather than pneumonia, effusion, or hemothorax.", "+ED -PN -EF", "the list goes on"),
+    ("This is edema rather than pneumonia, left effusion is unchanged.", "+ED -PN +EF", "the next statement"),
+    ("Without edema, this is pneumonia.", "-ED +PN", "a pronoun opens a statement"),
+    ("Clearing of the right effusion shows underlying atelectasis.", "-EF +AT", "clearing of A shows B"),
+    ("Disappearance of the pneumothorax reveals a nodule.", "-PX +LL", "disappearance"),
+    ("Interval resolution of edema, effusion persists.", "-ED +EF", "a verb in the next statement"),
+    ("Clearing of the edema with left effusion.", "-ED +EF", "with"),
+    ("Clearing of the effusion and edema.", "-EF -ED", "and joins"),
+    ("Removal of the endotracheal tube and the feeding tube.", "-SD", "both devices"),
+    ("Cardiomegaly with no evidence of failure or pneumonia.", "+CM -PN", "or reaches back to no other scope"),
+]
+
+DEVICES = [
+    ("The tube should be withdrawn 2 cm.", "+SD", "moved, not gone"),
+    ("The catheter could be withdrawn slightly.", "+SD", "could"),
+    ("The tube needs to be partially withdrawn.", "+SD", "needs"),
+    ("The ET tube has been withdrawn by 3 cm.", "+SD", "a distance"),
+    ("The catheter was withdrawn to the brachiocephalic vein.", "+SD", "a place"),
+    ("The catheter should be removed.", "+SD", "still there"),
+    ("Recommend removal of the chest tube.", "+SD", "still there"),
+    ("The chest tube has been removed.", "-SD", "gone"),
+    ("Interval removal of the chest tube.", "-SD", "gone"),
+    ("Cannot confirm the position of the feeding tube.", "+SD", "the position is what is not confirmed"),
+    ("Unable to confirm placement of the tube.", "+SD", "placement"),
+    ("The tip of the catheter is not seen.", "+SD", "the tip is what is not seen"),
+    ("The feeding tube tip is not seen, small left effusion.", "+SD +EF", "nor is what follows denied"),
+    ("No malposition of the catheter.", "+SD", "a change of place is denied"),
+    ("No change in position of the tube.", "+SD", "the same"),
+    ("The tube is not seen.", "-SD", "the device itself"),
+    ("No pacemaker is seen.", "-SD", "the device itself"),
+    ("Cannot confirm a pneumothorax.", "?PX", "the finding itself"),
+    ("The pneumothorax may have resolved.", "?PX", "may"),
+]
+
+CHANGE = [
+    ("No significant change in effusion or edema.", "?EF ?ED", "both alike"),
+    ("No significant change in the opacity or effusion.", "?LO ?EF", "whatever A and B are"),
+    ("No change in effusion, edema, or atelectasis.", "?EF ?ED ?AT", "nor how many"),
+    ("No interval change in effusion and atelectasis.", "+EF +AT", "and: both are there"),
+    ("No change, no effusion or edema.", "-EF -ED", "a new negation"),
+    ("There has been an increase in heart size.", "+CM", "increase in"),
+    ("Marked interval increase in size of the cardiac silhouette.", "+CM", "increase in size of"),
+    ("Possible increase in heart size.", "?CM", "doubt"),
+    ("No increase in heart size.", "", "denied"),
+    ("Decrease in heart size.", "", "the opposite"),
+    ("Increase in interstitial markings.", "+LO", "another subject"),
+    ("Stable heart size, enlarged aorta.", "?CM", "the adjective of the next noun"),
+    ("Stable heart size, prominent azygos vein.", "?CM", "another noun"),
+    ("Stable heart size, enlarged thyroid.", "?CM", "and one of the neck"),
+    ("Normal heart size, dilated esophagus.", "-CM", "and one behind it"),
+    ("Heart size is stable, mildly enlarged.", "+CM", "no next noun"),
+    ("Biapical pleural capping.", "+PO", "pleural capping"),
+    ("No pleural cap.", "-PO", "denied"),
+]
+
+EARLIER = [
+    ("Scarring from prior infection.", "+LO", "an illness of the past"),
+    ("Changes of prior granulomatous infection.", "", "with an adjective"),
+    ("Sequela of old left lower lobe pneumonia.", "", "with a place"),
+    ("Calcification suggestive of old empyema.", "", "another"),
+    ("Previous pneumonia persists.", "+PN", "unless it persists"),
+    ("The previous pneumonia is no longer seen.", "-PN", "or is denied"),
+    ("Old rib fractures.", "+FX", "an old fracture is seen on this image"),
+    ("Pneumonia.", "+PN", "of today"),
+    ("On the previous study there was a pneumothorax.", "", "of an earlier study"),
+    ("On the prior radiograph, a right effusion was seen.", "", "with a comma"),
+    ("A pneumothorax was present on the prior exam.", "", "at the end"),
+    ("On the prior study, pneumonia was seen, and there is now an effusion.", "+EF", "then and now"),
+    ("On the previous study there was edema, but now effusion.", "+EF", "but"),
+    ("The effusion seen on the previous study is unchanged.", "+EF", "a verb of the present"),
+    ("The effusion was larger on the previous study.", "+EF", "compared: it is there still"),
+    ("The nodule was not present on the prior exam.", "+LL", "new"),
+    ("Compared with the previous study, the effusion is larger.", "+EF", "compared"),
+    ("Effusion, as on the prior study.", "+EF", "no verb of the past"),
+    ("Effusion on the prior study has resolved.", "-EF", "gone"),
+]
+
+TYPESET = [
+    ("There isn\u2019t a pneumothorax.", "-PX", "typographic apostrophe"),
+    ("Effusion can\u2018t be excluded.", "?EF", "another"),
+    ("\uff2e\uff4f \uff45\uff46\uff46\uff55\uff53\uff49\uff4f\uff4e\uff0e Edema.", "-EF +ED", "full width"),
+    ("E\ufb00usion without \ufb01brosis.", "+EF -PO", "ligatures"),
+    ("Pneumo\u00adthorax.", "+PX", "soft hyphen"),
+    ("\u0152dema, h\u00e6mothorax.", "+ED +EF", "old spellings"),
+    ("There is a pneumo-\nthorax.", "+PX", "broken at the end of a line"),
+    ("No pneumo- \n  thorax, cardio-\nmegaly or consoli-\ndation.", "-PX -CM -CO", "with blanks, three times"),
+    ("Right-\nsided effusion.", "+EF", "a hyphen that is one"),
+    ("Air-\nspace disease.", "+LO", "and one that is read either way"),
+    ("Mild effusion -\nno edema.", "+EF -ED", "a dash"),
+]
+
+CONGESTION = [
+    ("Vascular congestive changes.", "?ED", "as vascular congestion"),
+    ("Mild central pulmonary venous congestive changes.", "?ED", "as venous congestion"),
+    ("The vessels are congested.", "?ED", "as a predicate"),
+    ("No vascular congestive changes.", "-ED", "denied"),
+    ("Congestive heart failure.", "+ED", "the illness"),
+    ("Opacity favoring atelectasis.", "+LO ?AT", "as favored"),
+]
+
 HEART = [
     ("The heart is normal in size. The mediastinum is unremarkable.", "-CM -EC", "normal"),
     ("Heart size and mediastinal contours are within normal limits.", "-CM -EC", "one predicate, two subjects"),
@@ -155,6 +278,9 @@ HEART = [
     ("The heart size is at the upper limits of normal.", "-CM", "negative in CheXpert"),
     ("Borderline heart size.", "?CM", "uncertain in CheXpert"),
     ("Heart size is stable.", "?CM", "uncertain: the example of the CheXpert paper"),
+    ("Stable mediastinal silhouette.", "", "its size is not named"),
+    ("The heart and mediastinum are stable.", "?CM", "the heart alone"),
+    ("The mediastinum is widened and stable.", "+EC", "stable yields to a finding"),
     ("Stable cardiomediastinal silhouette with normal heart size.", "?EC -CM", "each its own"),
     ("The heart is stable in size and mildly enlarged.", "+CM", "stable yields to a finding"),
     ("The cardiac silhouette is mildly enlarged.", "+CM", "enlarged"),
@@ -208,6 +334,9 @@ SECTIONS = [
 ]
 
 
+READ_WRONGLY_ONCE = [*COMMAS, *CLAUSES, *DEVICES, *CHANGE, *EARLIER, *TYPESET, *CONGESTION]
+
+
 @pytest.mark.parametrize(
     "heading",
     [
@@ -246,7 +375,9 @@ def test_published_rows(labeler, text, expected):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected", "reason"), [*NEGATION, *UNCERTAINTY, *HEART, *MENTIONED, *SECTIONS], ids=lambda value: value
+    ("text", "expected", "reason"),
+    [*NEGATION, *UNCERTAINTY, *HEART, *MENTIONED, *SECTIONS, *READ_WRONGLY_ONCE],
+    ids=lambda value: value,
 )
 def test_states(labeler, text, expected, reason):
     assert labeler([text])[0][:NO_FINDING].tolist() == states(expected)[:NO_FINDING], reason
@@ -264,6 +395,13 @@ def test_states(labeler, text, expected, reason):
         ("No emphysema.", True, "unless negated"),
         ("Heart size normal. Calcified granuloma.", False, "another"),
         ("The hila are prominent. No effusion.", False, "another organ's"),
+        ("Stable mediastinal silhouette. Lungs are clear.", True, "says nothing of a finding"),
+        ("The cardiomediastinal silhouette is stable. Lungs are clear.", True, "nor does this"),
+        ("The cardiomediastinal silhouette is obscured. Lungs are clear.", False, "this does"),
+        ("Heart size is stable. Lungs are clear.", False, "and the heart: uncertain in CheXpert"),
+        ("Lungs are clear. Scarring from prior infection.", False, "the scar"),
+        ("Lungs are clear. Evidence of prior infection.", True, "of the past"),
+        ("On the previous study there was a pneumothorax.", False, "nothing of this image"),
         ("", False, "an empty text says nothing"),
         (" \n\t", False, "nor does a blank one"),
         ("the the the", False, "nor one without a finding"),
@@ -305,7 +443,28 @@ def test_mentions_give_the_evidence(labeler):
     ]
 
 
+def test_mentions_keep_the_places_of_the_text_as_it_was_written(labeler):
+    text = "There isn\u2019t an e\ufb00usion. Pneumo\u00adthorax.\nAtelec-\n tasis; \uff45\uff44\uff45\uff4d\uff41"
+    found = [(text[start:end], CONDITIONS[i], state) for start, end, i, state in labeler.mentions(text)]
+    assert found == [
+        ("e\ufb00usion", "Pleural Effusion", CheXpertState.NEGATIVE),
+        ("Pneumo\u00adthorax", "Pneumothorax", CheXpertState.POSITIVE),
+        ("Atelec-\n tasis", "Atelectasis", CheXpertState.POSITIVE),
+        ("\uff45\uff44\uff45\uff4d\uff41", "Edema", CheXpertState.POSITIVE),
+    ]
+
+
+def test_a_stable_mediastinum_is_what_is_asked_for():
+    cautious = LexicalLabeler(stable_mediastinum=CheXpertState.UNCERTAIN)
+    text = "The mediastinum is stable."
+    assert cautious([text, text + " Mediastinum normal."])[:, 0].tolist() == [3, 2]
+    assert [state for *_, state in cautious.mentions(text)] == [CheXpertState.UNCERTAIN]
+    assert LexicalLabeler().mentions(text) == []
+
+
 VOCABULARY = [
+    *("was", "should", "removed", "withdrawn", "tip of", "on the prior study", "rather than", "clearing of", "shows"),
+    *("no change in", "increase in", "old pneumonia", "left", "lobe", "e\ufb00usion", "isn\u2019t", "pneumo-\nthorax"),
     *("no", "not", "without", "and", "or", "versus", "with", "but", "may", "possible", "resolved", "cleared", "seen"),
     *(
         "excluded",
@@ -357,6 +516,9 @@ def test_any_text_is_labelled_and_mentions_agree(labeler):
         "A: ",
         "HISTORY: ",
         "possible ",
+        "no effusion, left ",
+        "on the prior study was effusion, ",
+        "e\ufb00usion pneumo-\nthorax ",
         "x" * 20,
         "🫁 ",
     ],

@@ -182,6 +182,10 @@ def relations(text: str) -> set[str]:
         ("History of pneumonia. Mild edema.", "mild+ edema+"),  # not said of this image
         ("INDICATION: pneumonia.\n\nFINDINGS: No edema.", "edema-"),  # nor is what was asked
         ("Pneumothorax?", "pneumothorax?"),
+        ("No edema, left lobe opacity.", "edema- left lobe opacity+"),  # the labeler's scopes: a side ends the list
+        ("Rather than edema, this is pneumonia.", "edema- pneumonia+"),
+        ("The tube should be withdrawn.", "tube+"),
+        ("There isn\u2019t an e\ufb00usion.", "effusion-"),  # and its eyes
         ("", ""),
         ("Comparison is made to the prior study.", ""),
     ],
