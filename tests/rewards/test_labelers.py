@@ -190,6 +190,7 @@ DEVICES = [
     ("Interval removal of the chest tube.", "-SD", "gone"),
     ("Cannot confirm the position of the feeding tube.", "+SD", "the position is what is not confirmed"),
     ("Cannot confirm tube position.", "+SD", "in another order"),
+    ("I do not see the tip of the catheter.", "+SD", "nor is the tip's absence the catheter's"),
     ("Unable to confirm placement of the tube.", "+SD", "placement"),
     ("The tip of the catheter is not seen.", "+SD", "the tip is what is not seen"),
     ("The feeding tube tip is not seen, small left effusion.", "+SD +EF", "nor is what follows denied"),
