@@ -359,16 +359,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says.
-
-    `findings`, the concepts that are `absent` from the image, the parts of the chest that are called `normal`, by name
-    or through an absent concept ("lungs", "pleura", "heart", "mediastinum", "bones"), and whether it `speaks` of
-    findings at all.
-    """
+    """What a report says: its `findings`, the concepts that it calls `absent`, and whether it `speaks` of any finding,
+    present or absent."""
 
     findings: tuple[Finding, ...]
     absent: frozenset[str]
-    normal: frozenset[str]
     speaks: bool
 
 
@@ -616,30 +611,6 @@ _CLEAR = re.compile(
 )
 _NOT_IN_CLEAR_LUNGS = ("consolidation", "opacity", "edema", "lesion", "cavity")
 _LONGEST = 600  # characters
-_PARTS = {
-    "lungs": (
-        "consolidation opacity interstitial edema lesion cavity atelectasis emphysema scar",
-        "lung lungs pulmonary",
-    ),
-    "pleura": ("effusion pneumothorax blunting", "pleura pleural costophrenic"),
-    "heart": ("cardiomegaly", "heart cardiac cardiomediastinal cardiopulmonary"),
-    "mediastinum": ("adenopathy", "mediastinum mediastinal cardiomediastinal hila hilar hilum"),
-    "bones": ("fracture", "bone bones bony osseous skeletal skeleton ribs spine"),
-}
-_PART_OF = {name: part for part, (names, _) in _PARTS.items() for name in names.split()}
-_PART_OF["wide mediastinum"] = "mediastinum"
-_PART_OF["bone lesion"] = "bones"
-_PART_WORDS = {word: part for part, (_, words) in _PARTS.items() for word in words.split()}
-_CALM = frozenset(("clear", "normal", "unremarkable", "intact", "limits", "no", "without"))
-
-
-@lru_cache(maxsize=8192)
-def _normal_parts(sentence: str) -> frozenset[str]:
-    """The parts of the chest that a sentence without findings calls clear, normal or without disease."""
-    words = re.findall(r"[a-z]+", sentence)
-    if _CALM.isdisjoint(words) or any(one.state != labelers.NEGATIVE for one in _sentence(sentence)[0]):
-        return frozenset()
-    return frozenset(_PART_WORDS[word] for word in words if word in _PART_WORDS)
 
 
 def _joined(one: _Stated, other: _Stated) -> _Stated:
@@ -710,7 +681,7 @@ def _cut(sentences: Iterable[str]) -> Iterator[str]:
 
 
 class FindingReader:
-    """`Report` of each text: findings, what is called absent or normal, and whether it speaks of findings at all.
+    """`Report` of each text: findings, what is called absent, and whether it speaks of findings at all.
 
     Any string is read. Sections that do not describe the image are left out, as by LexicalLabeler.
 
@@ -728,16 +699,13 @@ class FindingReader:
     def _report(text: str) -> Report:
         stated: list[_Stated] = []
         absent: dict[str, list[_Stated]] = {}
-        normal: set[str] = set()
         speaks, described = False, False  # described: the last finding is a description without a diagnosis
         for sentence in _cut(labelers._SENTENCE_END.split(labelers._body(labelers._plain(text)[0]))):
             mentions, points = _sentence(sentence)
-            calm = _normal_parts(sentence)
-            normal |= calm
             if _CLEAR.search(sentence) and not any(one.state != labelers.NEGATIVE for one in mentions):
                 for name in _NOT_IN_CLEAR_LUNGS:
                     absent.setdefault(name, []).append(_Stated(name, labelers.NEGATIVE, set(), _attributes("")))
-            speaks = speaks or bool(mentions or calm or labelers._read_again(sentence))
+            speaks = speaks or bool(mentions or labelers._read_again(sentence))
             for one in mentions:
                 if one.state == labelers.NEGATIVE:
                     absent.setdefault(one.name, []).append(one)
@@ -749,6 +717,5 @@ class FindingReader:
                             one.alternatives.add(last.name)
                     stated.append(one)
                     described = one.name in DESCRIPTIONS and not one.alternatives
-        normal |= {_PART_OF[name] for name in absent if name in _PART_OF}
         findings = tuple(_findings(stated, absent))
-        return Report(findings, frozenset(absent), frozenset(normal), speaks)
+        return Report(findings, frozenset(absent), speaks)

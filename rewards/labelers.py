@@ -151,7 +151,8 @@ PAST_MENTIONS = {
         "Pneumonia",
     ): """prior|previous|old|remote|past left|right|bilateral|- upper|middle|lower|- lobe|lung|- infection,
         prior|previous|old|remote|past left|right|bilateral|- upper|middle|lower|- lobe|lung|- pneumonia,
-        prior|previous|old|remote|past pulmonary|lung|viral|bacterial|fungal|mycobacterial|inflammatory|- infection,
+        prior|previous|old|remote|past pulmonary|lung|viral|bacterial|fungal|tb infection,
+        prior|previous|old|remote|past tuberculous|mycobacterial|inflammatory|- infection,
         prior|previous|old|remote|past infectious process|disease|etiology, prior|previous|old|remote|past pneumonitis,
         prior|previous|old|remote|past healed|treated|resolved pneumonia|infection,
         prior|previous|old|remote|past infection|inflammation or|and|/ inflammation|infection|pneumonia""",
@@ -572,8 +573,8 @@ class _Scopes:
         self.filled = self.ended = False
 
     def _verb(self, value: str | None) -> None:
-        """A verb ends a negation that has its object already."""
-        if self.scope == NEGATIVE and self.filled:
+        """A verb ends a negation that has its object already; "clearing of the left base shows" has it in any case."""
+        if self.scope == NEGATIVE and (self.filled or (self.brief and value == TRANSITIVE)):
             if self.brief or value == TRANSITIVE:
                 self._close()
             else:
@@ -674,6 +675,8 @@ class _Scopes:
                 self._verb(value)
             elif kind == PART:
                 if before == MENTION:
+                    if mentions[-1][3] in (NEGATIVE, UNCERTAIN):
+                        mentions[-1][3] = POSITIVE  # "cannot confirm tube position"
                     self.segment = len(mentions)
                 elif before in _NEGATIONS or before == DOUBT:
                     self._close()  # "cannot confirm the position of the tube"

@@ -89,9 +89,13 @@ def attribute_errors(found: Finding, reference: Finding) -> dict[str, float]:
         gaps = [abs(_PLACES.index(a) - _PLACES.index(b)) for a in found.places for b in reference.places]
         steps = min(gaps, default=1)
         errors["place"] = SIGNIFICANT if steps > 1 else SLIGHT
+    elif reference.places and found.places - reference.places:
+        errors["place"] = SLIGHT
     if reference.sizes and reference.sizes.isdisjoint(found.sizes):
         steps = min((abs(a - b) for a in found.sizes for b in reference.sizes), default=1)
         errors["size"] = SIGNIFICANT if steps > 1 else SLIGHT
+    elif reference.sizes and found.sizes - reference.sizes:
+        errors["size"] = SLIGHT  # "small" once and "large" once, where only one is right
     if reference.millimeters and found.millimeters:
         wanted, stated = max(reference.millimeters), max(found.millimeters)
         lesion = "lesion" in reference.concepts

@@ -95,7 +95,7 @@ def add_comparison(report: str) -> str | None:
     """The report with a comparison at a finding that has none."""
     for place, sentence in _abnormal(report):
         if not _COMPARED.search(sentence):
-            return _with(report, place, re.sub(r"\s*[.!?]*$", ", increased since the prior study.", sentence))
+            return _with(report, place, sentence.rstrip(" .!?") + ", increased since the prior study.")
     return None
 
 

@@ -121,8 +121,8 @@ class RadPref:
 
     def __init__(self, folder: Path):
         self.rows = read_judgements(folder, set(self.KEYS))
-        both = [[[judged[c] for judged in row["annotations"]] for c in ("C1", "C2")] for row in self.rows]
         try:
+            both = [[[judged[c] for judged in row["annotations"]] for c in ("C1", "C2")] for row in self.rows]
             self.ratings = np.array([[[j["rating"] for j in judged] for judged in pair] for pair in both], dtype=float)
             self.burden = np.array([[np.mean([_burden(j) for j in judged]) for judged in pair] for pair in both])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -292,7 +292,9 @@ def gaming(scorer: Scorer, texts: Sequence[str]) -> dict[str, float]:
 
 def cost(scorer: Scorer, texts: Sequence[str], group: int = 4) -> dict[str, float]:
     """Milliseconds of this process a report, share of zeros, distinct values, and spread within groups."""
-    others = [texts[(i + k + 1) % len(texts)] for i in range(len(texts)) for k in range(group)]
+    others = [  # numbered, so that none is remembered
+        f"{texts[(i + k + 1) % len(texts)]} Film {i}." for i in range(len(texts)) for k in range(group)
+    ]
     references = [text for text in texts for _ in range(group)]
     start = time.process_time()
     values = scorer(others, references)

@@ -42,7 +42,8 @@ def heat_map(sensitivity: dict[str, dict]) -> Figure:
     axes = figure.subplots()
     axes.imshow(falls, cmap="Blues", vmin=0, vmax=max(falls.max(), 1e-9), aspect="auto")
     for (i, j), value in np.ndenumerate(falls):
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8)
+        colour = "white" if value > falls.max() / 2 else "black"
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_yticks(range(len(falls)), sensitivity, fontsize=8)
     axes.set_xticks(range(len(kinds)), kinds, rotation=20, ha="right", fontsize=8)
     axes.set_title("by how much the reward falls (Open-i)", fontsize=9)

@@ -171,6 +171,7 @@ CLAUSES = [
     ("This is edema rather than pneumonia, left effusion is unchanged.", "+ED -PN +EF", "the next statement"),
     ("Without edema, this is pneumonia.", "-ED +PN", "a pronoun opens a statement"),
     ("Clearing of the right effusion shows underlying atelectasis.", "-EF +AT", "clearing of A shows B"),
+    ("Clearing of the left base shows residual atelectasis.", "+AT", "whatever A is"),
     ("Disappearance of the pneumothorax reveals a nodule.", "-PX +LL", "disappearance"),
     ("Interval resolution of edema, effusion persists.", "-ED +EF", "a verb in the next statement"),
     ("Clearing of the edema with left effusion.", "-ED +EF", "with"),
@@ -190,6 +191,8 @@ DEVICES = [
     ("The chest tube has been removed.", "-SD", "gone"),
     ("Interval removal of the chest tube.", "-SD", "gone"),
     ("Cannot confirm the position of the feeding tube.", "+SD", "the position is what is not confirmed"),
+    ("Cannot confirm tube position.", "+SD", "in another order"),
+    ("I do not see the tip of the catheter.", "+SD", "nor is the tip's absence the catheter's"),
     ("Unable to confirm placement of the tube.", "+SD", "placement"),
     ("The tip of the catheter is not seen.", "+SD", "the tip is what is not seen"),
     ("The feeding tube tip is not seen, small left effusion.", "+SD +EF", "nor is what follows denied"),
@@ -224,6 +227,7 @@ CHANGE = [
 
 EARLIER = [
     ("Scarring from prior infection.", "+LO", "an illness of the past"),
+    ("Prior TB infection.", "", "of a kind"),
     ("Changes of prior granulomatous infection.", "", "with an adjective"),
     ("Sequela of old left lower lobe pneumonia.", "", "with a place"),
     ("Calcification suggestive of old empyema.", "", "another"),

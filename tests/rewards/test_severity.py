@@ -104,6 +104,7 @@ HAND = [
     ("Left effusion.", "The lungs are clear.", 0.05 / 0.55),  # false: F is .5
     ("Effusion. Edema.", "Effusion.", 0.55 / 1.05),
     ("Effusion. Pneumothorax.", "Effusion.", 0.55 / 1.55),  # the urgent one costs twice as much
+    ("Effusion. Blunted costophrenic angle.", "Effusion.", 0.55 / 0.8),  # another name for it: half of .5
     ("Right effusion.", "Left effusion.", (0.25 / 1.5 + 0.05) / 0.55),  # the opposite side: 1
     ("Right effusion.", "Bilateral effusions.", (0.25 / 1.0 + 0.05) / 0.55),  # one of two: .5
     ("Effusion.", "Left effusion.", (0.25 / 0.6 + 0.05) / 0.55),  # left out: .1
