@@ -68,7 +68,7 @@ def severity_in_context(finding: Finding, age: float | None = None, indication: 
     return _CLASSES[level]
 
 
-def attribute_errors(found: Finding, reference: Finding) -> dict[str, float]:
+def attribute_errors(found: Finding, reference: Finding) -> dict[str, float]:  # noqa: C901
     """The errors of a matched finding by kind, each `SIGNIFICANT` (0.5), twice that, or `SLIGHT` (0.1).
 
     Detail that only the report gives is no error; what both give and differ in is one, and detail that only the

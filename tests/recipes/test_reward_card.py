@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from recipes import reward_card
-from recipes.cli import InputError
-from recipes.data.error_injection import INJECTIONS, paraphrase
-from recipes.data.reward_card import (
+from recipes.evaluation.error_injection import INJECTIONS, paraphrase
+from recipes.evaluation.reward_card import (
     RadPref,
     Scorer,
     agreement,
@@ -21,7 +20,8 @@ from recipes.data.reward_card import (
     read_judgements,
     sensitivity,
 )
-from recipes.data.reward_card_page import markdown, table
+from recipes.evaluation.reward_card_page import markdown, table
+from recipes.files import InputError
 from rewards import severity_reward
 
 REPORT = "Stable small left pleural effusion. The heart is normal. Right upper lobe nodule."
@@ -133,7 +133,7 @@ def silent(completions, **kwargs):
 
 def test_a_reward_that_fails_loses_its_row_alone(data, monkeypatch):
     monkeypatch.setattr(
-        "recipes.data.reward_card.read_reports", lambda count, seed: {"Open-i": [REPORT, "Nodule."] * 5}
+        "recipes.evaluation.reward_card.read_reports", lambda count, seed: {"Open-i": [REPORT, "Nodule."] * 5}
     )
     names = ["severity_reward", f"{__name__}.broken", f"{__name__}:silent"]
     card = make_card(names, data, resamples=10)
