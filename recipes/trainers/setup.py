@@ -18,9 +18,15 @@ def choose_rewards(settings, labeler: Callable, references: Sequence[str], weigh
     from accelerate import PartialState
 
     from rewards.inputs import remembered
-    from rewards.table import make_rewards
+    from rewards.table import REWARDS, import_reward, make_rewards
 
     names = settings.rewards
+    try:
+        for name in names:
+            if name not in REWARDS:
+                import_reward(name)  # a name that does not exist is told before anything is loaded
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if weights and len(weights) != len(names):
         raise InputError(f"reward_weights has {len(weights)} values for {len(names)} rewards")
     try:

@@ -369,9 +369,17 @@ def test_untagged_reaches_every_reward(mode, rewards_of_the_recipe):
     """A completion that is the reference, without a tag, earns something with `whole` and nothing with `zero`."""
     functions = rewards_of_the_recipe("--untagged", mode)
     del functions["format"]
-    assert {"mccs", "ce_f1", "positive_f1", "bleu", "rouge", "cider", "radgraph_lexical", "radcliq_lite"} == set(
-        functions
-    )
+    assert {
+        "mccs",
+        "ce_f1",
+        "positive_f1",
+        "bleu",
+        "rouge",
+        "cider",
+        "radgraph_lexical",
+        "severity",
+        "radcliq_lite",
+    } == set(functions)
     report = "There is a small left pleural effusion. The heart is enlarged."
     for name, function in functions.items():
         (score,) = function([[{"role": "assistant", "content": report}]], report=[report])

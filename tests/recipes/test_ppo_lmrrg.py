@@ -166,9 +166,9 @@ def test_a_resumed_run_ends_where_the_whole_one_does(train, stage1, tmp_path):
     ("changed", "reward"),
     [
         ({"rewards": "bleu", "theta": 0.15}, "bleu_reward"),  # Table 3, reward: BLEU4
-        ({"kl_controller": "fixed"}, "radcliq_lite"),  # Table 3, fixed lambda_KL
+        ({"kl_controller": "fixed"}, "radcliq_lite_reward"),  # Table 3, fixed lambda_KL
         ({"rewards": "mccs"}, "mccs_reward"),  # labels come along
-        ({"kl_direction": "ref_policy"}, "radcliq_lite"),  # the order of Eq. 3
+        ({"kl_direction": "ref_policy"}, "radcliq_lite_reward"),  # the order of Eq. 3
     ],
     ids=str,
 )
