@@ -214,12 +214,6 @@ class SeverityReward:
         check_untagged(untagged)
         self.reader, self.untagged = remembered(reader or FindingReader()), untagged
 
-    def __getstate__(self) -> dict:
-        return {"reader": self.reader.compute, "untagged": self.untagged}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
-
     def __call__(
         self,
         completions: list,

@@ -9,7 +9,7 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from recipes.data.labels import read_labelled
 from recipes.data.phantom import Study, make_study, sample_states
 from recipes.data.schema import SPLITS, read_build
-from recipes.demos.figures import LABELS, pooled
+from recipes.demos.figures import LABELS, pooled, resource_checks
 from recipes.evaluation.prediction_files import read_predictions
 from recipes.evaluation.scores import score_completions
 from rewards.bleu import tokenize
@@ -163,12 +163,6 @@ def make_checks(figures: dict, minutes: float, minutes_bar: float, memory_gb: fl
             "bar": ">= 0.3",
             "holds": with_prior >= 0.3,
         },
-        {
-            "name": "wall time of one seed without installation, minutes",
-            "value": minutes,
-            "bar": f"<= {minutes_bar:g}",
-            "holds": minutes <= minutes_bar,
-        },
-        {"name": "peak memory, GB", "value": memory_gb, "bar": "<= 6", "holds": memory_gb <= 6},
+        *resource_checks(minutes, minutes_bar, memory_gb),
     ]
     return checks

@@ -3,7 +3,7 @@
 import numpy as np
 
 from recipes.data.labels import read_labelled
-from recipes.demos.figures import pooled
+from recipes.demos.figures import pooled, resource_checks
 from recipes.demos.scenarios import corpus_bleu
 from recipes.evaluation.baselines import NORMAL_REPORT, TEMPLATE
 from recipes.evaluation.bootstrap import paired_bootstrap
@@ -106,12 +106,6 @@ def make_checks(figures: dict, minutes: float, minutes_bar: float, memory_gb: fl
             "bar": "> -0.02",
             "holds": kept > -0.02,
         },
-        {
-            "name": "wall time of one seed without installation, minutes",
-            "value": minutes,
-            "bar": f"<= {minutes_bar:g}",
-            "holds": minutes <= minutes_bar,
-        },
-        {"name": "peak memory, GB", "value": memory_gb, "bar": "<= 6", "holds": memory_gb <= 6},
+        *resource_checks(minutes, minutes_bar, memory_gb),
     ]
     return checks

@@ -59,6 +59,13 @@ def longest_row(trainer: Trainer, loader: DataLoader) -> tuple[int, int, int]:
     return *longest, len(places)
 
 
+def steps_of_a_batch(args) -> int:
+    """How many optimizer steps use the completions of one generation; 1 where nothing is generated."""
+    if not isinstance(args, GRPOConfig):
+        return 1
+    return max(1, args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps)
+
+
 def describe_run(trainer: Trainer, loader: DataLoader, memory: StepMemory, row: tuple[int, int, int]) -> str:
     """The block of lines that is printed before the first step; `row` is `longest_row`'s."""
     args, state, model = trainer.args, trainer.state, trainer.accelerator.unwrap_model(trainer.model)
@@ -75,7 +82,7 @@ def describe_run(trainer: Trainer, loader: DataLoader, memory: StepMemory, row: 
         samples += f"; longest prompt {prompt:,} tokens, longest answer {answer:,} (looked at: {of})"
     batch = args.per_device_train_batch_size * max(1, args.n_gpu) * args.world_size * args.gradient_accumulation_steps
     if isinstance(args, GRPOConfig):
-        uses = args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
+        uses = steps_of_a_batch(args)
         step = f"{batch:,} completions a step, {args.num_generations} for a prompt"
         step += f"; new ones every {uses} steps" if uses > 1 else ""
     else:
@@ -126,9 +133,7 @@ class RunSummary(TrainerCallback):
         [sentence] = broadcast_object_list([sentence])
         if sentence:
             raise InputError(sentence)
-        period = 1
-        if isinstance(args, GRPOConfig):
-            period = max(1, args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps)
+        period = steps_of_a_batch(args)
         self._steps = period * math.ceil(MEASURED / period)
         self._start = None
 
