@@ -5,7 +5,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from recipes.demos.ablation_figures import AGREE, BLEU, DISAGREE, MACRO, MCCS, MICRO, RADCLIQ
+from recipes.demos.ablation_figures import AGREE, BLEU, DISAGREE, MCCS, MICRO, RADCLIQ
 from recipes.demos.ablation_runs import report_file
 from recipes.demos.page import choose_studies
 from recipes.demos.reward_habits import HABITS, MEANING
@@ -20,7 +20,7 @@ from recipes.templates import html_environment
 ALONE = ("base", "nlg", "reasoning", "ce_f1", "mccs", "mccs_margin_0", "radcliq_lite", "mccs_reasoning")
 DATA = {"mrgr1": "IU X-Ray / MIMIC-CXR", "lmrrg": "MIMIC-CXR", "llmrg4": "MIMIC-RG4"}
 F1_5, EXAMPLE_F1 = efficacy_name("5", "positive", "micro", "f1"), efficacy_name("14", "negative", "example", "f1")
-HEADLINE = (MICRO, MACRO, F1_5, EXAMPLE_F1, MCCS, BLEU, RADCLIQ)  # what the Markdown shows; the page has all figures
+HEADLINE = (MICRO, F1_5, EXAMPLE_F1, MCCS, BLEU, RADCLIQ)  # what the Markdown shows; the page has all figures
 HEADLINE_HABITS = ("f1", "findings", "negative_recall", "silent", "think")
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
@@ -36,12 +36,13 @@ def sample_reports(rows: Dataset, out: str, seed: int, ran: list[str]) -> list[d
 
 
 def write_markdown(file: str | Path, results: dict) -> str:
-    """Writes the headline tables of a system's `results` to `file` and returns them; `write_page` has every figure."""
+    """Writes the headline tables of a system's `results` to `file` and returns them; `write_page` has every figure.
+
+    recipes/RESULTS.md says what a cell holds.
+    """
     seeds = ", ".join(map(str, results["seeds"]))
     lines = [
-        f"Seeds {seeds}. A cell: our value (95 % interval), under it the paper's on {DATA[results['system']]}, and "
-        "whether the difference to the row in bold has the paper's sign, where it is significant. Style: half of it "
-        "or more is there with the images of other studies too.",
+        f"Seeds {seeds}; the paper's figures are those on {DATA[results['system']]}.",
         "",
         "| claim | better minus worse | by seed | here |",
         "|---|---|---|---|",
