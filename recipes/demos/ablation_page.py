@@ -21,7 +21,6 @@ ALONE = ("base", "nlg", "reasoning", "ce_f1", "mccs", "mccs_margin_0", "radcliq_
 DATA = {"mrgr1": "IU X-Ray / MIMIC-CXR", "lmrrg": "MIMIC-CXR", "llmrg4": "MIMIC-RG4"}
 F1_5, EXAMPLE_F1 = efficacy_name("5", "positive", "micro", "f1"), efficacy_name("14", "negative", "example", "f1")
 HEADLINE = (MICRO, F1_5, EXAMPLE_F1, MCCS, BLEU, RADCLIQ)  # what the Markdown shows; the page has all figures
-HEADLINE_HABITS = ("f1", "findings", "negative_recall", "silent", "think")
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
 
@@ -71,15 +70,6 @@ def write_markdown(file: str | Path, results: dict) -> str:
         template = (f"{group[TEMPLATE][figure]:.3f}" for figure in columns)
         lines.append("| " + " | ".join([TEMPLATE, *template]) + " |")
         lines += [f"| {group['names'][row]} | not run |" + " |" * (len(titles) - 1) for row in group["not_run"]]
-    if habits := results["habits"]:
-        names = results["groups"][0]["names"]
-        studies = f"{habits['studies']} test studies, {habits['abnormal']} of them abnormal"
-        lines += ["", f"What the rows' reports name and leave out, {studies}. {MEANING}", ""]
-        titles = [HABITS[figure] for figure in HEADLINE_HABITS]
-        lines += ["| row | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-        for row, figures in habits["rows"].items():
-            cells = "".join(f" {_habit(figures[figure])} |" for figure in HEADLINE_HABITS)
-            lines.append(f"| {names.get(row, row)} |{cells}")
     text = "\n".join(lines) + "\n"
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -97,10 +87,6 @@ def _cell(each: dict) -> str:
         if each.get("verdict") in (AGREE, DISAGREE):
             parts.append(each["verdict"])
     return "<br>".join(parts) + "<br>style" * each.get("style", False)
-
-
-def _habit(each: dict) -> str:
-    return "–" if each["value"] is None else f"{each['value']:.3f}"
 
 
 def write_page(file: str | Path, results: dict, shown: list[dict[str, str]]) -> None:
