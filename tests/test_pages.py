@@ -1,4 +1,4 @@
-"""The Markdown pages: README is one screen, and every relative link leads somewhere."""
+"""The Markdown pages: short, README one screen, each says for whom it is, and every relative link leads somewhere."""
 
 import re
 import subprocess
@@ -48,5 +48,22 @@ def test_a_broken_link_is_noticed(tmp_path):
     assert broken_links(page) == bad
 
 
+def words_of(page: str) -> int:
+    """The words of a page as `wc -w` counts them, the bars of tables among them."""
+    return len((ROOT / page).read_text().split())
+
+
 def test_readme_is_one_screen():
-    assert len((ROOT / "README.md").read_text().split()) <= 1000
+    assert words_of("README.md") <= 1000
+
+
+def test_all_pages_together_are_short():
+    """Who adds a fact to a page finds another that stands twice, or that --help says already."""
+    words = {page: words_of(page) for page in list_pages()}
+    assert sum(words.values()) <= 18_000, sorted(words.items(), key=lambda item: -item[1])
+
+
+@pytest.mark.parametrize("page", [page for page in list_pages() if page != "README.md"])
+def test_the_first_paragraph_says_for_whom_a_page_is(page):
+    title, paragraph = (ROOT / page).read_text().split("\n\n")[:2]
+    assert title.startswith("# ") and paragraph.startswith("For whoever ")
