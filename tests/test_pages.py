@@ -1,4 +1,4 @@
-"""The Markdown pages: README is one screen, and every relative link leads somewhere."""
+"""The Markdown pages: short, README one screen, each says for whom it is, and every relative link leads somewhere."""
 
 import re
 import subprocess
@@ -48,5 +48,25 @@ def test_a_broken_link_is_noticed(tmp_path):
     assert broken_links(page) == bad
 
 
+WORD = re.compile(r"\S*\w\S*")
+
+
+def count_words(page: str) -> int:
+    """The words of a page, code among them. The bars of a table are none, nor are dashes; `wc -w` counts these too."""
+    return len(WORD.findall((ROOT / page).read_text()))
+
+
 def test_readme_is_one_screen():
     assert len((ROOT / "README.md").read_text().split()) <= 1000
+
+
+def test_all_pages_together_are_short():
+    """A page that says more says a fact that stands twice, or one that --help or a docstring has already."""
+    words = {page: count_words(page) for page in list_pages()}
+    assert sum(words.values()) <= 18_000, sorted(words.items(), key=lambda item: -item[1])
+
+
+@pytest.mark.parametrize("page", [page for page in list_pages() if page != "README.md"])
+def test_the_first_paragraph_says_for_whom_a_page_is(page):
+    title, paragraph = (ROOT / page).read_text().split("\n\n")[:2]
+    assert title.startswith("# ") and paragraph.startswith("For whoever ")

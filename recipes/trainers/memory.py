@@ -1,4 +1,4 @@
-"""How much of a GPU's memory a training step takes, computed before the step: the formula of recipes/cluster.md."""
+"""How much of a GPU's memory a training step takes, computed before it; recipes/cluster.md has the paper's run."""
 
 from dataclasses import dataclass, replace
 
