@@ -20,9 +20,9 @@ def report_f1(
     `empty_match` (ours: 1).
     """
     columns = [CONDITIONS.index(name) for name in LABEL_SETS[label_set]]
-    found, truth = (to_binary(states, uncertain_positive)[..., columns] for states in (generated, reference))
-    sizes = found.sum(-1) + truth.sum(-1)
-    return np.where(sizes == 0, empty_match, 2 * (found & truth).sum(-1) / np.maximum(sizes, 1))
+    predicted, truth = (to_binary(states, uncertain_positive)[..., columns] for states in (generated, reference))
+    sizes = predicted.sum(-1) + truth.sum(-1)
+    return np.where(sizes == 0, empty_match, 2 * (predicted & truth).sum(-1) / np.maximum(sizes, 1))
 
 
 def make_ce_f1_reward(

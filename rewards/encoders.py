@@ -33,12 +33,12 @@ def plan_batches(sizes: Sequence[tuple[int, int]], budget: int, cost: int) -> li
     """
     best, first = [0.0], [0]
     for end in range(1, len(sizes) + 1):
-        rows, start, found = 0, end, []
+        rows, start, choices = 0, end, []
         while start and (start == end or (rows + sizes[start - 1][0]) * sizes[start - 1][1] <= budget):
             start -= 1
             rows += sizes[start][0]
-            found.append((best[start] + rows * sizes[start][1] + cost, start))
-        cheapest = min(found)
+            choices.append((best[start] + rows * sizes[start][1] + cost, start))
+        cheapest = min(choices)
         best.append(cheapest[0])
         first.append(cheapest[1])
     batches, end = [], len(sizes)
@@ -58,8 +58,8 @@ def load_checkpoint(
     tokenizer. Pickles are never opened.
     """
     try:
-        found, _ = model_class.config_class.get_config_dict(name)
-        kind = found.get("model_type", "missing")
+        config, _ = model_class.config_class.get_config_dict(name)
+        kind = config.get("model_type", "missing")
         if kind == model_class.config_class.model_type:
             tokenizer = AutoTokenizer.from_pretrained(name)
             model, notes = model_class.from_pretrained(
@@ -70,11 +70,13 @@ def load_checkpoint(
         raise ValueError(f"no {title} could be loaded from {name} ({reason}); {how_to_get}") from error
     if kind != model_class.config_class.model_type:
         raise ValueError(f"{name} is no {title} (the model_type of its config.json is {kind}); {how_to_get}")
-    if wrong := sorted(notes["missing_keys"]) or sorted(notes["unexpected_keys"]):
-        raise ValueError(f"{name} is no complete {title} ({len(wrong)} weights such as {wrong[0]}); {how_to_get}")
+    if faults := sorted(notes["missing_keys"]) or sorted(notes["unexpected_keys"]):
+        raise ValueError(f"{name} is no complete {title} ({len(faults)} weights such as {faults[0]}); {how_to_get}")
     size = model.get_input_embeddings().num_embeddings
-    own = len(tokenizer) > len(set(tokenizer.all_special_ids))  # transformers makes up an empty one without its files
-    if not own or len(tokenizer) > size or (len(tokenizer) < size and not spare_embeddings):
+    has_vocabulary = len(tokenizer) > len(
+        set(tokenizer.all_special_ids)
+    )  # transformers makes up an empty one without its files
+    if not has_vocabulary or len(tokenizer) > size or (len(tokenizer) < size and not spare_embeddings):
         sizes = f"the tokenizer has {len(tokenizer)} tokens, the model {size}"
         raise ValueError(f"{name} has no tokenizer, or another model's ({sizes}); {how_to_get}")
     return model, tokenizer

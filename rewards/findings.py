@@ -249,9 +249,9 @@ def _related() -> dict[str, frozenset[str]]:
     pairs: dict[str, set[str]] = {name: set() for name in NAMES}
     for line in _RELATED.splitlines():
         name, rest = line.strip().split(":")
-        for other in rest.split(",") if "," in rest else rest.split():
-            pairs[name].add(other.strip())
-            pairs[other.strip()].add(name)
+        for neighbour in rest.split(",") if "," in rest else rest.split():
+            pairs[name].add(neighbour.strip())
+            pairs[neighbour.strip()].add(name)
     return {name: frozenset(others) for name, others in pairs.items()}
 
 
@@ -425,21 +425,21 @@ def _named(words: list[str]) -> Iterator[tuple[int, int, str]]:
 
 def _judged(words: list[str]) -> list[tuple[int, int, str, int]]:
     """First word, last word, concept and state of what one sentence speaks of, in the order of the words."""
-    named = list(_named(words))
-    covered = {i for first, end, _ in named for i in range(first, end + 1)}
+    phrases = list(_named(words))
+    covered = {i for first, end, _ in phrases for i in range(first, end + 1)}
     judged = []
     start = 0
     sentences = list(labelers._sentences(words)) or [[]]
     for k, cues in enumerate(sentences):
         stop = sentences[k + 1][0][2] if k + 1 < len(sentences) else len(words)
         cues = [cue for cue in cues if cue[0] not in _DROPPED and not covered.intersection(range(cue[2], cue[3] + 1))]
-        own = [
+        mentions = [
             (labelers.MENTION, (_CONDITIONS[name], labelers.POSITIVE), first, end)
-            for first, end, name in named
+            for first, end, name in phrases
             if start <= first < stop
         ]
         start = stop
-        hits = sorted([*cues, *own], key=lambda hit: hit[2])
+        hits = sorted([*cues, *mentions], key=lambda hit: hit[2])
         scopes = labelers._Scopes(hits)
         judged += [
             (first, end, NAMES[conditions[0] - _FIRST], state) for first, end, conditions, state in scopes.mentions
@@ -460,19 +460,19 @@ def _judged(words: list[str]) -> list[tuple[int, int, str, int]]:
 def _attributes(chunk: str) -> dict[str, set]:
     """What a stretch of a sentence says of the findings that it names."""
     words = re.findall(r"[a-z]+", _NO_SIZE_WORDS.sub("", chunk))
-    said: dict[str, set] = {kind: set() for kind in ("side", "size", "change", "place", "mm", "aspect")}
+    attributes: dict[str, set] = {kind: set() for kind in ("side", "size", "change", "place", "mm", "aspect")}
     anchored = not _ANCHORS.isdisjoint(words)
     for word in words:
         if word in _WORDS and (anchored or word not in _AMBIGUOUS):
             kind, value = _WORDS[word]
-            said[kind] |= {"left", "right"} if value == "both" else {value}
+            attributes[kind] |= {"left", "right"} if value == "both" else {value}
         if word in _ASPECTS:
-            said["aspect"].add(_ASPECTS[word])
+            attributes["aspect"].add(_ASPECTS[word])
         if word in _PLACE:
-            said["place"].add(_PLACE[word])
+            attributes["place"].add(_PLACE[word])
     for match in _MEASURE.finditer(chunk):
-        said["mm"].add(float(match[1]) * (10 if match[2].startswith("c") else 1))
-    return said
+        attributes["mm"].add(float(match[1]) * (10 if match[2].startswith("c") else 1))
+    return attributes
 
 
 @dataclass
@@ -482,7 +482,7 @@ class _Stated:
     name: str
     state: int
     words: set[str]
-    said: dict[str, set]
+    attributes: dict[str, set]
     bad: bool = False
     alternatives: set[str] = field(default_factory=set)
     qualified: bool = False
@@ -508,12 +508,12 @@ def _sentence(sentence: str) -> tuple[tuple[_Stated, ...], bool]:
     texts = [""] * len(judged)
     before: list[int] = []
     waiting = ""
-    for (start, end), held in zip(chunks, holders, strict=True):
+    for (start, end), members in zip(chunks, holders, strict=True):
         text = sentence[start:end]
-        if held:
-            for k in held:
+        if members:
+            for k in members:
                 texts[k] += " " + waiting + text
-            before, waiting = held, ""
+            before, waiting = members, ""
         elif before:
             for k in before:
                 texts[k] += " " + text
@@ -521,10 +521,10 @@ def _sentence(sentence: str) -> tuple[tuple[_Stated, ...], bool]:
             waiting += text + " "
     stated = []
     for k, (first, end, name, state) in enumerate(judged):
-        said = _attributes(texts[k])
+        attributes = _attributes(texts[k])
         bad = name in DEVICES and _out_of_place(name, texts[k])
         qualified = _QUALIFIED.search(texts[k]) is not None
-        stated.append(_Stated(name, state, set(words[first : end + 1]), said, bad, qualified=qualified))
+        stated.append(_Stated(name, state, set(words[first : end + 1]), attributes, bad, qualified=qualified))
     pointer = not _POINTERS.isdisjoint(words[:2]) and not (_SUGGESTIVE | {"may", "could"}).isdisjoint(words[:5])
     _explain(stated, judged, words)
     return tuple(one for one in stated if one.name), pointer
@@ -546,60 +546,69 @@ def _explain(stated: list[_Stated], judged: list[tuple], words: list[str]) -> No
     Certain ("opacities consistent with edema"), the diagnosis takes the description's place; doubtful, both are
     alternatives of one finding ("opacity which may be pneumonia or edema").
     """
-    for k, one in enumerate(stated):
-        if one.name not in DESCRIPTIONS or one.state not in (labelers.POSITIVE, labelers.UNCERTAIN):
+    for k, mention in enumerate(stated):
+        if mention.name not in DESCRIPTIONS or mention.state not in (labelers.POSITIVE, labelers.UNCERTAIN):
             continue
         for j in range(k + 1, len(stated)):
-            other = stated[j]
-            if other.name not in EXPLANATIONS[one.name] or other.state not in (labelers.POSITIVE, labelers.UNCERTAIN):
+            diagnosis = stated[j]
+            if diagnosis.name not in EXPLANATIONS[mention.name] or diagnosis.state not in (
+                labelers.POSITIVE,
+                labelers.UNCERTAIN,
+            ):
                 continue
             between = words[judged[k][1] + 1 : judged[j][0]]
             linked = not _SUGGESTIVE.isdisjoint(between) or "may" in between or "could" in between
             if not linked:
                 continue
-            for kind, values in one.said.items():
-                other.said[kind] |= values
-            if other.state == labelers.UNCERTAIN:
-                other.alternatives |= {one.name} | one.alternatives
-            one.name = ""
+            for kind, values in mention.attributes.items():
+                diagnosis.attributes[kind] |= values
+            if diagnosis.state == labelers.UNCERTAIN:
+                diagnosis.alternatives |= {mention.name} | mention.alternatives
+            mention.name = ""
             break
-    for k, one in enumerate(stated[:-1]):
-        other = stated[k + 1]
-        if one.name and other.name and {one.state, other.state} == {labelers.POSITIVE}:
+    for k, mention in enumerate(stated[:-1]):
+        following = stated[k + 1]
+        if mention.name and following.name and {mention.state, following.state} == {labelers.POSITIVE}:
             together = judged[k + 1][0] <= judged[k][1] + 1
-            if together and (other.name in RELATED[one.name] or {one.name, other.name} == _HEART_OR_MEDIASTINUM):
-                other.alternatives |= {one.name} | one.alternatives  # "nodular airspace opacity"
-                for kind, values in one.said.items():
-                    other.said[kind] |= values
-                one.name = ""
-    specific = [one for one in stated if one.name in DEVICES or one.name == "surgery"]
-    if any(one.name != "device" for one in specific):
-        for one in specific:
-            if one.name == "device":
-                one.name = ""  # "pacemaker, with leads in the atrium"
-    for k, one in enumerate(stated):  # "pneumonia or edema", "consolidation versus atelectasis": one doubt
-        if one.name and one.alternatives:
+            if together and (
+                following.name in RELATED[mention.name] or {mention.name, following.name} == _HEART_OR_MEDIASTINUM
+            ):
+                following.alternatives |= {mention.name} | mention.alternatives  # "nodular airspace opacity"
+                for kind, values in mention.attributes.items():
+                    following.attributes[kind] |= values
+                mention.name = ""
+    specific = [mention for mention in stated if mention.name in DEVICES or mention.name == "surgery"]
+    if any(mention.name != "device" for mention in specific):
+        for mention in specific:
+            if mention.name == "device":
+                mention.name = ""  # "pacemaker, with leads in the atrium"
+    for k, mention in enumerate(stated):  # "pneumonia or edema", "consolidation versus atelectasis": one doubt
+        if mention.name and mention.alternatives:
             for j in range(k + 1, len(stated)):
-                other = stated[j]
+                alternative = stated[j]
                 between = words[judged[k][1] + 1 : judged[j][0]]
-                if other.name and other.state == labelers.UNCERTAIN and {"or", "versus", "vs", "vs."} & {*between}:
-                    one.alternatives |= {other.name}
-                    other.name = ""
+                if (
+                    alternative.name
+                    and alternative.state == labelers.UNCERTAIN
+                    and {"or", "versus", "vs", "vs."} & {*between}
+                ):
+                    mention.alternatives |= {alternative.name}
+                    alternative.name = ""
 
 
-def _severity(concepts: frozenset[str], said: dict[str, set], bad: bool) -> str:
+def _severity(concepts: frozenset[str], attributes: dict[str, set], bad: bool) -> str:
     """CRIMSON's class of a finding, by its kind and what is said of it."""
     if bad:
         return URGENT
     order = (URGENT, ACTIONABLE, MINOR, EXPECTED)
     severity = min((CONCEPTS[name][0] for name in concepts), key=order.index)
-    if concepts == {"pneumothorax"} and said["size"] == {1}:
+    if concepts == {"pneumothorax"} and attributes["size"] == {1}:
         return ACTIONABLE
-    if concepts == {"pericardial effusion"} and 3 in said["size"]:
+    if concepts == {"pericardial effusion"} and 3 in attributes["size"]:
         return URGENT
-    if concepts == {"effusion"} and "trace" in said["aspect"]:
+    if concepts == {"effusion"} and "trace" in attributes["aspect"]:
         return MINOR
-    if concepts == {"fracture"} and "old" in said["aspect"]:
+    if concepts == {"fracture"} and "old" in attributes["aspect"]:
         return MINOR
     return severity
 
@@ -613,53 +622,59 @@ _NOT_IN_CLEAR_LUNGS = ("consolidation", "opacity", "edema", "lesion", "cavity")
 _LONGEST = 600  # characters
 
 
-def _joined(one: _Stated, other: _Stated) -> _Stated:
-    """`one`, of which `other` says more; both stay as they are."""
-    said = {kind: one.said[kind] | other.said[kind] for kind in one.said}
-    doubts = one.alternatives | other.alternatives
-    return _Stated(one.name, one.state, one.words | other.words, said, one.bad or other.bad, doubts)
+def _joined(mention: _Stated, addition: _Stated) -> _Stated:
+    """`mention`, of which `addition` says more; both stay as they are."""
+    attributes = {kind: mention.attributes[kind] | addition.attributes[kind] for kind in mention.attributes}
+    doubts = mention.alternatives | addition.alternatives
+    return _Stated(
+        mention.name, mention.state, mention.words | addition.words, attributes, mention.bad or addition.bad, doubts
+    )
 
 
 def _findings(stated: list[_Stated], absent: dict[str, list[_Stated]]) -> Iterator[Finding]:
     """One finding for all mentions of a thing, in the order of the first ones."""
     groups: list[tuple[set[str], list[_Stated]]] = []
-    for one in stated:
-        concepts = {one.name} | one.alternatives
+    for mention in stated:
+        concepts = {mention.name} | mention.alternatives
         group = next((group for group in groups if group[0] & concepts), None)
         if group is None:
-            groups.append((concepts, [one]))
+            groups.append((concepts, [mention]))
         else:
-            group[1].append(one)
-            if not one.alternatives:  # said more exactly
+            group[1].append(mention)
+            if not mention.alternatives:  # said more exactly
                 group[0].intersection_update(concepts)
     for names, group in groups:
-        said: dict[str, set] = {kind: set().union(*(one.said[kind] for one in group)) for kind in group[0].said}
-        words = set().union(*(one.words for one in group))
-        concepts, bad = frozenset(names), any(one.bad for one in group)
+        attributes: dict[str, set] = {
+            kind: set().union(*(mention.attributes[kind] for mention in group)) for kind in group[0].attributes
+        }
+        words = set().union(*(mention.words for mention in group))
+        concepts, bad = frozenset(names), any(mention.bad for mention in group)
         denials = [denial for name in names for denial in absent.get(name, ())]
         yield Finding(
             concepts,
-            _severity(concepts, said, bad),
-            *(frozenset(said[kind]) for kind in ("side", "place", "size", "mm", "change")),
-            certain=any(one.state == labelers.POSITIVE for one in group),
+            _severity(concepts, attributes, bad),
+            *(frozenset(attributes[kind]) for kind in ("side", "place", "size", "mm", "change")),
+            certain=any(mention.state == labelers.POSITIVE for mention in group),
             bad=bad,
-            denied=any(_denies(denial, said, words) for denial in denials),
+            denied=any(_denies(denial, attributes, words) for denial in denials),
         )
 
 
 _IN_OTHER_WORDS = frozenset(("consolidation", "opacity", "interstitial", "edema", "atelectasis", "emphysema"))
 
 
-def _denies(denial: _Stated, said: dict[str, set], words: set[str]) -> bool:
+def _denies(denial: _Stated, attributes: dict[str, set], words: set[str]) -> bool:
     """Whether "no effusion" contradicts the finding; "no large effusion" and "no right effusion" beside one do not.
 
     Where a concept has several words, only the same word contradicts: "congestion without edema".
     """
-    if denial.qualified or denial.said["size"] or denial.said["change"] or denial.said["place"]:
+    if denial.qualified or denial.attributes["size"] or denial.attributes["change"] or denial.attributes["place"]:
         return False
     if denial.words and denial.name in _IN_OTHER_WORDS and denial.words.isdisjoint(words):
         return False
-    return not denial.said["side"] or not said["side"] or bool(denial.said["side"] & said["side"])
+    return (
+        not denial.attributes["side"] or not attributes["side"] or bool(denial.attributes["side"] & attributes["side"])
+    )
 
 
 def _cut(sentences: Iterable[str]) -> Iterator[str]:
@@ -702,20 +717,20 @@ class FindingReader:
         speaks, described = False, False  # described: the last finding is a description without a diagnosis
         for sentence in _cut(labelers._SENTENCE_END.split(labelers._body(labelers._plain(text)[0]))):
             mentions, points = _sentence(sentence)
-            if _CLEAR.search(sentence) and not any(one.state != labelers.NEGATIVE for one in mentions):
+            if _CLEAR.search(sentence) and not any(mention.state != labelers.NEGATIVE for mention in mentions):
                 for name in _NOT_IN_CLEAR_LUNGS:
                     absent.setdefault(name, []).append(_Stated(name, labelers.NEGATIVE, set(), _attributes("")))
             speaks = speaks or bool(mentions or labelers._read_again(sentence))
-            for one in mentions:
-                if one.state == labelers.NEGATIVE:
-                    absent.setdefault(one.name, []).append(one)
-                elif one.state in (labelers.POSITIVE, labelers.UNCERTAIN):
-                    if points and described and one.name in EXPLANATIONS[stated[-1].name]:
+            for mention in mentions:
+                if mention.state == labelers.NEGATIVE:
+                    absent.setdefault(mention.name, []).append(mention)
+                elif mention.state in (labelers.POSITIVE, labelers.UNCERTAIN):
+                    if points and described and mention.name in EXPLANATIONS[stated[-1].name]:
                         last = stated.pop()
-                        one = _joined(one, last)
-                        if one.state == labelers.UNCERTAIN:
-                            one.alternatives.add(last.name)
-                    stated.append(one)
-                    described = one.name in DESCRIPTIONS and not one.alternatives
+                        mention = _joined(mention, last)
+                        if mention.state == labelers.UNCERTAIN:
+                            mention.alternatives.add(last.name)
+                    stated.append(mention)
+                    described = mention.name in DESCRIPTIONS and not mention.alternatives
         findings = tuple(_findings(stated, absent))
         return Report(findings, frozenset(absent), speaks)

@@ -244,11 +244,13 @@ def _states(sentence: _Sentence) -> dict[int, int]:
     hits = [hit for hits in labelers._sentences(sentence.words) for hit in hits]
     cues = [hit for hit in hits if hit[0] not in _REPLACED]
     if any(cue[0] in _SCOPING for cue in cues):
-        own = {i for kind, _, first, end in cues if kind in _SCOPING for i in range(first, end + 1)}  # "clear of"
+        scoping = {i for kind, _, first, end in cues if kind in _SCOPING for i in range(first, end + 1)}  # "clear of"
         devices = {i for hit in hits if labelers._is_device(hit) for i in range(hit[2], hit[3] + 1)}
         # In place of conditions stand the word, negative so that it is none of them, and what counts of them.
-        named = {i: (-1 - i, labelers.SUPPORT_DEVICES) if i in devices else (-1 - i,) for i in at if i not in own}
-        mentions = [(labelers.MENTION, (named[i], labelers.POSITIVE), i, i) for i in named]
+        stand_ins = {
+            i: (-1 - i, labelers.SUPPORT_DEVICES) if i in devices else (-1 - i,) for i in at if i not in scoping
+        }
+        mentions = [(labelers.MENTION, (stand_ins[i], labelers.POSITIVE), i, i) for i in stand_ins]
         resolved = labelers._Scopes(sorted(cues + mentions, key=itemgetter(2))).mentions
         states |= {mention[0]: mention[3] for mention in resolved}
     return states

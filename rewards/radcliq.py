@@ -11,11 +11,11 @@ from functools import partial
 import numpy as np
 
 from rewards.bleu import bleu as sentence_bleu
-from rewards.inputs import Remembered, check_untagged, remembered, score_texts
+from rewards.inputs import TextCache, cached, check_untagged, score_texts
 from rewards.labelers import LexicalLabeler
 from rewards.labels import to_signed
 from rewards.lexical_graph import LexicalGraph, graph_words
-from rewards.radgraph import REMEMBERED, is_lite, make_radgraph_part
+from rewards.radgraph import CACHE_SIZE, is_lite, make_radgraph_part
 
 Part = Callable[[list[str], list[str]], Sequence[float]]
 NAMES = ("radgraph", "bertscore", "semb", "bleu")
@@ -82,7 +82,7 @@ class CosinePart:
     """The part that `make_semb_part` returns."""
 
     def __init__(self, embed: Callable[[list[str]], np.ndarray], lite: bool | None):
-        self.lite, self.embed = is_lite(embed) if lite is None else lite, remembered(embed, EMBEDDINGS)
+        self.lite, self.embed = is_lite(embed) if lite is None else lite, cached(embed, EMBEDDINGS)
         self.name = self.embed.name
 
     def __call__(self, generated: list[str], references: list[str]) -> np.ndarray:
@@ -114,8 +114,8 @@ class LexicalWords:
 
     name, lite = "lexical_words", True
 
-    def __init__(self, graphs: Remembered):
-        self.graphs, self.bags = graphs, Remembered(self._bags, REMEMBERED)
+    def __init__(self, graphs: TextCache):
+        self.graphs, self.bags = graphs, TextCache(self._bags, CACHE_SIZE)
 
     def _bags(self, texts: list[str]) -> list:
         return [graph_words(graph) for graph in self.graphs(texts)]
@@ -145,7 +145,7 @@ def make_lexical_parts() -> dict[str, Part]:
     observation is another word when absent or uncertain. `semb`: cosine of LexicalLabeler's signed vectors (absent -1,
     uncertain and present 1) with a constant 0.1 at the end, so that reports without labels have one too.
     """
-    graphs = Remembered(LexicalGraph(), REMEMBERED)
+    graphs = TextCache(LexicalGraph(), CACHE_SIZE)
     return {
         "radgraph": make_radgraph_part(graphs, skip_empty=True),
         "bertscore": LexicalWords(graphs),

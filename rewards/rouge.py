@@ -20,8 +20,8 @@ def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
     full = (1 << len(a)) - 1
     row = full  # a 0 at bit i: the common subsequence grows there
     for token in b:
-        if found := row & places.get(token, 0):
-            row = (row + found | row - found) & full
+        if matches := row & places.get(token, 0):
+            row = (row + matches | row - matches) & full
     return len(a) - row.bit_count()
 
 

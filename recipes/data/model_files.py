@@ -67,8 +67,8 @@ def check_folder(name: str, images: bool = False) -> None:
 
     Of a Hub id nothing is looked at: a file is in the cache as a whole or not at all.
     """
-    if Path(name).is_dir() and (what := find_unreadable(Path(name), images)):
-        raise InputError(f"{name} {what}")
+    if Path(name).is_dir() and (fault := find_unreadable(Path(name), images)):
+        raise InputError(f"{name} {fault}")
 
 
 def load_bert(
@@ -79,9 +79,9 @@ def load_bert(
     Raises InputError where it is not there, damaged, of another architecture or without a tokenizer.
     """
     try:
-        found = PreTrainedConfig.get_config_dict(name)[0].get("model_type", "missing")
-        if found not in BERTS:
-            raise InputError(f"--model {name} is a {found} model: name a BERT")
+        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type", "missing")
+        if model_type not in BERTS:
+            raise InputError(f"--model {name} is a {model_type} model: name a BERT")
         check_folder(name)
         tokenizer = tokenizer_class.from_pretrained(name)
         model = model_class.from_pretrained(name)
@@ -131,13 +131,13 @@ def check_model(name: str, trust_remote_code: bool = False, attention: str | Non
         raise InputError(
             f"the model {name} cannot be loaded (no such folder, or the Hub is out of reach): {sentence}"
         ) from error
-    own = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
-    if not own and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    remote = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
+    if not remote and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise InputError(f"{name} is a {config.model_type} model, which reads no images; name a vision-language model")
     check_folder(name)
     check_folder(base, images=True)
     flash = is_flash_attention_requested(requested_attention_implementation=attention)
-    if flash and not own and not MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._supports_flash_attn:
+    if flash and not remote and not MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._supports_flash_attn:
         raise InputError(
             f"{name} is a {config.model_type} model, which has no {attention}: set attn_implementation: sdpa"
         )
