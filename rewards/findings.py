@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from rewards import labelers
+from rewards.labelers import word_set
 from rewards.labels import CONDITIONS
 
 URGENT, ACTIONABLE, MINOR, EXPECTED = "urgent", "actionable", "minor", "expected"
@@ -226,10 +227,6 @@ NAMES = tuple(CONCEPTS)
 DEVICES = frozenset(NAMES[NAMES.index("endotracheal tube") :])
 
 
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
 # A less specific word for it, or its neighbour: a match with an attribute error.
 _RELATED = """opacity: consolidation atelectasis edema lesion interstitial scar cavity
     consolidation: atelectasis cavity interstitial
@@ -295,7 +292,7 @@ CHANGES = {
 }
 # A comparison only beside one of the anchors: "increased opacity" need not be more than before.
 _AMBIGUOUS = frozenset(("increased", "larger", "decreased", "smaller", "reduced"))
-_ANCHORS = _set("interval since compared prior previous previously now has have last yesterday")
+_ANCHORS = word_set("interval since compared prior previous previously now has have last yesterday")
 _ASPECTS = {
     **dict.fromkeys(("tiny", "trace", "minimal"), "trace"),
     **dict.fromkeys(("old", "healed", "chronic", "remote", "healing", "nonacute", "prior"), "old"),
@@ -306,11 +303,13 @@ _WORDS = {
     **{word: ("change", change) for change, words in CHANGES.items() for word in words},
 }
 _PLACE = {word: place for place, words in PLACES.items() for word in words}
-_SUGGESTIVE = _set(
+_SUGGESTIVE = word_set(
     """suggest suggests suggesting suggestive represent represents representing reflect reflects reflecting consistent
     compatible concerning suspicious worrisome indicating indicative indicated favor favored favors favoring due
     secondary keeping likely related"""
 )
+_LINKS = _SUGGESTIVE | {"may", "could"}
+_OR = frozenset(("or", "versus", "vs", "vs."))
 _POINTERS = frozenset(("this", "these", "it", "they", "which", "findings", "finding", "appearance"))
 _BAD_POSITION = re.compile(
     r"malposition|mispositio|misplaced|mainstem|main stem|main bronchus|bronchus intermedius|too (?:low|high|deep)"
@@ -404,10 +403,11 @@ _HEART_OR_MEDIASTINUM = {"cardiomegaly", "wide mediastinum"}
 _WITH_HEART = frozenset(("cardiomediastinal", "cardiomediastinum", "cardio"))
 _ORGANS = {word: name for name, words in _OF_ORGANS.items() for word in words}
 _DROPPED = frozenset((labelers.MENTION, labelers.GENERAL))
+_PRESENT = (labelers.POSITIVE, labelers.UNCERTAIN)
 _NO_SIZE = frozenset((labelers.STABLE, labelers.NO_CHANGE, labelers.OBSCURED))
 
 
-def _named(words: list[str]) -> Iterator[tuple[int, int, str]]:
+def _find_phrases(words: list[str]) -> Iterator[tuple[int, int, str]]:
     """First word, last word and concept of each phrase, the longest at each place."""
     i, count = 0, len(words)
     while i < count:
@@ -423,9 +423,9 @@ def _named(words: list[str]) -> Iterator[tuple[int, int, str]]:
         i = end + 1
 
 
-def _judged(words: list[str]) -> list[tuple[int, int, str, int]]:
+def _find_mentions(words: list[str]) -> list[tuple[int, int, str, int]]:
     """First word, last word, concept and state of what one sentence speaks of, in the order of the words."""
-    phrases = list(_named(words))
+    phrases = list(_find_phrases(words))
     covered = {i for first, end, _ in phrases for i in range(first, end + 1)}
     judged = []
     start = 0
@@ -476,7 +476,7 @@ def _attributes(chunk: str) -> dict[str, set]:
 
 
 @dataclass
-class _Stated:
+class _Mention:
     """One mention while its sentence is read."""
 
     name: str
@@ -489,11 +489,11 @@ class _Stated:
 
 
 @lru_cache(maxsize=8192)
-def _sentence(sentence: str) -> tuple[tuple[_Stated, ...], bool]:
+def _sentence(sentence: str) -> tuple[tuple[_Mention, ...], bool]:
     """The mentions of one sentence, and whether it only points at the sentence before ("this may be pneumonia")."""
     spans = [(match.start(), match.end(), match[0]) for match in labelers._WORD.finditer(sentence)]
     words = [word for *_, word in spans]
-    judged = _judged(words) if words else []
+    judged = _find_mentions(words) if words else []
     if not judged:
         return (), False
     # Stretches between commas and conjunctions; one that names no finding belongs to the finding before it.
@@ -519,15 +519,15 @@ def _sentence(sentence: str) -> tuple[tuple[_Stated, ...], bool]:
                 texts[k] += " " + text
         elif "clear" not in text and "normal" not in text:
             waiting += text + " "
-    stated = []
+    mentions = []
     for k, (first, end, name, state) in enumerate(judged):
         attributes = _attributes(texts[k])
         bad = name in DEVICES and _out_of_place(name, texts[k])
         qualified = _QUALIFIED.search(texts[k]) is not None
-        stated.append(_Stated(name, state, set(words[first : end + 1]), attributes, bad, qualified=qualified))
-    pointer = not _POINTERS.isdisjoint(words[:2]) and not (_SUGGESTIVE | {"may", "could"}).isdisjoint(words[:5])
-    _explain(stated, judged, words)
-    return tuple(one for one in stated if one.name), pointer
+        mentions.append(_Mention(name, state, set(words[first : end + 1]), attributes, bad, qualified=qualified))
+    pointer = not _POINTERS.isdisjoint(words[:2]) and not _LINKS.isdisjoint(words[:5])
+    _explain(mentions, judged, words)
+    return tuple(mention for mention in mentions if mention.name), pointer
 
 
 def _out_of_place(name: str, text: str) -> bool:
@@ -540,58 +540,63 @@ def _out_of_place(name: str, text: str) -> bool:
     return False
 
 
-def _explain(stated: list[_Stated], judged: list[tuple], words: list[str]) -> None:  # noqa: C901
-    """Joins a description with the diagnosis that the same sentence gives for it.
+def _explain(mentions: list[_Mention], judged: list[tuple], words: list[str]) -> None:
+    """Joins a description with the diagnosis that the same sentence gives for it, and other names for one finding.
 
     Certain ("opacities consistent with edema"), the diagnosis takes the description's place; doubtful, both are
-    alternatives of one finding ("opacity which may be pneumonia or edema").
+    alternatives of one finding ("opacity which may be pneumonia or edema"). A mention without a name is gone.
     """
-    for k, mention in enumerate(stated):
-        if mention.name not in DESCRIPTIONS or mention.state not in (labelers.POSITIVE, labelers.UNCERTAIN):
+    _join_diagnoses(mentions, judged, words)
+    _join_neighbours(mentions, judged)
+    _join_alternatives(mentions, judged, words)
+
+
+def _absorb(mention: _Mention, absorbed: _Mention, alternative: bool) -> None:
+    """Says of `mention` what is said of `absorbed`, which may be an alternative name for it, and takes that out."""
+    if alternative:
+        mention.alternatives |= {absorbed.name} | absorbed.alternatives
+    for kind, values in absorbed.attributes.items():
+        mention.attributes[kind] |= values
+    absorbed.name = ""
+
+
+def _join_diagnoses(mentions: list[_Mention], judged: list[tuple], words: list[str]) -> None:
+    """Of "opacities suggestive of edema", the edema; only words such as "suggestive" and "may" link the two."""
+    for k, description in enumerate(mentions):
+        if description.name not in DESCRIPTIONS or description.state not in _PRESENT:
             continue
-        for j in range(k + 1, len(stated)):
-            diagnosis = stated[j]
-            if diagnosis.name not in EXPLANATIONS[mention.name] or diagnosis.state not in (
-                labelers.POSITIVE,
-                labelers.UNCERTAIN,
-            ):
-                continue
-            between = words[judged[k][1] + 1 : judged[j][0]]
-            linked = not _SUGGESTIVE.isdisjoint(between) or "may" in between or "could" in between
-            if not linked:
-                continue
-            for kind, values in mention.attributes.items():
-                diagnosis.attributes[kind] |= values
-            if diagnosis.state == labelers.UNCERTAIN:
-                diagnosis.alternatives |= {mention.name} | mention.alternatives
-            mention.name = ""
-            break
-    for k, mention in enumerate(stated[:-1]):
-        following = stated[k + 1]
-        if mention.name and following.name and {mention.state, following.state} == {labelers.POSITIVE}:
-            together = judged[k + 1][0] <= judged[k][1] + 1
-            if together and (
-                following.name in RELATED[mention.name] or {mention.name, following.name} == _HEART_OR_MEDIASTINUM
-            ):
-                following.alternatives |= {mention.name} | mention.alternatives  # "nodular airspace opacity"
-                for kind, values in mention.attributes.items():
-                    following.attributes[kind] |= values
-                mention.name = ""
-    specific = [mention for mention in stated if mention.name in DEVICES or mention.name == "surgery"]
-    if any(mention.name != "device" for mention in specific):
-        for mention in specific:
-            if mention.name == "device":
-                mention.name = ""  # "pacemaker, with leads in the atrium"
-    for k, mention in enumerate(stated):  # "pneumonia or edema", "consolidation versus atelectasis": one doubt
-        if mention.name and mention.alternatives:
-            for j in range(k + 1, len(stated)):
-                alternative = stated[j]
+        for j in range(k + 1, len(mentions)):
+            diagnosis = mentions[j]
+            if diagnosis.name in EXPLANATIONS[description.name] and diagnosis.state in _PRESENT:
                 between = words[judged[k][1] + 1 : judged[j][0]]
-                if (
-                    alternative.name
-                    and alternative.state == labelers.UNCERTAIN
-                    and {"or", "versus", "vs", "vs."} & {*between}
-                ):
+                if not _LINKS.isdisjoint(between):
+                    _absorb(diagnosis, description, alternative=diagnosis.state == labelers.UNCERTAIN)
+                    break
+
+
+def _join_neighbours(mentions: list[_Mention], judged: list[tuple]) -> None:
+    """One finding of "nodular airspace opacity"; the pacemaker of "pacemaker, with leads in the atrium"."""
+    for k, (mention, following) in enumerate(pairwise(mentions)):
+        if mention.name and following.name and {mention.state, following.state} == {labelers.POSITIVE}:
+            names = {mention.name, following.name}
+            together = judged[k + 1][0] <= judged[k][1] + 1
+            if together and (following.name in RELATED[mention.name] or names == _HEART_OR_MEDIASTINUM):
+                _absorb(following, mention, alternative=True)
+    hardware = [mention for mention in mentions if mention.name in DEVICES or mention.name == "surgery"]
+    if any(mention.name != "device" for mention in hardware):
+        for mention in hardware:
+            if mention.name == "device":
+                mention.name = ""
+
+
+def _join_alternatives(mentions: list[_Mention], judged: list[tuple], words: list[str]) -> None:
+    """One doubt of "pneumonia or edema", "consolidation versus atelectasis"."""
+    for k, mention in enumerate(mentions):
+        if mention.name and mention.alternatives:
+            for j in range(k + 1, len(mentions)):
+                alternative = mentions[j]
+                between = words[judged[k][1] + 1 : judged[j][0]]
+                if alternative.name and alternative.state == labelers.UNCERTAIN and not _OR.isdisjoint(between):
                     mention.alternatives |= {alternative.name}
                     alternative.name = ""
 
@@ -622,18 +627,18 @@ _NOT_IN_CLEAR_LUNGS = ("consolidation", "opacity", "edema", "lesion", "cavity")
 _LONGEST = 600  # characters
 
 
-def _joined(mention: _Stated, addition: _Stated) -> _Stated:
+def _join(mention: _Mention, addition: _Mention) -> _Mention:
     """`mention`, of which `addition` says more; both stay as they are."""
     attributes = {kind: mention.attributes[kind] | addition.attributes[kind] for kind in mention.attributes}
     doubts = mention.alternatives | addition.alternatives
-    return _Stated(
+    return _Mention(
         mention.name, mention.state, mention.words | addition.words, attributes, mention.bad or addition.bad, doubts
     )
 
 
-def _findings(stated: list[_Stated], absent: dict[str, list[_Stated]]) -> Iterator[Finding]:
+def _findings(stated: list[_Mention], absent: dict[str, list[_Mention]]) -> Iterator[Finding]:
     """One finding for all mentions of a thing, in the order of the first ones."""
-    groups: list[tuple[set[str], list[_Stated]]] = []
+    groups: list[tuple[set[str], list[_Mention]]] = []
     for mention in stated:
         concepts = {mention.name} | mention.alternatives
         group = next((group for group in groups if group[0] & concepts), None)
@@ -663,7 +668,7 @@ def _findings(stated: list[_Stated], absent: dict[str, list[_Stated]]) -> Iterat
 _IN_OTHER_WORDS = frozenset(("consolidation", "opacity", "interstitial", "edema", "atelectasis", "emphysema"))
 
 
-def _denies(denial: _Stated, attributes: dict[str, set], words: set[str]) -> bool:
+def _denies(denial: _Mention, attributes: dict[str, set], words: set[str]) -> bool:
     """Whether "no effusion" contradicts the finding; "no large effusion" and "no right effusion" beside one do not.
 
     Where a concept has several words, only the same word contradicts: "congestion without edema".
@@ -712,22 +717,22 @@ class FindingReader:
 
     @staticmethod
     def _report(text: str) -> Report:
-        stated: list[_Stated] = []
-        absent: dict[str, list[_Stated]] = {}
+        stated: list[_Mention] = []
+        absent: dict[str, list[_Mention]] = {}
         speaks, described = False, False  # described: the last finding is a description without a diagnosis
         for sentence in _cut(labelers._SENTENCE_END.split(labelers._body(labelers._plain(text)[0]))):
             mentions, points = _sentence(sentence)
             if _CLEAR.search(sentence) and not any(mention.state != labelers.NEGATIVE for mention in mentions):
                 for name in _NOT_IN_CLEAR_LUNGS:
-                    absent.setdefault(name, []).append(_Stated(name, labelers.NEGATIVE, set(), _attributes("")))
+                    absent.setdefault(name, []).append(_Mention(name, labelers.NEGATIVE, set(), _attributes("")))
             speaks = speaks or bool(mentions or labelers._read_again(sentence))
             for mention in mentions:
                 if mention.state == labelers.NEGATIVE:
                     absent.setdefault(mention.name, []).append(mention)
-                elif mention.state in (labelers.POSITIVE, labelers.UNCERTAIN):
+                elif mention.state in _PRESENT:
                     if points and described and mention.name in EXPLANATIONS[stated[-1].name]:
                         last = stated.pop()
-                        mention = _joined(mention, last)
+                        mention = _join(mention, last)
                         if mention.state == labelers.UNCERTAIN:
                             mention.alternatives.add(last.name)
                     stated.append(mention)

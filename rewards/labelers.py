@@ -25,18 +25,10 @@ import numpy as np
 from rewards.labels import CONDITIONS, NO_FINDING, CheXpertState
 
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = (int(state) for state in CheXpertState)
-STEADY = len(
-    CheXpertState
-)  # uncertain, but no reason against No Finding: "the cardiomediastinal silhouette is stable"
+# Uncertain, but no reason against No Finding: "the cardiomediastinal silhouette is stable".
+STEADY = len(CheXpertState)
 UNSIZED = STEADY + 1  # "the mediastinum is stable": neither wide nor normal
-_STRENGTH = (
-    BLANK,
-    UNSIZED,
-    NEGATIVE,
-    STEADY,
-    UNCERTAIN,
-    POSITIVE,
-)  # rising: of several mentions, the strongest decides
+_STRENGTH = (BLANK, UNSIZED, NEGATIVE, STEADY, UNCERTAIN, POSITIVE)  # of several mentions, the last of these decides
 OTHER = len(CONDITIONS)  # stands for an abnormality outside the 13, which only blocks No Finding
 MEDIASTINUM = OTHER + 1  # stands for Enlarged Cardiomediastinum where the heart is not named
 ENLARGED_CARDIOMEDIASTINUM = CONDITIONS.index("Enlarged Cardiomediastinum")
@@ -156,10 +148,8 @@ PAST_MENTIONS = {
         prior|previous|old|remote|past infectious process|disease|etiology, prior|previous|old|remote|past pneumonitis,
         prior|previous|old|remote|past healed|treated|resolved pneumonia|infection,
         prior|previous|old|remote|past infection|inflammation or|and|/ inflammation|infection|pneumonia""",
-    (
-        "Edema",
-    ): """prior|previous|remote|past heart|cardiac|congestive failure, prior|previous|past congestive heart failure,
-        prior|previous|remote|past chf""",
+    ("Edema",): """prior|previous|remote|past heart|cardiac|congestive failure,
+        prior|previous|past congestive heart failure, prior|previous|remote|past chf""",
     ("Pleural Effusion",): "prior|previous|old|remote|past empyema|hemothorax",
     ("Lung Lesion",): """prior|previous|remote|past malignancy|carcinoma|cancer|neoplasm|tumor,
         prior|previous|remote|past lung cancer|carcinoma""",
@@ -284,6 +274,11 @@ VERBS = {
     TRANSITIVE: "shows, show, demonstrates, demonstrate, reveals, reveal",
 }
 SYMBOLS = {".": STOP, ";": STOP, "!": STOP, "?": QUERY, ",": COMMA, ":": COLON, "/": SLASH}
+
+
+def word_set(words: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(words.split())
 
 
 def _phrases(table: str) -> Iterator[tuple[str, ...]]:
@@ -427,10 +422,9 @@ def _body(text: str) -> str:
 _LONGEST_SENTENCE = 200  # hits; degenerate text is cut there, since a sentence's time may grow with its square
 
 
-def _sentences(words: list[str]) -> Iterator[list[tuple]]:  # noqa: C901
-    """The hits (kind, value, first word, last word) of each sentence that has any."""
-    hits: list[tuple] = []
-    i, count, comma = 0, len(words), -1
+def _longest_phrases(words: list[str]) -> Iterator[tuple]:
+    """(kind, value, first word, last word) of the phrases of the tables, the longest at each place."""
+    i, count = 0, len(words)
     while i < count:
         node = _TRIE.get(words[i])
         if node is None:
@@ -447,30 +441,42 @@ def _sentences(words: list[str]) -> Iterator[list[tuple]]:  # noqa: C901
             children = node[1]
             j += 1
         if does is not None:
-            kind = does[0]
-            if hits and (kind in (STOP, QUERY) or len(hits) == _LONGEST_SENTENCE):
-                if kind == QUERY:
-                    hits.append((SUSPECT, None, i, end))
-                yield hits
-                hits, comma = [], -1
-            if kind == ASSERT:
-                if hits and hits[-1][0] in _SEPARATORS:
-                    hits.append((kind, None, i, end))
-            elif kind == SITE:
-                if comma >= 0:
-                    hits[comma] = (COMMA, SITE, *hits[comma][2:])
-            elif kind == PART:
-                if words[end] == "of" or (hits and _is_device(hits[-1]) and i - hits[-1][3] <= 2):  # "tube's tip"
-                    hits.append((kind, None, i, end))
-            elif kind not in (IGNORE, STOP, QUERY):
-                if kind == COMMA:
-                    comma = len(hits)
-                elif kind in _SEPARATORS or kind in (OR, VERB):
-                    comma = -1
-                hits.append((kind, does[1], i, end))
+            yield *does, i, end
         i = end + 1
+
+
+def _sentences(words: list[str]) -> Iterator[list[tuple]]:
+    """The hits (kind, value, first word, last word) of each sentence that has any."""
+    hits: list[tuple] = []
+    comma = -1
+    for hit in _longest_phrases(words):
+        kind, _, start, end = hit
+        if hits and (kind in (STOP, QUERY) or len(hits) == _LONGEST_SENTENCE):
+            if kind == QUERY:
+                hits.append((SUSPECT, None, start, end))
+            yield hits
+            hits, comma = [], -1
+        if kind == SITE:
+            if comma >= 0:
+                hits[comma] = (COMMA, SITE, *hits[comma][2:])
+        elif _counts(hit, hits, words):
+            if kind == COMMA:
+                comma = len(hits)
+            elif kind in _SEPARATORS or kind in (OR, VERB):
+                comma = -1
+            hits.append(hit)
     if hits:
         yield hits
+
+
+def _counts(hit: tuple, hits: list[tuple], words: list[str]) -> bool:
+    """Whether a phrase is a hit after those before it: "small" only after a comma, "tip" only of a device."""
+    kind, _, start, end = hit
+    if kind == ASSERT:
+        return bool(hits) and hits[-1][0] in _SEPARATORS
+    if kind == PART:
+        return words[end] == "of" or (bool(hits) and _is_device(hits[-1]) and start - hits[-1][3] <= 2)  # "tube's tip"
+    return kind not in (IGNORE, STOP, QUERY)
 
 
 _BIG = frozenset((ENLARGED, LARGE, PROMINENT))
@@ -499,7 +505,17 @@ def _goes_on(hits: list[tuple], start: int) -> bool:
     return False
 
 
-def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes", has_predicate: bool) -> bool:  # noqa: C901
+def _ends_negation(hits: list[tuple], i: int, start: int, scopes: "_Scopes") -> bool:
+    """Whether a negation ends at the comma, "and" or "with" at `i`, after which the clause goes on at `start`."""
+    if hits[i][0] == AND:
+        return scopes.ended
+    if hits[i][0] == WITH:
+        return scopes.brief
+    signs = (hits[i][1] == SITE) + scopes.ended + scopes.brief
+    return signs > 1 or (signs > 0 and not _goes_on(hits, start))
+
+
+def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes", has_predicate: bool) -> bool:
     """Whether what follows the comma, "and" or "with" at `i` is a statement that the scope before does not reach.
 
     `has_predicate`: the clause has one. "No edema, effusion is small" opens one at the comma; "no edema, effusion or
@@ -512,17 +528,8 @@ def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes", has_predicate
     if start >= len(hits):
         return False
     kind, value = hits[start][:2]
-    if scopes.scope == NEGATIVE and kind not in _JOINS:
-        if hits[i][0] == AND:
-            if scopes.ended:
-                return True
-        elif hits[i][0] == WITH:
-            if scopes.brief:
-                return True
-        else:
-            signs = (hits[i][1] == SITE) + scopes.ended + scopes.brief
-            if signs > 1 or (signs and not _goes_on(hits, start)):
-                return True
+    if scopes.scope == NEGATIVE and kind not in _JOINS and _ends_negation(hits, i, start, scopes):
+        return True
     if kind == ASSERT or (kind == PREDICATE and value != LARGE):
         return scoped
     if kind in (OR, SLASH) or ((hits[i][0] == AND or after_both) and not has_predicate):
@@ -806,9 +813,8 @@ _STATES_OF = {
 
 def _judge_subjects(hits: list[tuple], looks: dict[int, str]) -> Iterator[list]:
     """The mentions that follow from anatomy and what is said of it: "normal heart size", "mediastinum is widened"."""
-    attributes: dict[
-        int, int
-    ] = {}  # subject to its adjective, which a list shares: "normal heart size and mediastinum"
+    # Subject to its adjective, which a list shares: "normal heart size and mediastinum".
+    attributes: dict[int, int] = {}
     for i, (kind, conditions, first, end) in enumerate(hits):
         if kind != SUBJECT:
             continue

@@ -14,7 +14,7 @@ finding cost as much there as it should.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from rewards.findings import ACTIONABLE, EXPECTED, MINOR, RELATED, URGENT, Finding, FindingReader, Report
@@ -68,52 +68,67 @@ def severity_in_context(finding: Finding, age: float | None = None, indication: 
     return _CLASSES[level]
 
 
-def attribute_errors(finding: Finding, reference: Finding) -> dict[str, float]:  # noqa: C901
+def attribute_errors(finding: Finding, reference: Finding) -> dict[str, float]:
     """The errors of a matched finding by kind, each `SIGNIFICANT` (0.5), twice that, or `SLIGHT` (0.1).
 
     Detail that only the report gives is no error; what both give and differ in is one, and detail that only the
     reference gives is a slight one. Measurements have CRIMSON's tolerances: a nodule 4 mm (2 mm below 6 mm), a mass
     20 % and never across 3 cm; other lengths 20 % or 5 mm.
     """
-    errors: dict[str, float] = {}
-    spare = finding.concepts - reference.concepts
-    if spare:  # 2 * SIGNIFICANT where no name fits: a vague word for many things must not pay
-        shared = len(spare) < len(finding.concepts)
-        errors["specificity"] = SIGNIFICANT * len(spare) / len(finding.concepts) if shared else 2 * SIGNIFICANT
-    if reference.sides and finding.sides != reference.sides:
-        if not finding.sides:
-            errors["side"] = SLIGHT
-        else:
-            errors["side"] = SIGNIFICANT if finding.sides & reference.sides else 2 * SIGNIFICANT
-    if reference.places and reference.places.isdisjoint(finding.places):
-        gaps = [abs(_PLACES.index(a) - _PLACES.index(b)) for a in finding.places for b in reference.places]
-        steps = min(gaps, default=1)
-        errors["place"] = SIGNIFICANT if steps > 1 else SLIGHT
-    elif reference.places and finding.places - reference.places:
-        errors["place"] = SLIGHT
-    if reference.sizes and reference.sizes.isdisjoint(finding.sizes):
-        steps = min((abs(a - b) for a in finding.sizes for b in reference.sizes), default=1)
-        errors["size"] = SIGNIFICANT if steps > 1 else SLIGHT
-    elif reference.sizes and finding.sizes - reference.sizes:
-        errors["size"] = SLIGHT  # "small" once and "large" once, where only one is right
-    if reference.millimeters and finding.millimeters:
-        expected, stated = max(reference.millimeters), max(finding.millimeters)
-        lesion = "lesion" in reference.concepts
-        if lesion and expected < 30:
-            tolerance = 2.0 if expected < 6 else 4.0
-        else:
-            tolerance = 0.2 * expected if lesion else max(0.2 * expected, 5.0)
-        across = lesion and (expected < 30) != (stated < 30)
-        if across or abs(stated - expected) > tolerance:
-            errors["measurement"] = SIGNIFICANT
-    if finding.certain != reference.certain:
-        errors["certainty"] = SLIGHT
-    if finding.changes != reference.changes:
-        both = bool(finding.changes and reference.changes)
-        errors["change"] = SIGNIFICANT if both and finding.changes.isdisjoint(reference.changes) else SLIGHT
-    if finding.bad != reference.bad:
-        errors["position"] = 2 * SIGNIFICANT
-    return errors
+    places = [{_PLACES.index(place) for place in side.places} for side in (finding, reference)]
+    changed = finding.changes != reference.changes
+    errors = {
+        "specificity": _specificity_error(finding.concepts, reference.concepts),
+        "side": _side_error(finding.sides, reference.sides),
+        "place": _step_error(*places),
+        "size": _step_error(finding.sizes, reference.sizes),
+        "measurement": _length_error(finding.millimeters, reference.millimeters, "lesion" in reference.concepts),
+        "certainty": SLIGHT * (finding.certain != reference.certain),
+        "change": (SIGNIFICANT if _opposed(finding.changes, reference.changes) else SLIGHT) * changed,
+        "position": 2 * SIGNIFICANT * (finding.bad != reference.bad),
+    }
+    return {kind: error for kind, error in errors.items() if error}
+
+
+def _opposed(a: frozenset, b: frozenset) -> bool:
+    return bool(a and b) and a.isdisjoint(b)
+
+
+def _specificity_error(concepts: frozenset[str], reference: frozenset[str]) -> float:
+    """The share of names that do not fit, and double where none does: a vague word for many things must not pay."""
+    spare = concepts - reference
+    return SIGNIFICANT * len(spare) / len(concepts) if len(spare) < len(concepts) else 2 * SIGNIFICANT
+
+
+def _side_error(sides: frozenset[str], reference: frozenset[str]) -> float:
+    if not reference or sides == reference:
+        return 0.0
+    if not sides:
+        return SLIGHT
+    return SIGNIFICANT if sides & reference else 2 * SIGNIFICANT
+
+
+def _step_error(steps: Set[int], reference: Set[int]) -> float:
+    """Of places or sizes on a scale: one step aside is slight, as is "small" once and "large" once for one of them."""
+    if not reference:
+        return 0.0
+    if reference.isdisjoint(steps):
+        distance = min((abs(a - b) for a in steps for b in reference), default=1)
+        return SIGNIFICANT if distance > 1 else SLIGHT
+    return SLIGHT if steps - reference else 0.0
+
+
+def _length_error(lengths: frozenset[float], reference: frozenset[float], lesion: bool) -> float:
+    """Of the longest measurements in mm, within the tolerances of `attribute_errors`."""
+    if not (lengths and reference):
+        return 0.0
+    length, expected = max(lengths), max(reference)
+    if lesion and expected < 30:
+        tolerance = 2.0 if expected < 6 else 4.0
+    else:
+        tolerance = 0.2 * expected if lesion else max(0.2 * expected, 5.0)
+    across = lesion and (expected < 30) != (length < 30)  # 3 cm tells a nodule from a mass
+    return SIGNIFICANT if across or abs(length - expected) > tolerance else 0.0
 
 
 @dataclass(frozen=True)
