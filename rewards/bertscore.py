@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from rewards.encoders import pass_cost, plan_batches
+from rewards.encoders import has_vocabulary, pass_cost, plan_batches
 from rewards.inputs import TextCache, TextReward, check_untagged
 
 # F1 of unrelated sentence pairs by (encoder, layer), as bert-score 0.3.13 publishes them for its default layers
@@ -153,10 +153,7 @@ def _load(name: str, layer: int) -> tuple:
         logging.set_verbosity(level)
     if lacking := [key for key in report["missing_keys"] if not key.startswith("pooler.")]:
         raise ValueError(f"{name} is no checkpoint of a {config.model_type} encoder: it lacks {sorted(lacking)[0]}")
-    has_vocabulary = len(set(tokenizer.all_special_ids)) < len(
-        tokenizer
-    )  # without its files, transformers makes up an empty one
-    if not has_vocabulary or len(tokenizer) > config.vocab_size:
+    if not has_vocabulary(tokenizer) or len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"{name} has no tokenizer of its own: {len(tokenizer)} tokens for an encoder of {config.vocab_size}"
         )
@@ -190,6 +187,11 @@ def make_bertscore_reward(
     Arguments and errors are those of `BERTScore` (`settings`: token_budget, device, cache_size); ValueError also on an
     `untagged` mode that does not exist (see `make_mccs_reward`). An empty report scores 0, and text less like the
     reference than unrelated text scores below it: give a format or length reward beside this one.
+
+    Example:
+        >>> # it needs these weights
+        >>> reward = make_bertscore_reward("outputs/distilroberta-base")  # doctest: +SKIP
+        >>> reward(["Clear lungs."], report=["The lungs are clear."])  # doctest: +SKIP
     """
     check_untagged(untagged)  # before the encoder is loaded
     return TextReward("bertscore_reward", BERTScore(encoder, layer, baseline, idf_texts, **settings), untagged)
@@ -199,5 +201,10 @@ _default_reward = lru_cache(maxsize=1)(make_bertscore_reward)
 
 
 def bertscore_reward(completions: list, *, report: list[str | None] | None = None, **kwargs) -> list[float | None]:
-    """The reward of `make_bertscore_reward()`, whose encoder, distilroberta-base, is loaded at the first call."""
+    """The reward of `make_bertscore_reward()`, whose encoder, distilroberta-base, is loaded at the first call.
+
+    Example:
+        >>> # it needs the weights
+        >>> bertscore_reward(["Clear lungs."], report=["The lungs are clear."])  # doctest: +SKIP
+    """
     return _default_reward()(completions, report=report, **kwargs)

@@ -1,14 +1,14 @@
 """CheXbertLabeler: the 14 CheXpert conditions of reports, and their embeddings, from a CheXbert (Smit et al. 2020)."""
 
-import hashlib
 import os
 from collections.abc import Iterable
 
 import numpy as np
 import torch
+from transformers import BatchEncoding
 
 from modeling import CheXbertModel
-from rewards.encoders import load_checkpoint, pass_cost, plan_batches, process_device
+from rewards.encoders import fingerprint, load_checkpoint, map_rows
 from rewards.inputs import TextCache
 from rewards.labels import CONDITIONS
 
@@ -49,12 +49,12 @@ class CheXbertLabeler:
         if token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, not {token_budget}")
         self.checkpoint, self.token_budget = str(model), token_budget
-        self.model, self.tokenizer = load_checkpoint(self.checkpoint, "CheXbert", CheXbertModel, HOW_TO_GET)
+        self.model, self.tokenizer = load_checkpoint(
+            self.checkpoint, "CheXbert", CheXbertModel, HOW_TO_GET, device=device
+        )
+        self.device = self.model.device
         self.max_tokens = min(MAX_TOKENS, self.model.config.max_position_embeddings)
-        heads = b"".join(weight.detach().numpy().tobytes() for weight in self.model.linear_heads.parameters())
-        self.name = f"chexbert-{hashlib.blake2b(heads, digest_size=4).hexdigest()}"
-        self.device = torch.device(device) if device is not None else process_device()
-        self.model.eval().requires_grad_(False).to(self.device)
+        self.name = f"chexbert-{fingerprint(self.model.linear_heads)}"
         self.cache = TextCache(self._pass, CACHE_SIZE)
 
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
@@ -84,17 +84,10 @@ class CheXbertLabeler:
     @torch.inference_mode()
     def _pass(self, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
         """Labels and embedding of each text, those of equal tokens from one row of a batch."""
-        ids = [tuple(row) for row in encode(self.tokenizer, texts, self.max_tokens)]
-        distinct = sorted(dict.fromkeys(ids), key=len, reverse=True)
-        results = {}
-        for span in plan_batches([(1, len(row)) for row in distinct], self.token_budget, pass_cost(self.device)):
-            rows = distinct[span.start : span.stop]
-            batch = self.tokenizer.pad({"input_ids": [list(row) for row in rows]}, return_tensors="pt")
-            output = self.model(**batch.to(self.device))
-            # copies, since a row that is a view would keep its whole batch
-            results |= zip(
-                rows,
-                zip(output.labels.tolist(), map(np.array, output.embedding.cpu().numpy()), strict=True),
-                strict=True,
-            )
-        return [results[row] for row in ids]
+        rows = [tuple(row) for row in encode(self.tokenizer, texts, self.max_tokens)]
+        return map_rows(self._label_batch, rows, self.tokenizer, self.token_budget, self.device)
+
+    def _label_batch(self, batch: BatchEncoding) -> Iterable[tuple[list[int], np.ndarray]]:
+        output = self.model(**batch)
+        # copies, since a row that is a view would keep its whole batch
+        return zip(output.labels.tolist(), map(np.array, output.embedding.cpu().numpy()), strict=True)

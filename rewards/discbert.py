@@ -10,7 +10,7 @@ import torch
 
 from modeling import DiscBertModel
 from rewards.chexbert import MAX_TOKENS, encode
-from rewards.encoders import load_checkpoint, pass_cost, plan_batches, process_device
+from rewards.encoders import load_checkpoint, map_rows
 from rewards.scenarios import CATEGORIES, FORBIDDEN, SCENARIOS
 
 MODES = ("scenario", "any")
@@ -31,24 +31,19 @@ class DiscBertJudge:
         if token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, not {token_budget}")
         name = str(model)
-        self.model, self.tokenizer = load_checkpoint(name, "DiscBERT", DiscBertModel, HOW_TO_GET)
-        self.name, self.token_budget = f"discbert:{name}", token_budget
-        self.device = torch.device(device) if device is not None else process_device()
+        self.model, self.tokenizer = load_checkpoint(name, "DiscBERT", DiscBertModel, HOW_TO_GET, device=device)
+        self.name, self.token_budget, self.device = f"discbert:{name}", token_budget, self.model.device
         self.max_tokens = min(MAX_TOKENS, self.model.config.max_position_embeddings)
-        self.model.eval().requires_grad_(False).to(self.device)
 
     @torch.inference_mode()
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """0 (absent) or 1 (present), int8, shape (n, 4), in the order of `CATEGORIES`. Any string is judged."""
         texts = list(texts)
-        ids = [tuple(row) for row in encode(self.tokenizer, texts, self.max_tokens)]
-        distinct = sorted(dict.fromkeys(ids), key=len, reverse=True)
-        results = {}
-        for span in plan_batches([(1, len(row)) for row in distinct], self.token_budget, pass_cost(self.device)):
-            rows = distinct[span.start : span.stop]
-            batch = self.tokenizer.pad({"input_ids": [list(row) for row in rows]}, return_tensors="pt")
-            results |= zip(rows, self.model(**batch.to(self.device)).labels.tolist(), strict=True)
-        return np.array([results[row] for row in ids], dtype=np.int8).reshape(len(texts), len(CATEGORIES))
+        rows = [tuple(row) for row in encode(self.tokenizer, texts, self.max_tokens)]
+        labels = map_rows(
+            lambda batch: self.model(**batch).labels.tolist(), rows, self.tokenizer, self.token_budget, self.device
+        )
+        return np.array(labels, dtype=np.int8).reshape(len(texts), len(CATEGORIES))
 
 
 def hall_flags(

@@ -44,6 +44,11 @@ def check_reward(
     alone; an error on a reference column that is too short or too long; a `__name__`, and the same scores after
     `pickle`, by which TRL's asynchronous trainer hands a reward to its workers. Raises AssertionError that lists every
     violation, a sentence each, and ValueError on examples that cannot be used.
+
+    Example:
+        >>> from rewards import format_reward
+        >>> check_reward(format_reward, {"completions": ["<report>Clear.</report>", "Clear."]})
+        'format_reward passed: 2 rows, ... calls, scores from 0 to 0.25'
     """
     trial = _Trial(reward, _columns(examples), tolerance)
     if trial.score_examples():

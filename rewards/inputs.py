@@ -108,8 +108,10 @@ class TextReward:
     a trainer that scores in another process needs it; a function within a function does not. TRL logs it by `name`.
     Raises ValueError on an `untagged` mode that does not exist (see `make_mccs_reward`).
 
-        reward = TextReward("same_reward", lambda texts, references: [a == b for a, b in zip(texts, references)])
-        reward(["<report>Clear.</report>"], report=["Clear."])  # [1.0]
+    Example:
+        >>> reward = TextReward("same_reward", lambda texts, references: [a == b for a, b in zip(texts, references)])
+        >>> reward(["<report>Clear.</report>"], report=["Clear."])
+        [1.0]
     """
 
     def __init__(self, name: str, score: Callable[[list[str], list[str]], Sequence[float]], untagged: str = "whole"):

@@ -50,6 +50,7 @@ def radcliq_score(radgraph, bertscore, semb, bleu, version: str = "v1") -> np.nd
     """
     if version not in PARAMETERS:
         raise ValueError(f"version must be one of {', '.join(PARAMETERS)}, not {version!r}")
+    # The regression was fitted on normalised metrics, so each is taken to the normaliser's mean and scale first.
     means, scales, coefficients, intercept = PARAMETERS[version]
     parts = zip((radgraph, bertscore, semb, bleu), means, scales, coefficients, strict=True)
     return (
@@ -66,6 +67,7 @@ def radcliq_to_reward(score, version: str = "v1", transform: str = "affine") -> 
     Raises ValueError on a version or a transform that does not exist.
     """
     score = np.asarray(score, dtype=np.float64)
+    # RadCliQ predicts a number of errors, without a natural 0 or 1: its values at four zeros and four ones anchor it.
     zero, perfect = radcliq_score(0, 0, 0, 0, version), radcliq_score(1, 1, 1, 1, version)
     if transform == "affine":
         return np.clip((zero - score) / (zero - perfect), 0.0, 1.0)
@@ -209,9 +211,13 @@ def make_radcliq_reward(
     `semb` (see `make_semb_part`), `bleu`; those not given are from `make_lexical_parts`. `version`: v0 or v1.
     `transform`: see `radcliq_to_reward`. `untagged` as in `make_mccs_reward`. An empty report has four zeros,
     so it earns 0 by `affine`. The product is named `radcliq_lite_reward` if any part is lite, else
-    `radcliq_reward`. Raises
-    ValueError on a version, transform or mode that does not exist and on a part that does not say whether it is
-    `lite`; at a call, on a part whose scores are not finite.
+    `radcliq_reward`. Raises ValueError on a version, transform or mode that does not exist and on a part that does not
+    say whether it is `lite`; at a call, on a part whose scores are not finite.
+
+    Example:
+        >>> reward = make_radcliq_reward(version="v1", transform="affine")
+        >>> reward.__name__, reward(["Small effusion.", ""], report=["Small effusion."] * 2)
+        ('radcliq_lite_reward', [1.0, 0.0])
     """
     parts = {"radgraph": radgraph, "bertscore": bertscore, "semb": semb, "bleu": bleu}
     lexical = make_lexical_parts()

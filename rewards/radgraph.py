@@ -110,6 +110,12 @@ def make_radgraph_reward(
     `parser`: n texts to n graphs (structure above); default LexicalGraph. With a lite parser its name is in the
     reward's name, `radgraph_lexical_reward`. `untagged` as in `make_mccs_reward`. Raises ValueError on a level or mode
     that does not exist and on a parser that does not say whether it is `lite`.
+
+    Example:
+        >>> reward = make_radgraph_reward()
+        >>> values = reward(["Small left effusion."], report=["Small left effusion. No edema."])
+        >>> round(values[0], 3)  # three of its three entities, three of the reference's four: 2 x 3 / (3 + 4)
+        0.857
     """
     part = make_radgraph_part(parser or LexicalGraph(), level)
     return TextReward(f"radgraph_{part.name}_reward" if part.lite else "radgraph_reward", part, untagged)

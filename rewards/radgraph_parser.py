@@ -1,6 +1,5 @@
 """RadGraphParser: the published RadGraph (Jain et al. 2021) and RadGraph-XL (Delbrouck et al. 2024) on batches."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable
@@ -9,7 +8,7 @@ from itertools import chain
 import torch
 
 from modeling import RadGraphModel
-from rewards.encoders import load_checkpoint, pass_cost, plan_batches, process_device
+from rewards.encoders import fingerprint, load_checkpoint, pass_cost, plan_batches
 from rewards.inputs import TextCache
 
 HOW_TO_GET = "make one from the published archive with recipes/convert_radgraph.py"
@@ -56,17 +55,12 @@ class RadGraphParser:
             raise ValueError(f"token_budget must be at least 1, not {token_budget}")
         self.checkpoint, self.token_budget = str(model), token_budget
         self.model, self.tokenizer = load_checkpoint(
-            self.checkpoint, "RadGraph", RadGraphModel, HOW_TO_GET, spare_embeddings=True
+            self.checkpoint, "RadGraph", RadGraphModel, HOW_TO_GET, spare_embeddings=True, device=device
         )
         self.config = self.model.config
-        heads = b"".join(
-            weight.detach().numpy().tobytes()
-            for scorer in (self.model.entity_scorer, self.model.pruner, self.model.relation_scorer)
-            for weight in scorer.parameters()
-        )
-        self.name = f"{self.config.cleaning}-{hashlib.blake2b(heads, digest_size=4).hexdigest()}"
-        self.device = torch.device(device) if device is not None else process_device()
-        self.model.eval().requires_grad_(False).to(self.device)
+        scorers = (self.model.entity_scorer, self.model.pruner, self.model.relation_scorer)
+        self.name = f"{self.config.cleaning}-{fingerprint(*scorers)}"
+        self.device = self.model.device
         self.pass_cost = pass_cost(self.device)
         self.tokens = TextCache(self._tokens, WORDS)
 

@@ -219,8 +219,10 @@ class SeverityReward:
     reports that it remembers. Raises ValueError on a mode that does not exist, on a column of another length, on an
     empty reference and on an age that is none.
 
-    >>> severity_reward(["Small left effusion."], report=["Small left effusion. No pneumothorax."])
-    [1.0]
+    Example:
+        >>> reward = SeverityReward()
+        >>> reward(["Small left effusion."], report=["Small left effusion. No pneumothorax."])
+        [1.0]
     """
 
     __name__ = "severity_reward"  # what TRL logs it by

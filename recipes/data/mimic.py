@@ -393,43 +393,16 @@ def scenario_of(views: list[str], prior: str | None) -> str | None:
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterator[dict]:  # noqa: C901
+def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterator[dict]:
     """Rows of the schema of those studies that have a split; `notes` takes what was skipped, counts and hashes."""
     skipped, counts = notes["skipped"], Counter()
-    read: dict[str, dict[str, str]] = {}
-    for study in studies:
-        if study.report is None:
-            continue
-        try:
-            read[study.study_id] = read_sections(read_report(settings.reports, study.report))
-        except InputError as error:
-            if study.split:
-                skipped.append(Skipped(study.study_id, study.report, "study", *error.args))
-    texts = []
-    for _, group in groupby(studies, key=lambda study: study.subject_id):
-        group = list(group)
-        for study in group:
-            if study.split and study.study_id in read:
-                parts = read[study.study_id]
-                row, plain = _text_columns(study, parts, settings)
-                if not row["report"]:  # nor, then, is there a plain one
-                    reason = f"it has no {settings.target}" if parts else "it holds no final report"
-                    skipped.append(Skipped(study.study_id, study.report, "study", reason))
-                    continue
-                prior = find_prior(group, study)
-                if prior:
-                    prior_parts = read.get(prior.study_id, {})
-                    plain_prior = {name: clean(prior_parts.get(name)) for name in ("findings", "impression")}
-                    row["prior_report"] = target_text(plain_prior, "findings+impression")
-                    if not row["prior_report"]:
-                        reason = "the study before it has no report with findings or impression"
-                        skipped.append(Skipped(study.study_id, study.report, "prior", reason, prior.study_id))
-                texts.append((study, row, plain, parts))
+    reports = _read_reports(studies, settings, skipped)
+    texts = list(_plan_rows(studies, reports, settings, skipped))
     if settings.labeler == CHEXPERT_CSV:
         labels = [study.states for study, *_ in texts]
     else:
-        labels = _labeler(settings.labeler_argument)([plain for _, _, plain, _ in texts]).tolist() if texts else []
-    for (study, row, _, parts), states in zip(texts, labels, strict=True):
+        labels = _labeler(settings.labeler_argument)([plain for _, _, plain in texts]).tolist() if texts else []
+    for (study, row, _), states in zip(texts, labels, strict=True):
         images = list(_stored_images(study, settings, notes))
         if settings.images and not images:
             skipped.append(Skipped(study.study_id, "", "study", "none of its images can be read"))
@@ -438,8 +411,9 @@ def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterato
         units = [[image] for image in images] if settings.sample_unit == "image" else [images]
         if settings.sample_unit == "study" and scenario_of([view for view, _ in images], None) is None:
             skipped.append(Skipped(study.study_id, "", "scenario", "it has no frontal view; the study is kept"))
-        if "findings_from" in parts and "findings" in settings.target:
-            counts[f"findings from a {parts['findings_from']}"] += 1
+        origin = reports[study.study_id].get("findings_from")
+        if origin and "findings" in settings.target:
+            counts[f"findings from a {origin}"] += 1
         for unit in units:
             views = [view for view, _ in unit]
             scenario = scenario_of(views, row["prior_report"])
@@ -450,11 +424,50 @@ def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterato
     notes["counts"] = dict(sorted(counts.items()))
 
 
-def _text_columns(study: Study, parts: dict[str, str], settings: Settings) -> tuple[dict, str | None]:
-    plain = {name: clean(parts.get(name)) for name in ("indication", "history", "findings", "impression")}
+def _read_reports(studies: list[Study], settings: Settings, skipped: list[Skipped]) -> dict[str, dict[str, str]]:
+    """Sections by study, of those without a split as well: they may be another study's prior."""
+    reports: dict[str, dict[str, str]] = {}
+    for study in studies:
+        if study.report is None:
+            continue
+        try:
+            reports[study.study_id] = read_sections(read_report(settings.reports, study.report))
+        except InputError as error:
+            if study.split:
+                skipped.append(Skipped(study.study_id, study.report, "study", *error.args))
+    return reports
+
+
+def _plan_rows(
+    studies: list[Study], reports: dict[str, dict[str, str]], settings: Settings, skipped: list[Skipped]
+) -> Iterator[tuple[Study, dict, str | None]]:
+    """Study, its row without images and labels, and the plain text that is labelled."""
+    for _, group in groupby(studies, key=lambda study: study.subject_id):
+        group = list(group)
+        for study in group:
+            if not study.split or study.study_id not in reports:
+                continue
+            report = reports[study.study_id]
+            row, plain = _text_columns(study, report, settings)
+            if not row["report"]:  # nor, then, is there a plain one
+                reason = f"it has no {settings.target}" if report else "it holds no final report"
+                skipped.append(Skipped(study.study_id, study.report, "study", reason))
+                continue
+            if prior := find_prior(group, study):
+                earlier = reports.get(prior.study_id, {})
+                plain_prior = {name: clean(earlier.get(name)) for name in ("findings", "impression")}
+                row["prior_report"] = target_text(plain_prior, "findings+impression")
+                if not row["prior_report"]:
+                    reason = "the study before it has no report with findings or impression"
+                    skipped.append(Skipped(study.study_id, study.report, "prior", reason, prior.study_id))
+            yield study, row, plain
+
+
+def _text_columns(study: Study, report: dict[str, str], settings: Settings) -> tuple[dict, str | None]:
+    plain = {name: clean(report.get(name)) for name in ("indication", "history", "findings", "impression")}
     cleaned = {name: plain[name] for name in ("findings", "impression")}
     if settings.cleaning != "plain":
-        cleaned = {name: clean_mimic(parts.get(name), settings.cleaning) for name in cleaned}
+        cleaned = {name: clean_mimic(report.get(name), settings.cleaning) for name in cleaned}
     row = {
         "study_id": study.study_id,
         "subject_id": study.subject_id,

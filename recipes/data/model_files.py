@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 
 from recipes.data.pickles import read_pickle
 from recipes.files import InputError
+from rewards.encoders import has_vocabulary
 
 NAMES = (
     *("config.json", "adapter_config.json", "generation_config.json", "preprocessor_config.json"),
@@ -21,13 +22,21 @@ BERTS = ("bert", "cxr-bert", "chexbert", "discbert")  # their encoder's weights 
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 
 
-def find_unreadable(folder: Path, images: bool = False) -> str | None:  # noqa: C901
+def find_unreadable(folder: Path, images: bool = False) -> str | None:
     """What in a model's folder could not be read, and what to do, or None; weights are looked at, not read.
 
     JSON files parse, generation settings are of the right types, a safetensors file is as long as it says, every shard
     of an index is there, and a pickle (read where there is no safetensors file) names nothing but tensors. `images`:
     an image processor is there.
     """
+    if fault := _find_bad_settings(folder):
+        return fault
+    if images and not any((folder / name).is_file() for name in PROCESSORS):
+        return f"has no processor for images (no {' or '.join(PROCESSORS)}): copy that of the model it was made from"
+    return _find_bad_weights(folder)
+
+
+def _find_bad_settings(folder: Path) -> str | None:
     for file in sorted(file for pattern in NAMES for file in folder.glob(pattern)):
         try:
             json.loads(file.read_text(encoding="utf-8"))
@@ -39,8 +48,10 @@ def find_unreadable(folder: Path, images: bool = False) -> str | None:  # noqa: 
         except (OSError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             return f"has an invalid generation_config.json ({reason}): correct it"
-    if images and not any((folder / name).is_file() for name in PROCESSORS):
-        return f"has no processor for images (no {' or '.join(PROCESSORS)}): copy that of the model it was made from"
+    return None
+
+
+def _find_bad_weights(folder: Path) -> str | None:
     pickled = not any(folder.glob("*.safetensors*"))
     for index in folder.glob("*.bin.index.json" if pickled else "*.safetensors.index.json"):
         shards = sorted(set(json.loads(index.read_text()).get("weight_map", {}).values()))
@@ -90,7 +101,7 @@ def load_bert(
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"--model {name}: no such folder, or the Hub is out of reach ({reason})") from error
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes up an empty one without its files
+    if not has_vocabulary(tokenizer):
         raise InputError(f"--model {name} has no tokenizer (no vocab.txt or tokenizer.json): copy it there")
     return model, tokenizer
 

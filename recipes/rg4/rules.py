@@ -177,7 +177,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=65536)
-def _found(sentence: str) -> tuple[bool, ...]:
+def _detect(sentence: str) -> tuple[bool, ...]:
     """Which of `CATEGORIES` one sentence holds."""
     return tuple(
         bool(_COMPILED[category].search(sentence)) and not (category == "view" and _RECOMMENDED.search(sentence))
@@ -185,9 +185,9 @@ def _found(sentence: str) -> tuple[bool, ...]:
     )
 
 
-def _found_in(text: str) -> tuple[bool, ...]:
+def _detect_in(text: str) -> tuple[bool, ...]:
     """Which of `CATEGORIES` a text of any number of sentences holds."""
-    return tuple(map(any, zip(*(_found(sentence) for sentence in split_sentences(text)), strict=True))) or (False,) * 4
+    return tuple(map(any, zip(*(_detect(sentence) for sentence in split_sentences(text)), strict=True))) or (False,) * 4
 
 
 class RuleJudge:
@@ -197,7 +197,7 @@ class RuleJudge:
 
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """0 (absent) or 1 (present), int8, shape (n, 4), in the order of `CATEGORIES`. Any string is judged."""
-        rows = [_found_in(text) for text in texts]
+        rows = [_detect_in(text) for text in texts]
         return np.array(rows, dtype=np.int8).reshape(len(rows), len(CATEGORIES))
 
 
@@ -614,7 +614,7 @@ def _says_something(words: str) -> bool:
 
 def _holds(text: str, categories: Sequence[str]) -> bool:
     """Whether `RuleJudge` finds one of `categories` in `text`, which may be several sentences."""
-    return any(state and category in categories for category, state in zip(CATEGORIES, _found_in(text), strict=True))
+    return any(state and category in categories for category, state in zip(CATEGORIES, _detect_in(text), strict=True))
 
 
 def _like(sentence: str, words: str) -> str:

@@ -16,60 +16,15 @@ from rewards.scenarios import CATEGORIES, COLUMNS, FORBIDDEN, SCENARIOS
 
 # LLM-RG4, Table 1: percentage of reports of the setting sn that hold each category, as judged by its DiscBERT.
 PAPER = [
-    {
-        "data": "MIMIC-CXR (paper)",
-        "split": "train",
-        "reports": "16.9K",
-        "PC": 39.90,
-        "PP": 15.99,
-        "View": 1.17,
-        "Comm": 4.56,
-    },
-    {
-        "data": "MIMIC-CXR (paper)",
-        "split": "validation",
-        "reports": "0.1K",
-        "PC": 38.36,
-        "PP": 11.28,
-        "View": 1.50,
-        "Comm": 3.01,
-    },
-    {
-        "data": "MIMIC-CXR (paper)",
-        "split": "test",
-        "reports": "0.1K",
-        "PC": 65.63,
-        "PP": 25.78,
-        "View": 3.13,
-        "Comm": 10.16,
-    },
-    {
-        "data": "MIMIC-RG4 (paper)",
-        "split": "train",
-        "reports": "172.6K",
-        "PC": 0.30,
-        "PP": 0.30,
-        "View": 0.12,
-        "Comm": 0.00,
-    },
-    {
-        "data": "MIMIC-RG4 (paper)",
-        "split": "validation",
-        "reports": "1.4K",
-        "PC": 0.07,
-        "PP": 0.07,
-        "View": 0.14,
-        "Comm": 0.00,
-    },
-    {
-        "data": "MIMIC-RG4 (paper)",
-        "split": "test",
-        "reports": "2.4K",
-        "PC": 0.42,
-        "PP": 0.42,
-        "View": 0.04,
-        "Comm": 0.04,
-    },
+    dict(zip(("data", "split", "reports", *COLUMNS), row, strict=True))
+    for row in (
+        ("MIMIC-CXR (paper)", "train", "16.9K", 39.90, 15.99, 1.17, 4.56),
+        ("MIMIC-CXR (paper)", "validation", "0.1K", 38.36, 11.28, 1.50, 3.01),
+        ("MIMIC-CXR (paper)", "test", "0.1K", 65.63, 25.78, 3.13, 10.16),
+        ("MIMIC-RG4 (paper)", "train", "172.6K", 0.30, 0.30, 0.12, 0.00),
+        ("MIMIC-RG4 (paper)", "validation", "1.4K", 0.07, 0.07, 0.14, 0.00),
+        ("MIMIC-RG4 (paper)", "test", "2.4K", 0.42, 0.42, 0.04, 0.04),
+    )
 ]
 TEXTS = ("findings", "impression", "report", "indication", "history", "prior_report")
 STATES = {
