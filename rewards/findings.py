@@ -273,14 +273,16 @@ PLACES = {
     "middle": ("middle", "mid", "midlung", "lingula", "lingular", "perihilar", "hilar"),
     "lower": ("lower", "base", "bases", "basilar", "basal", "bibasilar", "bibasal", "retrocardiac", "inferior"),
 }
-# Error taxonomy's grades: 1 small or mild, 2 moderate, 3 large or severe.
-SEVERITIES = {
-    1: "tiny trace minimal small mild mildly slight slightly subtle minor minimally",
-    2: "moderate moderately",
-    3: "large severe severely marked markedly massive extensive gross grossly significant substantial"
-    " tension complete",
+# Grade of a size or severity by its word: 1 small or mild, 2 moderate, 3 large or severe.
+GRADES = {
+    word: grade
+    for grade, words in {
+        1: "tiny trace minimal small mild mildly slight slightly subtle minor minimally",
+        2: "moderate moderately",
+        3: "large severe severely marked markedly massive extensive gross grossly",
+    }.items()
+    for word in words.split()
 }
-GRADES = {word: grade for grade, words in SEVERITIES.items() for word in words.split()}
 CHANGES = {
     "new": ("new", "newly"),
     "worse": ("worse", "worsening", "worsened", "increased", "increasing", "larger", "progressed", "progression"),
@@ -300,6 +302,7 @@ _ASPECTS = {
 _WORDS = {
     **{word: ("side", side) for side, words in SIDES.items() for word in words},
     **{word: ("size", grade) for word, grade in GRADES.items()},
+    **dict.fromkeys(("significant", "substantial", "tension", "complete"), ("size", 3)),  # without a change after them
     **{word: ("change", change) for change, words in CHANGES.items() for word in words},
 }
 _PLACE = {word: place for place, words in PLACES.items() for word in words}

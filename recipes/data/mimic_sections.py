@@ -12,7 +12,7 @@ findings, else what follows the first paragraph), with rules of our own for what
 
 import re
 
-from recipes.data.sections import clean
+from recipes.data.sections import clean, clean_as_r2gen
 
 CLEANINGS = ("plain", "r2gen", "rg4")
 _NAMES = {
@@ -51,10 +51,6 @@ _TARGETS = ("findings", "impression")
 _ALONE = re.compile(r"[ \t]*(?:\n|$)")
 _UNMARKED = re.compile(r"[ \t]*(?:\n|$)|[ \t]+[A-Z]")  # "IMPRESSION  No change."
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
-_DELETED = {
-    "r2gen": str.maketrans("", "", ".,?;*!%^&_+()]{}:<=>@[\"/\\'"),
-    "rg4": str.maketrans("", "", ".,?;*!%^&_+()[]{}\"/\\'"),
-}
 
 
 def read_sections(text: str) -> dict[str, str]:
@@ -76,25 +72,9 @@ def clean_mimic(text: str | None, cleaning: str) -> str | None:
     separated by " . ", no other punctuation, no underscores, no numbers of lists up to 5. Sources: LM-025, RG-101.
     """
     plain = clean(text)
-    return plain if cleaning == "plain" or plain is None else clean_as_r2gen(text, cleaning)
-
-
-def clean_as_r2gen(text: str, variant: str = "r2gen") -> str:
-    """The cleaning of R2Gen's tokenizer for MIMIC-CXR, token for token (white space is made single here).
-
-    With its side effects: "3.5" becomes "35", "L1. No" becomes "lno". `variant` "rg4" is LLM-RG4's.
-    """
-    text = " ".join(text.split())
-    for _ in range(8):
-        text = text.replace("..", ".")
-    text = text.replace("1. ", "")
-    for before in (". ", " "):
-        for number in "2345":
-            text = text.replace(f"{before}{number}. ", ". ")
-    if variant == "rg4":
-        text = text.replace(":", " :")
-    sentences = [sentence.translate(_DELETED[variant]) for sentence in text.strip().lower().split(". ")]
-    return " ".join(" . ".join([*sentences, ""]).split())
+    if cleaning == "plain" or plain is None:
+        return plain
+    return clean_as_r2gen(text, "rg4" if cleaning == "rg4" else "mimic")
 
 
 def _final_reports(text: str) -> list[str]:

@@ -25,38 +25,23 @@ STYLES = ("terse", "prose", "systematic", "mimic")
 DEVICES = ("pacemaker", "central venous catheter", "endotracheal tube", "chest tube")
 STRENGTH = {CheXpertState.POSITIVE: 1.0, CheXpertState.UNCERTAIN: 0.5}  # contrast of a sign; other states: absent
 
-# Relative frequency of each finding, positive or uncertain, and the share of those that is uncertain; and the share of
-# the reports without the finding that say so. Measured on 1,684 Open-i reports (the development half of NegBio's gold)
+# Relative frequency of each finding, positive or uncertain; the share of those that is uncertain; and the share of the
+# reports without the finding that say so. Measured on 1,684 Open-i reports (the development half of NegBio's gold)
 # with the LexicalLabeler and rounded; an Enlarged Cardiomediastinum is rarely called so there and was raised.
-PREVALENCE = {
-    "Enlarged Cardiomediastinum": (0.020, 0.30),
-    "Cardiomegaly": (0.095, 0.14),
-    "Lung Opacity": (0.165, 0.05),
-    "Lung Lesion": (0.050, 0.18),
-    "Edema": (0.025, 0.40),
-    "Consolidation": (0.010, 0.20),
-    "Pneumonia": (0.035, 0.60),
-    "Atelectasis": (0.095, 0.18),
-    "Pneumothorax": (0.007, 0.15),
-    "Pleural Effusion": (0.035, 0.20),
-    "Pleural Other": (0.020, 0.25),
-    "Fracture": (0.020, 0.20),
-    "Support Devices": (0.075, 0.0),
-}
-MENTIONED_WHEN_ABSENT = {
-    "Enlarged Cardiomediastinum": 0.57,
-    "Cardiomegaly": 0.72,
-    "Lung Opacity": 0.25,
-    "Lung Lesion": 0.05,
-    "Edema": 0.06,
-    "Consolidation": 0.33,
-    "Pneumonia": 0.05,
-    "Atelectasis": 0.01,
-    "Pneumothorax": 0.77,
-    "Pleural Effusion": 0.80,
-    "Pleural Other": 0.01,
-    "Fracture": 0.03,
-    "Support Devices": 0.01,
+FREQUENCIES = {
+    "Enlarged Cardiomediastinum": (0.020, 0.30, 0.57),
+    "Cardiomegaly": (0.095, 0.14, 0.72),
+    "Lung Opacity": (0.165, 0.05, 0.25),
+    "Lung Lesion": (0.050, 0.18, 0.05),
+    "Edema": (0.025, 0.40, 0.06),
+    "Consolidation": (0.010, 0.20, 0.33),
+    "Pneumonia": (0.035, 0.60, 0.05),
+    "Atelectasis": (0.095, 0.18, 0.01),
+    "Pneumothorax": (0.007, 0.15, 0.77),
+    "Pleural Effusion": (0.035, 0.20, 0.80),
+    "Pleural Other": (0.020, 0.25, 0.01),
+    "Fracture": (0.020, 0.20, 0.03),
+    "Support Devices": (0.075, 0.0, 0.01),
 }
 # (cause, companion, share of the cause's studies that also show the companion)
 COMPANIONS = (
@@ -118,8 +103,7 @@ def sample_states(rng: np.random.Generator, abnormal: float = 0.4, balanced: boo
     """
     if not 0 <= abnormal <= 1:
         raise ValueError(f"abnormal is a share of studies from 0 to 1, got {abnormal}")
-    prevalence = np.array([PREVALENCE[name][0] for name in FINDINGS])
-    uncertain = np.array([PREVALENCE[name][1] for name in FINDINGS])
+    prevalence, uncertain, said_absent = np.array([FREQUENCIES[name] for name in FINDINGS]).T
     present = np.zeros(13, dtype=bool)
     if balanced:
         if rng.random() < 0.875:
@@ -131,7 +115,7 @@ def sample_states(rng: np.random.Generator, abnormal: float = 0.4, balanced: boo
         for cause, companion, share in COMPANIONS:
             if present[FINDINGS.index(cause)] and rng.random() < share:
                 present[FINDINGS.index(companion)] = True
-    mentioned = rng.random(13) < [MENTIONED_WHEN_ABSENT[name] for name in FINDINGS]
+    mentioned = rng.random(13) < said_absent
     states = np.where(mentioned, CheXpertState.NEGATIVE, CheXpertState.BLANK)
     hedged = rng.random(13) < uncertain
     states[present] = np.where(hedged, CheXpertState.UNCERTAIN, CheXpertState.POSITIVE)[present]
