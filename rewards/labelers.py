@@ -515,12 +515,12 @@ def _ends_negation(hits: list[tuple], i: int, start: int, scopes: "_Scopes") -> 
     return signs > 1 or (signs > 0 and not _goes_on(hits, start))
 
 
-def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes", has_predicate: bool) -> bool:
+def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes") -> bool:
     """Whether what follows the comma, "and" or "with" at `i` is a statement that the scope before does not reach.
 
-    `has_predicate`: the clause has one. "No edema, effusion is small" opens one at the comma; "no edema, effusion or
-    pneumothorax is seen" does not. A negation reaches over a comma to an item without side or place, and to any item
-    of a list that ends in "or", unless a verb has ended it ("no edema is seen, effusion on the left").
+    "No edema, effusion is small" opens one at the comma; "no edema, effusion or pneumothorax is seen" does not. A
+    negation reaches over a comma to an item without side or place, since such an item goes on with the list, and to
+    any item of a list that ends in "or", unless a verb has ended it ("no edema is seen, effusion on the left").
     """
     scoped = scopes.scope != POSITIVE
     after_both = hits[i][0] == COMMA and i + 1 < len(hits) and hits[i + 1][0] == AND
@@ -532,7 +532,7 @@ def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes", has_predicate
         return True
     if kind == ASSERT or (kind == PREDICATE and value != LARGE):
         return scoped
-    if kind in (OR, SLASH) or ((hits[i][0] == AND or after_both) and not has_predicate):
+    if kind in (OR, SLASH) or ((hits[i][0] == AND or after_both) and not scopes.has_predicate):
         return False
     noun = False
     for j in range(start, len(hits)):
@@ -553,9 +553,13 @@ class _Scopes:
     follows says, by its place in `hits`, with negation and doubt applied.
     """
 
-    __slots__ = ("brief", "clause", "ended", "filled", "looks", "mentions", "once", "pending", "scope", "segment")
+    __slots__ = (
+        *("before", "brief", "clause", "ended", "filled", "has_predicate", "hits", "looks"),
+        *("mentions", "once", "pending", "scope", "segment", "unchanged"),
+    )
 
     def __init__(self, hits: list[tuple]):
+        self.hits = hits
         self.mentions: list[list] = []
         self.looks: dict[int, str] = {}
         self.clause = 0  # first mention of the running clause
@@ -566,7 +570,17 @@ class _Scopes:
         self.filled = False  # something stands in that scope
         self.ended = False  # and a verb after it, so that the scope ends at the next comma or "and"
         self.pending = -1  # how many mentions there were when a cue of either direction came; -1 when none waits
-        self._resolve(hits)
+        self.has_predicate = False  # the running clause has one
+        self.unchanged = -1  # how many mentions there were at "no change in"; -1 outside of its clause
+        self.before = ""  # kind of the hit before
+        for i, (kind, value, *_) in enumerate(hits):
+            if kind in _READERS:
+                _READERS[kind](self, i, value)
+            self.before = kind
+        self._settle()
+        for i, hit in enumerate(hits):
+            if hit[0] == EARLIER:
+                self._forget(i)
 
     def _open(self, state: int, once: bool = False, pending: bool = False, brief: bool = False) -> None:
         self._settle()
@@ -579,7 +593,7 @@ class _Scopes:
         self.scope, self.once, self.brief = POSITIVE, False, False
         self.filled = self.ended = False
 
-    def _verb(self, value: str | None) -> None:
+    def _end_object(self, value: str | None) -> None:
         """A verb ends a negation that has its object already; "clearing of the left base shows" has it in any case."""
         if self.scope == NEGATIVE and (self.filled or (self.brief and value == TRANSITIVE)):
             if self.brief or value == TRANSITIVE:
@@ -598,20 +612,25 @@ class _Scopes:
             if mention[3] == POSITIVE or (state == NEGATIVE and mention[3] in (UNCERTAIN, BLANK)):
                 mention[3] = state
 
-    def _reaches(self, hits: list[tuple], i: int) -> bool:
+    def _reaches(self, i: int) -> bool:
         """Whether the cue at `i` has mentions before it to reach back to; "with" and no mention is no border."""
         if len(self.mentions) == self.segment:
-            separator = next((hit[0] for hit in reversed(hits[:i]) if hit[0] in _SEPARATORS), None)
+            separator = next((hit[0] for hit in reversed(self.hits[:i]) if hit[0] in _SEPARATORS), None)
             if separator == WITH:  # "consolidation with air bronchograms cannot be excluded"
                 self.segment = self.clause
         return len(self.mentions) > self.segment
 
-    def _alternatives(self, hits: list[tuple], i: int, conditions: tuple[int, ...], state: int) -> int:
+    def _alternatives(self, i: int, conditions: tuple[int, ...], state: int) -> int:
         """The state of the mention at `i`, which follows "or" or "versus"; makes what these join it to uncertain too.
 
         "Edema or pneumonia" asserts neither. With a mere description on one side ("atelectasis or scarring",
         "infiltrate or atelectasis") "or" asserts both, as human indexers read it; "versus" never does.
         """
+        hits = self.hits
+        if self.unchanged >= 0 and self.scope == POSITIVE:  # "no change in edema or effusion"
+            for mention in self.mentions[self.unchanged :]:
+                mention[3] = UNCERTAIN if mention[3] == POSITIVE else mention[3]
+            return UNCERTAIN
         if state == NEGATIVE or hits[i - 2][0] in (ASSERT, WITH):
             return state  # "with mild residual or recurrent pneumonia", "edema rather than pneumonia or hemorrhage"
         versus = hits[i - 1][0] == VERSUS
@@ -623,13 +642,13 @@ class _Scopes:
                 state = UNCERTAIN if state == POSITIVE else state
         return state
 
-    def _forget(self, hits: list[tuple], i: int) -> None:
+    def _forget(self, i: int) -> None:
         """Takes back what the clause around "on the previous study" at `i` says, where it says it of that study.
 
         That is a clause whose verbs are of the past and that calls nothing unchanged or larger. "Was not seen on the
         previous study" says that it is seen now.
         """
-        start = i
+        hits, start = self.hits, i
         while start > 0 and hits[start - 1][0] not in (COMMA, BREAK):
             start -= 1
         end = i + 1
@@ -649,139 +668,156 @@ class _Scopes:
             if clause[0][2] <= mention[0] and mention[1] <= clause[-1][3]:
                 mention[3] = POSITIVE if unseen else BLANK
 
-    def _resolve(self, hits: list[tuple]) -> None:  # noqa: C901
-        mentions = self.mentions
-        last = len(hits) - 1
-        has_predicate = False
-        before = ""
-        earlier: list[int] = []
-        unchanged = -1  # how many mentions there were at "no change in"; -1 outside of its clause
-        for i, (kind, value, first, end) in enumerate(hits):
-            if kind == MENTION:
-                conditions, state = value
-                self.filled = True
-                if state == BLANK:  # an illness of the past
-                    if before != MENTION and i < last and hits[i + 1][1] == PERSISTS:
-                        state = self.scope
-                elif self.scope != POSITIVE:
-                    state = self.scope
-                if before in (OR, VERSUS) and len(mentions) > self.clause:
-                    if unchanged >= 0 and self.scope == POSITIVE:
-                        state = UNCERTAIN
-                        for mention in mentions[unchanged:]:
-                            mention[3] = UNCERTAIN if mention[3] == POSITIVE else mention[3]
-                    else:
-                        state = self._alternatives(hits, i, conditions, state)
-                mentions.append([first, end, conditions, state])
-                if before == PART and _is_device(hits[i]):
-                    self.segment = len(mentions)
-            elif kind == GENERAL:
-                self.filled = True
-            elif kind == VERB:
-                has_predicate = True
-                self._verb(value)
-            elif kind == PART:
-                if before == MENTION:
-                    if mentions[-1][3] in (NEGATIVE, UNCERTAIN):
-                        mentions[-1][3] = POSITIVE  # "cannot confirm tube position"
-                    self.segment = len(mentions)
-                elif before in _NEGATIONS or before == DOUBT:
-                    self._close()  # "cannot confirm the position of the tube"
-            elif kind in (COMMA, AND, WITH):
-                if before != COMMA and _opens_statement(hits, i, self, has_predicate):
-                    self._close()
-                    self.clause = self.segment = len(mentions)
-                    has_predicate, unchanged = False, -1
-                else:
-                    if self.once or (kind == WITH and self.scope == UNCERTAIN):
-                        self._close()
-                    if kind == COMMA and i < last and hits[i + 1][0] in _JOINS:
-                        self.segment = self.clause
-                    elif kind != AND:
-                        self._settle()
-                        self.segment = len(mentions)
-            elif kind in _NEGATIONS:
-                has_predicate, unchanged = True, -1
-                self._open(NEGATIVE, brief=kind == GONE)
-                if before == COLON and i > 1 and hits[i - 2][0] == MENTION:
-                    mentions[-1][3] = NEGATIVE  # "Pneumothorax: no"
-            elif kind == PREDICATE:
-                has_predicate = True
-                if value == NO_CHANGE:
-                    unchanged = len(mentions)
-                if i == last or hits[i + 1][0] != MENTION or value == OBSCURED:
-                    if value in _BIG and self.scope != POSITIVE:
-                        self.looks[i] = NORMAL if self.scope == NEGATIVE else BORDERLINE
-                    elif before != NOT:
-                        self.looks[i] = value
-            elif kind == SEEN:
-                has_predicate = True
-                cue = i - 1
-                while cue > 0 and (hits[cue][0] == VERB or hits[cue][0] == CLEARLY):
-                    cue -= 1
-                if cue >= 0 and hits[cue][0] in (NOT, MAY) and len(mentions) > self.clause:
-                    reaches = len(mentions) > self.segment
-                    self._close()
-                    if reaches:
-                        self._reach_back(UNCERTAIN if hits[cue][0] == MAY or before == CLEARLY else NEGATIVE)
-                else:
-                    self._verb(value)
-            elif (
-                kind == BREAK or (kind == THERE and self.scope != BLANK) or (kind == AFTER and self.scope != POSITIVE)
-            ):
-                self._close()
-                self.clause = self.segment = len(mentions)
-                has_predicate, unchanged = False, -1
-            elif kind == MAY:
-                has_predicate = True
-                self._open(UNCERTAIN)
-            elif kind == DOUBT:
-                if self.scope not in (NEGATIVE, BLANK):
-                    self._open(UNCERTAIN)
-            elif kind in (SUSPECT, REVOKE):
-                state = UNCERTAIN if kind == SUSPECT else NEGATIVE
-                if before == NOT:
-                    self._close()  # "not resolved"
-                elif self.scope in (NEGATIVE, BLANK) and kind == SUSPECT:
-                    pass  # "no suspected fracture"
-                elif kind == REVOKE and (wish := _wish(hits, i)):
-                    self._close()
-                    if wish == MAY and self._reaches(hits, i) and SUPPORT_DEVICES not in mentions[-1][2]:
-                        self._reach_back(UNCERTAIN)  # "may have resolved"
-                elif before in (VERB, COLON) and self._reaches(hits, i):
-                    self._close()
-                    self._reach_back(state)
-                else:
-                    self._open(state, once=True, pending=True)
-            elif kind in (EXCLUDE, EXCLUDED):
-                negated = any(hit[0] in _NEGATIONS for hit in hits[max(i - 2, 0) : i])
-                self._close()
-                if kind == EXCLUDED and self._reaches(hits, i):
-                    self._reach_back(UNCERTAIN if negated else NEGATIVE)
-                else:
-                    self._open(UNCERTAIN)
-            elif kind == CHANGE:
-                if before in _NEGATIONS or before in (AND, COMMA):
-                    if self.scope == NEGATIVE:
-                        unchanged = len(mentions)
-                    self.scope = POSITIVE
-                elif (
-                    value == INCREASE
-                    and self.scope in (POSITIVE, UNCERTAIN)
-                    and i < last
-                    and hits[i + 1][0] == SUBJECT
-                ):
-                    has_predicate = True
-                    if hits[i + 1][1]:  # not of "increase in lung volume"
-                        self.looks[i] = LARGE if self.scope == POSITIVE else BORDERLINE
-            elif kind == UNSAID:
-                self._open(BLANK, once=True)
-            elif kind == EARLIER:
-                earlier.append(i)
-            before = kind
-        self._settle()
-        for i in earlier:
-            self._forget(hits, i)
+    def _begin_clause(self) -> None:
+        self._close()
+        self.clause = self.segment = len(self.mentions)
+        self.has_predicate, self.unchanged = False, -1
+
+    def _read_mention(self, i: int, value: tuple) -> None:
+        hits, (conditions, state) = self.hits, value
+        self.filled = True
+        if state == BLANK:  # an illness of the past
+            if self.before != MENTION and i + 1 < len(hits) and hits[i + 1][1] == PERSISTS:
+                state = self.scope
+        elif self.scope != POSITIVE:
+            state = self.scope
+        if self.before in (OR, VERSUS) and len(self.mentions) > self.clause:
+            state = self._alternatives(i, conditions, state)
+        self.mentions.append([hits[i][2], hits[i][3], conditions, state])
+        if self.before == PART and _is_device(hits[i]):
+            self.segment = len(self.mentions)
+
+    def _read_general(self, i: int, value: None) -> None:
+        self.filled = True
+
+    def _read_verb(self, i: int, value: str | None) -> None:
+        self.has_predicate = True
+        self._end_object(value)
+
+    def _read_part(self, i: int, value: None) -> None:
+        if self.before == MENTION:
+            if self.mentions[-1][3] in (NEGATIVE, UNCERTAIN):
+                self.mentions[-1][3] = POSITIVE  # "cannot confirm tube position"
+            self.segment = len(self.mentions)
+        elif self.before in _NEGATIONS or self.before == DOUBT:
+            self._close()  # "cannot confirm the position of the tube"
+
+    def _read_separator(self, i: int, value: str | None) -> None:
+        kind = self.hits[i][0]
+        if self.before != COMMA and _opens_statement(self.hits, i, self):
+            self._begin_clause()
+            return
+        if self.once or (kind == WITH and self.scope == UNCERTAIN):
+            self._close()
+        if kind == COMMA and i + 1 < len(self.hits) and self.hits[i + 1][0] in _JOINS:
+            self.segment = self.clause
+        elif kind != AND:
+            self._settle()
+            self.segment = len(self.mentions)
+
+    def _read_negation(self, i: int, value: None) -> None:
+        self.has_predicate, self.unchanged = True, -1
+        self._open(NEGATIVE, brief=self.hits[i][0] == GONE)
+        if self.before == COLON and i > 1 and self.hits[i - 2][0] == MENTION:
+            self.mentions[-1][3] = NEGATIVE  # "Pneumothorax: no"
+
+    def _read_predicate(self, i: int, value: str) -> None:
+        self.has_predicate = True
+        if value == NO_CHANGE:
+            self.unchanged = len(self.mentions)
+        if i + 1 == len(self.hits) or self.hits[i + 1][0] != MENTION or value == OBSCURED:
+            if value in _BIG and self.scope != POSITIVE:
+                self.looks[i] = NORMAL if self.scope == NEGATIVE else BORDERLINE
+            elif self.before != NOT:
+                self.looks[i] = value
+
+    def _read_seen(self, i: int, value: None) -> None:
+        self.has_predicate = True
+        cue = i - 1
+        while cue > 0 and self.hits[cue][0] in (VERB, CLEARLY):
+            cue -= 1
+        if cue >= 0 and self.hits[cue][0] in (NOT, MAY) and len(self.mentions) > self.clause:
+            reaches = len(self.mentions) > self.segment
+            self._close()
+            if reaches:
+                doubtful = self.hits[cue][0] == MAY or self.before == CLEARLY
+                self._reach_back(UNCERTAIN if doubtful else NEGATIVE)
+        else:
+            self._end_object(value)
+
+    def _read_break(self, i: int, value: None) -> None:
+        kind = self.hits[i][0]
+        if kind == BREAK or (kind == THERE and self.scope != BLANK) or (kind == AFTER and self.scope != POSITIVE):
+            self._begin_clause()
+
+    def _read_may(self, i: int, value: None) -> None:
+        self.has_predicate = True
+        self._open(UNCERTAIN)
+
+    def _read_doubt(self, i: int, value: None) -> None:
+        if self.scope not in (NEGATIVE, BLANK):
+            self._open(UNCERTAIN)
+
+    def _read_either_way(self, i: int, value: None) -> None:
+        """A cue of either direction: "possible", "resolved"."""
+        kind = self.hits[i][0]
+        state = UNCERTAIN if kind == SUSPECT else NEGATIVE
+        if self.before == NOT:
+            self._close()  # "not resolved"
+        elif self.scope in (NEGATIVE, BLANK) and kind == SUSPECT:
+            pass  # "no suspected fracture"
+        elif kind == REVOKE and (wish := _wish(self.hits, i)):
+            self._close()
+            if wish == MAY and self._reaches(i) and SUPPORT_DEVICES not in self.mentions[-1][2]:
+                self._reach_back(UNCERTAIN)  # "may have resolved"
+        elif self.before in (VERB, COLON) and self._reaches(i):
+            self._close()
+            self._reach_back(state)
+        else:
+            self._open(state, once=True, pending=True)
+
+    def _read_exclusion(self, i: int, value: None) -> None:
+        negated = any(hit[0] in _NEGATIONS for hit in self.hits[max(i - 2, 0) : i])
+        self._close()
+        if self.hits[i][0] == EXCLUDED and self._reaches(i):
+            self._reach_back(UNCERTAIN if negated else NEGATIVE)
+        else:
+            self._open(UNCERTAIN)
+
+    def _read_change(self, i: int, value: str | None) -> None:
+        if self.before in _NEGATIONS or self.before in (AND, COMMA):
+            if self.scope == NEGATIVE:
+                self.unchanged = len(self.mentions)
+            self.scope = POSITIVE
+        elif value == INCREASE and self.scope in (POSITIVE, UNCERTAIN) and self._subject_follows(i):
+            self.has_predicate = True
+            if self.hits[i + 1][1]:  # not of "increase in lung volume"
+                self.looks[i] = LARGE if self.scope == POSITIVE else BORDERLINE
+
+    def _subject_follows(self, i: int) -> bool:
+        return i + 1 < len(self.hits) and self.hits[i + 1][0] == SUBJECT
+
+    def _read_unsaid(self, i: int, value: None) -> None:
+        self._open(BLANK, once=True)
+
+
+_READERS = {
+    MENTION: _Scopes._read_mention,
+    GENERAL: _Scopes._read_general,
+    VERB: _Scopes._read_verb,
+    PART: _Scopes._read_part,
+    **dict.fromkeys((COMMA, AND, WITH), _Scopes._read_separator),
+    **dict.fromkeys(_NEGATIONS, _Scopes._read_negation),
+    PREDICATE: _Scopes._read_predicate,
+    SEEN: _Scopes._read_seen,
+    **dict.fromkeys((BREAK, THERE, AFTER), _Scopes._read_break),
+    MAY: _Scopes._read_may,
+    DOUBT: _Scopes._read_doubt,
+    **dict.fromkeys((SUSPECT, REVOKE), _Scopes._read_either_way),
+    **dict.fromkeys((EXCLUDE, EXCLUDED), _Scopes._read_exclusion),
+    CHANGE: _Scopes._read_change,
+    UNSAID: _Scopes._read_unsaid,
+}
 
 
 def _wish(hits: list[tuple], i: int) -> str | None:

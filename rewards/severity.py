@@ -177,10 +177,13 @@ def compare(report: Report, reference: Report, age: float | None = None, indicat
             if _near(finding, target):
                 errors = attribute_errors(finding, target)
                 weight = weights[1][i]
+                # Half the credit is left where the errors weigh as much as the finding, and never less than none.
                 credit = weight * weight / (weight + sum(errors.values()))
                 if finding.denied and not target.denied:
                     credit = 0.0
                 pairs.append((finding.concepts.isdisjoint(target.concepts), -credit, i, k, errors))
+    # The same concept goes before a related one, whatever it earns: an "effusion" with errors is not the "blunting"
+    # that another sentence speaks of.
     matched: dict[int, tuple[int, dict[str, float], float]] = {}
     taken: set[int] = set()
     for _, negative, i, k, errors in sorted(pairs, key=lambda pair: pair[:4]):
@@ -197,6 +200,8 @@ def compare(report: Report, reference: Report, age: float | None = None, indicat
             false.append((finding, cost))
     earned, attainable = sum(credit for _, _, credit in matched.values()), sum(weights[1])
     cost = sum(cost for _, cost in false)
+    # False findings enlarge the denominator instead of being subtracted: a report with more errors always earns less,
+    # and none falls to a floor where further errors would cost nothing.
     value = (earned + NORMAL_CHEST) / (attainable + cost + NORMAL_CHEST) if report.speaks else 0.0
     return Comparison(
         tuple(

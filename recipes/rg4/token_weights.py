@@ -96,6 +96,8 @@ def integrated_gradients(
             places, halved, pending[i] = nodes[i], set(), []
             for label in labels:
                 values, products = map(np.array, zip(*(evaluated[i][share][label] for share in places), strict=True))
+                # Completeness (Sundararajan et al., Proposition 1) holds on each interval as on the whole path: what
+                # the attributions miss of the logit's change there is that interval's error.
                 parts, changes = spline_integrals(np.array(places), products), np.diff(values)
                 gap, total = float(values[-1] - values[0]), parts.sum(axis=0)
                 if not np.isfinite(gap + total.sum()):
@@ -159,6 +161,7 @@ def gradients_on_path(
             products = []
             for label in range(number):
                 (gradient,) = torch.autograd.grad(values[:, label].sum(), path, retain_graph=label + 1 < number)
+                # The embedding is a token's only input, so the sum over its dimensions is the token's attribution.
                 products.append((gradient.float() * change.float()).sum(-1))
             products = torch.stack(products, dim=1).double().cpu().numpy()
             for i, value, product in zip(members, values.detach().double().cpu().numpy(), products, strict=True):
@@ -184,6 +187,8 @@ def smooth(scores: np.ndarray, sigma: float = SIGMA, radius: int = RADIUS) -> np
 
 def score_tokens(maps: np.ndarray) -> np.ndarray:
     """Scores of n tokens, at most 1, from the attributions (labels, n) of a report (Algorithm 1, lines 3 to 7)."""
+    # A token counts by the label that it matters most to: a sum would favour what many labels share. Each map is
+    # divided by its largest magnitude first, since logits of different labels have different scales.
     scores = smooth(_normalised(maps).max(axis=0))
     return _normalised(scores[None])[0]
 
@@ -220,6 +225,7 @@ def find_key_sentences(
 
     `sentences` are characters [start, end), `places` those at which the scored tokens begin.
     """
+    # Tokens belong to the cleaned text and spans to the original, so both are compared as places in the original.
     high = [place for place, score in zip(places, scores, strict=True) if score > threshold]
     return [any(start <= place < end for place in high) for start, end in sentences]
 
