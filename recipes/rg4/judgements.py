@@ -17,7 +17,7 @@ from modeling.modeling_discbert import DiscBertModel
 from modeling.tiny import build_chexbert
 from recipes.data.schema import has_text, say_bare
 from recipes.files import InputError, replacing
-from recipes.rg4.pipeline import joined
+from recipes.rg4.pipeline import join_sections
 from recipes.rg4.rules import RuleRewriter, split_sentences
 from rewards.chexbert import clean_text
 from rewards.discbert import DiscBertJudge
@@ -43,7 +43,9 @@ def read_judgements(file: str) -> dict[str, list[int]]:
             raise InputError(f"{file} is no provenance.parquet of recipes/build_mimic_rg4.py ({error})") from error
         for note in notes:
             for texts, judged in json.loads(note["history"]) if note["scenario"] == "sn" else []:
-                verdicts.setdefault(clean_text(joined(texts)), [int(category in judged) for category in CATEGORIES])
+                verdicts.setdefault(
+                    clean_text(join_sections(texts)), [int(category in judged) for category in CATEGORIES]
+                )
     else:
         try:
             with open(file, newline="", encoding="utf-8-sig") as opened:
@@ -90,7 +92,7 @@ def mix(reports: Sequence[str], count: int, judge: Callable, rng: random.Random)
         sentence = rng.choice(rng.choice(by_category))
         return sentence if rng.random() < 0.6 else rewriter.rewrite(sentence, CATEGORIES)
 
-    def altered() -> str:
+    def alter() -> str:
         words = draw().split()
         if rng.random() < 0.5:
             donor = draw().split()
@@ -100,7 +102,7 @@ def mix(reports: Sequence[str], count: int, judge: Callable, rng: random.Random)
 
     texts = []
     while len(texts) < count:
-        parts = [altered() for _ in range(rng.choice((1, 1, 2, 3, 5)))]
+        parts = [alter() for _ in range(rng.choice((1, 1, 2, 3, 5)))]
         text = rng.choice(reports) if rng.random() < 0.25 else " ".join(filter(None, parts))
         texts += [text] if text else []  # what was rewritten may have left nothing
     return texts

@@ -80,7 +80,7 @@ class Case:
         return not self.failed and not self.judged[-1]
 
 
-def joined(texts: dict[str, str]) -> str:
+def join_sections(texts: dict[str, str]) -> str:
     """The sections as one text, as it is judged."""
     return " ".join(text for text in texts.values() if text)
 
@@ -98,7 +98,7 @@ def run_loop(
     cases = [Case(scenario, [dict(sections)]) for sections in texts]
     pending = cases
     for rounds_left in range(max_rounds, -1, -1):
-        for case, verdict in zip(pending, judge([joined(case.texts[-1]) for case in pending]), strict=True):
+        for case, verdict in zip(pending, judge([join_sections(case.texts[-1]) for case in pending]), strict=True):
             if min(verdict) < 0:
                 case.failed = f"the judge {judge.name} gave no valid answer"
                 continue
@@ -112,7 +112,7 @@ def run_loop(
                 case.failed = answer
             else:
                 case.texts.append({name: answer.get(name, "") for name in case.texts[0]})
-                if not joined(answer).strip():
+                if not join_sections(answer).strip():
                     case.failed = BARE
         pending = [case for case in pending if not case.failed]
     return cases
@@ -127,7 +127,7 @@ def guard(cases: Sequence[Case], labeler: Callable, section: str = "impression")
     preferred = () if section == "report" else (section, "findings")
     names = [next((name for name in preferred if case.texts[0].get(name)), None) for case in rewritten]
     pairs = [
-        [(text.get(name, "") if name else joined(text)) for text in (case.texts[0], case.texts[-1])]
+        [(text.get(name, "") if name else join_sections(text)) for text in (case.texts[0], case.texts[-1])]
         for case, name in zip(rewritten, names, strict=True)
     ]
     before, after = (np.asarray(labeler([pair[i] for pair in pairs])) for i in (0, 1))
@@ -265,16 +265,16 @@ def write_rows(rows: Dataset, cases: Sequence[Case], labeler: Callable, cleaning
     """
     passed = [i for i, case in enumerate(cases) if not case.failed]
     for start in range(0, len(passed), BATCH):
-        yield from _labelled([_to_row(rows[i], cases[i]) for i in passed[start : start + BATCH]], labeler, cleaning)
+        yield from _label_rows([_to_row(rows[i], cases[i]) for i in passed[start : start + BATCH]], labeler, cleaning)
 
 
-def _labelled(rows: list[dict], labeler: Callable, cleaning: str) -> Iterator[dict]:
+def _label_rows(rows: list[dict], labeler: Callable, cleaning: str) -> Iterator[dict]:
     """`rows` with the labels of their reports, then cleaned: the labelers read punctuation and capitals."""
     labels = labeler([row["report"] for row in rows]).tolist()
-    yield from (cleaned_row(row, cleaning) | {"labels": states} for row, states in zip(rows, labels, strict=True))
+    yield from (clean_row(row, cleaning) | {"labels": states} for row, states in zip(rows, labels, strict=True))
 
 
-def cleaned_row(row: dict, cleaning: str) -> dict:
+def clean_row(row: dict, cleaning: str) -> dict:
     """`row` with the sections, the report and the prior report under `cleaning`; "none" leaves all as it is.
 
     As the authors do when they load a report, and after the rewriter, which needs the points of "3.5 cm".
@@ -291,7 +291,7 @@ def discard_bare(rows: Dataset, cases: Sequence[Case], cleaning: str = "none") -
     """Marks the cases as failed of whose report nothing is left under `cleaning`."""
     for row, case in zip(rows.select_columns(["findings", "impression", "report"]), cases, strict=True):
         text = _last_text(row, case) | {"prior_report": None}
-        if not case.failed and not has_text(cleaned_row(text, cleaning)["report"]):
+        if not case.failed and not has_text(clean_row(text, cleaning)["report"]):
             case.failed = BARE
 
 
@@ -394,7 +394,9 @@ def print_estimate(splits: dict[str, Dataset], scenarios: Sequence[str], judge, 
         if not texts:
             continue
         sample = texts[:: max(1, len(texts) // SAMPLE)][:SAMPLE]
-        verdicts = (RuleJudge() if isinstance(judge, LLMJudge) else judge)([joined(sections) for sections in sample])
+        verdicts = (RuleJudge() if isinstance(judge, LLMJudge) else judge)(
+            [join_sections(sections) for sections in sample]
+        )
         names = [
             [c for c, state in zip(CATEGORIES, row, strict=True) if state and c in FORBIDDEN[scenario]]
             for row in verdicts
@@ -416,7 +418,7 @@ def print_estimate(splits: dict[str, Dataset], scenarios: Sequence[str], judge, 
                 requests[i] += share * len(texts) * rounds
                 tokens[i] += share * len(texts) * grown / CHARACTERS_PER_TOKEN
             if isinstance(judge, LLMJudge):
-                length = np.mean([len(json.dumps(judge.question(joined(text)))) + 90 for text in sample])
+                length = np.mean([len(json.dumps(judge.question(join_sections(text)))) + 90 for text in sample])
                 requests[i] += len(texts) * (1 + share * rounds)
                 tokens[i] += len(texts) * (1 + share * rounds) * length / CHARACTERS_PER_TOKEN
         asks, millions = (f"{low:,.0f} to {high:,.0f}" for low, high in (requests, [count / 1e6 for count in tokens]))
@@ -500,7 +502,7 @@ def read_published(
     rows, without = {}, {}
     for split, name in _SPLIT_NAMES.items():
         texts = [_published_text(record, scenario, args.target) for record in published.get(split, ())]
-        written = [has_text(cleaned_row(text, args.cleaning)["report"]) for text in texts]
+        written = [has_text(clean_row(text, args.cleaning)["report"]) for text in texts]
         pairs = list(zip(published.get(split, ()), texts, strict=True))
         without[name] = [text["study_id"] for text, filled in zip(texts, written, strict=True) if not filled]
         if any(written):
@@ -511,7 +513,7 @@ def read_published(
 def _published_rows(pairs: list[tuple[dict, dict]], scenario: str, args, labeler: Callable) -> Iterator[dict]:
     for start in range(0, len(pairs), BATCH):
         rows = [text | _published_images(record, scenario, args) for record, text in pairs[start : start + BATCH]]
-        yield from _labelled(rows, labeler, args.cleaning)
+        yield from _label_rows(rows, labeler, args.cleaning)
 
 
 def _published_text(record: dict, scenario: str, target: str) -> dict:
