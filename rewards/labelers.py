@@ -25,10 +25,18 @@ import numpy as np
 from rewards.labels import CONDITIONS, NO_FINDING, CheXpertState
 
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = (int(state) for state in CheXpertState)
-# Uncertain, but no reason against No Finding: "the cardiomediastinal silhouette is stable".
-STEADY = len(CheXpertState)
+STEADY = len(
+    CheXpertState
+)  # uncertain, but no reason against No Finding: "the cardiomediastinal silhouette is stable"
 UNSIZED = STEADY + 1  # "the mediastinum is stable": neither wide nor normal
-_STRENGTH = (BLANK, UNSIZED, NEGATIVE, STEADY, UNCERTAIN, POSITIVE)  # of several mentions, the last of these decides
+_STRENGTH = (
+    BLANK,
+    UNSIZED,
+    NEGATIVE,
+    STEADY,
+    UNCERTAIN,
+    POSITIVE,
+)  # rising: of several mentions, the strongest decides
 OTHER = len(CONDITIONS)  # stands for an abnormality outside the 13, which only blocks No Finding
 MEDIASTINUM = OTHER + 1  # stands for Enlarged Cardiomediastinum where the heart is not named
 ENLARGED_CARDIOMEDIASTINUM = CONDITIONS.index("Enlarged Cardiomediastinum")

@@ -48,12 +48,31 @@ def mccs(
 
 
 class MCCSReward(LabelReward):
-    """The reward that `make_mccs_reward` returns. Its first call logs the labeler's name."""
+    """A TRL reward: MCCS of each completion's report, in [0, 1], higher is better.
 
-    def __init__(self, margin: float, labeler: Callable, uncertain: float, empty_match: float | None, untagged: str):
+    `labeler` maps n texts to CheXpert states of shape (n, 14); without one the LexicalLabeler is used, and its name is
+    logged at the first call. `untagged` says what is labelled where a completion has no `<report>` tag: the `whole`
+    text outside `<think>`, or nothing, `zero`, so that it earns 0. The other arguments are those of `mccs`.
+    Raises ValueError on a margin or a mode that does not exist.
+
+    Example:
+        >>> reward = make_mccs_reward(margin=0.2)
+        >>> values = reward(["<report>Small effusion.</report>"], report=["Small effusion. No pneumothorax."])
+        >>> round(values[0], 3)  # (1, 0) and (1, -1) have the cosine 0.707, and (0.707 - 0.2) / (1 - 0.2) is
+        0.634
+    """
+
+    def __init__(
+        self,
+        margin: float = 0.2,
+        labeler: Callable[[Sequence[str]], np.ndarray] | None = None,
+        uncertain: float = 1.0,
+        empty_match: float | None = None,
+        untagged: str = "whole",
+    ):
         mccs(np.zeros((1, 13), int), np.zeros((1, 13), int), margin)  # a bad margin fails here, not in training
         score = partial(mccs, margin=margin, uncertain=uncertain, empty_match=empty_match)
-        super().__init__("mccs_reward", score, labeler, untagged)
+        super().__init__("mccs_reward", score, labeler or LexicalLabeler(), untagged)
         self.margin, self.announced = margin, False
 
     def __call__(self, completions: list, **kwargs) -> list[float | None]:
@@ -79,27 +98,5 @@ class MCCSReward(LabelReward):
             log_extra("report", texts)
 
 
-def make_mccs_reward(
-    margin: float = 0.2,
-    labeler: Callable[[Sequence[str]], np.ndarray] | None = None,
-    uncertain: float = 1.0,
-    empty_match: float | None = None,
-    untagged: str = "whole",
-) -> MCCSReward:
-    """Returns a TRL reward function for MCCS with values in [0, 1], higher is better.
-
-    `labeler` maps n texts to CheXpert states of shape (n, 14); without one the LexicalLabeler is used, and its name is
-    logged at the first call. `untagged` says what is labelled where a completion has no `<report>` tag: the `whole`
-    text outside `<think>`, or nothing, `zero`, so that it earns 0. The other arguments are those of `mccs`.
-    Raises ValueError on a margin or a mode that does not exist.
-
-    Example:
-        >>> reward = make_mccs_reward(margin=0.2)
-        >>> values = reward(["<report>Small effusion.</report>"], report=["Small effusion. No pneumothorax."])
-        >>> round(values[0], 3)  # (1, 0) and (1, -1) have the cosine 0.707, and (0.707 - 0.2) / (1 - 0.2) is
-        0.634
-    """
-    return MCCSReward(margin, labeler or LexicalLabeler(), uncertain, empty_match, untagged)
-
-
+make_mccs_reward = MCCSReward
 mccs_reward = make_mccs_reward()

@@ -81,9 +81,13 @@ def radcliq_to_reward(score, version: str = "v1", transform: str = "affine") -> 
 
 
 class CosinePart:
-    """The part that `make_semb_part` returns."""
+    """`part(generated, references)`: cosines of m pairs of embeddings, (m,); 0 where one is all zero.
 
-    def __init__(self, embed: Callable[[list[str]], np.ndarray], lite: bool | None):
+    `embed` maps n texts to n rows of d numbers. RadCliQ's are CheXbert's: the last layer's state of [CLS]. The part
+    has its `name`, and its `lite` unless that is given; raises ValueError where neither says whether it is lite.
+    """
+
+    def __init__(self, embed: Callable[[list[str]], np.ndarray], lite: bool | None = None):
         self.lite, self.embed = is_lite(embed) if lite is None else lite, cached(embed, EMBEDDINGS)
         self.name = self.embed.name
 
@@ -94,13 +98,7 @@ class CosinePart:
         return np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0)
 
 
-def make_semb_part(embed: Callable[[list[str]], np.ndarray], lite: bool | None = None) -> CosinePart:
-    """`part(generated, references)`: cosines of m pairs of embeddings, (m,); 0 where one is all zero.
-
-    `embed` maps n texts to n rows of d numbers. RadCliQ's are CheXbert's: the last layer's state of [CLS]. The part
-    has its `name`, and its `lite` unless that is given; raises ValueError where neither says whether it is lite.
-    """
-    return CosinePart(embed, lite)
+make_semb_part = CosinePart
 
 
 def bleu2(generated: list[str], references: list[str]) -> list[float]:
@@ -157,14 +155,39 @@ def make_lexical_parts() -> dict[str, Part]:
 
 
 class RadCliQReward:
-    """The reward that `make_radcliq_reward` returns."""
+    """A TRL reward: RadCliQ of each completion's report, turned so that higher is better.
 
-    def __init__(self, parts: dict[str, Part], version: str, transform: str, untagged: str):
+    The parts are those of `radcliq_score`: `radgraph` (see `make_radgraph_part`), `bertscore` (see `BERTScore`),
+    `semb` (see `make_semb_part`), `bleu`; those not given are from `make_lexical_parts`. `version`: v0 or v1.
+    `transform`: see `radcliq_to_reward`. `untagged` as in `make_mccs_reward`. An empty report has four zeros,
+    so it earns 0 by `affine`. The product is named `radcliq_lite_reward` if any part is lite, else
+    `radcliq_reward`. Raises ValueError on a version, transform or mode that does not exist and on a part that does not
+    say whether it is `lite`; at a call, on a part whose scores are not finite.
+
+    Example:
+        >>> reward = make_radcliq_reward(version="v1", transform="affine")
+        >>> reward.__name__, reward(["Small effusion.", ""], report=["Small effusion."] * 2)
+        ('radcliq_lite_reward', [1.0, 0.0])
+    """
+
+    def __init__(
+        self,
+        radgraph: Part | None = None,
+        bertscore: Part | None = None,
+        semb: Part | None = None,
+        bleu: Part | None = None,
+        version: str = "v1",
+        transform: str = "affine",
+        untagged: str = "whole",
+    ):
         check_untagged(untagged)
         radcliq_to_reward(radcliq_score(0, 0, 0, 0, version), version, transform)
-        self.kind = "radcliq_lite" if {name for name, part in parts.items() if is_lite(part)} else "radcliq"
+        parts = {"radgraph": radgraph, "bertscore": bertscore, "semb": semb, "bleu": bleu}
+        lexical = make_lexical_parts()
+        self.parts = {name: lexical[name] if part is None else part for name, part in parts.items()}
+        self.kind = "radcliq_lite" if {name for name, part in self.parts.items() if is_lite(part)} else "radcliq"
         self.__name__ = f"{self.kind}_reward"
-        self.parts, self.version, self.transform, self.untagged = parts, version, transform, untagged
+        self.version, self.transform, self.untagged = version, transform, untagged
 
     def __call__(
         self,
@@ -196,33 +219,5 @@ class RadCliQReward:
         return radcliq_to_reward(total, self.version, self.transform)
 
 
-def make_radcliq_reward(
-    radgraph: Part | None = None,
-    bertscore: Part | None = None,
-    semb: Part | None = None,
-    bleu: Part | None = None,
-    version: str = "v1",
-    transform: str = "affine",
-    untagged: str = "whole",
-) -> Callable[..., list[float | None]]:
-    """Returns a TRL reward function: RadCliQ of each completion's report, turned so that higher is better.
-
-    The parts are those of `radcliq_score`: `radgraph` (see `make_radgraph_part`), `bertscore` (see `BERTScore`),
-    `semb` (see `make_semb_part`), `bleu`; those not given are from `make_lexical_parts`. `version`: v0 or v1.
-    `transform`: see `radcliq_to_reward`. `untagged` as in `make_mccs_reward`. An empty report has four zeros,
-    so it earns 0 by `affine`. The product is named `radcliq_lite_reward` if any part is lite, else
-    `radcliq_reward`. Raises ValueError on a version, transform or mode that does not exist and on a part that does not
-    say whether it is `lite`; at a call, on a part whose scores are not finite.
-
-    Example:
-        >>> reward = make_radcliq_reward(version="v1", transform="affine")
-        >>> reward.__name__, reward(["Small effusion.", ""], report=["Small effusion."] * 2)
-        ('radcliq_lite_reward', [1.0, 0.0])
-    """
-    parts = {"radgraph": radgraph, "bertscore": bertscore, "semb": semb, "bleu": bleu}
-    lexical = make_lexical_parts()
-    parts = {name: lexical[name] if part is None else part for name, part in parts.items()}
-    return RadCliQReward(parts, version, transform, untagged)
-
-
+make_radcliq_reward = RadCliQReward
 radcliq_lite_reward = make_radcliq_reward()

@@ -79,9 +79,13 @@ def radgraph_f1(
 
 
 class GraphPart:
-    """The part that `make_radgraph_part` returns."""
+    """`part(generated, references)`: `radgraph_f1` of m pairs of texts, (m,), with the parser's `name` and `lite`.
 
-    def __init__(self, parser: Callable[[list[str]], list[dict]], level: str, skip_empty: bool):
+    `parser` maps n texts to n graphs, which are cached: parts given the same TextCache parse a text once. Raises
+    ValueError on a level that does not exist and on a parser that does not say whether it is `lite`.
+    """
+
+    def __init__(self, parser: Callable[[list[str]], list[dict]], level: str = "radcliq", skip_empty: bool = False):
         self.lite, self.parser = is_lite(parser), cached(parser, CACHE_SIZE)
         self.name, self.level, self.skip_empty = self.parser.name, level, skip_empty
         radgraph_f1([], [], level)
@@ -91,15 +95,7 @@ class GraphPart:
         return radgraph_f1(graphs[: len(generated)], graphs[len(generated) :], self.level, self.skip_empty)
 
 
-def make_radgraph_part(
-    parser: Callable[[list[str]], list[dict]], level: str = "radcliq", skip_empty: bool = False
-) -> GraphPart:
-    """`part(generated, references)`: `radgraph_f1` of m pairs of texts, (m,), with the parser's `name` and `lite`.
-
-    `parser` maps n texts to n graphs, which are remembered: parts given the same TextCache parse a text once. Raises
-    ValueError on a level that does not exist and on a parser that does not say whether it is `lite`.
-    """
-    return GraphPart(parser, level, skip_empty)
+make_radgraph_part = GraphPart
 
 
 def make_radgraph_reward(
