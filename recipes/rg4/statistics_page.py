@@ -145,7 +145,7 @@ def write_page(splits: Sequence[dict], judge: str, folder: Path) -> None:
         html_environment(Path(__file__).parent)
         .get_template("statistics_page.html.jinja")
         .render(
-            found=splits,
+            splits=splits,
             judge=judge,
             paper=PAPER,
             columns=COLUMNS,
