@@ -25,12 +25,12 @@ def write_reasoning(labels: list[int]) -> str:
 
     The policy's own reasoning tends to mirror the label space anyway (MRG-R1 section VI).
     """
-    states = {"Present": CheXpertState.POSITIVE, "Possible": CheXpertState.UNCERTAIN}
-    groups = {
+    groups = {"Present": CheXpertState.POSITIVE, "Possible": CheXpertState.UNCERTAIN}
+    names_by_state = {
         title: ", ".join(name for name, value in zip(FINDINGS, labels, strict=False) if value == state)
-        for title, state in states.items()
+        for title, state in groups.items()
     }
-    return " ".join(f"{title}: {names}." for title, names in groups.items() if names) or "No abnormal finding."
+    return " ".join(f"{title}: {names}." for title, names in names_by_state.items() if names) or "No abnormal finding."
 
 
 def write_answer(labels: list[int], report: str) -> str:
