@@ -16,10 +16,18 @@ from rewards.completions import parse_completion
 
 
 class FormatReward:
-    """The reward that `make_format_reward` returns."""
+    """A TRL reward with values in {0, 0.25, 0.5, 1}; {0, 1} without `partial_credit`.
 
-    def __init__(self, partial_credit: bool):
-        self.__name__, self.partial_credit = "format_reward", partial_credit
+    Example:
+        >>> reward = make_format_reward()
+        >>> reward(["<think>No fluid.</think><report>Clear.</report>", "<report>Clear.</report>", "Clear."])
+        [1.0, 0.25, 0.0]
+    """
+
+    __name__ = "format_reward"  # what TRL logs it by
+
+    def __init__(self, partial_credit: bool = True):
+        self.partial_credit = partial_credit
 
     def __call__(self, completions: list, *, log_metric: Callable | None = None, **kwargs) -> list[float]:
         """Scores only the structure of each completion (string or chat messages); never looks at what it says."""
@@ -29,9 +37,5 @@ class FormatReward:
         return scores if self.partial_credit else [float(score == 1) for score in scores]
 
 
-def make_format_reward(partial_credit: bool = True) -> FormatReward:
-    """Returns a TRL reward function with values in {0, 0.25, 0.5, 1}; {0, 1} without `partial_credit`."""
-    return FormatReward(partial_credit)
-
-
+make_format_reward = FormatReward
 format_reward = make_format_reward()

@@ -156,10 +156,8 @@ PAST_MENTIONS = {
         prior|previous|old|remote|past infectious process|disease|etiology, prior|previous|old|remote|past pneumonitis,
         prior|previous|old|remote|past healed|treated|resolved pneumonia|infection,
         prior|previous|old|remote|past infection|inflammation or|and|/ inflammation|infection|pneumonia""",
-    (
-        "Edema",
-    ): """prior|previous|remote|past heart|cardiac|congestive failure, prior|previous|past congestive heart failure,
-        prior|previous|remote|past chf""",
+    ("Edema",): """prior|previous|remote|past heart|cardiac|congestive failure,
+        prior|previous|past congestive heart failure, prior|previous|remote|past chf""",
     ("Pleural Effusion",): "prior|previous|old|remote|past empyema|hemothorax",
     ("Lung Lesion",): """prior|previous|remote|past malignancy|carcinoma|cancer|neoplasm|tumor,
         prior|previous|remote|past lung cancer|carcinoma""",
@@ -286,6 +284,11 @@ VERBS = {
 SYMBOLS = {".": STOP, ";": STOP, "!": STOP, "?": QUERY, ",": COMMA, ":": COLON, "/": SLASH}
 
 
+def word_set(words: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(words.split())
+
+
 def _phrases(table: str) -> Iterator[tuple[str, ...]]:
     """The word tuples that a table of phrases stands for."""
     for pattern in table.split(","):
@@ -392,14 +395,14 @@ def _plain(text: str) -> tuple[str, list[int] | None]:
         return text, None
     parts = [_typeset(character) if character > "\x7f" else character for character in text]
     plain, at = "".join(parts), [i for i, part in enumerate(parts) for _ in part]
-    kept, places, last = [], [], 0
+    pieces, places, last = [], [], 0
     for match in _BROKEN.finditer(plain):
-        left, right = match[1].lower(), match[2]
-        if left + right in _WORDS or not (left in _WORDS or right in _WORDS):
-            kept.append(plain[last : match.end(1)])
+        head, tail = match[1].lower(), match[2]
+        if head + tail in _WORDS or not (head in _WORDS or tail in _WORDS):
+            pieces.append(plain[last : match.end(1)])
             places += at[last : match.end(1)]
             last = match.start(2)
-    return "".join(kept) + plain[last:], places + at[last:]
+    return "".join(pieces) + plain[last:], places + at[last:]
 
 
 def _body(text: str) -> str:
@@ -408,7 +411,7 @@ def _body(text: str) -> str:
     Such a section (indication, history, technique, comparison ...) ends at the next heading or at an empty line.
     """
     headings = list(_HEADING.finditer(text)) if ":" in text else []
-    kept, last = [], 0
+    pieces, last = [], 0
     for i, heading in enumerate(headings):
         words = re.findall("[A-Za-z]+", heading[1] or "")
         if not words or heading.start() < last:
@@ -418,19 +421,18 @@ def _body(text: str) -> str:
             end = headings[i + 1].start() if i + 1 < len(headings) else len(text)
             empty_line = re.compile(r"\S[^\S\n]*\n[^\S\n]*\n").search(text, heading.end(), end)
             end = empty_line.end() if empty_line else end
-            kept += [text[last : heading.start()], ".".ljust(end - heading.start())]
+            pieces += [text[last : heading.start()], ".".ljust(end - heading.start())]
             last = end
-    body = "".join(kept) + text[last:] if kept else text
+    body = "".join(pieces) + text[last:] if pieces else text
     return body.replace("İ", "I").lower()  # the one character whose lower case is longer than itself
 
 
 _LONGEST_SENTENCE = 200  # hits; degenerate text is cut there, since a sentence's time may grow with its square
 
 
-def _sentences(words: list[str]) -> Iterator[list[tuple]]:  # noqa: C901
-    """The hits (kind, value, first word, last word) of each sentence that has any."""
-    hits: list[tuple] = []
-    i, count, comma = 0, len(words), -1
+def _longest_phrases(words: list[str]) -> Iterator[tuple]:
+    """(kind, value, first word, last word) of the phrases of the tables, the longest at each place."""
+    i, count = 0, len(words)
     while i < count:
         node = _TRIE.get(words[i])
         if node is None:
@@ -447,30 +449,42 @@ def _sentences(words: list[str]) -> Iterator[list[tuple]]:  # noqa: C901
             children = node[1]
             j += 1
         if does is not None:
-            kind = does[0]
-            if hits and (kind in (STOP, QUERY) or len(hits) == _LONGEST_SENTENCE):
-                if kind == QUERY:
-                    hits.append((SUSPECT, None, i, end))
-                yield hits
-                hits, comma = [], -1
-            if kind == ASSERT:
-                if hits and hits[-1][0] in _SEPARATORS:
-                    hits.append((kind, None, i, end))
-            elif kind == SITE:
-                if comma >= 0:
-                    hits[comma] = (COMMA, SITE, *hits[comma][2:])
-            elif kind == PART:
-                if words[end] == "of" or (hits and _is_device(hits[-1]) and i - hits[-1][3] <= 2):  # "tube's tip"
-                    hits.append((kind, None, i, end))
-            elif kind not in (IGNORE, STOP, QUERY):
-                if kind == COMMA:
-                    comma = len(hits)
-                elif kind in _SEPARATORS or kind in (OR, VERB):
-                    comma = -1
-                hits.append((kind, does[1], i, end))
+            yield *does, i, end
         i = end + 1
+
+
+def _sentences(words: list[str]) -> Iterator[list[tuple]]:
+    """The hits (kind, value, first word, last word) of each sentence that has any."""
+    hits: list[tuple] = []
+    comma = -1
+    for hit in _longest_phrases(words):
+        kind, _, start, end = hit
+        if hits and (kind in (STOP, QUERY) or len(hits) == _LONGEST_SENTENCE):
+            if kind == QUERY:
+                hits.append((SUSPECT, None, start, end))
+            yield hits
+            hits, comma = [], -1
+        if kind == SITE:
+            if comma >= 0:
+                hits[comma] = (COMMA, SITE, *hits[comma][2:])
+        elif _counts(hit, hits, words):
+            if kind == COMMA:
+                comma = len(hits)
+            elif kind in _SEPARATORS or kind in (OR, VERB):
+                comma = -1
+            hits.append(hit)
     if hits:
         yield hits
+
+
+def _counts(hit: tuple, hits: list[tuple], words: list[str]) -> bool:
+    """Whether a phrase is a hit after those before it: "small" only after a comma, "tip" only of a device."""
+    kind, _, start, end = hit
+    if kind == ASSERT:
+        return bool(hits) and hits[-1][0] in _SEPARATORS
+    if kind == PART:
+        return words[end] == "of" or (bool(hits) and _is_device(hits[-1]) and start - hits[-1][3] <= 2)  # "tube's tip"
+    return kind not in (IGNORE, STOP, QUERY)
 
 
 _BIG = frozenset((ENLARGED, LARGE, PROMINENT))
@@ -499,12 +513,22 @@ def _goes_on(hits: list[tuple], start: int) -> bool:
     return False
 
 
-def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes", said: bool) -> bool:  # noqa: C901
+def _ends_negation(hits: list[tuple], i: int, start: int, scopes: "_Scopes") -> bool:
+    """Whether a negation ends at the comma, "and" or "with" at `i`, after which the clause goes on at `start`."""
+    if hits[i][0] == AND:
+        return scopes.ended
+    if hits[i][0] == WITH:
+        return scopes.brief
+    signs = (hits[i][1] == SITE) + scopes.ended + scopes.brief
+    return signs > 1 or (signs > 0 and not _goes_on(hits, start))
+
+
+def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes") -> bool:
     """Whether what follows the comma, "and" or "with" at `i` is a statement that the scope before does not reach.
 
-    `said`: the clause has a predicate. "No edema, effusion is small" opens one at the comma; "no edema, effusion or
-    pneumothorax is seen" does not. A negation reaches over a comma to an item without side or place, and to any item
-    of a list that ends in "or", unless a verb has ended it ("no edema is seen, effusion on the left").
+    "No edema, effusion is small" opens one at the comma; "no edema, effusion or pneumothorax is seen" does not. A
+    negation reaches over a comma to an item without side or place, since such an item goes on with the list, and to
+    any item of a list that ends in "or", unless a verb has ended it ("no edema is seen, effusion on the left").
     """
     scoped = scopes.scope != POSITIVE
     after_both = hits[i][0] == COMMA and i + 1 < len(hits) and hits[i + 1][0] == AND
@@ -512,20 +536,11 @@ def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes", said: bool) -
     if start >= len(hits):
         return False
     kind, value = hits[start][:2]
-    if scopes.scope == NEGATIVE and kind not in _JOINS:
-        if hits[i][0] == AND:
-            if scopes.ended:
-                return True
-        elif hits[i][0] == WITH:
-            if scopes.brief:
-                return True
-        else:
-            signs = (hits[i][1] == SITE) + scopes.ended + scopes.brief
-            if signs > 1 or (signs and not _goes_on(hits, start)):
-                return True
+    if scopes.scope == NEGATIVE and kind not in _JOINS and _ends_negation(hits, i, start, scopes):
+        return True
     if kind == ASSERT or (kind == PREDICATE and value != LARGE):
         return scoped
-    if kind in (OR, SLASH) or ((hits[i][0] == AND or after_both) and not said):
+    if kind in (OR, SLASH) or ((hits[i][0] == AND or after_both) and not scopes.has_predicate):
         return False
     noun = False
     for j in range(start, len(hits)):
@@ -546,9 +561,13 @@ class _Scopes:
     follows says, by its place in `hits`, with negation and doubt applied.
     """
 
-    __slots__ = ("brief", "clause", "ended", "filled", "looks", "mentions", "once", "pending", "scope", "segment")
+    __slots__ = (
+        *("before", "brief", "clause", "ended", "filled", "has_predicate", "hits", "looks"),
+        *("mentions", "once", "pending", "scope", "segment", "unchanged"),
+    )
 
     def __init__(self, hits: list[tuple]):
+        self.hits = hits
         self.mentions: list[list] = []
         self.looks: dict[int, str] = {}
         self.clause = 0  # first mention of the running clause
@@ -559,7 +578,17 @@ class _Scopes:
         self.filled = False  # something stands in that scope
         self.ended = False  # and a verb after it, so that the scope ends at the next comma or "and"
         self.pending = -1  # how many mentions there were when a cue of either direction came; -1 when none waits
-        self._resolve(hits)
+        self.has_predicate = False  # the running clause has one
+        self.unchanged = -1  # how many mentions there were at "no change in"; -1 outside of its clause
+        self.before = ""  # kind of the hit before
+        for i, (kind, value, *_) in enumerate(hits):
+            if kind in _READERS:
+                _READERS[kind](self, i, value)
+            self.before = kind
+        self._settle()
+        for i, hit in enumerate(hits):
+            if hit[0] == EARLIER:
+                self._forget(i)
 
     def _open(self, state: int, once: bool = False, pending: bool = False, brief: bool = False) -> None:
         self._settle()
@@ -572,7 +601,7 @@ class _Scopes:
         self.scope, self.once, self.brief = POSITIVE, False, False
         self.filled = self.ended = False
 
-    def _verb(self, value: str | None) -> None:
+    def _end_object(self, value: str | None) -> None:
         """A verb ends a negation that has its object already; "clearing of the left base shows" has it in any case."""
         if self.scope == NEGATIVE and (self.filled or (self.brief and value == TRANSITIVE)):
             if self.brief or value == TRANSITIVE:
@@ -591,38 +620,43 @@ class _Scopes:
             if mention[3] == POSITIVE or (state == NEGATIVE and mention[3] in (UNCERTAIN, BLANK)):
                 mention[3] = state
 
-    def _reaches(self, hits: list[tuple], i: int) -> bool:
+    def _reaches(self, i: int) -> bool:
         """Whether the cue at `i` has mentions before it to reach back to; "with" and no mention is no border."""
         if len(self.mentions) == self.segment:
-            separator = next((hit[0] for hit in reversed(hits[:i]) if hit[0] in _SEPARATORS), None)
+            separator = next((hit[0] for hit in reversed(self.hits[:i]) if hit[0] in _SEPARATORS), None)
             if separator == WITH:  # "consolidation with air bronchograms cannot be excluded"
                 self.segment = self.clause
         return len(self.mentions) > self.segment
 
-    def _alternatives(self, hits: list[tuple], i: int, conditions: tuple[int, ...], state: int) -> int:
+    def _alternatives(self, i: int, conditions: tuple[int, ...], state: int) -> int:
         """The state of the mention at `i`, which follows "or" or "versus"; makes what these join it to uncertain too.
 
         "Edema or pneumonia" asserts neither. With a mere description on one side ("atelectasis or scarring",
         "infiltrate or atelectasis") "or" asserts both, as human indexers read it; "versus" never does.
         """
+        hits = self.hits
+        if self.unchanged >= 0 and self.scope == POSITIVE:  # "no change in edema or effusion"
+            for mention in self.mentions[self.unchanged :]:
+                mention[3] = UNCERTAIN if mention[3] == POSITIVE else mention[3]
+            return UNCERTAIN
         if state == NEGATIVE or hits[i - 2][0] in (ASSERT, WITH):
             return state  # "with mild residual or recurrent pneumonia", "edema rather than pneumonia or hemorrhage"
         versus = hits[i - 1][0] == VERSUS
         joined = self.mentions[self.clause :] if hits[i - 2][0] == COMMA else self.mentions[-1:]
         for mention in joined:
-            named = {*mention[2], *conditions}
-            if mention[3] == POSITIVE and (versus or (LUNG_OPACITY not in named and len(named) > 1)):
+            union = {*mention[2], *conditions}
+            if mention[3] == POSITIVE and (versus or (LUNG_OPACITY not in union and len(union) > 1)):
                 mention[3] = UNCERTAIN
                 state = UNCERTAIN if state == POSITIVE else state
         return state
 
-    def _forget(self, hits: list[tuple], i: int) -> None:
+    def _forget(self, i: int) -> None:
         """Takes back what the clause around "on the previous study" at `i` says, where it says it of that study.
 
         That is a clause whose verbs are of the past and that calls nothing unchanged or larger. "Was not seen on the
         previous study" says that it is seen now.
         """
-        start = i
+        hits, start = self.hits, i
         while start > 0 and hits[start - 1][0] not in (COMMA, BREAK):
             start -= 1
         end = i + 1
@@ -642,139 +676,156 @@ class _Scopes:
             if clause[0][2] <= mention[0] and mention[1] <= clause[-1][3]:
                 mention[3] = POSITIVE if unseen else BLANK
 
-    def _resolve(self, hits: list[tuple]) -> None:  # noqa: C901
-        mentions = self.mentions
-        last = len(hits) - 1
-        said = False
-        before = ""
-        earlier: list[int] = []
-        unchanged = -1  # how many mentions there were at "no change in"; -1 outside of its clause
-        for i, (kind, value, first, end) in enumerate(hits):
-            if kind == MENTION:
-                conditions, state = value
-                self.filled = True
-                if state == BLANK:  # an illness of the past
-                    if before != MENTION and i < last and hits[i + 1][1] == PERSISTS:
-                        state = self.scope
-                elif self.scope != POSITIVE:
-                    state = self.scope
-                if before in (OR, VERSUS) and len(mentions) > self.clause:
-                    if unchanged >= 0 and self.scope == POSITIVE:
-                        state = UNCERTAIN
-                        for mention in mentions[unchanged:]:
-                            mention[3] = UNCERTAIN if mention[3] == POSITIVE else mention[3]
-                    else:
-                        state = self._alternatives(hits, i, conditions, state)
-                mentions.append([first, end, conditions, state])
-                if before == PART and _is_device(hits[i]):
-                    self.segment = len(mentions)
-            elif kind == GENERAL:
-                self.filled = True
-            elif kind == VERB:
-                said = True
-                self._verb(value)
-            elif kind == PART:
-                if before == MENTION:
-                    if mentions[-1][3] in (NEGATIVE, UNCERTAIN):
-                        mentions[-1][3] = POSITIVE  # "cannot confirm tube position"
-                    self.segment = len(mentions)
-                elif before in _NEGATIONS or before == DOUBT:
-                    self._close()  # "cannot confirm the position of the tube"
-            elif kind in (COMMA, AND, WITH):
-                if before != COMMA and _opens_statement(hits, i, self, said):
-                    self._close()
-                    self.clause = self.segment = len(mentions)
-                    said, unchanged = False, -1
-                else:
-                    if self.once or (kind == WITH and self.scope == UNCERTAIN):
-                        self._close()
-                    if kind == COMMA and i < last and hits[i + 1][0] in _JOINS:
-                        self.segment = self.clause
-                    elif kind != AND:
-                        self._settle()
-                        self.segment = len(mentions)
-            elif kind in _NEGATIONS:
-                said, unchanged = True, -1
-                self._open(NEGATIVE, brief=kind == GONE)
-                if before == COLON and i > 1 and hits[i - 2][0] == MENTION:
-                    mentions[-1][3] = NEGATIVE  # "Pneumothorax: no"
-            elif kind == PREDICATE:
-                said = True
-                if value == NO_CHANGE:
-                    unchanged = len(mentions)
-                if i == last or hits[i + 1][0] != MENTION or value == OBSCURED:
-                    if value in _BIG and self.scope != POSITIVE:
-                        self.looks[i] = NORMAL if self.scope == NEGATIVE else BORDERLINE
-                    elif before != NOT:
-                        self.looks[i] = value
-            elif kind == SEEN:
-                said = True
-                cue = i - 1
-                while cue > 0 and (hits[cue][0] == VERB or hits[cue][0] == CLEARLY):
-                    cue -= 1
-                if cue >= 0 and hits[cue][0] in (NOT, MAY) and len(mentions) > self.clause:
-                    reaches = len(mentions) > self.segment
-                    self._close()
-                    if reaches:
-                        self._reach_back(UNCERTAIN if hits[cue][0] == MAY or before == CLEARLY else NEGATIVE)
-                else:
-                    self._verb(value)
-            elif (
-                kind == BREAK or (kind == THERE and self.scope != BLANK) or (kind == AFTER and self.scope != POSITIVE)
-            ):
-                self._close()
-                self.clause = self.segment = len(mentions)
-                said, unchanged = False, -1
-            elif kind == MAY:
-                said = True
-                self._open(UNCERTAIN)
-            elif kind == DOUBT:
-                if self.scope not in (NEGATIVE, BLANK):
-                    self._open(UNCERTAIN)
-            elif kind in (SUSPECT, REVOKE):
-                state = UNCERTAIN if kind == SUSPECT else NEGATIVE
-                if before == NOT:
-                    self._close()  # "not resolved"
-                elif self.scope in (NEGATIVE, BLANK) and kind == SUSPECT:
-                    pass  # "no suspected fracture"
-                elif kind == REVOKE and (wish := _wish(hits, i)):
-                    self._close()
-                    if wish == MAY and self._reaches(hits, i) and SUPPORT_DEVICES not in mentions[-1][2]:
-                        self._reach_back(UNCERTAIN)  # "may have resolved"
-                elif before in (VERB, COLON) and self._reaches(hits, i):
-                    self._close()
-                    self._reach_back(state)
-                else:
-                    self._open(state, once=True, pending=True)
-            elif kind in (EXCLUDE, EXCLUDED):
-                negated = any(hit[0] in _NEGATIONS for hit in hits[max(i - 2, 0) : i])
-                self._close()
-                if kind == EXCLUDED and self._reaches(hits, i):
-                    self._reach_back(UNCERTAIN if negated else NEGATIVE)
-                else:
-                    self._open(UNCERTAIN)
-            elif kind == CHANGE:
-                if before in _NEGATIONS or before in (AND, COMMA):
-                    if self.scope == NEGATIVE:
-                        unchanged = len(mentions)
-                    self.scope = POSITIVE
-                elif (
-                    value == INCREASE
-                    and self.scope in (POSITIVE, UNCERTAIN)
-                    and i < last
-                    and hits[i + 1][0] == SUBJECT
-                ):
-                    said = True
-                    if hits[i + 1][1]:  # not of "increase in lung volume"
-                        self.looks[i] = LARGE if self.scope == POSITIVE else BORDERLINE
-            elif kind == UNSAID:
-                self._open(BLANK, once=True)
-            elif kind == EARLIER:
-                earlier.append(i)
-            before = kind
-        self._settle()
-        for i in earlier:
-            self._forget(hits, i)
+    def _begin_clause(self) -> None:
+        self._close()
+        self.clause = self.segment = len(self.mentions)
+        self.has_predicate, self.unchanged = False, -1
+
+    def _read_mention(self, i: int, value: tuple) -> None:
+        hits, (conditions, state) = self.hits, value
+        self.filled = True
+        if state == BLANK:  # an illness of the past
+            if self.before != MENTION and i + 1 < len(hits) and hits[i + 1][1] == PERSISTS:
+                state = self.scope
+        elif self.scope != POSITIVE:
+            state = self.scope
+        if self.before in (OR, VERSUS) and len(self.mentions) > self.clause:
+            state = self._alternatives(i, conditions, state)
+        self.mentions.append([hits[i][2], hits[i][3], conditions, state])
+        if self.before == PART and _is_device(hits[i]):
+            self.segment = len(self.mentions)
+
+    def _read_general(self, i: int, value: None) -> None:
+        self.filled = True
+
+    def _read_verb(self, i: int, value: str | None) -> None:
+        self.has_predicate = True
+        self._end_object(value)
+
+    def _read_part(self, i: int, value: None) -> None:
+        if self.before == MENTION:
+            if self.mentions[-1][3] in (NEGATIVE, UNCERTAIN):
+                self.mentions[-1][3] = POSITIVE  # "cannot confirm tube position"
+            self.segment = len(self.mentions)
+        elif self.before in _NEGATIONS or self.before == DOUBT:
+            self._close()  # "cannot confirm the position of the tube"
+
+    def _read_separator(self, i: int, value: str | None) -> None:
+        kind = self.hits[i][0]
+        if self.before != COMMA and _opens_statement(self.hits, i, self):
+            self._begin_clause()
+            return
+        if self.once or (kind == WITH and self.scope == UNCERTAIN):
+            self._close()
+        if kind == COMMA and i + 1 < len(self.hits) and self.hits[i + 1][0] in _JOINS:
+            self.segment = self.clause
+        elif kind != AND:
+            self._settle()
+            self.segment = len(self.mentions)
+
+    def _read_negation(self, i: int, value: None) -> None:
+        self.has_predicate, self.unchanged = True, -1
+        self._open(NEGATIVE, brief=self.hits[i][0] == GONE)
+        if self.before == COLON and i > 1 and self.hits[i - 2][0] == MENTION:
+            self.mentions[-1][3] = NEGATIVE  # "Pneumothorax: no"
+
+    def _read_predicate(self, i: int, value: str) -> None:
+        self.has_predicate = True
+        if value == NO_CHANGE:
+            self.unchanged = len(self.mentions)
+        if i + 1 == len(self.hits) or self.hits[i + 1][0] != MENTION or value == OBSCURED:
+            if value in _BIG and self.scope != POSITIVE:
+                self.looks[i] = NORMAL if self.scope == NEGATIVE else BORDERLINE
+            elif self.before != NOT:
+                self.looks[i] = value
+
+    def _read_seen(self, i: int, value: None) -> None:
+        self.has_predicate = True
+        cue = i - 1
+        while cue > 0 and self.hits[cue][0] in (VERB, CLEARLY):
+            cue -= 1
+        if cue >= 0 and self.hits[cue][0] in (NOT, MAY) and len(self.mentions) > self.clause:
+            reaches = len(self.mentions) > self.segment
+            self._close()
+            if reaches:
+                doubtful = self.hits[cue][0] == MAY or self.before == CLEARLY
+                self._reach_back(UNCERTAIN if doubtful else NEGATIVE)
+        else:
+            self._end_object(value)
+
+    def _read_break(self, i: int, value: None) -> None:
+        kind = self.hits[i][0]
+        if kind == BREAK or (kind == THERE and self.scope != BLANK) or (kind == AFTER and self.scope != POSITIVE):
+            self._begin_clause()
+
+    def _read_may(self, i: int, value: None) -> None:
+        self.has_predicate = True
+        self._open(UNCERTAIN)
+
+    def _read_doubt(self, i: int, value: None) -> None:
+        if self.scope not in (NEGATIVE, BLANK):
+            self._open(UNCERTAIN)
+
+    def _read_either_way(self, i: int, value: None) -> None:
+        """A cue of either direction: "possible", "resolved"."""
+        kind = self.hits[i][0]
+        state = UNCERTAIN if kind == SUSPECT else NEGATIVE
+        if self.before == NOT:
+            self._close()  # "not resolved"
+        elif self.scope in (NEGATIVE, BLANK) and kind == SUSPECT:
+            pass  # "no suspected fracture"
+        elif kind == REVOKE and (wish := _wish(self.hits, i)):
+            self._close()
+            if wish == MAY and self._reaches(i) and SUPPORT_DEVICES not in self.mentions[-1][2]:
+                self._reach_back(UNCERTAIN)  # "may have resolved"
+        elif self.before in (VERB, COLON) and self._reaches(i):
+            self._close()
+            self._reach_back(state)
+        else:
+            self._open(state, once=True, pending=True)
+
+    def _read_exclusion(self, i: int, value: None) -> None:
+        negated = any(hit[0] in _NEGATIONS for hit in self.hits[max(i - 2, 0) : i])
+        self._close()
+        if self.hits[i][0] == EXCLUDED and self._reaches(i):
+            self._reach_back(UNCERTAIN if negated else NEGATIVE)
+        else:
+            self._open(UNCERTAIN)
+
+    def _read_change(self, i: int, value: str | None) -> None:
+        if self.before in _NEGATIONS or self.before in (AND, COMMA):
+            if self.scope == NEGATIVE:
+                self.unchanged = len(self.mentions)
+            self.scope = POSITIVE
+        elif value == INCREASE and self.scope in (POSITIVE, UNCERTAIN) and self._subject_follows(i):
+            self.has_predicate = True
+            if self.hits[i + 1][1]:  # not of "increase in lung volume"
+                self.looks[i] = LARGE if self.scope == POSITIVE else BORDERLINE
+
+    def _subject_follows(self, i: int) -> bool:
+        return i + 1 < len(self.hits) and self.hits[i + 1][0] == SUBJECT
+
+    def _read_unsaid(self, i: int, value: None) -> None:
+        self._open(BLANK, once=True)
+
+
+_READERS = {
+    MENTION: _Scopes._read_mention,
+    GENERAL: _Scopes._read_general,
+    VERB: _Scopes._read_verb,
+    PART: _Scopes._read_part,
+    **dict.fromkeys((COMMA, AND, WITH), _Scopes._read_separator),
+    **dict.fromkeys(_NEGATIONS, _Scopes._read_negation),
+    PREDICATE: _Scopes._read_predicate,
+    SEEN: _Scopes._read_seen,
+    **dict.fromkeys((BREAK, THERE, AFTER), _Scopes._read_break),
+    MAY: _Scopes._read_may,
+    DOUBT: _Scopes._read_doubt,
+    **dict.fromkeys((SUSPECT, REVOKE), _Scopes._read_either_way),
+    **dict.fromkeys((EXCLUDE, EXCLUDED), _Scopes._read_exclusion),
+    CHANGE: _Scopes._read_change,
+    UNSAID: _Scopes._read_unsaid,
+}
 
 
 def _wish(hits: list[tuple], i: int) -> str | None:
@@ -806,26 +857,25 @@ _STATES_OF = {
 
 def _judge_subjects(hits: list[tuple], looks: dict[int, str]) -> Iterator[list]:
     """The mentions that follow from anatomy and what is said of it: "normal heart size", "mediastinum is widened"."""
-    attributes: dict[
-        int, int
-    ] = {}  # subject to its adjective, which a list shares: "normal heart size and mediastinum"
+    # Subject to its adjective, which a list shares: "normal heart size and mediastinum".
+    attributes: dict[int, int] = {}
     for i, (kind, conditions, first, end) in enumerate(hits):
         if kind != SUBJECT:
             continue
-        found = _attribute(hits, looks, i)
-        shared = found is None and i > 1 and hits[i - 1][0] in (AND, COMMA, OR)
+        predicate = _attribute(hits, looks, i)
+        shared = predicate is None and i > 1 and hits[i - 1][0] in (AND, COMMA, OR)
         if shared:
-            found = attributes.get(i - 2)
-        if found is not None:
-            attributes[i] = found
-        if found is None or shared or looks[found] in _STEADY:
+            predicate = attributes.get(i - 2)
+        if predicate is not None:
+            attributes[i] = predicate
+        if predicate is None or shared or looks[predicate] in _STEADY:
             after = _predicate_after(hits, looks, i)
-            if after is not None and (found is None or shared or looks[after] not in _STEADY):
-                found = after
-        if found is None:
+            if after is not None and (predicate is None or shared or looks[after] not in _STEADY):
+                predicate = after
+        if predicate is None:
             continue
-        look = looks[found]
-        following = [hit for hit in hits[found + 1 : found + 3] if hit[0] != OR]
+        look = looks[predicate]
+        following = [hit for hit in hits[predicate + 1 : predicate + 3] if hit[0] != OR]
         if look == NORMAL and following and following[0][0] == PREDICATE and following[0][1] in _BIG:
             look = BORDERLINE  # "normal or mildly enlarged"
         if not conditions and look in _BIG:
@@ -833,7 +883,7 @@ def _judge_subjects(hits: list[tuple], looks: dict[int, str]) -> Iterator[list]:
         for condition in conditions:
             if state := _STATES_OF[condition][look]:
                 condition = ENLARGED_CARDIOMEDIASTINUM if condition == MEDIASTINUM else condition
-                yield [min(first, hits[found][2]), max(end, hits[found][3]), (condition,), state]
+                yield [min(first, hits[predicate][2]), max(end, hits[predicate][3]), (condition,), state]
 
 
 def _attribute(hits: list[tuple], looks: dict[int, str], i: int) -> int | None:
@@ -850,7 +900,7 @@ def _attribute(hits: list[tuple], looks: dict[int, str], i: int) -> int | None:
 
 def _predicate_after(hits: list[tuple], looks: dict[int, str], i: int) -> int | None:
     """Place of the predicate after the subject at `i`; the first that says more than "stable", or else that one."""
-    stable, said = None, False
+    stable, has_predicate = None, False
     last = len(hits) - 1
     for j in range(i + 1, last + 1):
         kind = hits[j][0]
@@ -860,12 +910,12 @@ def _predicate_after(hits: list[tuple], looks: dict[int, str], i: int) -> int | 
                 continue
             if looks[j] not in _STEADY:
                 return j
-            stable, said = j, True
+            stable, has_predicate = j, True
         elif kind == VERB:
-            said = True
-        elif kind in (MENTION, THERE) or (kind == SUBJECT and said):
+            has_predicate = True
+        elif kind in (MENTION, THERE) or (kind == SUBJECT and has_predicate):
             break
-        elif kind in _SEPARATORS and (said or kind in (WITH, BREAK)):
+        elif kind in _SEPARATORS and (has_predicate or kind in (WITH, BREAK)):
             k = j + 1
             while k < last and hits[k][0] in (ASSERT, AND, NOT):
                 k += 1
@@ -893,8 +943,8 @@ def _weigh(hits: tuple[tuple, ...]) -> tuple[tuple[int, int], ...] | None:
     mentions = _judge([(kind, value, i, i) for i, (kind, value) in enumerate(hits)])
     if mentions is None:
         return None
-    found = ((_STRENGTH.index(state), condition) for _, _, conditions, state in mentions for condition in conditions)
-    return tuple({condition: strength for strength, condition in sorted(found)}.items())
+    pairs = ((_STRENGTH.index(state), condition) for _, _, conditions, state in mentions for condition in conditions)
+    return tuple({condition: strength for strength, condition in sorted(pairs)}.items())
 
 
 # Reports repeat each other's sentences, and the words that count in them even more; long ones would fill the memory.
@@ -903,9 +953,9 @@ _weigh_again = lru_cache(maxsize=8192)(_weigh)
 
 def _read(sentence: str) -> list[tuple[tuple[int, int], ...]]:
     """`_weigh` of the sentences that speak of findings; there is more than one where one was cut."""
-    said = (tuple([hit[:2] for hit in hits]) for hits in _sentences(_WORD.findall(sentence)))
-    found = (_weigh_again(hits) if len(hits) < 30 else _weigh(hits) for hits in said)
-    return [each for each in found if each is not None]
+    hit_lists = (tuple([hit[:2] for hit in hits]) for hits in _sentences(_WORD.findall(sentence)))
+    weighed = (_weigh_again(hits) if len(hits) < 30 else _weigh(hits) for hits in hit_lists)
+    return [conditions for conditions in weighed if conditions is not None]
 
 
 _read_again = lru_cache(maxsize=8192)(_read)
@@ -932,8 +982,8 @@ class LexicalLabeler:
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """`CheXpertState` values, int64, shape (n, 14), in the order of `CONDITIONS`. Any string is labelled."""
         texts = list(texts)
-        known = {text: self._states(text) for text in dict.fromkeys(texts)}
-        return np.array([known[text] for text in texts], dtype=np.int64).reshape(len(texts), len(CONDITIONS))
+        states = {text: self._states(text) for text in dict.fromkeys(texts)}
+        return np.array([states[text] for text in texts], dtype=np.int64).reshape(len(texts), len(CONDITIONS))
 
     @staticmethod
     def phrases() -> list[list[str]]:
@@ -953,10 +1003,10 @@ class LexicalLabeler:
         def place(first: int, end: int) -> tuple[int, int]:
             return (first, end) if at is None else (at[first], at[end - 1] + 1)
 
-        found, start = [], 0
+        mentions, start = [], 0
         for sentence in _SENTENCE_END.split(_body(plain)):
             spans = [(start + match.start(), start + match.end()) for match in _WORD.finditer(sentence)]
-            found += [
+            mentions += [
                 (*place(spans[first][0], spans[end][1]), condition, CheXpertState(self._output[state]))
                 for hits in _sentences(_WORD.findall(sentence))
                 for first, end, conditions, state in _judge(hits) or ()
@@ -964,15 +1014,15 @@ class LexicalLabeler:
                 if condition != OTHER and self._output[state] != BLANK
             ]
             start += len(sentence)
-        return sorted(found)
+        return sorted(mentions)
 
     def _states(self, text: str) -> list[int]:
         strengths = [0] * (len(CONDITIONS) + 1)
         speaks = False
         for sentence in _SENTENCE_END.split(_body(_plain(text)[0])):
-            for said in _read_again(sentence) if len(sentence) < 1000 else _read(sentence):
+            for conditions in _read_again(sentence) if len(sentence) < 1000 else _read(sentence):
                 speaks = True
-                for condition, strength in said:
+                for condition, strength in conditions:
                     if strength > strengths[condition]:
                         strengths[condition] = strength
         states = [self._output[_STRENGTH[strength]] for strength in strengths[: len(CONDITIONS)]]

@@ -1,13 +1,12 @@
 """MIMIC-CXR's images: where they lie, and how JPG, PNG and DICOM files become what is stored."""
 
-import io
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from recipes.data.images import load_image, shrink
+from recipes.data.images import encode_png, load_image, shrink
 from recipes.files import InputError
 
 SUFFIXES = (".jpg", ".png", ".dcm")
@@ -28,11 +27,7 @@ def read_as_stored(path: Path, size: int, side: str = "longest") -> bytes:
     image = load_dicom(path) if path.suffix == ".dcm" else load_image(path)
     if not size and path.suffix != ".dcm":
         return path.read_bytes()
-    if size:
-        image = shrink(image, size, side)
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    return encode_png(shrink(image, size, side) if size else image)
 
 
 def load_dicom(path: Path) -> Image.Image:

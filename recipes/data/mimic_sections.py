@@ -12,7 +12,7 @@ findings, else what follows the first paragraph), with rules of our own for what
 
 import re
 
-from recipes.data.sections import clean
+from recipes.data.sections import clean, clean_as_r2gen
 
 CLEANINGS = ("plain", "r2gen", "rg4")
 _NAMES = {
@@ -51,10 +51,6 @@ _TARGETS = ("findings", "impression")
 _ALONE = re.compile(r"[ \t]*(?:\n|$)")
 _UNMARKED = re.compile(r"[ \t]*(?:\n|$)|[ \t]+[A-Z]")  # "IMPRESSION  No change."
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
-_DELETED = {
-    "r2gen": str.maketrans("", "", ".,?;*!%^&_+()]{}:<=>@[\"/\\'"),
-    "rg4": str.maketrans("", "", ".,?;*!%^&_+()[]{}\"/\\'"),
-}
 
 
 def read_sections(text: str) -> dict[str, str]:
@@ -65,8 +61,8 @@ def read_sections(text: str) -> dict[str, str]:
     findings and impression headers). Empty where the file holds no final report (a wet read alone).
     """
     reports = [_read_report(report) for report in _final_reports(text.replace("\r\n", "\n").replace("\r", "\n"))]
-    told = [report for report in reports if "findings" in report or "impression" in report]
-    return (told or reports or [{}])[-1]
+    complete = [report for report in reports if "findings" in report or "impression" in report]
+    return (complete or reports or [{}])[-1]
 
 
 def clean_mimic(text: str | None, cleaning: str) -> str | None:
@@ -76,25 +72,9 @@ def clean_mimic(text: str | None, cleaning: str) -> str | None:
     separated by " . ", no other punctuation, no underscores, no numbers of lists up to 5. Sources: LM-025, RG-101.
     """
     plain = clean(text)
-    return plain if cleaning == "plain" or plain is None else clean_as_r2gen(text, cleaning)
-
-
-def clean_as_r2gen(text: str, variant: str = "r2gen") -> str:
-    """The cleaning of R2Gen's tokenizer for MIMIC-CXR, token for token (white space is made single here).
-
-    With its side effects: "3.5" becomes "35", "L1. No" becomes "lno". `variant` "rg4" is LLM-RG4's.
-    """
-    text = " ".join(text.split())
-    for _ in range(8):
-        text = text.replace("..", ".")
-    text = text.replace("1. ", "")
-    for before in (". ", " "):
-        for number in "2345":
-            text = text.replace(f"{before}{number}. ", ". ")
-    if variant == "rg4":
-        text = text.replace(":", " :")
-    sentences = [sentence.translate(_DELETED[variant]) for sentence in text.strip().lower().split(". ")]
-    return " ".join(" . ".join([*sentences, ""]).split())
+    if cleaning == "plain" or plain is None:
+        return plain
+    return clean_as_r2gen(text, "rg4" if cleaning == "rg4" else "mimic")
 
 
 def _final_reports(text: str) -> list[str]:
@@ -114,7 +94,7 @@ def _final_reports(text: str) -> list[str]:
 
 def _headers(text: str) -> list[tuple[int, int, str]]:
     """(start, end, section) of each header; section is "view" or "other" where the name is not known."""
-    found = {}
+    headers = {}
     for match in _KNOWN.finditer(text):
         kind, name = match.lastgroup, match[match.lastgroup]
         section = _SECTION[" ".join(name.lower().split())]
@@ -127,10 +107,10 @@ def _headers(text: str) -> list[tuple[int, int, str]]:
             last = before.rstrip()[-1:]
             header = name.isupper() and (section in _TARGETS or not (last.isupper() or last == ","))
         if header:
-            found[match.start(kind)] = match.end(), section
+            headers[match.start(kind)] = match.end(), section
     for match in _CAPITALS.finditer(text):
-        found.setdefault(match.start(1), (match.end(), "view" if _VIEW.search(match[1]) else "unknown"))
-    return [(start, *found[start]) for start in sorted(found)]
+        headers.setdefault(match.start(1), (match.end(), "view" if _VIEW.search(match[1]) else "unknown"))
+    return [(start, *headers[start]) for start in sorted(headers)]
 
 
 def _opens_line(text: str, match: re.Match, before: str, section: str) -> bool:
@@ -165,8 +145,8 @@ def _read_report(text: str) -> dict[str, str]:
         if untitled:
             sections["findings"], origin = "\n\n".join(untitled), "last paragraph"
             sections[name] = paragraphs[0]
-    kept = {name: part for name, part in sections.items() if name not in ("preamble", "view", "other", "unknown")}
-    return kept | ({"findings_from": origin} if "findings" in kept else {})
+    output = {name: part for name, part in sections.items() if name not in ("preamble", "view", "other", "unknown")}
+    return output | ({"findings_from": origin} if "findings" in output else {})
 
 
 def _paragraphs(text: str) -> list[str]:

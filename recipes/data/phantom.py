@@ -25,38 +25,23 @@ STYLES = ("terse", "prose", "systematic", "mimic")
 DEVICES = ("pacemaker", "central venous catheter", "endotracheal tube", "chest tube")
 STRENGTH = {CheXpertState.POSITIVE: 1.0, CheXpertState.UNCERTAIN: 0.5}  # contrast of a sign; other states: absent
 
-# Relative frequency of each finding, positive or uncertain, and the share of those that is uncertain; and the share of
-# the reports without the finding that say so. Measured on 1,684 Open-i reports (the development half of NegBio's gold)
+# Relative frequency of each finding, positive or uncertain; the share of those that is uncertain; and the share of the
+# reports without the finding that say so. Measured on 1,684 Open-i reports (the development half of NegBio's gold)
 # with the LexicalLabeler and rounded; an Enlarged Cardiomediastinum is rarely called so there and was raised.
-PREVALENCE = {
-    "Enlarged Cardiomediastinum": (0.020, 0.30),
-    "Cardiomegaly": (0.095, 0.14),
-    "Lung Opacity": (0.165, 0.05),
-    "Lung Lesion": (0.050, 0.18),
-    "Edema": (0.025, 0.40),
-    "Consolidation": (0.010, 0.20),
-    "Pneumonia": (0.035, 0.60),
-    "Atelectasis": (0.095, 0.18),
-    "Pneumothorax": (0.007, 0.15),
-    "Pleural Effusion": (0.035, 0.20),
-    "Pleural Other": (0.020, 0.25),
-    "Fracture": (0.020, 0.20),
-    "Support Devices": (0.075, 0.0),
-}
-MENTIONED_WHEN_ABSENT = {
-    "Enlarged Cardiomediastinum": 0.57,
-    "Cardiomegaly": 0.72,
-    "Lung Opacity": 0.25,
-    "Lung Lesion": 0.05,
-    "Edema": 0.06,
-    "Consolidation": 0.33,
-    "Pneumonia": 0.05,
-    "Atelectasis": 0.01,
-    "Pneumothorax": 0.77,
-    "Pleural Effusion": 0.80,
-    "Pleural Other": 0.01,
-    "Fracture": 0.03,
-    "Support Devices": 0.01,
+FREQUENCIES = {
+    "Enlarged Cardiomediastinum": (0.020, 0.30, 0.57),
+    "Cardiomegaly": (0.095, 0.14, 0.72),
+    "Lung Opacity": (0.165, 0.05, 0.25),
+    "Lung Lesion": (0.050, 0.18, 0.05),
+    "Edema": (0.025, 0.40, 0.06),
+    "Consolidation": (0.010, 0.20, 0.33),
+    "Pneumonia": (0.035, 0.60, 0.05),
+    "Atelectasis": (0.095, 0.18, 0.01),
+    "Pneumothorax": (0.007, 0.15, 0.77),
+    "Pleural Effusion": (0.035, 0.20, 0.80),
+    "Pleural Other": (0.020, 0.25, 0.01),
+    "Fracture": (0.020, 0.20, 0.03),
+    "Support Devices": (0.075, 0.0, 0.01),
 }
 # (cause, companion, share of the cause's studies that also show the companion)
 COMPANIONS = (
@@ -118,8 +103,7 @@ def sample_states(rng: np.random.Generator, abnormal: float = 0.4, balanced: boo
     """
     if not 0 <= abnormal <= 1:
         raise ValueError(f"abnormal is a share of studies from 0 to 1, got {abnormal}")
-    prevalence = np.array([PREVALENCE[name][0] for name in FINDINGS])
-    uncertain = np.array([PREVALENCE[name][1] for name in FINDINGS])
+    prevalence, uncertain, said_absent = np.array([FREQUENCIES[name] for name in FINDINGS]).T
     present = np.zeros(13, dtype=bool)
     if balanced:
         if rng.random() < 0.875:
@@ -131,7 +115,7 @@ def sample_states(rng: np.random.Generator, abnormal: float = 0.4, balanced: boo
         for cause, companion, share in COMPANIONS:
             if present[FINDINGS.index(cause)] and rng.random() < share:
                 present[FINDINGS.index(companion)] = True
-    mentioned = rng.random(13) < [MENTIONED_WHEN_ABSENT[name] for name in FINDINGS]
+    mentioned = rng.random(13) < said_absent
     states = np.where(mentioned, CheXpertState.NEGATIVE, CheXpertState.BLANK)
     hedged = rng.random(13) < uncertain
     states[present] = np.where(hedged, CheXpertState.UNCERTAIN, CheXpertState.POSITIVE)[present]
@@ -848,11 +832,11 @@ def write_report(
         sentences += [f"The previously seen {ABSENT[name][0]} has resolved." for name in resolved]
         return sentences + _negatives([name for name in names if name not in organs + resolved], rng)
 
-    seen = [name for name in FINDINGS if study.state(name) in STRENGTH]
+    visible = [name for name in FINDINGS if study.state(name) in STRENGTH]
     denied = [name for name in FINDINGS if study.state(name) == CheXpertState.NEGATIVE]
     sentences = []
     if style == "terse":
-        sentences = [present(seen[i]) for i in rng.permutation(len(seen))] + absent(denied)
+        sentences = [present(visible[i]) for i in rng.permutation(len(visible))] + absent(denied)
     elif style == "mimic":
         if views > 1:
             sentences.append("PA and lateral views of the chest were obtained.")
@@ -861,22 +845,22 @@ def write_report(
             for region in ("Lungs", "Pleura", "Heart", "Mediastinum", "Bones", "Other")
             for name in REGIONS[region]
         ]
-        sentences += [present(name) for name in order if name in seen]
+        sentences += [present(name) for name in order if name in visible]
         sentences += absent([name for name in order if name in denied])
     else:
         for region, names in REGIONS.items():
-            part = [present(name) for name in names if name in seen]
+            part = [present(name) for name in names if name in visible]
             part += absent([name for name in names if name in denied])
             if part and style == "systematic":
                 part[0] = f"{region}: {part[0]}"
             sentences += part
-    return " ".join(sentences if seen or denied else [*sentences, "No acute abnormality is seen."])
+    return " ".join(sentences if visible or denied else [*sentences, "No acute abnormality is seen."])
 
 
 def write_impression(study: Study, rng: np.random.Generator) -> str:
     """A one-line impression: the positive and uncertain findings, or that there is nothing acute."""
-    seen = [name for name in FINDINGS if study.state(name) in STRENGTH]
-    sentences = [_sentence(name, study, rng, "terse", "") for name in seen]
+    visible = [name for name in FINDINGS if study.state(name) in STRENGTH]
+    sentences = [_sentence(name, study, rng, "terse", "") for name in visible]
     return " ".join(sentences) or "No acute cardiopulmonary abnormality."
 
 

@@ -16,7 +16,12 @@ _LIST_NUMBER = re.compile(r"(?:^|(?<=[.:;?!]\s))\d{1,2}[.)](?:\s+|(?=[A-Za-z]))"
 _SPACE_BEFORE_MARK = re.compile(r"\s+([.,;:])(?!\d)")
 _REPEATED_MARK = re.compile(r"([.,;:])(?:\s*\1)+")
 _WORD = re.compile(r"[^\W\d_]+")
-_R2GEN_DELETED = str.maketrans("", "", ".,?;*!%^&_+()]{}:<=>@[\"/\\'")
+_DELETED = str.maketrans("", "", ".,?;*!%^&_+()]{}:<=>@[\"/\\'")
+_R2GEN = {  # how often two dots become one, and what is deleted
+    "iu_xray": (3, _DELETED),
+    "mimic": (8, _DELETED),
+    "rg4": (8, str.maketrans("", "", ".,?;*!%^&_+()[]{}\"/\\'")),
+}
 
 
 def clean(text: str | None, cleaning: str = "plain") -> str | None:
@@ -41,20 +46,25 @@ def clean(text: str | None, cleaning: str = "plain") -> str | None:
     return text if any(set(word.upper()) != {"X"} for word in _WORD.findall(text)) else None
 
 
-def clean_as_r2gen(text: str) -> str:
-    """R2Gen's cleaning of IU X-Ray reports: lower case, sentences separated by " . ", no other punctuation.
+def clean_as_r2gen(text: str, variant: str = "iu_xray") -> str:
+    """R2Gen's cleaning of reports: lower case, sentences separated by " . ", no other punctuation.
 
-    Token for token what its tokenizer reads (its white space is made single here), its side effects included: the
-    numbers 1 to 5 are dropped wherever they look like a list's, so "L1. No" becomes "lno", and "3.5" becomes "35".
-    Sources: LM-025; Chen et al. 2020, published code of the IU X-Ray tokenizer.
+    Token for token what its tokenizer reads (white space is made single here), its side effects included: the numbers
+    1 to 5 are dropped wherever they look like a list's, so "L1. No" becomes "lno", and "3.5" becomes "35". `variant`:
+    "iu_xray", "mimic", or LLM-RG4's, "rg4", which keeps colons as words. Sources: LM-025, RG-101; Chen et al. 2020,
+    published code of the tokenizer.
     """
-    for _ in range(3):
+    dots, deleted = _R2GEN[variant]
+    text = " ".join(text.split())
+    for _ in range(dots):
         text = text.replace("..", ".")
     text = text.replace("1. ", "")
     for before in (". ", " "):
         for number in "2345":
             text = text.replace(f"{before}{number}. ", ". ")
-    sentences = [sentence.translate(_R2GEN_DELETED) for sentence in text.strip().lower().split(". ")]
+    if variant == "rg4":
+        text = text.replace(":", " :")
+    sentences = [sentence.translate(deleted) for sentence in text.strip().lower().split(". ")]
     return " ".join(" . ".join([*sentences, ""]).split())
 
 

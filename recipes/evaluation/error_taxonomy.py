@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from rewards.findings import GRADES
 from rewards.labelers import LexicalLabeler
 from rewards.labels import FINDINGS, CheXpertState
 
@@ -35,12 +36,6 @@ KEPT = 300  # characters of a sentence; a longer one is shortened around its men
 _CLAUSE = re.compile(r"[,;:]|\b(?:and|with|without|but|while|although)\b", re.I)
 _BOTH = re.compile(r"\b(?:left and right|right and left|both|bilateral(?:ly)?|bibasilar|bibasal|biapical)\b", re.I)
 _ONE_SIDE = re.compile(r"\b(left|right)(?:-sided|ward)?\b")
-SEVERITIES = {
-    1: "tiny trace minimal small mild mildly slight slightly subtle minor minimally",
-    2: "moderate moderately",
-    3: "large severe severely marked markedly massive extensive gross grossly",
-}
-_SEVERITY = {word: grade for grade, words in SEVERITIES.items() for word in words.split()}
 _WORD = re.compile(r"[a-z]+")
 
 
@@ -142,7 +137,7 @@ def sides(clauses: Sequence[str]) -> set[str]:
 
 def severities(clauses: Sequence[str]) -> set[int]:
     """The grades said in the clauses of a finding: 1 small or mild, 2 moderate, 3 large or severe."""
-    return {_SEVERITY[word] for clause in clauses for word in _WORD.findall(clause) if word in _SEVERITY}
+    return {GRADES[word] for clause in clauses for word in _WORD.findall(clause) if word in GRADES}
 
 
 def find_errors(

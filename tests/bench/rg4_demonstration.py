@@ -44,7 +44,7 @@ from recipes.data.openi import read_studies, text_columns
 from recipes.data.sections import clean
 from recipes.files import InputError
 from recipes.rg4.judgements import build_discbert, mix, print_scores, score_heads
-from recipes.rg4.pipeline import EitherJudge, guard, joined, run_loop
+from recipes.rg4.pipeline import EitherJudge, guard, join_sections, run_loop
 from recipes.rg4.rules import RuleJudge, RuleRewriter, split_sentences
 from rewards.chexbert import encode
 from rewards.discbert import DiscBertJudge
@@ -189,7 +189,7 @@ def main() -> None:
     # Two DiscBERTs, each for the half that it has not seen
     models, seconds = [], []
     for half in (0, 1):
-        texts = [joined(each) for reports in halves[1 - half].values() for each in reports.values()]
+        texts = [join_sections(each) for reports in halves[1 - half].values() for each in reports.values()]
         began = time.monotonic()
         models.append(train(texts, out / f"discbert{half}", seed=half))
         seconds.append(time.monotonic() - began)
@@ -201,7 +201,7 @@ def main() -> None:
             for judge, kept in ((EitherJudge(RuleJudge(), models[half]), cases), (models[half], alone)):
                 found = run_loop(list(reports.values()), "sn", judge, rewriter)
                 kept.setdefault(name, {}).update(zip(reports, found, strict=True))
-            judged = models[half]([joined(each) for each in reports.values()])
+            judged = models[half]([join_sections(each) for each in reports.values()])
             verdicts |= zip(reports, judged.tolist(), strict=True)
 
     # Figures
@@ -209,10 +209,10 @@ def main() -> None:
     figures, checks = {"reports per second by rules": speed, "training_seconds": seconds, "texts": TEXTS}, []
     labeler = LexicalLabeler()
     for name, by_study in cases.items():
-        before = [joined(case.texts[0]) for case in by_study.values()]
-        after = [joined(case.texts[-1]) for case in by_study.values()]
+        before = [join_sections(case.texts[0]) for case in by_study.values()]
+        after = [join_sections(case.texts[-1]) for case in by_study.values()]
         own = figures.setdefault(name, {"reports": len(before)})
-        by_discbert = [joined(case.texts[-1]) for case in alone[name].values()]
+        by_discbert = [join_sections(case.texts[-1]) for case in alone[name].values()]
         for judge in judges.values():
             for when, texts in (("before", before), ("after", after), ("after, DiscBERT alone", by_discbert)):
                 found = judge(texts)
@@ -240,21 +240,21 @@ def main() -> None:
         kept = own["labels kept"]
         checks.append({"name": f"{name}: labels kept", "value": kept, "bar": ">= 0.97", "holds": kept >= 0.97})
     for when, index in (("before", 0), ("after", -1)):
-        texts = {study: joined(case.texts[index]) for study, case in cases["openi"].items()}
+        texts = {study: join_sections(case.texts[index]) for study, case in cases["openi"].items()}
         figures[f"F1 against Open-i's human labels, {when}"] = f1_against_humans(texts)
     words_of = lambda text: set(re.findall(r"\w+", text.lower()))  # noqa: E731
     there = [
-        words_of(alias) <= words_of(joined(case.texts[-1]))
+        words_of(alias) <= words_of(join_sections(case.texts[-1]))
         for study, case in cases["radlabels"].items()
         for alias in aliases[study]
-        if words_of(alias) <= words_of(joined(case.texts[0]))
+        if words_of(alias) <= words_of(join_sections(case.texts[0]))
     ]
     figures["RadGraph's evidence still there"] = sum(there) / max(len(there), 1)
 
     # How good the judges are
     with (Path(__file__).parent / "rg4_hand_labels.csv").open(newline="") as file:
         hand = {row["study_id"]: [int(row[category]) for category in CATEGORIES] for row in csv.DictReader(file)}
-    texts = {study: joined(case.texts[0]) for by_study in cases.values() for study, case in by_study.items()}
+    texts = {study: join_sections(case.texts[0]) for by_study in cases.values() for study, case in by_study.items()}
     truth = np.array([hand[study] for study in hand])
     found = {judge.name: judge([texts[study] for study in hand]) for judge in judges.values()}
     found["discbert"] = np.array([verdicts[study] for study in hand])

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.data.mimic_sections import clean_as_r2gen, clean_mimic, read_sections
+from recipes.data.mimic_sections import clean_mimic, read_sections
+from recipes.data.sections import clean_as_r2gen
 
 RULE = "_" * 78
 FULL = """                                 FINAL REPORT
@@ -163,7 +164,7 @@ def test_time_is_linear_in_length():
     ],
 )
 def test_r2gen_cleaning(text, r2gen, rg4):
-    assert clean_as_r2gen(text) == clean_mimic(text, "r2gen") == r2gen
+    assert clean_as_r2gen(text, "mimic") == clean_mimic(text, "r2gen") == r2gen
     assert clean_mimic(text, "rg4") == rg4
     assert re.fullmatch(r"[^A-Z_\n]*", rg4)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.inputs import Remembered
+from rewards.inputs import TextCache
 from rewards.radcliq import (
     NAMES,
     PARAMETERS,
@@ -192,7 +192,7 @@ def test_semb():
     with pytest.raises(ValueError, match="lite"):
         make_semb_part(embed)
     embed.lite = False
-    shared = Remembered(embed)
+    shared = TextCache(embed)
     part = make_semb_part(shared)
     assert part(["a", "b", "zero"], ["b", "b", "a"]) == pytest.approx([2**-0.5, 1, 0])
     shared(["a", "zero"])  # what another reward embeds is not embedded again

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.inputs import Remembered
+from rewards.inputs import TextCache
 from rewards.lexical_graph import LexicalGraph, graph_words
 from rewards.radgraph import LEVELS, make_radgraph_part, make_radgraph_reward, radgraph_f1, radgraph_reward
 
@@ -355,7 +355,7 @@ def test_names_say_which_parser():
     model.name, model.lite = "radgraph-xl", False
     assert make_radgraph_reward(model).__name__ == "radgraph_reward"
     assert radgraph_reward.__name__ == "radgraph_lexical_reward"
-    part = make_radgraph_part(Remembered(model))
+    part = make_radgraph_part(TextCache(model))
     assert (part.name, part.lite) == ("radgraph-xl", False)
 
 
