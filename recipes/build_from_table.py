@@ -68,13 +68,13 @@ def main() -> None:
         raise InputError("--workers must be at least 1, and --image_size, --max_images and --limit at least 0")
     if len(arguments.fractions) != 2 or min(arguments.fractions) < 0 or sum(arguments.fractions) >= 1:
         raise InputError("--fractions takes two shares, to validate and to test on, that leave some to train on")
-    chosen = dict(pair.partition("=")[::2] for pair in arguments.columns)
+    requested = dict(pair.partition("=")[::2] for pair in arguments.columns)
     labeler = load_labeler(arguments.labeler)
 
     # Records, columns, studies
     records = read_records(arguments.table, arguments.encoding)
     records = records[: arguments.limit] if arguments.limit else records
-    matched = match_columns((name for record in records[:1000] for name in record.values), chosen)
+    matched = match_columns((name for record in records[:1000] for name in record.values), requested)
     print("columns:", ", ".join(f"{meaning} = {column}" for meaning, column in matched.items()), flush=True)
     reader = TableReader(matched, arguments.images, arguments.reports, arguments.date_format)
     studies, skipped = reader.studies(records, arguments.subjects)

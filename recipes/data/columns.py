@@ -55,13 +55,13 @@ def _key(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
-def match_columns(columns: Iterable[str], chosen: dict[str, str]) -> dict[str, str]:
-    """Meaning -> column of a table, by `NAMES`; `chosen` (of --columns) wins.
+def match_columns(columns: Iterable[str], requested: dict[str, str]) -> dict[str, str]:
+    """Meaning -> column of a table, by `NAMES`; `requested` (of --columns) wins.
 
-    Raises InputError where `chosen` names a meaning or a column that there is not.
+    Raises InputError where `requested` names a meaning or a column that there is not.
     """
     columns = list(dict.fromkeys(map(str, columns)))
-    for meaning, column in chosen.items():
+    for meaning, column in requested.items():
         if meaning not in NAMES:
             raise InputError(f"--columns {meaning}={column}: there is no {meaning}; it takes {', '.join(NAMES)}")
         if column not in columns:
@@ -69,7 +69,7 @@ def match_columns(columns: Iterable[str], chosen: dict[str, str]) -> dict[str, s
     by_key = {}
     for column in columns:
         by_key.setdefault(_key(column), column)
-    matched = dict(chosen)
+    matched = dict(requested)
     for meaning, names in NAMES.items():
         column = next((by_key[_key(name)] for name in names.split() if _key(name) in by_key), None)
         if meaning not in matched and column is not None and column not in matched.values():
@@ -146,8 +146,10 @@ def seconds_of(clock: str) -> float:
     """Seconds since midnight of "9:25", "09:25:05" or DICOM's "92505.0"; ValueError where it is neither."""
     match = re.fullmatch(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?", clock)
     if not match:
-        whole, _, fraction = clock.partition(".")
-        match = re.fullmatch(r"(\d{2})(\d{2})(\d{2}(?:\.\d+)?)", whole.zfill(6) + (f".{fraction}" if fraction else ""))
+        digits, _, fraction = clock.partition(".")
+        match = re.fullmatch(
+            r"(\d{2})(\d{2})(\d{2}(?:\.\d+)?)", digits.zfill(6) + (f".{fraction}" if fraction else "")
+        )
     if not match or int(match[1]) > 23 or int(match[2]) > 59:
         raise ValueError(f"the time {clock!r} is no HH:MM:SS or HHMMSS")
     return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3] or 0)
@@ -201,10 +203,10 @@ def join(study: PlainStudy, more: PlainStudy, notes: Counter) -> str | None:
         return f"its study is of subject {study.subject_id} in another row, and of {more.subject_id} here"
     differ = False
     for name in (*TEXTS, "moment", "split", "age", "sex", "labels", "prior_study_id"):
-        value, other = getattr(study, name), getattr(more, name)
+        value, addition = getattr(study, name), getattr(more, name)
         if value is None:
-            setattr(study, name, other)
-        differ |= name in TEXTS and None not in (value, other) and value != other
+            setattr(study, name, addition)
+        differ |= name in TEXTS and None not in (value, addition) and value != addition
     files = [image.file for image in study.images]
     study.images += [image for image in more.images if image.file not in files]
     if differ:
@@ -232,8 +234,8 @@ class ImageFinder:
                 return place
         for place in places:
             for suffix in SUFFIXES:
-                if (other := place.with_name(place.stem + suffix) if place.suffix else place).is_file():
-                    return other
+                if (sibling := place.with_name(place.stem + suffix) if place.suffix else place).is_file():
+                    return sibling
                 if not place.suffix and (longer := place.with_name(place.name + suffix)).is_file():
                     return longer
         self.attempts = places
@@ -299,7 +301,9 @@ class TableReader:
 
     def _images(self, record: Record, study_id: str) -> list[PlainImage]:
         if "{study_id}" in self.images:
-            files: list = sorted(Path(".").glob(self.images.format(study_id=glob.escape(study_id))))
+            files: list = [
+                Path(name) for name in sorted(glob.glob(self.images.format(study_id=glob.escape(study_id))))
+            ]
         else:
             files = names_in(self.cell(record, "images"))
         views = [text_of(view) for view in names_in(self.cell(record, "views"))]
@@ -351,8 +355,6 @@ class TableReader:
                 joined[study.study_id] = study
             elif reason := join(joined[study.study_id], study, self.notes):
                 skipped.append(Skipped(study.study_id, record.place, "row", reason))
-        if not joined:
-            raise InputError(f"no row of the table can be read; {skipped[0].place}: {skipped[0].reason}")
         for fault, times in faults.items():
             if times * 2 > len(records):
                 example = next(entry for entry in skipped if re.sub(r"'.*'", "...", entry.reason) == fault)
@@ -360,6 +362,8 @@ class TableReader:
                 raise InputError(
                     f"{times} of {len(records)} rows cannot be read; {example.place}: {example.reason}{remedy}"
                 )
+        if not joined:
+            raise InputError(f"no row of the table can be read; {skipped[0].place}: {skipped[0].reason}")
         self._check_images()
         bare = [study for study in joined.values() if study.subject_id is None]
         if bare and subjects:

@@ -167,9 +167,9 @@ def link_priors(studies: list[PlainStudy], skipped: list[Skipped]) -> None:
             group, moment = by_subject[study.subject_id], study.moment
             end = bisect_left(days[study.subject_id], moment.day)
             same_day = [
-                other
-                for other in group[end : bisect_left(days[study.subject_id], moment.day + 1)]
-                if None not in (moment.seconds, other.moment.seconds) and other.moment.seconds < moment.seconds
+                earlier
+                for earlier in group[end : bisect_left(days[study.subject_id], moment.day + 1)]
+                if None not in (moment.seconds, earlier.moment.seconds) and earlier.moment.seconds < moment.seconds
             ]
             priors[study.study_id] = same_day[-1] if same_day else group[end - 1] if end else None
     for study in studies:
@@ -191,17 +191,17 @@ def assign_splits(studies: list[PlainStudy], settings: Settings) -> None:
     three. Raises InputError where some studies have a split and others none, and where a subject is in two splits,
     which `split_by_subject` moves to that of its first study.
     """
-    named = [study for study in studies if study.split]
-    if named and len(named) < len(studies):
-        other = next(study for study in studies if not study.split)
+    split_studies = [study for study in studies if study.split]
+    if split_studies and len(split_studies) < len(studies):
+        bare = next(study for study in studies if not study.split)
         raise InputError(
-            f"{len(studies) - len(named)} of {len(studies)} studies have no split, study {other.study_id} "
-            f"({other.place}) first: fill the column, or leave it out to split by subject"
+            f"{len(studies) - len(split_studies)} of {len(studies)} studies have no split, study {bare.study_id} "
+            f"({bare.place}) first: fill the column, or leave it out to split by subject"
         )
     groups: dict[str, list[PlainStudy]] = defaultdict(list)
     for study in studies:
         groups[study.subject_id if study.subject_id is not None else f"study {study.study_id}"].append(study)
-    if named:
+    if split_studies:
         for subject, group in groups.items():
             splits = list(dict.fromkeys(study.split for study in group))
             if len(splits) > 1 and not settings.split_by_subject:

@@ -166,8 +166,9 @@ def _delimited_records(path: Path, text: str) -> Iterator[Record]:
         names = [name.strip() for name in next(reader, [])]
         if twice := sorted({name for name in names if name and names.count(name) > 1}):
             raise InputError(f"{path} has the column {twice[0]} twice")
+        end = reader.line_num
         for row in reader:
-            place = f"{path.name}, line {reader.line_num}"
+            place, end = f"{path.name}, line {end + 1}", reader.line_num  # a row's text may have several lines
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) > len(names):
@@ -185,18 +186,22 @@ def _delimited_records(path: Path, text: str) -> Iterator[Record]:
 def _json_records(path: Path, text: str) -> Iterator[Record]:
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as whole:
-        if whole.msg != "Extra data":  # one object per line reads as one object and more
-            raise InputError(f"{path}, line {whole.lineno}: this is no JSON: {whole.msg}") from whole
-        content = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            try:
-                content += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: this is no JSON: {error.msg}") from error
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":  # one object per line reads as one object and more
+            raise InputError(f"{path}, line {error.lineno}: this is no JSON: {error.msg}") from error
+        content = list(_json_lines(path, text))
     except RecursionError as error:
         raise InputError(f"{path} is nested too deeply to be a table") from error
     yield from _json_objects(path, content)
+
+
+def _json_lines(path: Path, text: str) -> Iterator[object]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: this is no JSON: {error.msg}") from error
 
 
 def _json_objects(path: Path, content: object) -> Iterator[Record]:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from recipes import build_mimic_cxr
 from recipes.data import mimic
-from recipes.data.mimic_images import load_dicom
+from recipes.data.dicom import load_dicom
 from recipes.data.schema import FEATURES, read_build, read_dataset
 from recipes.files import InputError
 from rewards.labels import CONDITIONS, CheXpertState
