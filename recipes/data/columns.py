@@ -217,27 +217,27 @@ def join(study: PlainStudy, more: PlainStudy, notes: Counter) -> str | None:
 class ImageFinder:
     """Finds the files that a table names below a folder.
 
-    A name may be a path below `root`, or have folders before it that this copy lacks ("data/images/x.png"), or another
-    suffix (x.jpg for x.png). `attempts` are the places of the last name that was not there.
+    A name may be a path below one of `folders`, or have folders before it that this copy lacks ("data/images/x.png"),
+    or another suffix (x.jpg for x.png). `attempts` are the places of the last name that was not there.
     """
 
-    def __init__(self, root: str | Path):
-        self.root, self.attempts = Path(root), []
+    def __init__(self, *folders: str | Path):
+        self.folders, self.attempts = [Path(folder) for folder in folders], []
 
     def __call__(self, name: str) -> Path | None:
-        parts = [part for part in Path(name).parts if part not in ("/", "..", ".")]
         if Path(name).is_absolute() and Path(name).is_file():
             return Path(name)
-        places = [self.root.joinpath(*parts[start:]) for start in range(max(1, len(parts)))]
+        parts = [part for part in Path(name).parts if part not in ("/", "..", ".")]
+        tails = [parts[start:] for start in range(max(1, len(parts)))]
+        places = [folder.joinpath(*tail) for folder in self.folders for tail in tails]
         for place in places:
             if place.is_file():
                 return place
         for place in places:
             for suffix in SUFFIXES:
-                if (sibling := place.with_name(place.stem + suffix) if place.suffix else place).is_file():
+                sibling = place.with_name((place.stem if place.suffix.lower() in SUFFIXES else place.name) + suffix)
+                if sibling.is_file():
                     return sibling
-                if not place.suffix and (longer := place.with_name(place.name + suffix)).is_file():
-                    return longer
         self.attempts = places
         return None
 
