@@ -126,17 +126,17 @@ class TokenFusion(nn.Module):
         """
         dtype = self.queries.dtype
         queries = self.queries.expand(len(frontal), -1, -1)
-        seen = self.frontal_perceiver(frontal.to(dtype), queries)
-        h_f = self.frontal_projection(seen)  # Eq. 5
+        frontal_tokens = self.frontal_perceiver(frontal.to(dtype), queries)
+        h_f = self.frontal_projection(frontal_tokens)  # Eq. 5
         if not self.fuses:
             return h_f
-        h_l = self.lateral_projection(self.lateral_perceiver(lateral.to(dtype), seen))  # Eq. 6
+        h_l = self.lateral_projection(self.lateral_perceiver(lateral.to(dtype), frontal_tokens))  # Eq. 6
         has_prior = prior_mask.any(1)
         ignored = None
         if not self.reads_padding:
             ignored = ~prior_mask
             ignored[:, 0] &= has_prior  # softmax over nothing would be NaN
-        h_t = self.prior_projection(self.prior_perceiver(prior.to(dtype), seen, ignored))  # Eq. 7
+        h_t = self.prior_projection(self.prior_perceiver(prior.to(dtype), frontal_tokens, ignored))  # Eq. 7
         h_l = h_l.masked_fill(~has_lateral[:, None, None], 0)
         h_t = h_t.masked_fill(~has_prior[:, None, None], 0)
         return self.fusion(torch.cat([h_f, h_l, h_t], dim=-1))  # Eq. 8 and its linear layer: h'_o
@@ -254,10 +254,10 @@ class LLMRG4Model(LLMRG4PreTrainedModel):
             mask = nn.functional.pad(mask, (0, more))
         rows = mask.any(1)
         rows[0] |= ~rows.any()  # the encoder runs in every pass, or processes that share its weights would wait
-        seen = mask[rows]
-        seen[:, 0] |= ~seen.any(1)
+        attention = mask[rows]
+        attention[:, 0] |= ~attention.any(1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text):
-            states = self.prior_encoder(ids[rows], attention_mask=seen.long()).last_hidden_state
+            states = self.prior_encoder(ids[rows], attention_mask=attention.long()).last_hidden_state
         prior = states.new_zeros(*mask.shape, states.shape[-1])
         prior[rows] = states
         return prior, mask
@@ -354,8 +354,8 @@ class LLMRG4ForConditionalGeneration(LLMRG4PreTrainedModel, GenerationMixin):
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, positions])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **kwargs)
@@ -384,8 +384,8 @@ class LLMRG4ForConditionalGeneration(LLMRG4PreTrainedModel, GenerationMixin):
         ValueError naming the part that cannot be loaded or is of another kind.
         """
         kinds = {
-            "vision": (vision, "an image encoder with patches", lambda found: hasattr(found, "patch_size")),
-            "text": (text, "a BERT", lambda found: type(found) in MODEL_FOR_MASKED_LM_MAPPING),
+            "vision": (vision, "an image encoder with patches", lambda config: hasattr(config, "patch_size")),
+            "text": (text, "a BERT", lambda config: type(config) in MODEL_FOR_MASKED_LM_MAPPING),
             "decoder": (decoder, "a decoder of the Llama family", _is_llama),
         }
         configs = {part: load_part(part, name, _read_config) for part, (name, _, _) in kinds.items()}
@@ -444,8 +444,8 @@ def _read_config(name: str) -> PreTrainedConfig:
     values, _ = PreTrainedConfig.get_config_dict(name)
     if values.get("model_type") != "cxr-bert":
         return AutoConfig.from_pretrained(name)
-    own = ("model_type", "architectures", "auto_map")
-    return BertConfig.from_dict({key: value for key, value in values.items() if key not in own})
+    identity = ("model_type", "architectures", "auto_map")
+    return BertConfig.from_dict({key: value for key, value in values.items() if key not in identity})
 
 
 LLMRG4Model.register_for_auto_class("AutoModel")

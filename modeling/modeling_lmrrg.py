@@ -225,20 +225,20 @@ class VisualExtractor(nn.Module):
             states = self.vision_model(pixel_values.to(self.vision_model.dtype)).last_hidden_state
             states = self.visual_projection(states)
         patches = states[:, 1:]  # F_I, without the class token (A-04)
-        found = [patches.mean(1, keepdim=True)] if self.config.use_global_feature else []
+        features = [patches.mean(1, keepdim=True)] if self.config.use_global_feature else []
         if self.config.use_region_features:
-            found.append(self.encode_regions(states if self.config.region_pool == "cls" else patches))
-        return torch.cat(found, dim=1)
+            features.append(self.encode_regions(states if self.config.region_pool == "cls" else patches))
+        return torch.cat(features, dim=1)
 
     def encode_regions(self, images: torch.Tensor) -> torch.Tensor:
         """F_region (n, K, D) of the projected states (n, N, D) of n images, `region_chunk_size` regions at once."""
         size = self.config.region_chunk_size or len(self.region_features)
-        found = []
+        features = []
         for start in range(0, len(self.region_features), size):
             chunk = slice(start, start + size)
             mask = self.region_mask[chunk] if self.config.region_length > 1 else None
-            found.append(self.region_encoder(images, self.region_features[chunk], mask))
-        return torch.cat(found, dim=1)
+            features.append(self.region_encoder(images, self.region_features[chunk], mask))
+        return torch.cat(features, dim=1)
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (n, 14, 4) of CheXpert's states from `forward`'s features, before VTrans (A-09).
@@ -446,8 +446,8 @@ class LMRRGForConditionalGeneration(LMRRGPreTrainedModel, GenerationMixin):
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, positions])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **kwargs)
@@ -466,43 +466,6 @@ class LMRRGForConditionalGeneration(LMRRGPreTrainedModel, GenerationMixin):
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """E, which stage 2 freezes (section 2.3)."""
         return self.model.visual_extractor
-
-    def replace_regions(
-        self, region_descriptions: str | Path, biomedclip: str | None, region_prompt: str | None = None
-    ) -> None:
-        """Reads the regions' texts from another file and caches their features, which `save_pretrained` saves.
-
-        `biomedclip`: folder or Hub id of the converted BiomedCLIP whose text encoder this model's regions have.
-        `region_prompt`: description or name; None: as before. Raises ValueError naming file or part where it cannot be
-        read, or has another number of regions or another D than this model.
-        """
-        config = self.config
-        if not config.use_region_features:
-            raise ValueError("this model has no region features (use_region_features is false)")
-        if biomedclip is None:
-            raise ValueError(
-                f"to encode {region_descriptions} a text encoder is needed, which this model does not keep: name the "
-                "converted BiomedCLIP (recipes/convert_biomedclip.py)"
-            )
-        regions = read_regions(region_descriptions)
-        if len(regions) != len(config.region_names):
-            raise ValueError(
-                f"{region_descriptions} has {len(regions)} regions, and this model {len(config.region_names)}"
-            )
-        region_prompt = region_prompt or config.region_prompt
-        clip, tokenizer = load_biomedclip(biomedclip)
-        if clip.config.projection_dim != config.projection_dim:
-            raise ValueError(
-                f"biomedclip={biomedclip!r} has {clip.config.projection_dim} features, and this model "
-                f"{config.projection_dim}"
-            )
-        texts = [region[region_prompt] for region in regions]
-        features, mask = encode_texts(clip, tokenizer, texts, config.region_text)
-        extractor = self.model.visual_extractor
-        extractor.region_features = features.to(extractor.region_features)
-        extractor.region_mask = mask.to(extractor.region_mask.device)
-        config.region_names, config.region_texts = [region["name"] for region in regions], texts
-        config.region_length, config.region_prompt = features.shape[1], region_prompt
 
     @classmethod
     def from_pretrained_parts(
@@ -608,17 +571,17 @@ def encode_texts(
             "that BiomedCLIP reads"
         )
     states = clip.eval().get_text_features(encoded["input_ids"], encoded["attention_mask"]).last_hidden_state
-    kept = states.shape[1] if region_text == "tokens" else 1  # the first token's is the pooled feature
-    return states[:, :kept].clone(), encoded["attention_mask"][:, :kept].bool()
+    length = states.shape[1] if region_text == "tokens" else 1  # the first token's is the pooled feature
+    return states[:, :length].clone(), encoded["attention_mask"][:, :length].bool()
 
 
 def load_biomedclip(name: str) -> tuple[BiomedCLIPModel, PreTrainedTokenizerBase]:
     """A converted BiomedCLIP in float32 and its tokenizer; ValueError where `name` is none."""
-    found = load_part("biomedclip", name, PreTrainedConfig.get_config_dict)[0].get("model_type", "open_clip")
-    if found != BiomedCLIPConfig.model_type:
+    model_type = load_part("biomedclip", name, PreTrainedConfig.get_config_dict)[0].get("model_type", "open_clip")
+    if model_type != BiomedCLIPConfig.model_type:
         raise ValueError(
-            f"biomedclip={name!r} is a {found} model; convert BiomedCLIP with recipes/convert_biomedclip.py and name "
-            "the folder"
+            f"biomedclip={name!r} is a {model_type} model; convert BiomedCLIP with recipes/convert_biomedclip.py and "
+            "name the folder"
         )
     model = load_part("biomedclip", name, BiomedCLIPModel.from_pretrained, dtype=torch.float32)
     return model, load_part("biomedclip", name, AutoTokenizer.from_pretrained)

@@ -99,21 +99,21 @@ class RadGraphModel(PreTrainedModel):
         spans, firsts, widths = self._spans(word_counts)
         entity_logits = F.pad(self._score_spans(self.entity_scorer, words, firsts, widths), (1, 0))
         mentions = self._score_spans(self.pruner, words, firsts, widths).squeeze(1)
-        chosen = self._best(mentions, spans[:, 0], word_counts)
+        best = self._best(mentions, spans[:, 0], word_counts)
         if not all_pairs:
-            chosen = chosen[entity_logits[chosen].argmax(1) > 0]
+            best = best[entity_logits[best].argmax(1) > 0]
         vectors = torch.cat(
-            [words[firsts[chosen]], words[(firsts + widths)[chosen]], self.width_embedding(widths[chosen])], dim=1
+            [words[firsts[best]], words[(firsts + widths)[best]], self.width_embedding(widths[best])], dim=1
         )
-        pairs, relation_logits = self._relate(vectors, mentions[chosen], spans[chosen, 0], all_pairs)
-        return RadGraphOutput(spans, entity_logits, chosen[pairs], relation_logits)
+        pairs, relation_logits = self._relate(vectors, mentions[best], spans[best, 0], all_pairs)
+        return RadGraphOutput(spans, entity_logits, best[pairs], relation_logits)
 
     def _pool(self, states: torch.Tensor, word_ids: torch.Tensor, count: int) -> torch.Tensor:
         """The mean state of each word's tokens, (words, hidden)."""
-        known = word_ids >= 0
-        sizes = torch.bincount(word_ids[known], minlength=count)
-        tokens = torch.arange(int(known.sum()), device=states.device)
-        return F.embedding_bag(tokens, states[known], sizes.cumsum(0) - sizes, mode="mean")
+        in_word = word_ids >= 0
+        sizes = torch.bincount(word_ids[in_word], minlength=count)
+        tokens = torch.arange(int(in_word.sum()), device=states.device)
+        return F.embedding_bag(tokens, states[in_word], sizes.cumsum(0) - sizes, mode="mean")
 
     def _spans(self, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """All candidate spans (s, 3) of reports of `counts` words; their first words, and widths less 1, (s,) each."""
@@ -141,8 +141,8 @@ class RadGraphModel(PreTrainedModel):
         order = order[reports[order].argsort(stable=True)]
         sizes = torch.bincount(reports, minlength=len(word_counts))
         rank = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[reports]
-        kept = (word_counts.float() * self.config.spans_per_word).ceil().long().clamp(min=1)
-        return order[rank < kept[reports]].sort().values
+        limits = (word_counts.float() * self.config.spans_per_word).ceil().long().clamp(min=1)
+        return order[rank < limits[reports]].sort().values
 
     def _relate(
         self, vectors: torch.Tensor, mentions: torch.Tensor, reports: torch.Tensor, all_pairs: bool
@@ -156,10 +156,10 @@ class RadGraphModel(PreTrainedModel):
             product = F.linear(vectors[a] * vectors[b], of_product)
             mention = (mentions[a] + mentions[b])[:, None]
             for i, j, new in ((a, b, a <= b), (b, a, a < b)):
-                found = F.pad(self.relation_scorer(product + sources[i] + targets[j]) + mention, (1, 0))
-                kept = new if all_pairs else new & (found.argmax(1) > 0)
-                pairs.append(torch.stack([i, j], dim=1)[kept])
-                logits.append(found[kept])
+                scores = F.pad(self.relation_scorer(product + sources[i] + targets[j]) + mention, (1, 0))
+                selected = new if all_pairs else new & (scores.argmax(1) > 0)
+                pairs.append(torch.stack([i, j], dim=1)[selected])
+                logits.append(scores[selected])
         pairs, logits = torch.cat(pairs), torch.cat(logits)
         order = (pairs[:, 0] * len(vectors) + pairs[:, 1]).argsort()
         return pairs[order], logits[order]
@@ -171,12 +171,12 @@ def _unordered_pairs(reports: torch.Tensor):
     ends = torch.searchsorted(reports, reports, right=True)
     counts = ends - numbers
     start, total = 0, counts.cumsum(0)
-    done = 0
+    emitted = 0
     while start < len(reports):
-        stop = max(start + 1, int(torch.searchsorted(total, done + PAIRS, right=True)))
+        stop = max(start + 1, int(torch.searchsorted(total, emitted + PAIRS, right=True)))
         a = numbers[start:stop].repeat_interleave(counts[start:stop])
-        yield a, a + torch.arange(len(a), device=a.device) - (total - counts)[a] + done
-        start, done = stop, int(total[stop - 1])
+        yield a, a + torch.arange(len(a), device=a.device) - (total - counts)[a] + emitted
+        start, emitted = stop, int(total[stop - 1])
 
 
 RadGraphModel.register_for_auto_class("AutoModel")

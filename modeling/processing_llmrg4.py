@@ -49,8 +49,8 @@ def check_views(views: Sequence[str]) -> None:
     """
     lateral = [view == "LL" or "LATERAL" in view for view in views]
     if lateral not in ([False], [False, True]):
-        what = "has no frontal view" if all(lateral) else "is not one frontal view and at most one lateral after it"
-        raise ValueError(f"a study with the views {', '.join(views) or 'none'} {what}, as LLM-RG4 needs (Eqs. 2, 3)")
+        fault = "has no frontal view" if all(lateral) else "is not one frontal view and at most one lateral after it"
+        raise ValueError(f"a study with the views {', '.join(views) or 'none'} {fault}, as LLM-RG4 needs (Eqs. 2, 3)")
 
 
 class LLMRG4Processor(ProcessorMixin):
@@ -146,12 +146,12 @@ class LLMRG4Processor(ProcessorMixin):
 
     def _take_prior(self, text: str, number: int) -> tuple[str, dict | None]:
         """`text` as the decoder reads it, and the encoded prior report that was marked in it."""
-        found = _PRIOR.findall(text)
-        if text.count(PRIOR_START) != len(found) or text.count(PRIOR_END) != len(found) or len(found) > 1:
+        matches = _PRIOR.findall(text)
+        if text.count(PRIOR_START) != len(matches) or text.count(PRIOR_END) != len(matches) or len(matches) > 1:
             raise ValueError(f"text {number} needs at most one {PRIOR_START} with its {PRIOR_END}: use mark_prior")
-        if not found or not found[0][0].strip():
+        if not matches or not matches[0][0].strip():
             return _PRIOR.sub("", text), None
-        report, line_break = found[0]
+        report, line_break = matches[0]
         encoded = self.prior_tokenizer(
             report,
             truncation=True,
@@ -164,8 +164,8 @@ class LLMRG4Processor(ProcessorMixin):
             logger.warning_once(
                 f"prior reports are cut to {self.max_prior_tokens} tokens; truncated_priors counts them"
             )
-        kept = report[: max(end for _, end in encoded["offset_mapping"][0])] + line_break
-        text = _PRIOR.sub("" if self.fusion == "atf" else lambda match: kept, text)
+        shortened = report[: max(end for _, end in encoded["offset_mapping"][0])] + line_break
+        text = _PRIOR.sub("" if self.fusion == "atf" else lambda match: shortened, text)
         return text, {"input_ids": encoded["input_ids"][0]}
 
     def _stack(self, studies: list[list], options: dict) -> dict[str, torch.Tensor]:

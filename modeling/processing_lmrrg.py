@@ -92,7 +92,7 @@ class LMRRGProcessor(ProcessorMixin):
             return [[] for _ in range(texts)]
         if not isinstance(images, list | tuple):
             images = [images]
-        studies = [list(each) if isinstance(each, list | tuple) else [each] for each in images]
+        studies = [list(study) if isinstance(study, list | tuple) else [study] for study in images]
         if len(studies) != texts:
             raise ValueError(f"there are images of {len(studies)} studies for {texts} texts")
         return [[image for image in study if image is not None] for study in studies]

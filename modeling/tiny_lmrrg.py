@@ -34,7 +34,7 @@ def build_biomedclip(
     (`vision_size`, `text_size`, `projection_dim`) is no multiple of 16, or `image_size` none of `patch_size`.
     """
     sizes = {"vision_size": vision_size, "text_size": text_size, "projection_dim": projection_dim}
-    for name, size, unit in [("image_size", image_size, patch_size), *((*each, 16) for each in sizes.items())]:
+    for name, size, unit in [("image_size", image_size, patch_size), *((*pair, 16) for pair in sizes.items())]:
         if size % unit:
             raise ValueError(f"{name} ({size}) must be a multiple of {unit}")
     set_seed(seed)

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from rewards.encoders import pass_cost, plan_batches
-from rewards.inputs import Remembered, TextReward, check_untagged
+from rewards.encoders import has_vocabulary, pass_cost, plan_batches
+from rewards.inputs import TextCache, TextReward, check_untagged
 
 # F1 of unrelated sentence pairs by (encoder, layer), as bert-score 0.3.13 publishes them for its default layers
 BASELINES = {
@@ -35,8 +35,8 @@ class BERTScore:
     match is 1, unrelated text about 0, and less is possible. "published" looks it up in `BASELINES` by the end of
     the name; None gives the raw F1. The defaults are RadCliQ's (A-32: no IDF). `idf_texts`: texts of a
     training split whose inverse document frequencies weigh the tokens; frozen, so no pair depends on its batch mates.
-    `device`: default is this process's GPU, else the CPU. Token vectors of the last `remember` references are kept: 90
-    tokens of 768 numbers take 0.28 MB, so 64 take 18 MB, and never more than 101 MB (512 tokens each).
+    `device`: default is this process's GPU, else the CPU. Token vectors of the last `cache_size` references are kept:
+    90 tokens of 768 numbers take 0.28 MB, so 64 take 18 MB, and never more than 101 MB (512 tokens each).
 
     Special tokens can be matched but weigh nothing, and longer texts are truncated to the encoder's maximum, as in
     bert-score. A generated text without a token that counts (an empty one) scores 0 (A-43), where bert-score would
@@ -52,7 +52,7 @@ class BERTScore:
         idf_texts: Iterable[str] | None = None,
         token_budget: int = 2048,
         device: str | torch.device | None = None,
-        remember: int = 64,
+        cache_size: int = 64,
     ):
         name = str(encoder)
         default = (Path(name).name, layer, baseline, idf_texts) == ("distilroberta-base", 5, "published", None)
@@ -73,7 +73,7 @@ class BERTScore:
             self.weights = self._idf(list(idf_texts))
         special = {self.tokenizer.cls_token_id, self.tokenizer.sep_token_id} - {None}
         self.weights[list(special)] = 0.0
-        self.references = Remembered(self._embed, size=remember)
+        self.references = TextCache(self._embed, size=cache_size)
 
     def __call__(self, generated: Sequence[str], references: Sequence[str]) -> np.ndarray:
         scores = []
@@ -107,8 +107,8 @@ class BERTScore:
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         sizes = [(1, len(rows[i])) for i in order]
         embedded: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for each in plan_batches(sizes, self.token_budget, pass_cost(torch.device(device))):
-            batch = order[each.start : each.stop]
+        for span in plan_batches(sizes, self.token_budget, pass_cost(torch.device(device))):
+            batch = order[span.start : span.stop]
             ids = torch.full((len(batch), len(rows[batch[0]])), self.tokenizer.pad_token_id or 0)
             mask = torch.zeros_like(ids)
             for row, i in enumerate(batch):
@@ -153,8 +153,7 @@ def _load(name: str, layer: int) -> tuple:
         logging.set_verbosity(level)
     if lacking := [key for key in report["missing_keys"] if not key.startswith("pooler.")]:
         raise ValueError(f"{name} is no checkpoint of a {config.model_type} encoder: it lacks {sorted(lacking)[0]}")
-    own = len(set(tokenizer.all_special_ids)) < len(tokenizer)  # without its files, transformers makes up an empty one
-    if not own or len(tokenizer) > config.vocab_size:
+    if not has_vocabulary(tokenizer) or len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"{name} has no tokenizer of its own: {len(tokenizer)} tokens for an encoder of {config.vocab_size}"
         )
@@ -163,9 +162,9 @@ def _load(name: str, layer: int) -> tuple:
 
 def _maximum_length(name: str, tokenizer, encoder) -> int:
     """Tokens that the encoder takes. RoBERTa's table of positions starts behind the padding index."""
-    named = {key.split(".")[-1]: module for key, module in encoder.named_modules()}
+    modules = {key.split(".")[-1]: module for key, module in encoder.named_modules()}
     length = tokenizer.model_max_length
-    if isinstance(positions := named.get("position_embeddings"), torch.nn.Embedding):
+    if isinstance(positions := modules.get("position_embeddings"), torch.nn.Embedding):
         first = 0 if positions.padding_idx is None else positions.padding_idx + 1
         length = min(length, len(positions.weight) - first)
     if length > 10**6:  # transformers' value for "not said"
@@ -185,9 +184,14 @@ def make_bertscore_reward(
 ) -> Callable[..., list[float | None]]:
     """Returns a TRL reward function: `BERTScore` of each completion's report, at most 1, higher is better.
 
-    Arguments and errors are those of `BERTScore` (`settings`: token_budget, device, remember); ValueError also on an
+    Arguments and errors are those of `BERTScore` (`settings`: token_budget, device, cache_size); ValueError also on an
     `untagged` mode that does not exist (see `make_mccs_reward`). An empty report scores 0, and text less like the
     reference than unrelated text scores below it: give a format or length reward beside this one.
+
+    Example:
+        >>> # it needs these weights
+        >>> reward = make_bertscore_reward("outputs/distilroberta-base")  # doctest: +SKIP
+        >>> reward(["Clear lungs."], report=["The lungs are clear."])  # doctest: +SKIP
     """
     check_untagged(untagged)  # before the encoder is loaded
     return TextReward("bertscore_reward", BERTScore(encoder, layer, baseline, idf_texts, **settings), untagged)
@@ -197,5 +201,10 @@ _default_reward = lru_cache(maxsize=1)(make_bertscore_reward)
 
 
 def bertscore_reward(completions: list, *, report: list[str | None] | None = None, **kwargs) -> list[float | None]:
-    """The reward of `make_bertscore_reward()`, whose encoder, distilroberta-base, is loaded at the first call."""
+    """The reward of `make_bertscore_reward()`, whose encoder, distilroberta-base, is loaded at the first call.
+
+    Example:
+        >>> # it needs the weights
+        >>> bertscore_reward(["Clear lungs."], report=["The lungs are clear."])  # doctest: +SKIP
+    """
     return _default_reward()(completions, report=report, **kwargs)

@@ -88,6 +88,12 @@ def make_bleu_reward(
 
     The paper names neither order nor smoothing: BLEU-4, smoothed. RadCliQ's part is `order=2`. An empty report
     scores 0. Raises ValueError as `bleu` does, and on an `untagged` mode that does not exist (see `make_mccs_reward`).
+
+    Example:
+        >>> reward = make_bleu_reward(order=1)
+        >>> values = reward(["No effusion."], report=["No effusion or edema."])
+        >>> round(values[0], 3)  # all three tokens match, and exp(1 - 5 / 3) is the penalty for being shorter
+        0.513
     """
     bleu([], [], order, smoothing)
     return TextReward("bleu_reward", partial(bleu, order=order, smoothing=smoothing, tokens=tokens), untagged)

@@ -20,9 +20,9 @@ def report_f1(
     `empty_match` (ours: 1).
     """
     columns = [CONDITIONS.index(name) for name in LABEL_SETS[label_set]]
-    found, truth = (to_binary(states, uncertain_positive)[..., columns] for states in (generated, reference))
-    sizes = found.sum(-1) + truth.sum(-1)
-    return np.where(sizes == 0, empty_match, 2 * (found & truth).sum(-1) / np.maximum(sizes, 1))
+    predicted, truth = (to_binary(states, uncertain_positive)[..., columns] for states in (generated, reference))
+    sizes = predicted.sum(-1) + truth.sum(-1)
+    return np.where(sizes == 0, empty_match, 2 * (predicted & truth).sum(-1) / np.maximum(sizes, 1))
 
 
 def make_ce_f1_reward(
@@ -39,6 +39,15 @@ def make_ce_f1_reward(
     table), 13 (without No Finding) or 5. The paper says neither how uncertain labels count nor what 0/0 is (A-24);
     13 labels with `empty_match` 0 are the F1 of the positive findings alone: a normal study cannot earn anything.
     `name` is what TRL logs it by. Raises ValueError on a label set or a mode that does not exist.
+
+    Example:
+        >>> reward = make_ce_f1_reward()
+        >>> values = reward(["<report>Effusion.</report>"], report=["Effusion and edema."])
+        >>> round(values[0], 3)  # of two findings one is there: 2 / (2 + 1)
+        0.667
+        >>> positive = make_ce_f1_reward(label_set="13", empty_match=0.0, name="positive_f1_reward")
+        >>> positive(["<report>Clear lungs.</report>"], report=["The lungs are clear."])
+        [0.0]
     """
     if label_set not in LABEL_SETS:
         raise ValueError(f"label_set must be one of {', '.join(LABEL_SETS)}, not {label_set!r}")

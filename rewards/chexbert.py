@@ -1,19 +1,19 @@
 """CheXbertLabeler: the 14 CheXpert conditions of reports, and their embeddings, from a CheXbert (Smit et al. 2020)."""
 
-import hashlib
 import os
 from collections.abc import Iterable
 
 import numpy as np
 import torch
+from transformers import BatchEncoding
 
 from modeling import CheXbertModel
-from rewards.encoders import load_checkpoint, pass_cost, plan_batches, process_device
-from rewards.inputs import Remembered
+from rewards.encoders import fingerprint, load_checkpoint, map_rows
+from rewards.inputs import TextCache
 from rewards.labels import CONDITIONS
 
 MAX_TOKENS = 512
-REMEMBERED = 2048  # texts: 768 numbers each take 6 MB
+CACHE_SIZE = 2048  # texts: 768 numbers each take 6 MB
 HOW_TO_GET = (
     "make one from the published weights with recipes/convert_chexbert.py, or train one with recipes/train_chexbert.py"
 )
@@ -32,7 +32,7 @@ def encode(tokenizer, texts: list[str], max_tokens: int = MAX_TOKENS) -> list[li
     if not texts:
         return []
     ids = tokenizer([clean_text(text) for text in texts], return_attention_mask=False, verbose=False)["input_ids"]
-    return [each if len(each) <= max_tokens else [*each[: max_tokens - 1], tokenizer.sep_token_id] for each in ids]
+    return [row if len(row) <= max_tokens else [*row[: max_tokens - 1], tokenizer.sep_token_id] for row in ids]
 
 
 class CheXbertLabeler:
@@ -49,13 +49,13 @@ class CheXbertLabeler:
         if token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, not {token_budget}")
         self.checkpoint, self.token_budget = str(model), token_budget
-        self.model, self.tokenizer = load_checkpoint(self.checkpoint, "CheXbert", CheXbertModel, HOW_TO_GET)
+        self.model, self.tokenizer = load_checkpoint(
+            self.checkpoint, "CheXbert", CheXbertModel, HOW_TO_GET, device=device
+        )
+        self.device = self.model.device
         self.max_tokens = min(MAX_TOKENS, self.model.config.max_position_embeddings)
-        heads = b"".join(each.detach().numpy().tobytes() for each in self.model.linear_heads.parameters())
-        self.name = f"chexbert-{hashlib.blake2b(heads, digest_size=4).hexdigest()}"
-        self.device = torch.device(device) if device is not None else process_device()
-        self.model.eval().requires_grad_(False).to(self.device)
-        self.remembered = Remembered(self._pass, REMEMBERED)
+        self.name = f"chexbert-{fingerprint(self.model.linear_heads)}"
+        self.cache = TextCache(self._pass, CACHE_SIZE)
 
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """`CheXpertState` values, int64, shape (n, 14), in the order of `CONDITIONS`. Any string is labelled."""
@@ -70,7 +70,7 @@ class CheXbertLabeler:
 
         The last 2,048 texts are remembered, so that rewards which share a labeler share its passes.
         """
-        rows = self.remembered(list(texts))
+        rows = self.cache(list(texts))
         labels, embeddings = zip(*rows, strict=True) if rows else ((), ())
         return (
             np.array(labels, dtype=np.int64).reshape(-1, len(CONDITIONS)),
@@ -84,17 +84,10 @@ class CheXbertLabeler:
     @torch.inference_mode()
     def _pass(self, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
         """Labels and embedding of each text, those of equal tokens from one row of a batch."""
-        ids = [tuple(each) for each in encode(self.tokenizer, texts, self.max_tokens)]
-        distinct = sorted(dict.fromkeys(ids), key=len, reverse=True)
-        found = {}
-        for each in plan_batches([(1, len(row)) for row in distinct], self.token_budget, pass_cost(self.device)):
-            chosen = distinct[each.start : each.stop]
-            batch = self.tokenizer.pad({"input_ids": [list(row) for row in chosen]}, return_tensors="pt")
-            output = self.model(**batch.to(self.device))
-            # copies, since a row that is a view would keep its whole batch
-            found |= zip(
-                chosen,
-                zip(output.labels.tolist(), map(np.array, output.embedding.cpu().numpy()), strict=True),
-                strict=True,
-            )
-        return [found[each] for each in ids]
+        rows = [tuple(row) for row in encode(self.tokenizer, texts, self.max_tokens)]
+        return map_rows(self._label_batch, rows, self.tokenizer, self.token_budget, self.device)
+
+    def _label_batch(self, batch: BatchEncoding) -> Iterable[tuple[list[int], np.ndarray]]:
+        output = self.model(**batch)
+        # copies, since a row that is a view would keep its whole batch
+        return zip(output.labels.tolist(), map(np.array, output.embedding.cpu().numpy()), strict=True)

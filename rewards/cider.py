@@ -102,6 +102,11 @@ def make_cider_reward(
     with the same `tokens`). With the default scale the reward lies in [0, 1] and weighs as much as BLEU and ROUGE
     do (A-24); scale 1 gives the published figures, in [0, 10]. An empty report scores 0. Raises as
     `document_frequencies` and `load_document_frequencies` do, and ValueError on a wrong `untagged` mode.
+
+    Example:
+        >>> reward = make_cider_reward(["Small left effusion.", "The lungs are clear.", "No acute disease."])
+        >>> reward(["Small left effusion.", "No acute disease."], report=["Small left effusion."] * 2)
+        [1.0, 0.0]
     """
     check_untagged(untagged)
     if isinstance(references, (str, os.PathLike)):
@@ -132,5 +137,9 @@ def cider_reward(completions: list, *, report: list[str | None] | None = None, *
 
     A dotted path takes no arguments, and there are no document frequencies that suit every data set. Raises ValueError
     where the variable is not set, FileNotFoundError where it names no file.
+
+    Example:
+        >>> # it needs that table
+        >>> cider_reward(["Clear lungs."], report=["The lungs are clear."])  # doctest: +SKIP
     """
     return _default_reward()(completions, report=report, **kwargs)

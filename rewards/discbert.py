@@ -10,7 +10,7 @@ import torch
 
 from modeling import DiscBertModel
 from rewards.chexbert import MAX_TOKENS, encode
-from rewards.encoders import load_checkpoint, pass_cost, plan_batches, process_device
+from rewards.encoders import load_checkpoint, map_rows
 from rewards.scenarios import CATEGORIES, FORBIDDEN, SCENARIOS
 
 MODES = ("scenario", "any")
@@ -31,24 +31,19 @@ class DiscBertJudge:
         if token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, not {token_budget}")
         name = str(model)
-        self.model, self.tokenizer = load_checkpoint(name, "DiscBERT", DiscBertModel, HOW_TO_GET)
-        self.name, self.token_budget = f"discbert:{name}", token_budget
-        self.device = torch.device(device) if device is not None else process_device()
+        self.model, self.tokenizer = load_checkpoint(name, "DiscBERT", DiscBertModel, HOW_TO_GET, device=device)
+        self.name, self.token_budget, self.device = f"discbert:{name}", token_budget, self.model.device
         self.max_tokens = min(MAX_TOKENS, self.model.config.max_position_embeddings)
-        self.model.eval().requires_grad_(False).to(self.device)
 
     @torch.inference_mode()
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """0 (absent) or 1 (present), int8, shape (n, 4), in the order of `CATEGORIES`. Any string is judged."""
         texts = list(texts)
-        ids = [tuple(each) for each in encode(self.tokenizer, texts, self.max_tokens)]
-        distinct = sorted(dict.fromkeys(ids), key=len, reverse=True)
-        found = {}
-        for each in plan_batches([(1, len(row)) for row in distinct], self.token_budget, pass_cost(self.device)):
-            chosen = distinct[each.start : each.stop]
-            batch = self.tokenizer.pad({"input_ids": [list(row) for row in chosen]}, return_tensors="pt")
-            found |= zip(chosen, self.model(**batch.to(self.device)).labels.tolist(), strict=True)
-        return np.array([found[each] for each in ids], dtype=np.int8).reshape(len(texts), len(CATEGORIES))
+        rows = [tuple(row) for row in encode(self.tokenizer, texts, self.max_tokens)]
+        labels = map_rows(
+            lambda batch: self.model(**batch).labels.tolist(), rows, self.tokenizer, self.token_budget, self.device
+        )
+        return np.array(labels, dtype=np.int8).reshape(len(texts), len(CATEGORIES))
 
 
 def hall_flags(
@@ -59,36 +54,23 @@ def hall_flags(
 ) -> np.ndarray:
     """Whether each of n reports holds what its input cannot show: boolean, shape (n,).
 
-    The arguments are those of `hall_rate`; a scenario is None where it is not known, which the mode "any" alone can
-    judge. Each report is judged once.
-    """
-    if not reports or len(scenarios) != len(reports):
-        raise ValueError(f"hall_rate got {len(reports)} reports and {len(scenarios)} scenarios")
-    if mode not in MODES:
-        raise ValueError(f"mode must be 'scenario' or 'any', not {mode!r}")
-    if wrong := set(scenarios) - {*SCENARIOS, *([None] if mode == "any" else [])}:
-        raise ValueError(f"scenario must be one of {', '.join(SCENARIOS)}, not {min(wrong, key=str)!r}")
-    judge = DiscBertJudge(judge) if isinstance(judge, str) else judge
-    counted = [[mode == "any" or category in FORBIDDEN[scenario] for category in CATEGORIES] for scenario in scenarios]
-    return ((np.asarray(judge(reports)) > 0) & counted).any(1)
-
-
-def hall_rate(
-    reports: Sequence[str],
-    scenario: str | Sequence[str],
-    mode: str = "scenario",
-    judge: Callable[[Sequence[str]], np.ndarray] | str = DISCBERT,
-) -> float:
-    """Share of `reports`, 0 to 1, that hold input-agnostic information: LLM-RG4's "hall.", lower is better.
+    Their share is LLM-RG4's "hall.", lower is better.
 
     Args:
-        reports: n generated reports.
-        scenario: one of `SCENARIOS`, or one for each report.
+        reports: n generated reports; each is judged once.
+        scenarios: one of `SCENARIOS` for each report; None, not known, where `mode` is "any".
         mode: "scenario" counts the categories that the report's scenario forbids; "any" counts all four whatever the
             scenario, as the published script does (A-29).
         judge: maps n texts to (n, 4) of 0 and 1, or the folder or Hub id of a DiscBERT.
 
     Raises ValueError without reports, on another scenario or mode, and where the DiscBERT cannot be loaded.
     """
-    scenarios = [scenario] * len(reports) if isinstance(scenario, str) else list(scenario)
-    return float(hall_flags(reports, scenarios, mode, judge).mean())
+    if not reports or len(scenarios) != len(reports):
+        raise ValueError(f"hall_flags got {len(reports)} reports and {len(scenarios)} scenarios")
+    if mode not in MODES:
+        raise ValueError(f"mode must be 'scenario' or 'any', not {mode!r}")
+    if unknown := set(scenarios) - {*SCENARIOS, *([None] if mode == "any" else [])}:
+        raise ValueError(f"scenario must be one of {', '.join(SCENARIOS)}, not {min(unknown, key=str)!r}")
+    judge = DiscBertJudge(judge) if isinstance(judge, str) else judge
+    counted = [[mode == "any" or category in FORBIDDEN[scenario] for category in CATEGORIES] for scenario in scenarios]
+    return ((np.asarray(judge(reports)) > 0) & counted).any(1)

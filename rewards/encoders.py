@@ -1,11 +1,13 @@
 """What the rewards that run a network share: their device, their checkpoints, and batches of little padding."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 PASS_COST = {"cpu": 32}  # what a pass costs beside its tokens, in tokens: few on a CPU, which is busy with one report
 ACCELERATOR_COST = 2048
@@ -33,12 +35,12 @@ def plan_batches(sizes: Sequence[tuple[int, int]], budget: int, cost: int) -> li
     """
     best, first = [0.0], [0]
     for end in range(1, len(sizes) + 1):
-        rows, start, found = 0, end, []
+        rows, start, choices = 0, end, []
         while start and (start == end or (rows + sizes[start - 1][0]) * sizes[start - 1][1] <= budget):
             start -= 1
             rows += sizes[start][0]
-            found.append((best[start] + rows * sizes[start][1] + cost, start))
-        cheapest = min(found)
+            choices.append((best[start] + rows * sizes[start][1] + cost, start))
+        cheapest = min(choices)
         best.append(cheapest[0])
         first.append(cheapest[1])
     batches, end = [], len(sizes)
@@ -48,18 +50,52 @@ def plan_batches(sizes: Sequence[tuple[int, int]], budget: int, cost: int) -> li
     return batches[::-1]
 
 
+def map_rows(
+    compute: Callable[[BatchEncoding], Iterable],
+    rows: Sequence[tuple[int, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    token_budget: int,
+    device: torch.device,
+) -> list[Any]:
+    """The result of each row of token ids; `compute` gives those of one padded batch. Equal rows are computed once."""
+    distinct = sorted(dict.fromkeys(rows), key=len, reverse=True)
+    results: dict[tuple[int, ...], Any] = {}
+    for span in plan_batches([(1, len(row)) for row in distinct], token_budget, pass_cost(device)):
+        members = distinct[span.start : span.stop]
+        batch = tokenizer.pad({"input_ids": [list(row) for row in members]}, return_tensors="pt")
+        results |= zip(members, compute(batch.to(device)), strict=True)
+    return [results[row] for row in rows]
+
+
+def fingerprint(*modules: torch.nn.Module) -> str:
+    """Eight hexadecimal digits that tell apart checkpoints whose `modules` differ."""
+    weights = (weight.detach().cpu().numpy().tobytes() for module in modules for weight in module.parameters())
+    return hashlib.blake2b(b"".join(weights), digest_size=4).hexdigest()
+
+
+def has_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether there are tokens but the special ones: without its files, transformers makes up an empty tokenizer."""
+    return len(tokenizer) > len(set(tokenizer.all_special_ids))
+
+
 def load_checkpoint(
-    name: str, title: str, model_class: type[PreTrainedModel], how_to_get: str, spare_embeddings: bool = False
-) -> tuple:
+    name: str,
+    title: str,
+    model_class: type[PreTrainedModel],
+    how_to_get: str,
+    spare_embeddings: bool = False,
+    device: str | torch.device | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (float32, `model_class`) and tokenizer of the folder or Hub id `name`; `title` is what people call it.
 
-    With `spare_embeddings` the model may have more embeddings than the tokenizer has tokens. Raises ValueError, whose
-    sentence ends in `how_to_get`, where it is not there, another architecture, incomplete, damaged, or without its
-    tokenizer. Pickles are never opened.
+    The model is frozen, in evaluation mode and on `device`, by default that of the process. With `spare_embeddings` it
+    may have more embeddings than the tokenizer has tokens. Raises ValueError, whose sentence ends in `how_to_get`,
+    where it is not there, another architecture, incomplete, damaged, or without its tokenizer. Pickles are never
+    opened.
     """
     try:
-        found, _ = model_class.config_class.get_config_dict(name)
-        kind = found.get("model_type", "missing")
+        config, _ = model_class.config_class.get_config_dict(name)
+        kind = config.get("model_type", "missing")
         if kind == model_class.config_class.model_type:
             tokenizer = AutoTokenizer.from_pretrained(name)
             model, notes = model_class.from_pretrained(
@@ -70,11 +106,10 @@ def load_checkpoint(
         raise ValueError(f"no {title} could be loaded from {name} ({reason}); {how_to_get}") from error
     if kind != model_class.config_class.model_type:
         raise ValueError(f"{name} is no {title} (the model_type of its config.json is {kind}); {how_to_get}")
-    if wrong := sorted(notes["missing_keys"]) or sorted(notes["unexpected_keys"]):
-        raise ValueError(f"{name} is no complete {title} ({len(wrong)} weights such as {wrong[0]}); {how_to_get}")
+    if faults := sorted(notes["missing_keys"]) or sorted(notes["unexpected_keys"]):
+        raise ValueError(f"{name} is no complete {title} ({len(faults)} weights such as {faults[0]}); {how_to_get}")
     size = model.get_input_embeddings().num_embeddings
-    own = len(tokenizer) > len(set(tokenizer.all_special_ids))  # transformers makes up an empty one without its files
-    if not own or len(tokenizer) > size or (len(tokenizer) < size and not spare_embeddings):
+    if not has_vocabulary(tokenizer) or len(tokenizer) > size or (len(tokenizer) < size and not spare_embeddings):
         sizes = f"the tokenizer has {len(tokenizer)} tokens, the model {size}"
         raise ValueError(f"{name} has no tokenizer, or another model's ({sizes}); {how_to_get}")
-    return model, tokenizer
+    return model.eval().requires_grad_(False).to(process_device() if device is None else device), tokenizer

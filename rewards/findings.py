@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from rewards import labelers
+from rewards.labelers import word_set
 from rewards.labels import CONDITIONS
 
 URGENT, ACTIONABLE, MINOR, EXPECTED = "urgent", "actionable", "minor", "expected"
@@ -226,10 +227,6 @@ NAMES = tuple(CONCEPTS)
 DEVICES = frozenset(NAMES[NAMES.index("endotracheal tube") :])
 
 
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
 # A less specific word for it, or its neighbour: a match with an attribute error.
 _RELATED = """opacity: consolidation atelectasis edema lesion interstitial scar cavity
     consolidation: atelectasis cavity interstitial
@@ -249,9 +246,9 @@ def _related() -> dict[str, frozenset[str]]:
     pairs: dict[str, set[str]] = {name: set() for name in NAMES}
     for line in _RELATED.splitlines():
         name, rest = line.strip().split(":")
-        for other in rest.split(",") if "," in rest else rest.split():
-            pairs[name].add(other.strip())
-            pairs[other.strip()].add(name)
+        for neighbour in rest.split(",") if "," in rest else rest.split():
+            pairs[name].add(neighbour.strip())
+            pairs[neighbour.strip()].add(name)
     return {name: frozenset(others) for name, others in pairs.items()}
 
 
@@ -295,7 +292,7 @@ CHANGES = {
 }
 # A comparison only beside one of the anchors: "increased opacity" need not be more than before.
 _AMBIGUOUS = frozenset(("increased", "larger", "decreased", "smaller", "reduced"))
-_ANCHORS = _set("interval since compared prior previous previously now has have last yesterday")
+_ANCHORS = word_set("interval since compared prior previous previously now has have last yesterday")
 _ASPECTS = {
     **dict.fromkeys(("tiny", "trace", "minimal"), "trace"),
     **dict.fromkeys(("old", "healed", "chronic", "remote", "healing", "nonacute", "prior"), "old"),
@@ -306,11 +303,13 @@ _WORDS = {
     **{word: ("change", change) for change, words in CHANGES.items() for word in words},
 }
 _PLACE = {word: place for place, words in PLACES.items() for word in words}
-_SUGGESTIVE = _set(
+_SUGGESTIVE = word_set(
     """suggest suggests suggesting suggestive represent represents representing reflect reflects reflecting consistent
     compatible concerning suspicious worrisome indicating indicative indicated favor favored favors favoring due
     secondary keeping likely related"""
 )
+_LINKS = _SUGGESTIVE | {"may", "could"}
+_OR = frozenset(("or", "versus", "vs", "vs."))
 _POINTERS = frozenset(("this", "these", "it", "they", "which", "findings", "finding", "appearance"))
 _BAD_POSITION = re.compile(
     r"malposition|mispositio|misplaced|mainstem|main stem|main bronchus|bronchus intermedius|too (?:low|high|deep)"
@@ -404,10 +403,11 @@ _HEART_OR_MEDIASTINUM = {"cardiomegaly", "wide mediastinum"}
 _WITH_HEART = frozenset(("cardiomediastinal", "cardiomediastinum", "cardio"))
 _ORGANS = {word: name for name, words in _OF_ORGANS.items() for word in words}
 _DROPPED = frozenset((labelers.MENTION, labelers.GENERAL))
+_PRESENT = (labelers.POSITIVE, labelers.UNCERTAIN)
 _NO_SIZE = frozenset((labelers.STABLE, labelers.NO_CHANGE, labelers.OBSCURED))
 
 
-def _named(words: list[str]) -> Iterator[tuple[int, int, str]]:
+def _find_phrases(words: list[str]) -> Iterator[tuple[int, int, str]]:
     """First word, last word and concept of each phrase, the longest at each place."""
     i, count = 0, len(words)
     while i < count:
@@ -423,23 +423,23 @@ def _named(words: list[str]) -> Iterator[tuple[int, int, str]]:
         i = end + 1
 
 
-def _judged(words: list[str]) -> list[tuple[int, int, str, int]]:
+def _find_mentions(words: list[str]) -> list[tuple[int, int, str, int]]:
     """First word, last word, concept and state of what one sentence speaks of, in the order of the words."""
-    named = list(_named(words))
-    covered = {i for first, end, _ in named for i in range(first, end + 1)}
+    phrases = list(_find_phrases(words))
+    covered = {i for first, end, _ in phrases for i in range(first, end + 1)}
     judged = []
     start = 0
     sentences = list(labelers._sentences(words)) or [[]]
     for k, cues in enumerate(sentences):
         stop = sentences[k + 1][0][2] if k + 1 < len(sentences) else len(words)
         cues = [cue for cue in cues if cue[0] not in _DROPPED and not covered.intersection(range(cue[2], cue[3] + 1))]
-        own = [
+        mentions = [
             (labelers.MENTION, (_CONDITIONS[name], labelers.POSITIVE), first, end)
-            for first, end, name in named
+            for first, end, name in phrases
             if start <= first < stop
         ]
         start = stop
-        hits = sorted([*cues, *own], key=lambda hit: hit[2])
+        hits = sorted([*cues, *mentions], key=lambda hit: hit[2])
         scopes = labelers._Scopes(hits)
         judged += [
             (first, end, NAMES[conditions[0] - _FIRST], state) for first, end, conditions, state in scopes.mentions
@@ -460,40 +460,40 @@ def _judged(words: list[str]) -> list[tuple[int, int, str, int]]:
 def _attributes(chunk: str) -> dict[str, set]:
     """What a stretch of a sentence says of the findings that it names."""
     words = re.findall(r"[a-z]+", _NO_SIZE_WORDS.sub("", chunk))
-    said: dict[str, set] = {kind: set() for kind in ("side", "size", "change", "place", "mm", "aspect")}
+    attributes: dict[str, set] = {kind: set() for kind in ("side", "size", "change", "place", "mm", "aspect")}
     anchored = not _ANCHORS.isdisjoint(words)
     for word in words:
         if word in _WORDS and (anchored or word not in _AMBIGUOUS):
             kind, value = _WORDS[word]
-            said[kind] |= {"left", "right"} if value == "both" else {value}
+            attributes[kind] |= {"left", "right"} if value == "both" else {value}
         if word in _ASPECTS:
-            said["aspect"].add(_ASPECTS[word])
+            attributes["aspect"].add(_ASPECTS[word])
         if word in _PLACE:
-            said["place"].add(_PLACE[word])
+            attributes["place"].add(_PLACE[word])
     for match in _MEASURE.finditer(chunk):
-        said["mm"].add(float(match[1]) * (10 if match[2].startswith("c") else 1))
-    return said
+        attributes["mm"].add(float(match[1]) * (10 if match[2].startswith("c") else 1))
+    return attributes
 
 
 @dataclass
-class _Stated:
+class _Mention:
     """One mention while its sentence is read."""
 
     name: str
     state: int
     words: set[str]
-    said: dict[str, set]
+    attributes: dict[str, set]
     bad: bool = False
     alternatives: set[str] = field(default_factory=set)
     qualified: bool = False
 
 
 @lru_cache(maxsize=8192)
-def _sentence(sentence: str) -> tuple[tuple[_Stated, ...], bool]:
+def _sentence(sentence: str) -> tuple[tuple[_Mention, ...], bool]:
     """The mentions of one sentence, and whether it only points at the sentence before ("this may be pneumonia")."""
     spans = [(match.start(), match.end(), match[0]) for match in labelers._WORD.finditer(sentence)]
     words = [word for *_, word in spans]
-    judged = _judged(words) if words else []
+    judged = _find_mentions(words) if words else []
     if not judged:
         return (), False
     # Stretches between commas and conjunctions; one that names no finding belongs to the finding before it.
@@ -508,26 +508,26 @@ def _sentence(sentence: str) -> tuple[tuple[_Stated, ...], bool]:
     texts = [""] * len(judged)
     before: list[int] = []
     waiting = ""
-    for (start, end), held in zip(chunks, holders, strict=True):
+    for (start, end), members in zip(chunks, holders, strict=True):
         text = sentence[start:end]
-        if held:
-            for k in held:
+        if members:
+            for k in members:
                 texts[k] += " " + waiting + text
-            before, waiting = held, ""
+            before, waiting = members, ""
         elif before:
             for k in before:
                 texts[k] += " " + text
         elif "clear" not in text and "normal" not in text:
             waiting += text + " "
-    stated = []
+    mentions = []
     for k, (first, end, name, state) in enumerate(judged):
-        said = _attributes(texts[k])
+        attributes = _attributes(texts[k])
         bad = name in DEVICES and _out_of_place(name, texts[k])
         qualified = _QUALIFIED.search(texts[k]) is not None
-        stated.append(_Stated(name, state, set(words[first : end + 1]), said, bad, qualified=qualified))
-    pointer = not _POINTERS.isdisjoint(words[:2]) and not (_SUGGESTIVE | {"may", "could"}).isdisjoint(words[:5])
-    _explain(stated, judged, words)
-    return tuple(one for one in stated if one.name), pointer
+        mentions.append(_Mention(name, state, set(words[first : end + 1]), attributes, bad, qualified=qualified))
+    pointer = not _POINTERS.isdisjoint(words[:2]) and not _LINKS.isdisjoint(words[:5])
+    _explain(mentions, judged, words)
+    return tuple(mention for mention in mentions if mention.name), pointer
 
 
 def _out_of_place(name: str, text: str) -> bool:
@@ -540,66 +540,80 @@ def _out_of_place(name: str, text: str) -> bool:
     return False
 
 
-def _explain(stated: list[_Stated], judged: list[tuple], words: list[str]) -> None:  # noqa: C901
-    """Joins a description with the diagnosis that the same sentence gives for it.
+def _explain(mentions: list[_Mention], judged: list[tuple], words: list[str]) -> None:
+    """Joins a description with the diagnosis that the same sentence gives for it, and other names for one finding.
 
     Certain ("opacities consistent with edema"), the diagnosis takes the description's place; doubtful, both are
-    alternatives of one finding ("opacity which may be pneumonia or edema").
+    alternatives of one finding ("opacity which may be pneumonia or edema"). A mention without a name is gone.
     """
-    for k, one in enumerate(stated):
-        if one.name not in DESCRIPTIONS or one.state not in (labelers.POSITIVE, labelers.UNCERTAIN):
+    _join_diagnoses(mentions, judged, words)
+    _join_neighbours(mentions, judged)
+    _join_alternatives(mentions, judged, words)
+
+
+def _absorb(mention: _Mention, absorbed: _Mention, alternative: bool) -> None:
+    """Says of `mention` what is said of `absorbed`, which may be an alternative name for it, and takes that out."""
+    if alternative:
+        mention.alternatives |= {absorbed.name} | absorbed.alternatives
+    for kind, values in absorbed.attributes.items():
+        mention.attributes[kind] |= values
+    absorbed.name = ""
+
+
+def _join_diagnoses(mentions: list[_Mention], judged: list[tuple], words: list[str]) -> None:
+    """Of "opacities suggestive of edema", the edema; only words such as "suggestive" and "may" link the two."""
+    for k, description in enumerate(mentions):
+        if description.name not in DESCRIPTIONS or description.state not in _PRESENT:
             continue
-        for j in range(k + 1, len(stated)):
-            other = stated[j]
-            if other.name not in EXPLANATIONS[one.name] or other.state not in (labelers.POSITIVE, labelers.UNCERTAIN):
-                continue
-            between = words[judged[k][1] + 1 : judged[j][0]]
-            linked = not _SUGGESTIVE.isdisjoint(between) or "may" in between or "could" in between
-            if not linked:
-                continue
-            for kind, values in one.said.items():
-                other.said[kind] |= values
-            if other.state == labelers.UNCERTAIN:
-                other.alternatives |= {one.name} | one.alternatives
-            one.name = ""
-            break
-    for k, one in enumerate(stated[:-1]):
-        other = stated[k + 1]
-        if one.name and other.name and {one.state, other.state} == {labelers.POSITIVE}:
-            together = judged[k + 1][0] <= judged[k][1] + 1
-            if together and (other.name in RELATED[one.name] or {one.name, other.name} == _HEART_OR_MEDIASTINUM):
-                other.alternatives |= {one.name} | one.alternatives  # "nodular airspace opacity"
-                for kind, values in one.said.items():
-                    other.said[kind] |= values
-                one.name = ""
-    specific = [one for one in stated if one.name in DEVICES or one.name == "surgery"]
-    if any(one.name != "device" for one in specific):
-        for one in specific:
-            if one.name == "device":
-                one.name = ""  # "pacemaker, with leads in the atrium"
-    for k, one in enumerate(stated):  # "pneumonia or edema", "consolidation versus atelectasis": one doubt
-        if one.name and one.alternatives:
-            for j in range(k + 1, len(stated)):
-                other = stated[j]
+        for j in range(k + 1, len(mentions)):
+            diagnosis = mentions[j]
+            if diagnosis.name in EXPLANATIONS[description.name] and diagnosis.state in _PRESENT:
                 between = words[judged[k][1] + 1 : judged[j][0]]
-                if other.name and other.state == labelers.UNCERTAIN and {"or", "versus", "vs", "vs."} & {*between}:
-                    one.alternatives |= {other.name}
-                    other.name = ""
+                if not _LINKS.isdisjoint(between):
+                    _absorb(diagnosis, description, alternative=diagnosis.state == labelers.UNCERTAIN)
+                    break
 
 
-def _severity(concepts: frozenset[str], said: dict[str, set], bad: bool) -> str:
+def _join_neighbours(mentions: list[_Mention], judged: list[tuple]) -> None:
+    """One finding of "nodular airspace opacity"; the pacemaker of "pacemaker, with leads in the atrium"."""
+    for k, (mention, following) in enumerate(pairwise(mentions)):
+        if mention.name and following.name and {mention.state, following.state} == {labelers.POSITIVE}:
+            names = {mention.name, following.name}
+            together = judged[k + 1][0] <= judged[k][1] + 1
+            if together and (following.name in RELATED[mention.name] or names == _HEART_OR_MEDIASTINUM):
+                _absorb(following, mention, alternative=True)
+    hardware = [mention for mention in mentions if mention.name in DEVICES or mention.name == "surgery"]
+    if any(mention.name != "device" for mention in hardware):
+        for mention in hardware:
+            if mention.name == "device":
+                mention.name = ""
+
+
+def _join_alternatives(mentions: list[_Mention], judged: list[tuple], words: list[str]) -> None:
+    """One doubt of "pneumonia or edema", "consolidation versus atelectasis"."""
+    for k, mention in enumerate(mentions):
+        if mention.name and mention.alternatives:
+            for j in range(k + 1, len(mentions)):
+                alternative = mentions[j]
+                between = words[judged[k][1] + 1 : judged[j][0]]
+                if alternative.name and alternative.state == labelers.UNCERTAIN and not _OR.isdisjoint(between):
+                    mention.alternatives |= {alternative.name}
+                    alternative.name = ""
+
+
+def _severity(concepts: frozenset[str], attributes: dict[str, set], bad: bool) -> str:
     """CRIMSON's class of a finding, by its kind and what is said of it."""
     if bad:
         return URGENT
     order = (URGENT, ACTIONABLE, MINOR, EXPECTED)
     severity = min((CONCEPTS[name][0] for name in concepts), key=order.index)
-    if concepts == {"pneumothorax"} and said["size"] == {1}:
+    if concepts == {"pneumothorax"} and attributes["size"] == {1}:
         return ACTIONABLE
-    if concepts == {"pericardial effusion"} and 3 in said["size"]:
+    if concepts == {"pericardial effusion"} and 3 in attributes["size"]:
         return URGENT
-    if concepts == {"effusion"} and "trace" in said["aspect"]:
+    if concepts == {"effusion"} and "trace" in attributes["aspect"]:
         return MINOR
-    if concepts == {"fracture"} and "old" in said["aspect"]:
+    if concepts == {"fracture"} and "old" in attributes["aspect"]:
         return MINOR
     return severity
 
@@ -613,53 +627,59 @@ _NOT_IN_CLEAR_LUNGS = ("consolidation", "opacity", "edema", "lesion", "cavity")
 _LONGEST = 600  # characters
 
 
-def _joined(one: _Stated, other: _Stated) -> _Stated:
-    """`one`, of which `other` says more; both stay as they are."""
-    said = {kind: one.said[kind] | other.said[kind] for kind in one.said}
-    doubts = one.alternatives | other.alternatives
-    return _Stated(one.name, one.state, one.words | other.words, said, one.bad or other.bad, doubts)
+def _join(mention: _Mention, addition: _Mention) -> _Mention:
+    """`mention`, of which `addition` says more; both stay as they are."""
+    attributes = {kind: mention.attributes[kind] | addition.attributes[kind] for kind in mention.attributes}
+    doubts = mention.alternatives | addition.alternatives
+    return _Mention(
+        mention.name, mention.state, mention.words | addition.words, attributes, mention.bad or addition.bad, doubts
+    )
 
 
-def _findings(stated: list[_Stated], absent: dict[str, list[_Stated]]) -> Iterator[Finding]:
+def _findings(stated: list[_Mention], absent: dict[str, list[_Mention]]) -> Iterator[Finding]:
     """One finding for all mentions of a thing, in the order of the first ones."""
-    groups: list[tuple[set[str], list[_Stated]]] = []
-    for one in stated:
-        concepts = {one.name} | one.alternatives
+    groups: list[tuple[set[str], list[_Mention]]] = []
+    for mention in stated:
+        concepts = {mention.name} | mention.alternatives
         group = next((group for group in groups if group[0] & concepts), None)
         if group is None:
-            groups.append((concepts, [one]))
+            groups.append((concepts, [mention]))
         else:
-            group[1].append(one)
-            if not one.alternatives:  # said more exactly
+            group[1].append(mention)
+            if not mention.alternatives:  # said more exactly
                 group[0].intersection_update(concepts)
     for names, group in groups:
-        said: dict[str, set] = {kind: set().union(*(one.said[kind] for one in group)) for kind in group[0].said}
-        words = set().union(*(one.words for one in group))
-        concepts, bad = frozenset(names), any(one.bad for one in group)
+        attributes: dict[str, set] = {
+            kind: set().union(*(mention.attributes[kind] for mention in group)) for kind in group[0].attributes
+        }
+        words = set().union(*(mention.words for mention in group))
+        concepts, bad = frozenset(names), any(mention.bad for mention in group)
         denials = [denial for name in names for denial in absent.get(name, ())]
         yield Finding(
             concepts,
-            _severity(concepts, said, bad),
-            *(frozenset(said[kind]) for kind in ("side", "place", "size", "mm", "change")),
-            certain=any(one.state == labelers.POSITIVE for one in group),
+            _severity(concepts, attributes, bad),
+            *(frozenset(attributes[kind]) for kind in ("side", "place", "size", "mm", "change")),
+            certain=any(mention.state == labelers.POSITIVE for mention in group),
             bad=bad,
-            denied=any(_denies(denial, said, words) for denial in denials),
+            denied=any(_denies(denial, attributes, words) for denial in denials),
         )
 
 
 _IN_OTHER_WORDS = frozenset(("consolidation", "opacity", "interstitial", "edema", "atelectasis", "emphysema"))
 
 
-def _denies(denial: _Stated, said: dict[str, set], words: set[str]) -> bool:
+def _denies(denial: _Mention, attributes: dict[str, set], words: set[str]) -> bool:
     """Whether "no effusion" contradicts the finding; "no large effusion" and "no right effusion" beside one do not.
 
     Where a concept has several words, only the same word contradicts: "congestion without edema".
     """
-    if denial.qualified or denial.said["size"] or denial.said["change"] or denial.said["place"]:
+    if denial.qualified or denial.attributes["size"] or denial.attributes["change"] or denial.attributes["place"]:
         return False
     if denial.words and denial.name in _IN_OTHER_WORDS and denial.words.isdisjoint(words):
         return False
-    return not denial.said["side"] or not said["side"] or bool(denial.said["side"] & said["side"])
+    return (
+        not denial.attributes["side"] or not attributes["side"] or bool(denial.attributes["side"] & attributes["side"])
+    )
 
 
 def _cut(sentences: Iterable[str]) -> Iterator[str]:
@@ -697,25 +717,25 @@ class FindingReader:
 
     @staticmethod
     def _report(text: str) -> Report:
-        stated: list[_Stated] = []
-        absent: dict[str, list[_Stated]] = {}
+        stated: list[_Mention] = []
+        absent: dict[str, list[_Mention]] = {}
         speaks, described = False, False  # described: the last finding is a description without a diagnosis
         for sentence in _cut(labelers._SENTENCE_END.split(labelers._body(labelers._plain(text)[0]))):
             mentions, points = _sentence(sentence)
-            if _CLEAR.search(sentence) and not any(one.state != labelers.NEGATIVE for one in mentions):
+            if _CLEAR.search(sentence) and not any(mention.state != labelers.NEGATIVE for mention in mentions):
                 for name in _NOT_IN_CLEAR_LUNGS:
-                    absent.setdefault(name, []).append(_Stated(name, labelers.NEGATIVE, set(), _attributes("")))
+                    absent.setdefault(name, []).append(_Mention(name, labelers.NEGATIVE, set(), _attributes("")))
             speaks = speaks or bool(mentions or labelers._read_again(sentence))
-            for one in mentions:
-                if one.state == labelers.NEGATIVE:
-                    absent.setdefault(one.name, []).append(one)
-                elif one.state in (labelers.POSITIVE, labelers.UNCERTAIN):
-                    if points and described and one.name in EXPLANATIONS[stated[-1].name]:
+            for mention in mentions:
+                if mention.state == labelers.NEGATIVE:
+                    absent.setdefault(mention.name, []).append(mention)
+                elif mention.state in _PRESENT:
+                    if points and described and mention.name in EXPLANATIONS[stated[-1].name]:
                         last = stated.pop()
-                        one = _joined(one, last)
-                        if one.state == labelers.UNCERTAIN:
-                            one.alternatives.add(last.name)
-                    stated.append(one)
-                    described = one.name in DESCRIPTIONS and not one.alternatives
+                        mention = _join(mention, last)
+                        if mention.state == labelers.UNCERTAIN:
+                            mention.alternatives.add(last.name)
+                    stated.append(mention)
+                    described = mention.name in DESCRIPTIONS and not mention.alternatives
         findings = tuple(_findings(stated, absent))
         return Report(findings, frozenset(absent), speaks)

@@ -30,7 +30,13 @@ class FormatReward:
 
 
 def make_format_reward(partial_credit: bool = True) -> FormatReward:
-    """Returns a TRL reward function with values in {0, 0.25, 0.5, 1}; {0, 1} without `partial_credit`."""
+    """Returns a TRL reward function with values in {0, 0.25, 0.5, 1}; {0, 1} without `partial_credit`.
+
+    Example:
+        >>> reward = make_format_reward()
+        >>> reward(["<think>No fluid.</think><report>Clear.</report>", "<report>Clear.</report>", "Clear."])
+        [1.0, 0.25, 0.0]
+    """
     return FormatReward(partial_credit)
 
 

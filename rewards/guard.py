@@ -25,7 +25,7 @@ STRANGE = {
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
-def check_reward(  # noqa: C901
+def check_reward(
     reward: Callable[..., list[float | None]],
     examples: Mapping[str, Sequence] | Sequence[Mapping[str, Any]],
     references: Sequence[str] = ("report", "labels"),
@@ -44,17 +44,39 @@ def check_reward(  # noqa: C901
     alone; an error on a reference column that is too short or too long; a `__name__`, and the same scores after
     `pickle`, by which TRL's asynchronous trainer hands a reward to its workers. Raises AssertionError that lists every
     violation, a sentence each, and ValueError on examples that cannot be used.
-    """
-    columns = _columns(examples)
-    size = len(columns["completions"])
-    name = getattr(reward, "__name__", type(reward).__name__)
-    findings: list[str] = []
-    calls = 0
 
-    def answer(rows: dict[str, list]) -> Any:
+    Example:
+        >>> from rewards import format_reward
+        >>> check_reward(format_reward, {"completions": ["<report>Clear.</report>", "Clear."]})
+        'format_reward passed: 2 rows, ... calls, scores from 0 to 0.25'
+    """
+    trial = _Trial(reward, _columns(examples), tolerance)
+    if trial.score_examples():
+        trial.try_batches()
+        trial.try_pickle()
+        trial.try_strange_completions()
+        for column in references:
+            if column in trial.columns:
+                trial.try_reference(column)
+    return trial.summary()
+
+
+class _Trial:
+    """One `check_reward`: the reward, the examples and the violations so far."""
+
+    def __init__(self, reward: Callable, columns: dict[str, list], tolerance: float):
+        self.reward, self.columns, self.tolerance = reward, columns, tolerance
+        self.name = getattr(reward, "__name__", type(reward).__name__)
+        self.texts = [completion_text(completion) for completion in columns["completions"]]
+        self.rows = list(range(len(self.texts)))
+        self.findings: list[str] = []
+        self.calls = 0
+        self.scores: list[float | None] = []  # of the examples as they are
+        self.best = 0  # the row that scores most
+
+    def answer(self, rows: dict[str, list]) -> Any:
         """One call with what TRL passes."""
-        nonlocal calls
-        calls += 1
+        self.calls += 1
         texts = [completion_text(completion) for completion in rows["completions"]]
         passed = {
             "prompts": [""] * len(texts),
@@ -63,103 +85,119 @@ def check_reward(  # noqa: C901
             "log_extra": lambda column, values: None,
             "log_metric": lambda metric, value: None,
         }
-        values = reward(**{**passed, **rows})
+        values = self.reward(**{**passed, **rows})
         return asyncio.run(_result(values)) if inspect.isawaitable(values) else values
 
-    def attempt(when: str, rows: dict[str, list]) -> list | None:
+    def attempt(self, when: str, rows: dict[str, list]) -> list | None:
         """The rewards of these rows, or None and a finding where there are none that TRL can use."""
         try:
-            values = answer(rows)
+            values = self.answer(rows)
         except FAILURES as error:
             values = f"raises {type(error).__name__}: {' '.join(str(error).split())}"
-        if wrong := values if isinstance(values, str) else _unusable(values, len(rows["completions"])):
-            findings.append(f"{when}: {wrong}")
-        return None if wrong else values
+        fault = values if isinstance(values, str) else _unusable(values, len(rows["completions"]))
+        if fault:
+            self.findings.append(f"{when}: {fault}")
+        return None if fault else values
 
-    def same(a: float | None, b: float | None) -> bool:
-        return a is b if a is None or b is None else math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
+    def same(self, a: float | None, b: float | None) -> bool:
+        if a is None or b is None:
+            return a is b
+        return math.isclose(a, b, rel_tol=self.tolerance, abs_tol=self.tolerance)
 
-    def compare(when: str, expected: list, rows: dict[str, list], batches: list[list[int]]) -> None:
+    def compare(self, when: str, expected: list, rows: dict[str, list], batches: list[list[int]]) -> None:
         """Scores `rows` batch by batch (their numbers) and notes the first that misses the `expected` score."""
         for batch in batches:
-            values = attempt(when, _take(rows, batch))
+            values = self.attempt(when, _take(rows, batch))
             if values is None:
                 return
             for row, value in zip(batch, values, strict=True):
-                if not same(value, expected[row]):
-                    findings.append(f"{when}: row {row} scores {value}, elsewhere {expected[row]}")
+                if not self.same(value, expected[row]):
+                    self.findings.append(f"{when}: row {row} scores {value}, elsewhere {expected[row]}")
                     return
 
-    def summary() -> str:
-        if findings:
-            raise AssertionError("\n- ".join([f"{name} breaks {len(findings)} rule(s):", *findings]))
-        known = [score for score in scores if score is not None]
-        return f"{name} passed: {size} rows, {calls} calls, scores from {min(known):.4g} to {max(known):.4g}"
+    def score_examples(self) -> bool:
+        """Whether the examples have scores, and not all the same, by which the rest can be judged."""
+        scores = self.attempt("the examples as they are", self.columns)
+        if scores is None:
+            return False
+        scored = [row for row in self.rows if scores[row] is not None]
+        self.scores, self.best = scores, max(scored, key=lambda row: scores[row], default=0)
+        if all(self.same(score, scores[self.best]) for score in scores):
+            self.findings.append(f"all rows score {scores[0]}: give examples that it should tell apart")
+            return False
+        return True
 
-    scores = attempt("the examples as they are", columns)
-    if scores is None:
-        return summary()
-    best = max((row for row in range(size) if scores[row] is not None), key=lambda row: scores[row], default=None)
-    if best is None or all(same(score, scores[best]) for score in scores):
-        findings.append(f"all rows score {scores[0]}: give examples that it should tell apart")
-        return summary()
+    def try_batches(self) -> None:
+        rows, scores = self.rows, self.scores
+        half = len(rows) // 2
+        batchings = {
+            "called again": [rows],
+            "in reverse order": [rows[::-1]],
+            "in another order": [rows[1:] + rows[:1]],
+            "one by one": [[row] for row in rows],
+            "in two halves": [rows[:half], rows[half:]],
+            "with every row twice": [[row for row in rows for _ in range(2)]],
+        }
+        for when, batches in batchings.items():
+            self.compare(when, scores, self.columns, batches)
+        messages = [[{"role": "assistant", "content": text}] for text in self.texts]
+        self.compare("as strings", scores, {**self.columns, "completions": self.texts}, [rows])
+        self.compare("as chat messages", scores, {**self.columns, "completions": messages}, [rows])
+        when = "one completion in every row"
+        repeated = {**self.columns, "completions": [self.texts[self.best]] * len(rows)}
+        singles = [self.attempt(when, _take(repeated, [row])) for row in rows]
+        if None not in singles:
+            self.compare(when, [score for (score,) in singles], repeated, [rows])
 
-    every = list(range(size))
-    batchings = {
-        "called again": [every],
-        "in reverse order": [every[::-1]],
-        "in another order": [every[1:] + every[:1]],
-        "one by one": [[row] for row in every],
-        "in two halves": [every[: size // 2], every[size // 2 :]],
-        "with every row twice": [[row for row in every for _ in range(2)]],
-    }
-    for when, batches in batchings.items():
-        compare(when, scores, columns, batches)
-    texts = [completion_text(completion) for completion in columns["completions"]]
-    messages = [[{"role": "assistant", "content": text}] for text in texts]
-    compare("as strings", scores, {**columns, "completions": texts}, [every])
-    compare("as chat messages", scores, {**columns, "completions": messages}, [every])
-    when = "one completion in every row"
-    repeated = {**columns, "completions": [texts[best]] * size}
-    alone = [attempt(when, _take(repeated, [row])) for row in every]
-    if None not in alone:
-        compare(when, [score for (score,) in alone], repeated, [every])
+    def try_pickle(self) -> None:
+        if not hasattr(self.reward, "__name__"):
+            self.findings.append("it has no __name__, by which TRL logs it")
+        original = self.reward
+        try:
+            self.reward = pickle.loads(pickle.dumps(original))
+            self.compare("after pickle", self.scores, self.columns, [self.rows])
+        except (*FAILURES, pickle.PicklingError) as error:
+            self.findings.append(f"pickle refuses it: {' '.join(str(error).split())}")
+        self.reward = original
 
-    if not hasattr(reward, "__name__"):
-        findings.append("it has no __name__, by which TRL logs it")
-    given = reward
-    try:
-        reward = pickle.loads(pickle.dumps(given))
-        compare("after pickle", scores, columns, [every])
-    except (*FAILURES, pickle.PicklingError) as error:
-        findings.append(f"pickle refuses it: {' '.join(str(error).split())}")
-    reward = given
+    def try_strange_completions(self) -> None:
+        for kind, text in STRANGE.items():
+            strange = self.attempt(kind, {**_take(self.columns, [self.best]), "completions": [text]})
+            if strange == [None]:
+                self.findings.append(f"{kind}: row {self.best}, which has a reference, scores None")
+            elif strange:
+                beside = {**_take(self.columns, [*self.rows, self.best]), "completions": [*self.texts, text]}
+                batch = [*self.rows, len(self.rows)]
+                self.compare(f"{kind} beside the examples", [*self.scores, *strange], beside, [batch])
 
-    for what, text in STRANGE.items():
-        strange = attempt(what, {**_take(columns, [best]), "completions": [text]})
-        if strange == [None]:
-            findings.append(f"{what}: row {best}, which has a reference, scores None")
-        elif strange:
-            beside = {**_take(columns, [*every, best]), "completions": [*texts, text]}
-            compare(f"{what} beside the examples", [*scores, *strange], beside, [[*every, size]])
-
-    for column in [column for column in references if column in columns]:
+    def try_reference(self, column: str) -> None:
+        """Nulls in the column `column`, if the reward reads it, and another length."""
+        columns, values, size = self.columns, self.columns[column], len(self.rows)
         when = f"null in every row of {column!r}"
-        nulls = attempt(when, {**columns, column: [None] * size})
-        if nulls and all(map(same, nulls, scores)):
-            continue  # the reward does not read this column
+        nulls = self.attempt(when, {**columns, column: [None] * size})
+        if nulls and all(map(self.same, nulls, self.scores)):
+            return  # the reward does not read this column
         if scored := [row for row, value in enumerate(nulls or []) if value is not None]:
-            findings.append(f"{when}: row {scored[0]} scores {nulls[scored[0]]}, not None")
-        holed = {**columns, column: [None if row == best else columns[column][row] for row in every]}
-        expected = [None if row == best else scores[row] for row in every]
-        compare(f"null in row {best} of {column!r}", expected, holed, [every])
-        for values in (columns[column][:-1], [*columns[column], columns[column][0]]):
+            self.findings.append(f"{when}: row {scored[0]} scores {nulls[scored[0]]}, not None")
+        holed = {**columns, column: [None if row == self.best else values[row] for row in self.rows]}
+        expected = [None if row == self.best else self.scores[row] for row in self.rows]
+        self.compare(f"null in row {self.best} of {column!r}", expected, holed, [self.rows])
+        for uneven in (values[:-1], [*values, values[0]]):
             try:
-                answer({**columns, column: values})
-                findings.append(f"{len(values)} rows of {column!r} for {size} completions are scored, not refused")
+                self.answer({**columns, column: uneven})
+                self.findings.append(
+                    f"{len(uneven)} rows of {column!r} for {size} completions are scored, not refused"
+                )
             except FAILURES:
-                pass  # what is wanted
-    return summary()
+                pass  # as it should be
+
+    def summary(self) -> str:
+        """A line on the reward. Raises AssertionError with the violations, if any."""
+        if self.findings:
+            raise AssertionError("\n- ".join([f"{self.name} breaks {len(self.findings)} rule(s):", *self.findings]))
+        numbers = [score for score in self.scores if score is not None]
+        spread = f"scores from {min(numbers):.4g} to {max(numbers):.4g}"
+        return f"{self.name} passed: {len(self.rows)} rows, {self.calls} calls, {spread}"
 
 
 async def _result(awaitable):

@@ -14,7 +14,7 @@ from rewards.labels import CONDITIONS
 UNTAGGED = ("whole", "zero")
 
 
-class Remembered:
+class TextCache:
     """`compute` with a memory: equal texts are computed once, and the last `size` texts are not computed again.
 
     `compute` maps a list of n texts to a sequence of n results (an array's rows count); so does this. Results are
@@ -28,28 +28,28 @@ class Remembered:
 
     def __call__(self, texts: Sequence[str]) -> list:
         keys = [hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest() for text in texts]
-        found = {key: self.results[key] for key in keys if key in self.results}
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        by_key = {key: self.results[key] for key in keys if key in self.results}
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in by_key}
         if new:
             results = self.compute(list(new.values()))
             if isinstance(results, np.ndarray):
                 results = [row.copy() for row in results]  # a view would keep its whole batch
-            found |= zip(new, results, strict=True)
-        for key in found:
-            self.results[key] = found[key]
+            by_key |= zip(new, results, strict=True)
+        for key in by_key:
+            self.results[key] = by_key[key]
             self.results.move_to_end(key)
         while len(self.results) > self.size:
             self.results.popitem(last=False)
-        return [found[key] for key in keys]
+        return [by_key[key] for key in keys]
 
     def __getstate__(self) -> dict:
         """A pickle takes the computation along, and not the memory."""
         return self.__dict__ | {"results": OrderedDict()}
 
 
-def remembered(compute: Callable, size: int = 8192) -> Remembered:
-    """`compute` with a memory, unless it has one already: rewards given the same Remembered share it."""
-    return compute if isinstance(compute, Remembered) else Remembered(compute, size)
+def cached(compute: Callable, size: int = 8192) -> TextCache:
+    """`compute` with a memory, unless it has one already: rewards given the same TextCache share it."""
+    return compute if isinstance(compute, TextCache) else TextCache(compute, size)
 
 
 def read_reports(completions: list, untagged: str = "whole") -> tuple[list[str], list[bool]]:
@@ -108,8 +108,10 @@ class TextReward:
     a trainer that scores in another process needs it; a function within a function does not. TRL logs it by `name`.
     Raises ValueError on an `untagged` mode that does not exist (see `make_mccs_reward`).
 
-        reward = TextReward("same_reward", lambda texts, references: [a == b for a, b in zip(texts, references)])
-        reward(["<report>Clear.</report>"], report=["Clear."])  # [1.0]
+    Example:
+        >>> reward = TextReward("same_reward", lambda texts, references: [a == b for a, b in zip(texts, references)])
+        >>> reward(["<report>Clear.</report>"], report=["Clear."])
+        [1.0]
     """
 
     def __init__(self, name: str, score: Callable[[list[str], list[str]], Sequence[float]], untagged: str = "whole"):
@@ -122,7 +124,7 @@ class TextReward:
 
 
 def label_pairs(
-    name: str, labeler: Remembered, completions: list, texts: list[str], labels: list | None, report: list | None
+    name: str, labeler: TextCache, completions: list, texts: list[str], labels: list | None, report: list | None
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """CheXpert states of generated and reference reports, each (m, 14), and the m rows that have a reference.
 
@@ -153,7 +155,7 @@ class LabelReward:
 
     def __init__(self, name: str, score: Callable[..., np.ndarray], labeler: Callable, untagged: str = "whole"):
         check_untagged(untagged)
-        self.__name__, self.score, self.labeler, self.untagged = name, score, remembered(labeler), untagged
+        self.__name__, self.score, self.labeler, self.untagged = name, score, cached(labeler), untagged
 
     def __call__(
         self,

@@ -25,18 +25,10 @@ import numpy as np
 from rewards.labels import CONDITIONS, NO_FINDING, CheXpertState
 
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = (int(state) for state in CheXpertState)
-STEADY = len(
-    CheXpertState
-)  # uncertain, but no reason against No Finding: "the cardiomediastinal silhouette is stable"
+# Uncertain, but no reason against No Finding: "the cardiomediastinal silhouette is stable".
+STEADY = len(CheXpertState)
 UNSIZED = STEADY + 1  # "the mediastinum is stable": neither wide nor normal
-_STRENGTH = (
-    BLANK,
-    UNSIZED,
-    NEGATIVE,
-    STEADY,
-    UNCERTAIN,
-    POSITIVE,
-)  # rising: of several mentions, the strongest decides
+_STRENGTH = (BLANK, UNSIZED, NEGATIVE, STEADY, UNCERTAIN, POSITIVE)  # of several mentions, the last of these decides
 OTHER = len(CONDITIONS)  # stands for an abnormality outside the 13, which only blocks No Finding
 MEDIASTINUM = OTHER + 1  # stands for Enlarged Cardiomediastinum where the heart is not named
 ENLARGED_CARDIOMEDIASTINUM = CONDITIONS.index("Enlarged Cardiomediastinum")
@@ -156,10 +148,8 @@ PAST_MENTIONS = {
         prior|previous|old|remote|past infectious process|disease|etiology, prior|previous|old|remote|past pneumonitis,
         prior|previous|old|remote|past healed|treated|resolved pneumonia|infection,
         prior|previous|old|remote|past infection|inflammation or|and|/ inflammation|infection|pneumonia""",
-    (
-        "Edema",
-    ): """prior|previous|remote|past heart|cardiac|congestive failure, prior|previous|past congestive heart failure,
-        prior|previous|remote|past chf""",
+    ("Edema",): """prior|previous|remote|past heart|cardiac|congestive failure,
+        prior|previous|past congestive heart failure, prior|previous|remote|past chf""",
     ("Pleural Effusion",): "prior|previous|old|remote|past empyema|hemothorax",
     ("Lung Lesion",): """prior|previous|remote|past malignancy|carcinoma|cancer|neoplasm|tumor,
         prior|previous|remote|past lung cancer|carcinoma""",
@@ -286,6 +276,11 @@ VERBS = {
 SYMBOLS = {".": STOP, ";": STOP, "!": STOP, "?": QUERY, ",": COMMA, ":": COLON, "/": SLASH}
 
 
+def word_set(words: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(words.split())
+
+
 def _phrases(table: str) -> Iterator[tuple[str, ...]]:
     """The word tuples that a table of phrases stands for."""
     for pattern in table.split(","):
@@ -392,14 +387,14 @@ def _plain(text: str) -> tuple[str, list[int] | None]:
         return text, None
     parts = [_typeset(character) if character > "\x7f" else character for character in text]
     plain, at = "".join(parts), [i for i, part in enumerate(parts) for _ in part]
-    kept, places, last = [], [], 0
+    pieces, places, last = [], [], 0
     for match in _BROKEN.finditer(plain):
-        left, right = match[1].lower(), match[2]
-        if left + right in _WORDS or not (left in _WORDS or right in _WORDS):
-            kept.append(plain[last : match.end(1)])
+        head, tail = match[1].lower(), match[2]
+        if head + tail in _WORDS or not (head in _WORDS or tail in _WORDS):
+            pieces.append(plain[last : match.end(1)])
             places += at[last : match.end(1)]
             last = match.start(2)
-    return "".join(kept) + plain[last:], places + at[last:]
+    return "".join(pieces) + plain[last:], places + at[last:]
 
 
 def _body(text: str) -> str:
@@ -408,7 +403,7 @@ def _body(text: str) -> str:
     Such a section (indication, history, technique, comparison ...) ends at the next heading or at an empty line.
     """
     headings = list(_HEADING.finditer(text)) if ":" in text else []
-    kept, last = [], 0
+    pieces, last = [], 0
     for i, heading in enumerate(headings):
         words = re.findall("[A-Za-z]+", heading[1] or "")
         if not words or heading.start() < last:
@@ -418,19 +413,18 @@ def _body(text: str) -> str:
             end = headings[i + 1].start() if i + 1 < len(headings) else len(text)
             empty_line = re.compile(r"\S[^\S\n]*\n[^\S\n]*\n").search(text, heading.end(), end)
             end = empty_line.end() if empty_line else end
-            kept += [text[last : heading.start()], ".".ljust(end - heading.start())]
+            pieces += [text[last : heading.start()], ".".ljust(end - heading.start())]
             last = end
-    body = "".join(kept) + text[last:] if kept else text
+    body = "".join(pieces) + text[last:] if pieces else text
     return body.replace("İ", "I").lower()  # the one character whose lower case is longer than itself
 
 
 _LONGEST_SENTENCE = 200  # hits; degenerate text is cut there, since a sentence's time may grow with its square
 
 
-def _sentences(words: list[str]) -> Iterator[list[tuple]]:  # noqa: C901
-    """The hits (kind, value, first word, last word) of each sentence that has any."""
-    hits: list[tuple] = []
-    i, count, comma = 0, len(words), -1
+def _longest_phrases(words: list[str]) -> Iterator[tuple]:
+    """(kind, value, first word, last word) of the phrases of the tables, the longest at each place."""
+    i, count = 0, len(words)
     while i < count:
         node = _TRIE.get(words[i])
         if node is None:
@@ -447,30 +441,42 @@ def _sentences(words: list[str]) -> Iterator[list[tuple]]:  # noqa: C901
             children = node[1]
             j += 1
         if does is not None:
-            kind = does[0]
-            if hits and (kind in (STOP, QUERY) or len(hits) == _LONGEST_SENTENCE):
-                if kind == QUERY:
-                    hits.append((SUSPECT, None, i, end))
-                yield hits
-                hits, comma = [], -1
-            if kind == ASSERT:
-                if hits and hits[-1][0] in _SEPARATORS:
-                    hits.append((kind, None, i, end))
-            elif kind == SITE:
-                if comma >= 0:
-                    hits[comma] = (COMMA, SITE, *hits[comma][2:])
-            elif kind == PART:
-                if words[end] == "of" or (hits and _is_device(hits[-1]) and i - hits[-1][3] <= 2):  # "tube's tip"
-                    hits.append((kind, None, i, end))
-            elif kind not in (IGNORE, STOP, QUERY):
-                if kind == COMMA:
-                    comma = len(hits)
-                elif kind in _SEPARATORS or kind in (OR, VERB):
-                    comma = -1
-                hits.append((kind, does[1], i, end))
+            yield *does, i, end
         i = end + 1
+
+
+def _sentences(words: list[str]) -> Iterator[list[tuple]]:
+    """The hits (kind, value, first word, last word) of each sentence that has any."""
+    hits: list[tuple] = []
+    comma = -1
+    for hit in _longest_phrases(words):
+        kind, _, start, end = hit
+        if hits and (kind in (STOP, QUERY) or len(hits) == _LONGEST_SENTENCE):
+            if kind == QUERY:
+                hits.append((SUSPECT, None, start, end))
+            yield hits
+            hits, comma = [], -1
+        if kind == SITE:
+            if comma >= 0:
+                hits[comma] = (COMMA, SITE, *hits[comma][2:])
+        elif _counts(hit, hits, words):
+            if kind == COMMA:
+                comma = len(hits)
+            elif kind in _SEPARATORS or kind in (OR, VERB):
+                comma = -1
+            hits.append(hit)
     if hits:
         yield hits
+
+
+def _counts(hit: tuple, hits: list[tuple], words: list[str]) -> bool:
+    """Whether a phrase is a hit after those before it: "small" only after a comma, "tip" only of a device."""
+    kind, _, start, end = hit
+    if kind == ASSERT:
+        return bool(hits) and hits[-1][0] in _SEPARATORS
+    if kind == PART:
+        return words[end] == "of" or (bool(hits) and _is_device(hits[-1]) and start - hits[-1][3] <= 2)  # "tube's tip"
+    return kind not in (IGNORE, STOP, QUERY)
 
 
 _BIG = frozenset((ENLARGED, LARGE, PROMINENT))
@@ -499,10 +505,20 @@ def _goes_on(hits: list[tuple], start: int) -> bool:
     return False
 
 
-def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes", said: bool) -> bool:  # noqa: C901
+def _ends_negation(hits: list[tuple], i: int, start: int, scopes: "_Scopes") -> bool:
+    """Whether a negation ends at the comma, "and" or "with" at `i`, after which the clause goes on at `start`."""
+    if hits[i][0] == AND:
+        return scopes.ended
+    if hits[i][0] == WITH:
+        return scopes.brief
+    signs = (hits[i][1] == SITE) + scopes.ended + scopes.brief
+    return signs > 1 or (signs > 0 and not _goes_on(hits, start))
+
+
+def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes", has_predicate: bool) -> bool:
     """Whether what follows the comma, "and" or "with" at `i` is a statement that the scope before does not reach.
 
-    `said`: the clause has a predicate. "No edema, effusion is small" opens one at the comma; "no edema, effusion or
+    `has_predicate`: the clause has one. "No edema, effusion is small" opens one at the comma; "no edema, effusion or
     pneumothorax is seen" does not. A negation reaches over a comma to an item without side or place, and to any item
     of a list that ends in "or", unless a verb has ended it ("no edema is seen, effusion on the left").
     """
@@ -512,20 +528,11 @@ def _opens_statement(hits: list[tuple], i: int, scopes: "_Scopes", said: bool) -
     if start >= len(hits):
         return False
     kind, value = hits[start][:2]
-    if scopes.scope == NEGATIVE and kind not in _JOINS:
-        if hits[i][0] == AND:
-            if scopes.ended:
-                return True
-        elif hits[i][0] == WITH:
-            if scopes.brief:
-                return True
-        else:
-            signs = (hits[i][1] == SITE) + scopes.ended + scopes.brief
-            if signs > 1 or (signs and not _goes_on(hits, start)):
-                return True
+    if scopes.scope == NEGATIVE and kind not in _JOINS and _ends_negation(hits, i, start, scopes):
+        return True
     if kind == ASSERT or (kind == PREDICATE and value != LARGE):
         return scoped
-    if kind in (OR, SLASH) or ((hits[i][0] == AND or after_both) and not said):
+    if kind in (OR, SLASH) or ((hits[i][0] == AND or after_both) and not has_predicate):
         return False
     noun = False
     for j in range(start, len(hits)):
@@ -610,8 +617,8 @@ class _Scopes:
         versus = hits[i - 1][0] == VERSUS
         joined = self.mentions[self.clause :] if hits[i - 2][0] == COMMA else self.mentions[-1:]
         for mention in joined:
-            named = {*mention[2], *conditions}
-            if mention[3] == POSITIVE and (versus or (LUNG_OPACITY not in named and len(named) > 1)):
+            union = {*mention[2], *conditions}
+            if mention[3] == POSITIVE and (versus or (LUNG_OPACITY not in union and len(union) > 1)):
                 mention[3] = UNCERTAIN
                 state = UNCERTAIN if state == POSITIVE else state
         return state
@@ -645,7 +652,7 @@ class _Scopes:
     def _resolve(self, hits: list[tuple]) -> None:  # noqa: C901
         mentions = self.mentions
         last = len(hits) - 1
-        said = False
+        has_predicate = False
         before = ""
         earlier: list[int] = []
         unchanged = -1  # how many mentions there were at "no change in"; -1 outside of its clause
@@ -671,7 +678,7 @@ class _Scopes:
             elif kind == GENERAL:
                 self.filled = True
             elif kind == VERB:
-                said = True
+                has_predicate = True
                 self._verb(value)
             elif kind == PART:
                 if before == MENTION:
@@ -681,10 +688,10 @@ class _Scopes:
                 elif before in _NEGATIONS or before == DOUBT:
                     self._close()  # "cannot confirm the position of the tube"
             elif kind in (COMMA, AND, WITH):
-                if before != COMMA and _opens_statement(hits, i, self, said):
+                if before != COMMA and _opens_statement(hits, i, self, has_predicate):
                     self._close()
                     self.clause = self.segment = len(mentions)
-                    said, unchanged = False, -1
+                    has_predicate, unchanged = False, -1
                 else:
                     if self.once or (kind == WITH and self.scope == UNCERTAIN):
                         self._close()
@@ -694,12 +701,12 @@ class _Scopes:
                         self._settle()
                         self.segment = len(mentions)
             elif kind in _NEGATIONS:
-                said, unchanged = True, -1
+                has_predicate, unchanged = True, -1
                 self._open(NEGATIVE, brief=kind == GONE)
                 if before == COLON and i > 1 and hits[i - 2][0] == MENTION:
                     mentions[-1][3] = NEGATIVE  # "Pneumothorax: no"
             elif kind == PREDICATE:
-                said = True
+                has_predicate = True
                 if value == NO_CHANGE:
                     unchanged = len(mentions)
                 if i == last or hits[i + 1][0] != MENTION or value == OBSCURED:
@@ -708,7 +715,7 @@ class _Scopes:
                     elif before != NOT:
                         self.looks[i] = value
             elif kind == SEEN:
-                said = True
+                has_predicate = True
                 cue = i - 1
                 while cue > 0 and (hits[cue][0] == VERB or hits[cue][0] == CLEARLY):
                     cue -= 1
@@ -724,9 +731,9 @@ class _Scopes:
             ):
                 self._close()
                 self.clause = self.segment = len(mentions)
-                said, unchanged = False, -1
+                has_predicate, unchanged = False, -1
             elif kind == MAY:
-                said = True
+                has_predicate = True
                 self._open(UNCERTAIN)
             elif kind == DOUBT:
                 if self.scope not in (NEGATIVE, BLANK):
@@ -764,7 +771,7 @@ class _Scopes:
                     and i < last
                     and hits[i + 1][0] == SUBJECT
                 ):
-                    said = True
+                    has_predicate = True
                     if hits[i + 1][1]:  # not of "increase in lung volume"
                         self.looks[i] = LARGE if self.scope == POSITIVE else BORDERLINE
             elif kind == UNSAID:
@@ -806,26 +813,25 @@ _STATES_OF = {
 
 def _judge_subjects(hits: list[tuple], looks: dict[int, str]) -> Iterator[list]:
     """The mentions that follow from anatomy and what is said of it: "normal heart size", "mediastinum is widened"."""
-    attributes: dict[
-        int, int
-    ] = {}  # subject to its adjective, which a list shares: "normal heart size and mediastinum"
+    # Subject to its adjective, which a list shares: "normal heart size and mediastinum".
+    attributes: dict[int, int] = {}
     for i, (kind, conditions, first, end) in enumerate(hits):
         if kind != SUBJECT:
             continue
-        found = _attribute(hits, looks, i)
-        shared = found is None and i > 1 and hits[i - 1][0] in (AND, COMMA, OR)
+        predicate = _attribute(hits, looks, i)
+        shared = predicate is None and i > 1 and hits[i - 1][0] in (AND, COMMA, OR)
         if shared:
-            found = attributes.get(i - 2)
-        if found is not None:
-            attributes[i] = found
-        if found is None or shared or looks[found] in _STEADY:
+            predicate = attributes.get(i - 2)
+        if predicate is not None:
+            attributes[i] = predicate
+        if predicate is None or shared or looks[predicate] in _STEADY:
             after = _predicate_after(hits, looks, i)
-            if after is not None and (found is None or shared or looks[after] not in _STEADY):
-                found = after
-        if found is None:
+            if after is not None and (predicate is None or shared or looks[after] not in _STEADY):
+                predicate = after
+        if predicate is None:
             continue
-        look = looks[found]
-        following = [hit for hit in hits[found + 1 : found + 3] if hit[0] != OR]
+        look = looks[predicate]
+        following = [hit for hit in hits[predicate + 1 : predicate + 3] if hit[0] != OR]
         if look == NORMAL and following and following[0][0] == PREDICATE and following[0][1] in _BIG:
             look = BORDERLINE  # "normal or mildly enlarged"
         if not conditions and look in _BIG:
@@ -833,7 +839,7 @@ def _judge_subjects(hits: list[tuple], looks: dict[int, str]) -> Iterator[list]:
         for condition in conditions:
             if state := _STATES_OF[condition][look]:
                 condition = ENLARGED_CARDIOMEDIASTINUM if condition == MEDIASTINUM else condition
-                yield [min(first, hits[found][2]), max(end, hits[found][3]), (condition,), state]
+                yield [min(first, hits[predicate][2]), max(end, hits[predicate][3]), (condition,), state]
 
 
 def _attribute(hits: list[tuple], looks: dict[int, str], i: int) -> int | None:
@@ -850,7 +856,7 @@ def _attribute(hits: list[tuple], looks: dict[int, str], i: int) -> int | None:
 
 def _predicate_after(hits: list[tuple], looks: dict[int, str], i: int) -> int | None:
     """Place of the predicate after the subject at `i`; the first that says more than "stable", or else that one."""
-    stable, said = None, False
+    stable, has_predicate = None, False
     last = len(hits) - 1
     for j in range(i + 1, last + 1):
         kind = hits[j][0]
@@ -860,12 +866,12 @@ def _predicate_after(hits: list[tuple], looks: dict[int, str], i: int) -> int | 
                 continue
             if looks[j] not in _STEADY:
                 return j
-            stable, said = j, True
+            stable, has_predicate = j, True
         elif kind == VERB:
-            said = True
-        elif kind in (MENTION, THERE) or (kind == SUBJECT and said):
+            has_predicate = True
+        elif kind in (MENTION, THERE) or (kind == SUBJECT and has_predicate):
             break
-        elif kind in _SEPARATORS and (said or kind in (WITH, BREAK)):
+        elif kind in _SEPARATORS and (has_predicate or kind in (WITH, BREAK)):
             k = j + 1
             while k < last and hits[k][0] in (ASSERT, AND, NOT):
                 k += 1
@@ -893,8 +899,8 @@ def _weigh(hits: tuple[tuple, ...]) -> tuple[tuple[int, int], ...] | None:
     mentions = _judge([(kind, value, i, i) for i, (kind, value) in enumerate(hits)])
     if mentions is None:
         return None
-    found = ((_STRENGTH.index(state), condition) for _, _, conditions, state in mentions for condition in conditions)
-    return tuple({condition: strength for strength, condition in sorted(found)}.items())
+    pairs = ((_STRENGTH.index(state), condition) for _, _, conditions, state in mentions for condition in conditions)
+    return tuple({condition: strength for strength, condition in sorted(pairs)}.items())
 
 
 # Reports repeat each other's sentences, and the words that count in them even more; long ones would fill the memory.
@@ -903,9 +909,9 @@ _weigh_again = lru_cache(maxsize=8192)(_weigh)
 
 def _read(sentence: str) -> list[tuple[tuple[int, int], ...]]:
     """`_weigh` of the sentences that speak of findings; there is more than one where one was cut."""
-    said = (tuple([hit[:2] for hit in hits]) for hits in _sentences(_WORD.findall(sentence)))
-    found = (_weigh_again(hits) if len(hits) < 30 else _weigh(hits) for hits in said)
-    return [each for each in found if each is not None]
+    hit_lists = (tuple([hit[:2] for hit in hits]) for hits in _sentences(_WORD.findall(sentence)))
+    weighed = (_weigh_again(hits) if len(hits) < 30 else _weigh(hits) for hits in hit_lists)
+    return [conditions for conditions in weighed if conditions is not None]
 
 
 _read_again = lru_cache(maxsize=8192)(_read)
@@ -932,8 +938,8 @@ class LexicalLabeler:
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """`CheXpertState` values, int64, shape (n, 14), in the order of `CONDITIONS`. Any string is labelled."""
         texts = list(texts)
-        known = {text: self._states(text) for text in dict.fromkeys(texts)}
-        return np.array([known[text] for text in texts], dtype=np.int64).reshape(len(texts), len(CONDITIONS))
+        states = {text: self._states(text) for text in dict.fromkeys(texts)}
+        return np.array([states[text] for text in texts], dtype=np.int64).reshape(len(texts), len(CONDITIONS))
 
     @staticmethod
     def phrases() -> list[list[str]]:
@@ -953,10 +959,10 @@ class LexicalLabeler:
         def place(first: int, end: int) -> tuple[int, int]:
             return (first, end) if at is None else (at[first], at[end - 1] + 1)
 
-        found, start = [], 0
+        mentions, start = [], 0
         for sentence in _SENTENCE_END.split(_body(plain)):
             spans = [(start + match.start(), start + match.end()) for match in _WORD.finditer(sentence)]
-            found += [
+            mentions += [
                 (*place(spans[first][0], spans[end][1]), condition, CheXpertState(self._output[state]))
                 for hits in _sentences(_WORD.findall(sentence))
                 for first, end, conditions, state in _judge(hits) or ()
@@ -964,15 +970,15 @@ class LexicalLabeler:
                 if condition != OTHER and self._output[state] != BLANK
             ]
             start += len(sentence)
-        return sorted(found)
+        return sorted(mentions)
 
     def _states(self, text: str) -> list[int]:
         strengths = [0] * (len(CONDITIONS) + 1)
         speaks = False
         for sentence in _SENTENCE_END.split(_body(_plain(text)[0])):
-            for said in _read_again(sentence) if len(sentence) < 1000 else _read(sentence):
+            for conditions in _read_again(sentence) if len(sentence) < 1000 else _read(sentence):
                 speaks = True
-                for condition, strength in said:
+                for condition, strength in conditions:
                     if strength > strengths[condition]:
                         strengths[condition] = strength
         states = [self._output[_STRENGTH[strength]] for strength in strengths[: len(CONDITIONS)]]

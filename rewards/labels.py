@@ -56,13 +56,11 @@ def to_signed(states, uncertain: float = 1.0) -> np.ndarray:
     return _take([0.0, 1.0, -1.0, uncertain], states)
 
 
-def to_csv(states) -> np.ndarray:
-    """CheXpert CSV encoding: positive 1, negative 0, uncertain -1, blank NaN. Float64, same shape."""
-    return _take([np.nan, 1.0, 0.0, -1.0], states)
-
-
 def from_csv(values) -> np.ndarray:
-    """Inverse of `to_csv`; raises ValueError on any other value."""
+    """States of CheXpert's CSV encoding: positive 1, negative 0, uncertain -1, blank NaN; same shape.
+
+    Raises ValueError on any other value.
+    """
     values = np.asarray(values, dtype=np.float64)
     states = np.select(
         [np.isnan(values), values == 1, values == 0, values == -1],
@@ -72,21 +70,6 @@ def from_csv(values) -> np.ndarray:
     if (states < 0).any():
         raise ValueError("a CheXpert CSV holds 1, 0, -1 or an empty cell; found " + str(values[states < 0].flat[0]))
     return states
-
-
-def to_rg4(states) -> np.ndarray:
-    """LLM-RG4's encoding: uncertain -1, negative 0, positive 1, not mentioned 2. Integers, same shape."""
-    return _take([2, 1, 0, -1], states).astype(np.int64)
-
-
-def from_rg4(values) -> np.ndarray:
-    """Inverse of `to_rg4`; raises ValueError on any other value."""
-    values = np.asarray(values)
-    if values.size and not np.isin(values, (-1, 0, 1, 2)).all():
-        raise ValueError("LLM-RG4 labels are -1 (uncertain), 0 (negative), 1 (positive) or 2 (not mentioned)")
-    return np.asarray([CheXpertState.NEGATIVE, CheXpertState.POSITIVE, CheXpertState.BLANK, CheXpertState.UNCERTAIN])[
-        values.astype(np.int64)
-    ]
 
 
 def to_binary(states, uncertain_positive: bool = True) -> np.ndarray:

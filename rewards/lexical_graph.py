@@ -13,6 +13,7 @@ from itertools import accumulate
 from operator import itemgetter
 
 from rewards import labelers
+from rewards.labelers import word_set
 from rewards.labels import CheXpertState
 
 ANATOMY = "anatomy"
@@ -73,17 +74,15 @@ LEXICON = {
 }
 
 
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-SUGGESTIVE = _set("""suggest suggests suggesting suggestive represent represents representing reflect reflects
+SUGGESTIVE = word_set("""suggest suggests suggesting suggestive represent represents representing reflect reflects
     reflecting consistent compatible concerning suspicious worrisome indicating indicative favor favors due
     secondary""")
-BARRIERS = _set(", but with without although however no not")  # no relation but suggestive_of crosses one
-FUNCTION_WORDS = _set(""", : . ; ! ? / a an the and or but of in at on to for by with without within no not is are was
-    were be been has have there this that which these it as may could can cannot seen noted identified evidence present
-    appears appear remains again demonstrates shows limits from s""")
+BARRIERS = word_set(", but with without although however no not")  # no relation but suggestive_of crosses one
+FUNCTION_WORDS = word_set(
+    """, : . ; ! ? / a an the and or but of in at on to for by with without within no not is are was were be been has
+    have there this that which these it as may could can cannot seen noted identified evidence present appears
+    appear remains again demonstrates shows limits from s"""
+)
 LABELS = {
     CheXpertState.POSITIVE: "Observation::definitely present",
     CheXpertState.NEGATIVE: "Observation::definitely absent",
@@ -92,7 +91,7 @@ LABELS = {
 ANATOMY_LABEL = "Anatomy::definitely present"
 
 _ENDS = frozenset(".;!?\n")
-_LISTS = _set(", and or the a are is")
+_LISTS = word_set(", and or the a are is")
 _SCOPING = frozenset(
     {labelers.NEGATE, labelers.GONE, labelers.NOT, labelers.REVOKE, labelers.DOUBT, labelers.MAY, labelers.SUSPECT}
     | {labelers.EXCLUDE, labelers.EXCLUDED, labelers.UNSAID, labelers.OR, labelers.VERSUS}
@@ -167,57 +166,76 @@ class _Sentence:
         """Whether the entity `k` follows `j` without a word between them."""
         return j >= 0 and k < len(self.at) and self.at[k] == self.at[j] + 1
 
-    def _relate(self) -> None:  # noqa: C901
-        kinds, count = self.kinds, len(self.at)
-        for k in range(count):
-            if kinds[k] == MODIFIER:
-                head = self._nearest(k, (OBSERVATION,), 1)
-                head = self._nearest(k, (OBSERVATION,), -1) if head is None else head
-                if head is None:
-                    kinds[k] = OBSERVATION
-                else:
-                    self.relations[k].append(("modify", head))
-        heads = list(range(count))  # "lung base": the last of adjoining anatomy words is the head of the others
-        for k in range(count - 2, -1, -1):
-            if kinds[k] == kinds[k + 1] == ANATOMY and self._adjoin(k, k + 1):
+    def _nearest_either(self, k: int, kinds: tuple[str, ...]) -> int | None:
+        """The next entity of `kinds` after entity `k` in its segment, or else before it."""
+        following = self._nearest(k, kinds, 1)
+        return self._nearest(k, kinds, -1) if following is None else following
+
+    def _of_kind(self, kind: str) -> list[int]:
+        return [k for k, kind_of_k in enumerate(self.kinds) if kind_of_k == kind]
+
+    def _relate(self) -> None:
+        for k in self._of_kind(MODIFIER):
+            head = self._nearest_either(k, (OBSERVATION,))
+            if head is None:
+                self.kinds[k] = OBSERVATION
+            else:
+                self.relations[k].append(("modify", head))
+        heads = self._join_anatomy()
+        self._attach_places(heads)
+        self._locate_observations(heads)
+        self._link_suggestions()
+
+    def _join_anatomy(self) -> list[int]:
+        """Each entity's head: "lung base", the last of adjoining anatomy words is the head of the others."""
+        heads = list(range(len(self.at)))
+        for k in range(len(self.at) - 2, -1, -1):
+            if self.kinds[k] == self.kinds[k + 1] == ANATOMY and self._adjoin(k, k + 1):
                 heads[k] = heads[k + 1]
                 self.relations[k].append(("modify", heads[k]))
-        for k in range(count):
-            if kinds[k] == PLACE:
-                if self._adjoin(k - 1, k) and kinds[k - 1] == ANATOMY and not self._adjoin(k, k + 1):
-                    site = k - 1  # "heart size and ..."
-                else:
-                    site = self._nearest(k, (ANATOMY,), 1)
-                    site = self._nearest(k, (ANATOMY,), -1) if site is None else site
-                if site is not None:
-                    self.relations[k].append(("modify", heads[site]))
+        return heads
+
+    def _attach_places(self, heads: list[int]) -> None:
+        for k in self._of_kind(PLACE):
+            if self._adjoin(k - 1, k) and self.kinds[k - 1] == ANATOMY and not self._adjoin(k, k + 1):
+                site = k - 1  # "heart size and ..."
+            else:
+                site = self._nearest_either(k, (ANATOMY,))
+            if site is not None:
+                self.relations[k].append(("modify", heads[site]))
+
+    def _locate_observations(self, heads: list[int]) -> None:
+        observations = self._of_kind(OBSERVATION)
         sites: dict[int, int] = {}  # "pleural effusion": an observation's own site stands before it
-        for k in range(count):
-            if kinds[k] == OBSERVATION:
-                j = k - 1
-                while j >= 0 and kinds[j] == MODIFIER and self._adjoin(j, j + 1):
-                    j -= 1
-                if self._adjoin(j, j + 1) and kinds[j] in (ANATOMY, PLACE):
-                    sites[k] = j
-        taken = set(sites.values())
-        for k in range(count):
-            if kinds[k] == OBSERVATION:
-                site = sites.get(k)
-                if site is None:
-                    site = self._nearest(k, (ANATOMY, OBSERVATION), 1)
-                    if site is None or kinds[site] == OBSERVATION or site in taken:
-                        site = self._nearest(k, (ANATOMY,), -1)
-                        site = None if site in taken else site
-                if site is None:
-                    site = self._nearest(k, (PLACE,), 1)
-                if site is not None:
-                    self.relations[k] += [("located_at", j) for j in self._listed(heads[site])]
-        if not SUGGESTIVE.isdisjoint(self.words):
-            for i in (i for i, word in enumerate(self.words) if word in SUGGESTIVE):
-                before = [k for k in range(count) if kinds[k] == OBSERVATION and self.at[k] < i]
-                after = [k for k in range(count) if kinds[k] == OBSERVATION and self.at[k] > i]
-                if before and after:
-                    self.relations[before[-1]].append(("suggestive_of", after[0]))
+        for k in observations:
+            j = k - 1
+            while j >= 0 and self.kinds[j] == MODIFIER and self._adjoin(j, j + 1):
+                j -= 1
+            if self._adjoin(j, j + 1) and self.kinds[j] in (ANATOMY, PLACE):
+                sites[k] = j
+        claimed = set(sites.values())
+        for k in observations:
+            site = sites[k] if k in sites else self._find_site(k, claimed)
+            if site is not None:
+                self.relations[k] += [("located_at", j) for j in self._listed(heads[site])]
+
+    def _find_site(self, k: int, claimed: set[int]) -> int | None:
+        """The anatomy after the observation `k`, or before it, that no other has claimed; else a place after it."""
+        site = self._nearest(k, (ANATOMY, OBSERVATION), 1)
+        if site is None or self.kinds[site] == OBSERVATION or site in claimed:
+            site = self._nearest(k, (ANATOMY,), -1)
+            site = None if site in claimed else site
+        return self._nearest(k, (PLACE,), 1) if site is None else site
+
+    def _link_suggestions(self) -> None:
+        if SUGGESTIVE.isdisjoint(self.words):
+            return
+        observations = self._of_kind(OBSERVATION)
+        for i in (i for i, word in enumerate(self.words) if word in SUGGESTIVE):
+            before = [k for k in observations if self.at[k] < i]
+            after = [k for k in observations if self.at[k] > i]
+            if before and after:
+                self.relations[before[-1]].append(("suggestive_of", after[0]))
 
     def _listed(self, site: int) -> list[int]:
         """`site` and the anatomy joined to it by "and" or a comma: "heart and mediastinum are normal"."""
@@ -244,11 +262,13 @@ def _states(sentence: _Sentence) -> dict[int, int]:
     hits = [hit for hits in labelers._sentences(sentence.words) for hit in hits]
     cues = [hit for hit in hits if hit[0] not in _REPLACED]
     if any(cue[0] in _SCOPING for cue in cues):
-        own = {i for kind, _, first, end in cues if kind in _SCOPING for i in range(first, end + 1)}  # "clear of"
+        scoping = {i for kind, _, first, end in cues if kind in _SCOPING for i in range(first, end + 1)}  # "clear of"
         devices = {i for hit in hits if labelers._is_device(hit) for i in range(hit[2], hit[3] + 1)}
         # In place of conditions stand the word, negative so that it is none of them, and what counts of them.
-        named = {i: (-1 - i, labelers.SUPPORT_DEVICES) if i in devices else (-1 - i,) for i in at if i not in own}
-        mentions = [(labelers.MENTION, (named[i], labelers.POSITIVE), i, i) for i in named]
+        stand_ins = {
+            i: (-1 - i, labelers.SUPPORT_DEVICES) if i in devices else (-1 - i,) for i in at if i not in scoping
+        }
+        mentions = [(labelers.MENTION, (stand_ins[i], labelers.POSITIVE), i, i) for i in stand_ins]
         resolved = labelers._Scopes(sorted(cues + mentions, key=itemgetter(2))).mentions
         states |= {mention[0]: mention[3] for mention in resolved}
     return states

@@ -22,6 +22,7 @@ def ccs(generated, reference, uncertain: float = 1.0) -> np.ndarray:
     0 where either vector is zero.
     """
     z, z_star = (to_signed(states, uncertain)[..., : len(FINDINGS)] for states in (generated, reference))
+    # Epsilon keeps a report without any label, a zero vector, at 0 instead of 0/0.
     norms = (np.linalg.norm(z, axis=-1) + COS_EPSILON) * (np.linalg.norm(z_star, axis=-1) + COS_EPSILON)
     return (z * z_star).sum(-1) / norms
 
@@ -37,6 +38,8 @@ def mccs(
     """
     if not -1 < margin < 1:
         raise ValueError(f"margin must lie in (-1, 1), not {margin}")
+    # A report that names common findings agrees a little with any reference; below the margin that earns nothing, and
+    # the rest is stretched so that full agreement still earns 1.
     score = np.maximum((ccs(generated, reference, uncertain) - margin) / (1 - margin), 0.0)
     if empty_match is not None:
         blank = [~to_signed(states)[..., : len(FINDINGS)].any(-1) for states in (generated, reference)]
@@ -89,6 +92,12 @@ def make_mccs_reward(
     logged at the first call. `untagged` says what is labelled where a completion has no `<report>` tag: the `whole`
     text outside `<think>`, or nothing, `zero`, so that it earns 0. The other arguments are those of `mccs`.
     Raises ValueError on a margin or a mode that does not exist.
+
+    Example:
+        >>> reward = make_mccs_reward(margin=0.2)
+        >>> values = reward(["<report>Small effusion.</report>"], report=["Small effusion. No pneumothorax."])
+        >>> round(values[0], 3)  # (1, 0) and (1, -1) have the cosine 0.707, and (0.707 - 0.2) / (1 - 0.2) is
+        0.634
     """
     return MCCSReward(margin, labeler or LexicalLabeler(), uncertain, empty_match, untagged)
 

@@ -11,11 +11,11 @@ from functools import partial
 import numpy as np
 
 from rewards.bleu import bleu as sentence_bleu
-from rewards.inputs import Remembered, check_untagged, remembered, score_texts
+from rewards.inputs import TextCache, cached, check_untagged, score_texts
 from rewards.labelers import LexicalLabeler
 from rewards.labels import to_signed
 from rewards.lexical_graph import LexicalGraph, graph_words
-from rewards.radgraph import REMEMBERED, is_lite, make_radgraph_part
+from rewards.radgraph import CACHE_SIZE, is_lite, make_radgraph_part
 
 Part = Callable[[list[str], list[str]], Sequence[float]]
 NAMES = ("radgraph", "bertscore", "semb", "bleu")
@@ -50,6 +50,7 @@ def radcliq_score(radgraph, bertscore, semb, bleu, version: str = "v1") -> np.nd
     """
     if version not in PARAMETERS:
         raise ValueError(f"version must be one of {', '.join(PARAMETERS)}, not {version!r}")
+    # The regression was fitted on normalised metrics, so each is taken to the normaliser's mean and scale first.
     means, scales, coefficients, intercept = PARAMETERS[version]
     parts = zip((radgraph, bertscore, semb, bleu), means, scales, coefficients, strict=True)
     return (
@@ -66,6 +67,7 @@ def radcliq_to_reward(score, version: str = "v1", transform: str = "affine") -> 
     Raises ValueError on a version or a transform that does not exist.
     """
     score = np.asarray(score, dtype=np.float64)
+    # RadCliQ predicts a number of errors, without a natural 0 or 1: its values at four zeros and four ones anchor it.
     zero, perfect = radcliq_score(0, 0, 0, 0, version), radcliq_score(1, 1, 1, 1, version)
     if transform == "affine":
         return np.clip((zero - score) / (zero - perfect), 0.0, 1.0)
@@ -82,7 +84,7 @@ class CosinePart:
     """The part that `make_semb_part` returns."""
 
     def __init__(self, embed: Callable[[list[str]], np.ndarray], lite: bool | None):
-        self.lite, self.embed = is_lite(embed) if lite is None else lite, remembered(embed, EMBEDDINGS)
+        self.lite, self.embed = is_lite(embed) if lite is None else lite, cached(embed, EMBEDDINGS)
         self.name = self.embed.name
 
     def __call__(self, generated: list[str], references: list[str]) -> np.ndarray:
@@ -114,8 +116,8 @@ class LexicalWords:
 
     name, lite = "lexical_words", True
 
-    def __init__(self, graphs: Remembered):
-        self.graphs, self.bags = graphs, Remembered(self._bags, REMEMBERED)
+    def __init__(self, graphs: TextCache):
+        self.graphs, self.bags = graphs, TextCache(self._bags, CACHE_SIZE)
 
     def _bags(self, texts: list[str]) -> list:
         return [graph_words(graph) for graph in self.graphs(texts)]
@@ -145,7 +147,7 @@ def make_lexical_parts() -> dict[str, Part]:
     observation is another word when absent or uncertain. `semb`: cosine of LexicalLabeler's signed vectors (absent -1,
     uncertain and present 1) with a constant 0.1 at the end, so that reports without labels have one too.
     """
-    graphs = Remembered(LexicalGraph(), REMEMBERED)
+    graphs = TextCache(LexicalGraph(), CACHE_SIZE)
     return {
         "radgraph": make_radgraph_part(graphs, skip_empty=True),
         "bertscore": LexicalWords(graphs),
@@ -209,9 +211,13 @@ def make_radcliq_reward(
     `semb` (see `make_semb_part`), `bleu`; those not given are from `make_lexical_parts`. `version`: v0 or v1.
     `transform`: see `radcliq_to_reward`. `untagged` as in `make_mccs_reward`. An empty report has four zeros,
     so it earns 0 by `affine`. The product is named `radcliq_lite_reward` if any part is lite, else
-    `radcliq_reward`. Raises
-    ValueError on a version, transform or mode that does not exist and on a part that does not say whether it is
-    `lite`; at a call, on a part whose scores are not finite.
+    `radcliq_reward`. Raises ValueError on a version, transform or mode that does not exist and on a part that does not
+    say whether it is `lite`; at a call, on a part whose scores are not finite.
+
+    Example:
+        >>> reward = make_radcliq_reward(version="v1", transform="affine")
+        >>> reward.__name__, reward(["Small effusion.", ""], report=["Small effusion."] * 2)
+        ('radcliq_lite_reward', [1.0, 0.0])
     """
     parts = {"radgraph": radgraph, "bertscore": bertscore, "semb": semb, "bleu": bleu}
     lexical = make_lexical_parts()

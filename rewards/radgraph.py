@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rewards.inputs import Remembered, TextReward, remembered
+from rewards.inputs import TextCache, TextReward, cached
 from rewards.lexical_graph import LexicalGraph
 
-REMEMBERED = 1024  # graphs: 10 kB each
+CACHE_SIZE = 1024  # graphs: 10 kB each
 
 
 def is_lite(part: Callable) -> bool:
     """Whether a parser or a part says of itself that it is a stand-in; raises ValueError where it says nothing."""
-    lite = getattr(part.compute if isinstance(part, Remembered) else part, "lite", None)
+    lite = getattr(part.compute if isinstance(part, TextCache) else part, "lite", None)
     if lite is None:
         raise ValueError(f"{part!r} has no attribute `lite`: set it to False for the published model, else to True")
     return lite
@@ -82,7 +82,7 @@ class GraphPart:
     """The part that `make_radgraph_part` returns."""
 
     def __init__(self, parser: Callable[[list[str]], list[dict]], level: str, skip_empty: bool):
-        self.lite, self.parser = is_lite(parser), remembered(parser, REMEMBERED)
+        self.lite, self.parser = is_lite(parser), cached(parser, CACHE_SIZE)
         self.name, self.level, self.skip_empty = self.parser.name, level, skip_empty
         radgraph_f1([], [], level)
 
@@ -96,7 +96,7 @@ def make_radgraph_part(
 ) -> GraphPart:
     """`part(generated, references)`: `radgraph_f1` of m pairs of texts, (m,), with the parser's `name` and `lite`.
 
-    `parser` maps n texts to n graphs, which are remembered: parts given the same Remembered parse a text once. Raises
+    `parser` maps n texts to n graphs, which are remembered: parts given the same TextCache parse a text once. Raises
     ValueError on a level that does not exist and on a parser that does not say whether it is `lite`.
     """
     return GraphPart(parser, level, skip_empty)
@@ -110,6 +110,12 @@ def make_radgraph_reward(
     `parser`: n texts to n graphs (structure above); default LexicalGraph. With a lite parser its name is in the
     reward's name, `radgraph_lexical_reward`. `untagged` as in `make_mccs_reward`. Raises ValueError on a level or mode
     that does not exist and on a parser that does not say whether it is `lite`.
+
+    Example:
+        >>> reward = make_radgraph_reward()
+        >>> values = reward(["Small left effusion."], report=["Small left effusion. No edema."])
+        >>> round(values[0], 3)  # three of its three entities, three of the reference's four: 2 x 3 / (3 + 4)
+        0.857
     """
     part = make_radgraph_part(parser or LexicalGraph(), level)
     return TextReward(f"radgraph_{part.name}_reward" if part.lite else "radgraph_reward", part, untagged)

@@ -1,6 +1,5 @@
 """RadGraphParser: the published RadGraph (Jain et al. 2021) and RadGraph-XL (Delbrouck et al. 2024) on batches."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable
@@ -9,8 +8,8 @@ from itertools import chain
 import torch
 
 from modeling import RadGraphModel
-from rewards.encoders import load_checkpoint, pass_cost, plan_batches, process_device
-from rewards.inputs import Remembered
+from rewards.encoders import fingerprint, load_checkpoint, pass_cost, plan_batches
+from rewards.inputs import TextCache
 
 HOW_TO_GET = "make one from the published archive with recipes/convert_radgraph.py"
 TEXTS = 512  # planned and read at a time, which bounds the memory of any number of texts
@@ -56,40 +55,35 @@ class RadGraphParser:
             raise ValueError(f"token_budget must be at least 1, not {token_budget}")
         self.checkpoint, self.token_budget = str(model), token_budget
         self.model, self.tokenizer = load_checkpoint(
-            self.checkpoint, "RadGraph", RadGraphModel, HOW_TO_GET, spare_embeddings=True
+            self.checkpoint, "RadGraph", RadGraphModel, HOW_TO_GET, spare_embeddings=True, device=device
         )
         self.config = self.model.config
-        heads = b"".join(
-            each.detach().numpy().tobytes()
-            for scorer in (self.model.entity_scorer, self.model.pruner, self.model.relation_scorer)
-            for each in scorer.parameters()
-        )
-        self.name = f"{self.config.cleaning}-{hashlib.blake2b(heads, digest_size=4).hexdigest()}"
-        self.device = torch.device(device) if device is not None else process_device()
-        self.model.eval().requires_grad_(False).to(self.device)
+        scorers = (self.model.entity_scorer, self.model.pruner, self.model.relation_scorer)
+        self.name = f"{self.config.cleaning}-{fingerprint(*scorers)}"
+        self.device = self.model.device
         self.pass_cost = pass_cost(self.device)
-        self.tokens = Remembered(self._tokens, WORDS)
+        self.tokens = TextCache(self._tokens, WORDS)
 
     def __call__(self, texts: Iterable[str]) -> list[dict]:
         """The graph of each of n texts; equal texts share one, so do not write into it. Any string is parsed."""
         texts = list(texts)
         words = {text: split_words(text, self.config.cleaning) for text in dict.fromkeys(texts)}
         distinct = list(dict.fromkeys(chain(*words.values())))
-        known = dict(zip(distinct, self.tokens(distinct), strict=True))
-        graphs, left = {}, []
-        for text, own in words.items():
-            graphs[text] = {"text": " ".join(own), "entities": {}}
-            if any(known[word] for word in own):
-                left.append(text)
-        for start in range(0, len(left), TEXTS):
-            chosen = left[start : start + TEXTS]
-            rows = {text: self._rows([known[word] for word in words[text]]) for text in chosen}
-            chosen.sort(key=lambda text: -len(rows[text][0][0]))
-            sizes = [(len(rows[text]), len(rows[text][0][0])) for text in chosen]
+        tokens = dict(zip(distinct, self.tokens(distinct), strict=True))
+        graphs, pending = {}, []
+        for text, row in words.items():
+            graphs[text] = {"text": " ".join(row), "entities": {}}
+            if any(tokens[word] for word in row):
+                pending.append(text)
+        for start in range(0, len(pending), TEXTS):
+            group = pending[start : start + TEXTS]
+            rows = {text: self._rows([tokens[word] for word in words[text]]) for text in group}
+            group.sort(key=lambda text: -len(rows[text][0][0]))
+            sizes = [(len(rows[text]), len(rows[text][0][0])) for text in group]
             for batch in plan_batches(sizes, self.token_budget, self.pass_cost):
-                members = [chosen[i] for i in batch]
-                found = self._pass([rows[text] for text in members], [len(words[text]) for text in members])
-                for text, (entities, relations) in zip(members, found, strict=True):
+                members = [group[i] for i in batch]
+                parsed = self._pass([rows[text] for text in members], [len(words[text]) for text in members])
+                for text, (entities, relations) in zip(members, parsed, strict=True):
                     graphs[text]["entities"] = self._entities(words[text], entities, relations)
         return [graphs[text] for text in texts]
 
@@ -101,7 +95,7 @@ class RadGraphParser:
     def _rows(self, tokens: list[list[int]]) -> list[tuple[list[int], list[int]]]:
         """The segments of a report, each its token ids with special tokens and the word of each, -1 for these."""
         flat = list(chain(*tokens))
-        words = [word for word, own in enumerate(tokens) for _ in own]
+        words = [word for word, pieces in enumerate(tokens) for _ in pieces]
         size, cls, sep = self.config.segment_length - 2, self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         return [
             ([cls, *flat[start : start + size], sep], [-1, *words[start : start + size], -1])
@@ -118,27 +112,29 @@ class RadGraphParser:
         mask = torch.zeros_like(ids)
         number, before = 0, 0
         for report, count in zip(reports, counts, strict=True):
-            for own, places in report:
-                ids[number, : len(own)], mask[number, : len(own)] = torch.tensor(own), 1
-                words[number, 1 : len(own) - 1] = torch.tensor(places[1:-1]) + before
+            for tokens, places in report:
+                ids[number, : len(tokens)], mask[number, : len(tokens)] = torch.tensor(tokens), 1
+                words[number, 1 : len(tokens) - 1] = torch.tensor(places[1:-1]) + before
                 number += 1
             before += count
-        inputs = (each.to(self.device) for each in (ids, mask, words, torch.tensor(counts)))
+        inputs = (tensor.to(self.device) for tensor in (ids, mask, words, torch.tensor(counts)))
         output = self.model(*inputs)
         labels, names = output.entity_logits.argmax(1), self.config.entity_labels
-        chosen = labels.nonzero().squeeze(1)
-        found: list[tuple[list, list]] = [([], []) for _ in reports]
+        entity_spans = labels.nonzero().squeeze(1)
+        results: list[tuple[list, list]] = [([], []) for _ in reports]
         places = {}
-        rows = zip(chosen.tolist(), output.spans[chosen].tolist(), labels[chosen].tolist(), strict=True)
+        rows = zip(
+            entity_spans.tolist(), output.spans[entity_spans].tolist(), labels[entity_spans].tolist(), strict=True
+        )
         for span, (report, first, last), label in rows:
-            entities = found[report][0]
+            entities = results[report][0]
             places[span] = report, len(entities)
             entities.append((first, last, names[label - 1]))
         types, names = output.relation_logits.argmax(1).tolist(), self.config.relation_labels
         for (source, target), label in zip(output.relations.tolist(), types, strict=True):
             report, number = places[source]
-            found[report][1].append((number, places[target][1], names[label - 1]))
-        return found
+            results[report][1].append((number, places[target][1], names[label - 1]))
+        return results
 
     @staticmethod
     def _entities(words: list[str], entities: list, relations: list) -> dict[str, dict]:

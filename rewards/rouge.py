@@ -20,8 +20,8 @@ def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
     full = (1 << len(a)) - 1
     row = full  # a 0 at bit i: the common subsequence grows there
     for token in b:
-        if found := row & places.get(token, 0):
-            row = (row + found | row - found) & full
+        if matches := row & places.get(token, 0):
+            row = (row + matches | row - matches) & full
     return len(a) - row.bit_count()
 
 
@@ -47,6 +47,12 @@ def make_rouge_reward(
     """Returns a TRL reward function: `rouge_l` of each completion's report, in [0, 1], higher is better.
 
     Raises ValueError on an `untagged` mode that does not exist (see `make_mccs_reward`).
+
+    Example:
+        >>> reward = make_rouge_reward()
+        >>> values = reward(["No effusion."], report=["No effusion or edema."])
+        >>> round(values[0], 3)  # precision 1, recall 3 / 5: (1 + 1.44) x 0.6 / (0.6 + 1.44)
+        0.718
     """
     return TextReward("rouge_reward", partial(rouge_l, tokens=tokens), untagged)
 

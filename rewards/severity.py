@@ -14,11 +14,11 @@ finding cost as much there as it should.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from rewards.findings import ACTIONABLE, EXPECTED, MINOR, RELATED, URGENT, Finding, FindingReader, Report
-from rewards.inputs import check_untagged, known_rows, read_reports, remembered
+from rewards.inputs import cached, check_untagged, known_rows, read_reports
 
 WEIGHTS = {URGENT: 1.0, ACTIONABLE: 0.5, MINOR: 0.25, EXPECTED: 0.1}  # CRIMSON's, whose expected findings weigh 0
 NORMAL_CHEST = 0.05  # b; the smaller, the less a report earns that misses everything
@@ -68,52 +68,67 @@ def severity_in_context(finding: Finding, age: float | None = None, indication: 
     return _CLASSES[level]
 
 
-def attribute_errors(found: Finding, reference: Finding) -> dict[str, float]:  # noqa: C901
+def attribute_errors(finding: Finding, reference: Finding) -> dict[str, float]:
     """The errors of a matched finding by kind, each `SIGNIFICANT` (0.5), twice that, or `SLIGHT` (0.1).
 
     Detail that only the report gives is no error; what both give and differ in is one, and detail that only the
     reference gives is a slight one. Measurements have CRIMSON's tolerances: a nodule 4 mm (2 mm below 6 mm), a mass
     20 % and never across 3 cm; other lengths 20 % or 5 mm.
     """
-    errors: dict[str, float] = {}
-    spare = found.concepts - reference.concepts
-    if spare:  # 2 * SIGNIFICANT where no name fits: a vague word for many things must not pay
-        shared = len(spare) < len(found.concepts)
-        errors["specificity"] = SIGNIFICANT * len(spare) / len(found.concepts) if shared else 2 * SIGNIFICANT
-    if reference.sides and found.sides != reference.sides:
-        if not found.sides:
-            errors["side"] = SLIGHT
-        else:
-            errors["side"] = SIGNIFICANT if found.sides & reference.sides else 2 * SIGNIFICANT
-    if reference.places and reference.places.isdisjoint(found.places):
-        gaps = [abs(_PLACES.index(a) - _PLACES.index(b)) for a in found.places for b in reference.places]
-        steps = min(gaps, default=1)
-        errors["place"] = SIGNIFICANT if steps > 1 else SLIGHT
-    elif reference.places and found.places - reference.places:
-        errors["place"] = SLIGHT
-    if reference.sizes and reference.sizes.isdisjoint(found.sizes):
-        steps = min((abs(a - b) for a in found.sizes for b in reference.sizes), default=1)
-        errors["size"] = SIGNIFICANT if steps > 1 else SLIGHT
-    elif reference.sizes and found.sizes - reference.sizes:
-        errors["size"] = SLIGHT  # "small" once and "large" once, where only one is right
-    if reference.millimeters and found.millimeters:
-        wanted, stated = max(reference.millimeters), max(found.millimeters)
-        lesion = "lesion" in reference.concepts
-        if lesion and wanted < 30:
-            tolerance = 2.0 if wanted < 6 else 4.0
-        else:
-            tolerance = 0.2 * wanted if lesion else max(0.2 * wanted, 5.0)
-        across = lesion and (wanted < 30) != (stated < 30)
-        if across or abs(stated - wanted) > tolerance:
-            errors["measurement"] = SIGNIFICANT
-    if found.certain != reference.certain:
-        errors["certainty"] = SLIGHT
-    if found.changes != reference.changes:
-        both = bool(found.changes and reference.changes)
-        errors["change"] = SIGNIFICANT if both and found.changes.isdisjoint(reference.changes) else SLIGHT
-    if found.bad != reference.bad:
-        errors["position"] = 2 * SIGNIFICANT
-    return errors
+    places = [{_PLACES.index(place) for place in side.places} for side in (finding, reference)]
+    changed = finding.changes != reference.changes
+    errors = {
+        "specificity": _specificity_error(finding.concepts, reference.concepts),
+        "side": _side_error(finding.sides, reference.sides),
+        "place": _step_error(*places),
+        "size": _step_error(finding.sizes, reference.sizes),
+        "measurement": _length_error(finding.millimeters, reference.millimeters, "lesion" in reference.concepts),
+        "certainty": SLIGHT * (finding.certain != reference.certain),
+        "change": (SIGNIFICANT if _opposed(finding.changes, reference.changes) else SLIGHT) * changed,
+        "position": 2 * SIGNIFICANT * (finding.bad != reference.bad),
+    }
+    return {kind: error for kind, error in errors.items() if error}
+
+
+def _opposed(a: frozenset, b: frozenset) -> bool:
+    return bool(a and b) and a.isdisjoint(b)
+
+
+def _specificity_error(concepts: frozenset[str], reference: frozenset[str]) -> float:
+    """The share of names that do not fit, and double where none does: a vague word for many things must not pay."""
+    spare = concepts - reference
+    return SIGNIFICANT * len(spare) / len(concepts) if len(spare) < len(concepts) else 2 * SIGNIFICANT
+
+
+def _side_error(sides: frozenset[str], reference: frozenset[str]) -> float:
+    if not reference or sides == reference:
+        return 0.0
+    if not sides:
+        return SLIGHT
+    return SIGNIFICANT if sides & reference else 2 * SIGNIFICANT
+
+
+def _step_error(steps: Set[int], reference: Set[int]) -> float:
+    """Of places or sizes on a scale: one step aside is slight, as is "small" once and "large" once for one of them."""
+    if not reference:
+        return 0.0
+    if reference.isdisjoint(steps):
+        distance = min((abs(a - b) for a in steps for b in reference), default=1)
+        return SIGNIFICANT if distance > 1 else SLIGHT
+    return SLIGHT if steps - reference else 0.0
+
+
+def _length_error(lengths: frozenset[float], reference: frozenset[float], lesion: bool) -> float:
+    """Of the longest measurements in mm, within the tolerances of `attribute_errors`."""
+    if not (lengths and reference):
+        return 0.0
+    length, expected = max(lengths), max(reference)
+    if lesion and expected < 30:
+        tolerance = 2.0 if expected < 6 else 4.0
+    else:
+        tolerance = 0.2 * expected if lesion else max(0.2 * expected, 5.0)
+    across = lesion and (expected < 30) != (length < 30)  # 3 cm tells a nodule from a mass
+    return SIGNIFICANT if across or abs(length - expected) > tolerance else 0.0
 
 
 @dataclass(frozen=True)
@@ -121,22 +136,22 @@ class Comparison:
     """A report against its reference.
 
     `matches`: (finding, reference finding, attribute errors, credit earned); `missing`: reference findings without a
-    match; `false`: (finding, cost). `earned`, `wanted` and `cost` are the sums of credits, of the reference's weights
-    and of costs, C, N and F of the formula; `value` is the reward in [0, 1].
+    match; `false`: (finding, cost). `earned`, `attainable` and `cost` are the sums of credits, of the reference's
+    weights and of costs, C, N and F of the formula; `value` is the reward in [0, 1].
     """
 
     matches: tuple[tuple[Finding, Finding, dict[str, float], float], ...]
     missing: tuple[Finding, ...]
     false: tuple[tuple[Finding, float], ...]
     earned: float
-    wanted: float
+    attainable: float
     cost: float
     value: float
 
 
-def _near(found: Finding, reference: Finding) -> bool:
+def _near(finding: Finding, reference: Finding) -> bool:
     """The same concept, or one for the other with an error."""
-    return any(a == b or b in RELATED[a] for a in found.concepts for b in reference.concepts)
+    return any(a == b or b in RELATED[a] for a in finding.concepts for b in reference.concepts)
 
 
 def compare(report: Report, reference: Report, age: float | None = None, indication: str | None = None) -> Comparison:
@@ -157,15 +172,15 @@ def compare(report: Report, reference: Report, age: float | None = None, indicat
         for side in (report, reference)
     ]
     pairs = []
-    for i, wanted in enumerate(reference.findings):
-        for k, found in enumerate(report.findings):
-            if _near(found, wanted):
-                errors = attribute_errors(found, wanted)
+    for i, target in enumerate(reference.findings):
+        for k, finding in enumerate(report.findings):
+            if _near(finding, target):
+                errors = attribute_errors(finding, target)
                 weight = weights[1][i]
                 credit = weight * weight / (weight + sum(errors.values()))
-                if found.denied and not wanted.denied:
+                if finding.denied and not target.denied:
                     credit = 0.0
-                pairs.append((found.concepts.isdisjoint(wanted.concepts), -credit, i, k, errors))
+                pairs.append((finding.concepts.isdisjoint(target.concepts), -credit, i, k, errors))
     matched: dict[int, tuple[int, dict[str, float], float]] = {}
     taken: set[int] = set()
     for _, negative, i, k, errors in sorted(pairs, key=lambda pair: pair[:4]):
@@ -175,14 +190,14 @@ def compare(report: Report, reference: Report, age: float | None = None, indicat
     near = {k for _, _, _, k, _ in pairs}
     agreed = {k for i, (k, _, _) in matched.items() if reference.findings[i].denied}
     false = []
-    for k, found in enumerate(report.findings):
+    for k, finding in enumerate(report.findings):
         cost = 0.0 if k in taken else weights[0][k] * (SIGNIFICANT if k in near else 1.0)
-        cost += weights[0][k] if found.denied and k not in agreed else 0.0
+        cost += weights[0][k] if finding.denied and k not in agreed else 0.0
         if cost:
-            false.append((found, cost))
-    earned, wanted = sum(credit for _, _, credit in matched.values()), sum(weights[1])
+            false.append((finding, cost))
+    earned, attainable = sum(credit for _, _, credit in matched.values()), sum(weights[1])
     cost = sum(cost for _, cost in false)
-    value = (earned + NORMAL_CHEST) / (wanted + cost + NORMAL_CHEST) if report.speaks else 0.0
+    value = (earned + NORMAL_CHEST) / (attainable + cost + NORMAL_CHEST) if report.speaks else 0.0
     return Comparison(
         tuple(
             (report.findings[k], reference.findings[i], errors, credit) for i, (k, errors, credit) in matched.items()
@@ -190,7 +205,7 @@ def compare(report: Report, reference: Report, age: float | None = None, indicat
         tuple(finding for i, finding in enumerate(reference.findings) if i not in matched),
         tuple(false),
         earned,
-        wanted,
+        attainable,
         cost,
         value,
     )
@@ -204,15 +219,17 @@ class SeverityReward:
     reports that it remembers. Raises ValueError on a mode that does not exist, on a column of another length, on an
     empty reference and on an age that is none.
 
-    >>> severity_reward(["Small left effusion."], report=["Small left effusion. No pneumothorax."])
-    [1.0]
+    Example:
+        >>> reward = SeverityReward()
+        >>> reward(["Small left effusion."], report=["Small left effusion. No pneumothorax."])
+        [1.0]
     """
 
     __name__ = "severity_reward"  # what TRL logs it by
 
     def __init__(self, reader: "FindingReader | None" = None, untagged: str = "whole"):
         check_untagged(untagged)
-        self.reader, self.untagged = remembered(reader or FindingReader()), untagged
+        self.reader, self.untagged = cached(reader or FindingReader()), untagged
 
     def __call__(
         self,

@@ -126,7 +126,12 @@ def make_rewards(settings: RewardArguments, labeler: Callable, references: Seque
     on a name that is neither in `REWARDS` nor the dotted path of something to call, and what a factory raises: OSError
     or ValueError where weights are missing.
 
-        make_rewards(RewardArguments(rewards=["mccs", "format"]), LexicalLabeler(), ["The lungs are clear."])
+    Example:
+        >>> from rewards.labelers import LexicalLabeler
+        >>> settings = RewardArguments(rewards=["mccs", "format"])
+        >>> rewards = make_rewards(settings, LexicalLabeler(), ["The lungs are clear."])
+        >>> [reward.__name__ for reward in rewards]
+        ['mccs_reward', 'format_reward']
     """
     material = Material(settings, labeler, references)
     return [REWARDS[name](material) if name in REWARDS else import_reward(name) for name in settings.rewards]

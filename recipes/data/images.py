@@ -107,8 +107,13 @@ def below(path: str | Path, root: str | Path) -> Path:
 
 def read_png(path: str | Path, size: int | None = None, side: str = "longest") -> bytes:
     """`load_image` as the bytes of a PNG."""
+    return encode_png(load_image(path, size, side))
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """The bytes of `image` as a PNG file."""
     file = io.BytesIO()
-    load_image(path, size, side).save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 

@@ -98,30 +98,30 @@ class Settings:
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def find_file(root: str, given: str | None, pattern: str, argument: str) -> Path:
-    """The file that `given` names or, without it, the one file of that pattern in PhysioNet's folders below `root`."""
-    if given:
-        if not Path(given).exists():
-            raise InputError(f"--{argument}: there is no {given}")
-        return Path(given)
+def find_file(root: str, explicit: str | None, pattern: str, argument: str) -> Path:
+    """The file `explicit` or, without it, the one file of that pattern in PhysioNet's folders below `root`."""
+    if explicit:
+        if not Path(explicit).exists():
+            raise InputError(f"--{argument}: there is no {explicit}")
+        return Path(explicit)
     if not Path(root).is_dir():
         raise InputError(f"there is no folder {root}; --root wants the folder with PhysioNet's files")
-    found = sorted({path for place in _PLACES for path in Path(root).glob(place + pattern)})
-    if not found:
+    files = sorted({path for place in _PLACES for path in Path(root).glob(place + pattern)})
+    if not files:
         raise InputError(f"{root} holds no {pattern}; download it from PhysioNet, or name it with --{argument}")
-    if len(found) > 1:
-        raise InputError(f"{root} holds {', '.join(map(str, found))}; name the one to read with --{argument}")
-    return found[0]
+    if len(files) > 1:
+        raise InputError(f"{root} holds {', '.join(map(str, files))}; name the one to read with --{argument}")
+    return files[0]
 
 
-def find_reports(root: str, given: str | None) -> Path:
+def find_reports(root: str, explicit: str | None) -> Path:
     """mimic-cxr-reports.zip or, where there is none, the folder in which it was extracted (it holds files/)."""
-    if not given and Path(root).is_dir() and not any(any(Path(root).glob(place + REPORTS)) for place in _PLACES):
+    if not explicit and Path(root).is_dir() and not any(any(Path(root).glob(place + REPORTS)) for place in _PLACES):
         for place in (*_PLACES, "mimic-cxr-reports/", "*/mimic-cxr-reports/"):
             for folder in sorted(Path(root).glob(place + "files")):
                 if next(folder.glob("p??/p*/s*.txt"), None):
                     return folder.parent
-    return find_file(root, given, REPORTS, "reports")
+    return find_file(root, explicit, REPORTS, "reports")
 
 
 def list_reports(source: Path) -> dict[str, list[tuple[str, str, str]]]:
@@ -172,8 +172,8 @@ def read_table(file: Path, needed: tuple[str, ...], optional: tuple[str, ...] = 
         header = pd.read_csv(file, nrows=0).columns
         if missing := [name for name in needed if name not in header]:
             raise InputError(f"{file} has no column {', '.join(missing)} (it has {', '.join(header)})")
-        wanted = [name for name in (*needed, *optional) if name in header]
-        table = pd.read_csv(file, usecols=wanted, dtype=str, keep_default_na=False)
+        columns = [name for name in (*needed, *optional) if name in header]
+        table = pd.read_csv(file, usecols=columns, dtype=str, keep_default_na=False)
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 text: {error}") from error
     except (OSError, EOFError, zlib.error, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -225,26 +225,28 @@ def read_states(file: Path) -> dict[str, tuple[int, ...]]:
 # --- plan --------------------------------------------------------------------------------------------------------
 
 
-def plan_images(named: pd.DataFrame, file: Path, metadata: Path, limit: int, skipped: list[Skipped]) -> pd.DataFrame:
-    """An image a row, in the order of subjects and studies, with `split` ("" where `named` lacks the image).
+def plan_images(
+    assigned: pd.DataFrame, file: Path, metadata: Path, limit: int, skipped: list[Skipped]
+) -> pd.DataFrame:
+    """An image a row, in the order of subjects and studies, with `split` ("" where `assigned` lacks the image).
 
-    `named` is what the split `file` says, `limit` keeps the first so many subjects of each split (0: all). What cannot
-    be used is added to `skipped`. Raises InputError where a subject is in two splits.
+    `assigned` is what the split `file` says, `limit` keeps the first so many subjects of each split (0: all). What
+    cannot be used is added to `skipped`. Raises InputError where a subject is in two splits.
     """
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate")
     images = read_table(metadata, columns, ("StudyTime", "ViewCodeSequence_CodeMeaning"))
-    splits = named[named["subject_id"].str.isdigit()].groupby("subject_id", sort=True)["split"].nunique()
+    splits = assigned[assigned["subject_id"].str.isdigit()].groupby("subject_id", sort=True)["split"].nunique()
     if (splits > 1).any():
         raise InputError(f"{file}: subject {splits.index[splits > 1][0]} is in more than one split")
-    named, images = _check_rows(named, file, skipped), _check_rows(images, metadata, skipped)
+    assigned, images = _check_rows(assigned, file, skipped), _check_rows(images, metadata, skipped)
     if limit:
-        subjects = named.drop_duplicates("subject_id").groupby("split")["subject_id"].head(limit)
-        named, images = (table[table["subject_id"].isin(subjects)] for table in (named, images))
-    both = images.merge(named, how="outer", on="dicom_id", suffixes=("", "_"))
+        subjects = assigned.drop_duplicates("subject_id").groupby("split")["subject_id"].head(limit)
+        assigned, images = (table[table["subject_id"].isin(subjects)] for table in (assigned, images))
+    both = images.merge(assigned, how="outer", on="dicom_id", suffixes=("", "_"))
     lost = both["study_id"].isna()
-    known = set(images["study_id"])
+    study_ids = set(images["study_id"])
     for _, row in both[lost].drop_duplicates("study_id_").iterrows():
-        left_out = "image" if row["study_id_"] in known else "study"
+        left_out = "image" if row["study_id_"] in study_ids else "study"
         skipped.append(Skipped(row["study_id_"], str(metadata), left_out, "the metadata does not list it"))
     both = both[~lost]
     moved = both["study_id_"].notna() & (
@@ -265,15 +267,15 @@ def plan_images(named: pd.DataFrame, file: Path, metadata: Path, limit: int, ski
 def _check_rows(table: pd.DataFrame, file: Path, skipped: list[Skipped]) -> pd.DataFrame:
     ids = table["subject_id"].str.fullmatch(r"\d{1,18}") & table["study_id"].str.fullmatch(r"\d{1,18}")
     names = table["dicom_id"].str.fullmatch(_FILE_NAME.pattern)
-    again = table.duplicated("dicom_id") & ids & names
+    repeated = table.duplicated("dicom_id") & ids & names
     for bad, left_out, reason in (
         (~ids, "row", "subject_id or study_id is no number"),
         (ids & ~names, "image", "its path would leave the folder of images"),
-        (again, "row", "the image stands in an earlier row"),
+        (repeated, "row", "the image stands in an earlier row"),
     ):
         for line, row in table[bad].iterrows():
             skipped.append(Skipped(row["study_id"], f"{file}:{line + 2}", left_out, reason, row["dicom_id"]))
-    return table[ids & names & ~again]
+    return table[ids & names & ~repeated]
 
 
 def plan_studies(
@@ -292,7 +294,9 @@ def plan_studies(
     for (subject_id, study_id), group in groupby(rows, key=lambda row: row[:2]):
         group = list(group)
         split = next((row[3] for row in group if row[3]), "")
-        when = min((moment(row[4], row[5]) for row in group), key=lambda each: [(part is None, part) for part in each])
+        when = min(
+            (moment(row[4], row[5]) for row in group), key=lambda parts: [(part is None, part) for part in parts]
+        )
         filed = reports.pop(study_id, [])
         problem = ""
         if not split:
@@ -312,8 +316,8 @@ def plan_studies(
         readable = len(filed) == 1 and filed[0][0] == subject_id
         report = filed[0][1:] if readable else (None, "")
         shown = order_views([(row[2], row[6]) for row in group if row[3]], settings.max_images)
-        known = states.get(study_id) if states else None
-        yield Study(study_id, subject_id, "" if problem else split, *when, shown, *report, known)
+        labels = states.get(study_id) if states else None
+        yield Study(study_id, subject_id, "" if problem else split, *when, shown, *report, labels)
 
 
 def moment(date: str, time: str) -> tuple[int | None, float | None]:
@@ -345,8 +349,8 @@ def order_views(images: list[tuple[str, str]], most: int) -> tuple[tuple[str, st
         first = [
             next((image for image in images if rank_view(image[1]) in kind), None) for kind in (_FRONTAL, _LATERAL)
         ]
-        chosen = [image for image in first if image] + [image for image in images if image not in first]
-        images = [image for image in images if image in chosen[:most]]
+        preferred = [image for image in first if image] + [image for image in images if image not in first]
+        images = [image for image in images if image in preferred[:most]]
     return tuple(images)
 
 
@@ -358,16 +362,20 @@ def find_prior(studies: list[Study], study: Study) -> Study | None:
     greater id is taken.
     """
 
-    def earlier(other: Study) -> bool:
-        if study.date is None or other.date is None:
+    def earlier(candidate: Study) -> bool:
+        if study.date is None or candidate.date is None:
             return False
-        if other.date != study.date or study.time is None or other.time is None:
-            return other.date < study.date
-        return other.time < study.time
+        if candidate.date != study.date or study.time is None or candidate.time is None:
+            return candidate.date < study.date
+        return candidate.time < study.time
 
     return max(
         filter(earlier, studies),
-        key=lambda other: (other.date, -1 if other.time is None else other.time, int(other.study_id)),
+        key=lambda candidate: (
+            candidate.date,
+            -1 if candidate.time is None else candidate.time,
+            int(candidate.study_id),
+        ),
         default=None,
     )
 
@@ -385,43 +393,16 @@ def scenario_of(views: list[str], prior: str | None) -> str | None:
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterator[dict]:  # noqa: C901
+def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterator[dict]:
     """Rows of the schema of those studies that have a split; `notes` takes what was skipped, counts and hashes."""
     skipped, counts = notes["skipped"], Counter()
-    read: dict[str, dict[str, str]] = {}
-    for study in studies:
-        if study.report is None:
-            continue
-        try:
-            read[study.study_id] = read_sections(read_report(settings.reports, study.report))
-        except InputError as error:
-            if study.split:
-                skipped.append(Skipped(study.study_id, study.report, "study", *error.args))
-    texts = []
-    for _, group in groupby(studies, key=lambda study: study.subject_id):
-        group = list(group)
-        for study in group:
-            if study.split and study.study_id in read:
-                found = read[study.study_id]
-                row, plain = _text_columns(study, found, settings)
-                if not row["report"]:  # nor, then, is there a plain one
-                    reason = f"it has no {settings.target}" if found else "it holds no final report"
-                    skipped.append(Skipped(study.study_id, study.report, "study", reason))
-                    continue
-                prior = find_prior(group, study)
-                if prior:
-                    told = read.get(prior.study_id, {})
-                    plain_prior = {name: clean(told.get(name)) for name in ("findings", "impression")}
-                    row["prior_report"] = target_text(plain_prior, "findings+impression")
-                    if not row["prior_report"]:
-                        reason = "the study before it has no report with findings or impression"
-                        skipped.append(Skipped(study.study_id, study.report, "prior", reason, prior.study_id))
-                texts.append((study, row, plain, found))
+    reports = _read_reports(studies, settings, skipped)
+    texts = list(_plan_rows(studies, reports, settings, skipped))
     if settings.labeler == CHEXPERT_CSV:
         labels = [study.states for study, *_ in texts]
     else:
-        labels = _labeler(settings.labeler_argument)([plain for _, _, plain, _ in texts]).tolist() if texts else []
-    for (study, row, _, found), states in zip(texts, labels, strict=True):
+        labels = _labeler(settings.labeler_argument)([plain for _, _, plain in texts]).tolist() if texts else []
+    for (study, row, _), states in zip(texts, labels, strict=True):
         images = list(_stored_images(study, settings, notes))
         if settings.images and not images:
             skipped.append(Skipped(study.study_id, "", "study", "none of its images can be read"))
@@ -430,8 +411,9 @@ def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterato
         units = [[image] for image in images] if settings.sample_unit == "image" else [images]
         if settings.sample_unit == "study" and scenario_of([view for view, _ in images], None) is None:
             skipped.append(Skipped(study.study_id, "", "scenario", "it has no frontal view; the study is kept"))
-        if "findings_from" in found and "findings" in settings.target:
-            counts[f"findings from a {found['findings_from']}"] += 1
+        origin = reports[study.study_id].get("findings_from")
+        if origin and "findings" in settings.target:
+            counts[f"findings from a {origin}"] += 1
         for unit in units:
             views = [view for view, _ in unit]
             scenario = scenario_of(views, row["prior_report"])
@@ -442,11 +424,50 @@ def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterato
     notes["counts"] = dict(sorted(counts.items()))
 
 
-def _text_columns(study: Study, found: dict[str, str], settings: Settings) -> tuple[dict, str | None]:
-    plain = {name: clean(found.get(name)) for name in ("indication", "history", "findings", "impression")}
+def _read_reports(studies: list[Study], settings: Settings, skipped: list[Skipped]) -> dict[str, dict[str, str]]:
+    """Sections by study, of those without a split as well: they may be another study's prior."""
+    reports: dict[str, dict[str, str]] = {}
+    for study in studies:
+        if study.report is None:
+            continue
+        try:
+            reports[study.study_id] = read_sections(read_report(settings.reports, study.report))
+        except InputError as error:
+            if study.split:
+                skipped.append(Skipped(study.study_id, study.report, "study", *error.args))
+    return reports
+
+
+def _plan_rows(
+    studies: list[Study], reports: dict[str, dict[str, str]], settings: Settings, skipped: list[Skipped]
+) -> Iterator[tuple[Study, dict, str | None]]:
+    """Study, its row without images and labels, and the plain text that is labelled."""
+    for _, group in groupby(studies, key=lambda study: study.subject_id):
+        group = list(group)
+        for study in group:
+            if not study.split or study.study_id not in reports:
+                continue
+            report = reports[study.study_id]
+            row, plain = _text_columns(study, report, settings)
+            if not row["report"]:  # nor, then, is there a plain one
+                reason = f"it has no {settings.target}" if report else "it holds no final report"
+                skipped.append(Skipped(study.study_id, study.report, "study", reason))
+                continue
+            if prior := find_prior(group, study):
+                earlier = reports.get(prior.study_id, {})
+                plain_prior = {name: clean(earlier.get(name)) for name in ("findings", "impression")}
+                row["prior_report"] = target_text(plain_prior, "findings+impression")
+                if not row["prior_report"]:
+                    reason = "the study before it has no report with findings or impression"
+                    skipped.append(Skipped(study.study_id, study.report, "prior", reason, prior.study_id))
+            yield study, row, plain
+
+
+def _text_columns(study: Study, report: dict[str, str], settings: Settings) -> tuple[dict, str | None]:
+    plain = {name: clean(report.get(name)) for name in ("indication", "history", "findings", "impression")}
     cleaned = {name: plain[name] for name in ("findings", "impression")}
     if settings.cleaning != "plain":
-        cleaned = {name: clean_mimic(found.get(name), settings.cleaning) for name in cleaned}
+        cleaned = {name: clean_mimic(report.get(name), settings.cleaning) for name in cleaned}
     row = {
         "study_id": study.study_id,
         "subject_id": study.subject_id,
@@ -509,18 +530,18 @@ def cut_shards(studies: list[Study], settings: Settings) -> dict[str, list[list[
     """Shards of whole subjects, by split; subjects without a study to write are dropped."""
     most = 200 if settings.images else STUDIES_PER_SHARD
     shards: dict[str, list[list[Study]]] = {split: [[]] for split in SPLITS}
-    wanted = Counter()
+    counts = Counter()
     for _, group in groupby(studies, key=lambda study: study.subject_id):
         group = list(group)
         split = next((study.split for study in group if study.split), None)
         if split is None:
             continue
         shards[split][-1] += group
-        wanted[split] += sum(bool(study.split) for study in group)
-        if wanted[split] >= most:
+        counts[split] += sum(bool(study.split) for study in group)
+        if counts[split] >= most:
             shards[split].append([])
-            wanted[split] = 0
-    return {split: [shard for shard in own if shard] for split, own in shards.items()}
+            counts[split] = 0
+    return {split: [shard for shard in split_shards if shard] for split, split_shards in shards.items()}
 
 
 def name_shard(studies: list[Study], settings: Settings) -> str:
@@ -545,7 +566,10 @@ def build_shards(
 ) -> dict[str, list[Path]]:
     """Builds the shards that `folder` lacks, in `workers` processes; returns all their files, in order, by split."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {split: [folder / name_shard(shard, settings) for shard in own] for split, own in shards.items()}
+    files = {
+        split: [folder / name_shard(shard, settings) for shard in split_shards]
+        for split, split_shards in shards.items()
+    }
     pairs = [pair for split in shards for pair in zip(shards[split], files[split], strict=True)]
     todo = [(shard, settings, file) for shard, file in pairs if not file.is_file()]
     if len(todo) < len(pairs):

@@ -65,8 +65,8 @@ def read_sections(text: str) -> dict[str, str]:
     findings and impression headers). Empty where the file holds no final report (a wet read alone).
     """
     reports = [_read_report(report) for report in _final_reports(text.replace("\r\n", "\n").replace("\r", "\n"))]
-    told = [report for report in reports if "findings" in report or "impression" in report]
-    return (told or reports or [{}])[-1]
+    complete = [report for report in reports if "findings" in report or "impression" in report]
+    return (complete or reports or [{}])[-1]
 
 
 def clean_mimic(text: str | None, cleaning: str) -> str | None:
@@ -114,7 +114,7 @@ def _final_reports(text: str) -> list[str]:
 
 def _headers(text: str) -> list[tuple[int, int, str]]:
     """(start, end, section) of each header; section is "view" or "other" where the name is not known."""
-    found = {}
+    headers = {}
     for match in _KNOWN.finditer(text):
         kind, name = match.lastgroup, match[match.lastgroup]
         section = _SECTION[" ".join(name.lower().split())]
@@ -127,10 +127,10 @@ def _headers(text: str) -> list[tuple[int, int, str]]:
             last = before.rstrip()[-1:]
             header = name.isupper() and (section in _TARGETS or not (last.isupper() or last == ","))
         if header:
-            found[match.start(kind)] = match.end(), section
+            headers[match.start(kind)] = match.end(), section
     for match in _CAPITALS.finditer(text):
-        found.setdefault(match.start(1), (match.end(), "view" if _VIEW.search(match[1]) else "unknown"))
-    return [(start, *found[start]) for start in sorted(found)]
+        headers.setdefault(match.start(1), (match.end(), "view" if _VIEW.search(match[1]) else "unknown"))
+    return [(start, *headers[start]) for start in sorted(headers)]
 
 
 def _opens_line(text: str, match: re.Match, before: str, section: str) -> bool:
@@ -165,8 +165,8 @@ def _read_report(text: str) -> dict[str, str]:
         if untitled:
             sections["findings"], origin = "\n\n".join(untitled), "last paragraph"
             sections[name] = paragraphs[0]
-    kept = {name: part for name, part in sections.items() if name not in ("preamble", "view", "other", "unknown")}
-    return kept | ({"findings_from": origin} if "findings" in kept else {})
+    output = {name: part for name, part in sections.items() if name not in ("preamble", "view", "other", "unknown")}
+    return output | ({"findings_from": origin} if "findings" in output else {})
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 
 from recipes.data.pickles import read_pickle
 from recipes.files import InputError
+from rewards.encoders import has_vocabulary
 
 NAMES = (
     *("config.json", "adapter_config.json", "generation_config.json", "preprocessor_config.json"),
@@ -21,13 +22,21 @@ BERTS = ("bert", "cxr-bert", "chexbert", "discbert")  # their encoder's weights 
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 
 
-def find_unreadable(folder: Path, images: bool = False) -> str | None:  # noqa: C901
+def find_unreadable(folder: Path, images: bool = False) -> str | None:
     """What in a model's folder could not be read, and what to do, or None; weights are looked at, not read.
 
     JSON files parse, generation settings are of the right types, a safetensors file is as long as it says, every shard
     of an index is there, and a pickle (read where there is no safetensors file) names nothing but tensors. `images`:
     an image processor is there.
     """
+    if fault := _find_bad_settings(folder):
+        return fault
+    if images and not any((folder / name).is_file() for name in PROCESSORS):
+        return f"has no processor for images (no {' or '.join(PROCESSORS)}): copy that of the model it was made from"
+    return _find_bad_weights(folder)
+
+
+def _find_bad_settings(folder: Path) -> str | None:
     for file in sorted(file for pattern in NAMES for file in folder.glob(pattern)):
         try:
             json.loads(file.read_text(encoding="utf-8"))
@@ -39,8 +48,10 @@ def find_unreadable(folder: Path, images: bool = False) -> str | None:  # noqa: 
         except (OSError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             return f"has an invalid generation_config.json ({reason}): correct it"
-    if images and not any((folder / name).is_file() for name in PROCESSORS):
-        return f"has no processor for images (no {' or '.join(PROCESSORS)}): copy that of the model it was made from"
+    return None
+
+
+def _find_bad_weights(folder: Path) -> str | None:
     pickled = not any(folder.glob("*.safetensors*"))
     for index in folder.glob("*.bin.index.json" if pickled else "*.safetensors.index.json"):
         shards = sorted(set(json.loads(index.read_text()).get("weight_map", {}).values()))
@@ -67,8 +78,8 @@ def check_folder(name: str, images: bool = False) -> None:
 
     Of a Hub id nothing is looked at: a file is in the cache as a whole or not at all.
     """
-    if Path(name).is_dir() and (what := find_unreadable(Path(name), images)):
-        raise InputError(f"{name} {what}")
+    if Path(name).is_dir() and (fault := find_unreadable(Path(name), images)):
+        raise InputError(f"{name} {fault}")
 
 
 def load_bert(
@@ -79,9 +90,9 @@ def load_bert(
     Raises InputError where it is not there, damaged, of another architecture or without a tokenizer.
     """
     try:
-        found = PreTrainedConfig.get_config_dict(name)[0].get("model_type", "missing")
-        if found not in BERTS:
-            raise InputError(f"--model {name} is a {found} model: name a BERT")
+        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type", "missing")
+        if model_type not in BERTS:
+            raise InputError(f"--model {name} is a {model_type} model: name a BERT")
         check_folder(name)
         tokenizer = tokenizer_class.from_pretrained(name)
         model = model_class.from_pretrained(name)
@@ -90,7 +101,7 @@ def load_bert(
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"--model {name}: no such folder, or the Hub is out of reach ({reason})") from error
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes up an empty one without its files
+    if not has_vocabulary(tokenizer):
         raise InputError(f"--model {name} has no tokenizer (no vocab.txt or tokenizer.json): copy it there")
     return model, tokenizer
 
@@ -131,13 +142,13 @@ def check_model(name: str, trust_remote_code: bool = False, attention: str | Non
         raise InputError(
             f"the model {name} cannot be loaded (no such folder, or the Hub is out of reach): {sentence}"
         ) from error
-    own = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
-    if not own and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    remote = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
+    if not remote and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise InputError(f"{name} is a {config.model_type} model, which reads no images; name a vision-language model")
     check_folder(name)
     check_folder(base, images=True)
     flash = is_flash_attention_requested(requested_attention_implementation=attention)
-    if flash and not own and not MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._supports_flash_attn:
+    if flash and not remote and not MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._supports_flash_attn:
         raise InputError(
             f"{name} is a {config.model_type} model, which has no {attention}: set attn_implementation: sdpa"
         )

@@ -199,7 +199,7 @@ def read_split(files: Iterable[str | Path]) -> dict[str, str]:
     `{"CXR3030_IM-1405": {"split": "test", ...}}`. A study that is named in two splits goes to the later of train,
     validation, test, so that nothing tested is ever trained on. Raises InputError on other content.
     """
-    named = []
+    pairs = []
     for file in map(Path, files):
         for key, value in _read_json(file).items():
             rows = [(key, row) for row in value] if isinstance(value, list) else [(None, {"id": key, **value})]
@@ -207,9 +207,9 @@ def read_split(files: Iterable[str | Path]) -> dict[str, str]:
                 split = _SPLITS.get(split or row.get("split"))
                 if split is None or "id" not in row:
                     raise InputError(f"{file}: {key} is neither a split of R2Gen's nor a study of ReXrank's format")
-                named.append((split, study_id_of(row["id"])))
+                pairs.append((split, study_id_of(row["id"])))
     order = list(dict.fromkeys(_SPLITS.values()))
-    return {study_id: split for split, study_id in sorted(named, key=lambda pair: order.index(pair[0]))}
+    return {study_id: split for split, study_id in sorted(pairs, key=lambda pair: order.index(pair[0]))}
 
 
 def study_id_of(name: str) -> str:
@@ -247,8 +247,8 @@ def index_images(root: str | Path) -> dict[str, Path]:
         for name in sorted(names):
             if name.lower().endswith(SUFFIXES):
                 path = Path(folder) / name
-                own = image_key(name)
-                index.setdefault(own if own != name else image_key(path.relative_to(root).with_suffix("")), path)
+                key = image_key(name)
+                index.setdefault(key if key != name else image_key(path.relative_to(root).with_suffix("")), path)
     if not index:
         raise InputError(f"{root} holds no image ({', '.join(SUFFIXES)}); --image_root wants Open-i's images")
     return index
@@ -256,17 +256,17 @@ def index_images(root: str | Path) -> dict[str, Path]:
 
 def find_images(study: Study, index: dict[str, Path], root: str | Path) -> list[tuple[str, Path]]:
     """(name, file) of each image of `study` that exists under `root`, by path, by key, or in R2Gen's folder."""
-    found = []
+    images = []
     for name in study.images:
         path = Path(root) / name
         path = path if path.is_file() else index.get(image_key(name))
         if path:
-            found.append((name, path))
-    if not found and study.images:
+            images.append((name, path))
+    if not images and study.images:
         folder = image_key(study.images[0]).rsplit("-", 1)[0]
         numbered = ((f"{folder}/{i}", index.get(f"{folder}/{i}")) for i in range(10))
-        found = [(name, path) for name, path in numbered if path]
-    return found
+        images = [(name, path) for name, path in numbered if path]
+    return images
 
 
 def read_projections(image_root: str | Path) -> dict[str, str]:
@@ -316,9 +316,9 @@ def order_views(
     views = views_of([name for name, _ in images], caption, projections)
     lateral = [i for i, view in enumerate(views) if view == "LATERAL"]
     frontal = [i for i, view in enumerate(views) if view != "LATERAL"]
-    wanted = [*frontal[:1], *lateral[:1], *frontal[1:], *lateral[1:]][:maximum]
-    wanted.sort(key=lambda i: (i in lateral, i))
-    return [views[i] for i in wanted], [images[i][1] for i in wanted]
+    order = [*frontal[:1], *lateral[:1], *frontal[1:], *lateral[1:]][:maximum]
+    order.sort(key=lambda i: (i in lateral, i))
+    return [views[i] for i in order], [images[i][1] for i in order]
 
 
 def scenario_of(views: list[str]) -> str | None:
@@ -458,26 +458,26 @@ def text_columns(study: Study, target: str, cleaning: str) -> dict[str, str | No
 
 
 def assign_splits(
-    study_ids: list[str], scheme: str, named: dict[str, str], rng: np.random.Generator
+    study_ids: list[str], scheme: str, assigned: dict[str, str], rng: np.random.Generator
 ) -> dict[str, str]:
-    """Study id -> split under `scheme`; ids that it leaves out are absent. `named` is what the split file says.
+    """Study id -> split under `scheme`; ids that it leaves out are absent. `assigned`: the split file's.
 
-    `random`: 70/10/20, `named` unused. `r2gen`: as named. `rexrank`: as named, and the rest is trained on; an eighth
-    of the rest validates where `named` has no validation studies. Raises InputError on another scheme, if the scheme
-    needs names and has none, and where no study is left to train or to test on.
+    `random`: 70/10/20, without `assigned`. `r2gen`: as assigned. `rexrank`: as assigned, and the rest is trained on,
+    an eighth of it validates where `assigned` has no validation studies. Raises InputError on another scheme, if the
+    scheme needs names and has none, and where no study is left to train or to test on.
     """
     if scheme not in SCHEMES:
         raise InputError(f"--split_scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
-    if scheme != "random" and not named:
+    if scheme != "random" and not assigned:
         raise InputError(f"--split_scheme {scheme} needs --split_file: R2Gen's annotation.json or ReXrank's test JSON")
-    named = {} if scheme == "random" else named
-    rest = [study_id for study_id in study_ids if study_id not in named]
+    assigned = {} if scheme == "random" else assigned
+    rest = [study_id for study_id in study_ids if study_id not in assigned]
     rest = [] if scheme == "r2gen" else [rest[i] for i in rng.permutation(len(rest))]
     if scheme == "random":
         validation, test = round(0.1 * len(rest)), round(0.2 * len(rest))
     else:
-        validation, test = 0 if "validation" in named.values() else round(len(rest) / 8), 0
-    splits = {study_id: named[study_id] for study_id in study_ids if study_id in named}
+        validation, test = 0 if "validation" in assigned.values() else round(len(rest) / 8), 0
+    splits = {study_id: assigned[study_id] for study_id in study_ids if study_id in assigned}
     for i, study_id in enumerate(rest):
         splits[study_id] = "test" if i < test else "validation" if i < test + validation else "train"
     if missing := {"train", "test"} - set(splits.values()):
@@ -503,11 +503,11 @@ def draw_stand_ins(study: Study, views: list[str], size: int, seed: int) -> list
     """
     rng = np.random.default_rng([seed, zlib.crc32(study.study_id.encode())])
     patient = phantom.make_study(states_from_mesh(study.mesh), rng, lateral_only=False)
-    for name, known in signs_from_mesh(study.mesh).items():
-        if name not in ("Pleural Effusion", "Pleural Other") and known.get("side") == "bilateral":
-            del known["side"]  # the phantom draws no other finding on both sides
-        if name == "Pleural Effusion" and known.get("size") == "small":
-            del known["size"]  # a small one would show on the lateral view only
-        patient.signs[name] = replace(patient.signs[name], **known)
+    for name, signs in signs_from_mesh(study.mesh).items():
+        if name not in ("Pleural Effusion", "Pleural Other") and signs.get("side") == "bilateral":
+            del signs["side"]  # the phantom draws no other finding on both sides
+        if name == "Pleural Effusion" and signs.get("size") == "small":
+            del signs["size"]  # a small one would show on the lateral view only
+        patient.signs[name] = replace(patient.signs[name], **signs)
     drawn = [phantom.render(patient, "lateral" if view == "LATERAL" else "frontal", rng, size) for view in views]
     return [phantom.to_png(image) for image in drawn]

@@ -848,11 +848,11 @@ def write_report(
         sentences += [f"The previously seen {ABSENT[name][0]} has resolved." for name in resolved]
         return sentences + _negatives([name for name in names if name not in organs + resolved], rng)
 
-    seen = [name for name in FINDINGS if study.state(name) in STRENGTH]
+    visible = [name for name in FINDINGS if study.state(name) in STRENGTH]
     denied = [name for name in FINDINGS if study.state(name) == CheXpertState.NEGATIVE]
     sentences = []
     if style == "terse":
-        sentences = [present(seen[i]) for i in rng.permutation(len(seen))] + absent(denied)
+        sentences = [present(visible[i]) for i in rng.permutation(len(visible))] + absent(denied)
     elif style == "mimic":
         if views > 1:
             sentences.append("PA and lateral views of the chest were obtained.")
@@ -861,22 +861,22 @@ def write_report(
             for region in ("Lungs", "Pleura", "Heart", "Mediastinum", "Bones", "Other")
             for name in REGIONS[region]
         ]
-        sentences += [present(name) for name in order if name in seen]
+        sentences += [present(name) for name in order if name in visible]
         sentences += absent([name for name in order if name in denied])
     else:
         for region, names in REGIONS.items():
-            part = [present(name) for name in names if name in seen]
+            part = [present(name) for name in names if name in visible]
             part += absent([name for name in names if name in denied])
             if part and style == "systematic":
                 part[0] = f"{region}: {part[0]}"
             sentences += part
-    return " ".join(sentences if seen or denied else [*sentences, "No acute abnormality is seen."])
+    return " ".join(sentences if visible or denied else [*sentences, "No acute abnormality is seen."])
 
 
 def write_impression(study: Study, rng: np.random.Generator) -> str:
     """A one-line impression: the positive and uncertain findings, or that there is nothing acute."""
-    seen = [name for name in FINDINGS if study.state(name) in STRENGTH]
-    sentences = [_sentence(name, study, rng, "terse", "") for name in seen]
+    visible = [name for name in FINDINGS if study.state(name) in STRENGTH]
+    sentences = [_sentence(name, study, rng, "terse", "") for name in visible]
     return " ".join(sentences) or "No acute cardiopulmonary abnormality."
 
 

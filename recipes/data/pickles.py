@@ -41,8 +41,8 @@ def read_pickle(file: str | Path, allowed: tuple = ()) -> object:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)|function <[\w -]+ ([\w.]+)|class '([\w.]+)'", str(error))
-        what = f"holds code ({next(filter(None, name.groups()))})" if name else "is no PyTorch checkpoint"
-        raise InputError(f"{file} {what}, so it was not opened") from error
+        fault = f"holds code ({next(filter(None, name.groups()))})" if name else "is no PyTorch checkpoint"
+        raise InputError(f"{file} {fault}, so it was not opened") from error
     except (OSError, RuntimeError, EOFError, BadZipFile, UnicodeDecodeError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise InputError(f"{file} is damaged; download it again ({reason})") from error

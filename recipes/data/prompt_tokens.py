@@ -26,7 +26,7 @@ def count_tokens(
     prompts = samples.select_columns("prompt").with_format(None)
     views = list_value_length(samples.with_format("arrow")[:]["images"]).to_pylist()
     for scenario in SCENARIOS:
-        rows = [i for i, own in enumerate(scenarios) if own == scenario]
+        rows = [i for i, name in enumerate(scenarios) if name == scenario]
         if not rows:
             continue
         visual, prompt = [], []
@@ -37,7 +37,7 @@ def count_tokens(
                 text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
                 texts.append(processor.write_out(text, views[i])[0])
             ids = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            visual += [own.count(processor.image_token_id) for own in ids]
+            visual += [row.count(processor.image_token_id) for row in ids]
             prompt += map(len, ids)
         counts[scenario] = {
             "samples": len(rows),

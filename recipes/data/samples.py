@@ -25,12 +25,12 @@ def write_reasoning(labels: list[int]) -> str:
 
     The policy's own reasoning tends to mirror the label space anyway (MRG-R1 section VI).
     """
-    groups = {"Present": CheXpertState.POSITIVE, "Possible": CheXpertState.UNCERTAIN}
-    named = {
+    states = {"Present": CheXpertState.POSITIVE, "Possible": CheXpertState.UNCERTAIN}
+    groups = {
         title: ", ".join(name for name, value in zip(FINDINGS, labels, strict=False) if value == state)
-        for title, state in groups.items()
+        for title, state in states.items()
     }
-    return " ".join(f"{title}: {names}." for title, names in named.items() if names) or "No abnormal finding."
+    return " ".join(f"{title}: {names}." for title, names in groups.items() if names) or "No abnormal finding."
 
 
 def write_answer(labels: list[int], report: str) -> str:
@@ -54,7 +54,7 @@ def fill_prompt(prompt: str, study: dict) -> str:
             return FRONTAL.get(study["views"][0], "frontal")
         if name == "sections":
             names = TARGETS[target_of(study, study["report"]) or "findings"]
-            return " and ".join(each for each in names if study[each]) or "findings"
+            return " and ".join(section for section in names if study[section]) or "findings"
         return f"{name.capitalize()}: {study[name].strip()}\n" if study[name] else ""
 
     return FIELD.sub(fill, prompt)
@@ -96,8 +96,8 @@ def samples_of(study: dict, prompt: str, views: str) -> list[tuple[str, list]]:
         text = fill_prompt(prompt, study)
     except ValueError as error:
         raise InputError(f"study {study['study_id']}: {error}") from error
-    chosen = {"each": [[image] for image in images], "frontal": [images[:1]]}.get(views, [images])
-    return [(text, each) for each in chosen]
+    groups = {"each": [[image] for image in images], "frontal": [images[:1]]}.get(views, [images])
+    return [(text, group) for group in groups]
 
 
 def to_samples(

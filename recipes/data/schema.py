@@ -126,14 +126,14 @@ def check_room(path: str, files: dict[str, str]) -> None:
     if Path(load_dataset_builder("parquet", data_files=files, cache_dir=cache).cache_dir).is_dir():
         return
     contents = map(parquet.read_metadata, files.values())
-    size = sum(each.row_group(i).total_byte_size for each in contents for i in range(each.num_row_groups))
-    there = next(folder for folder in (Path(cache), *Path(cache).absolute().parents) if folder.is_dir())
+    size = sum(metadata.row_group(i).total_byte_size for metadata in contents for i in range(metadata.num_row_groups))
+    existing = next(folder for folder in (Path(cache), *Path(cache).absolute().parents) if folder.is_dir())
     remedy = "or set the variable HF_DATASETS_CACHE to a folder on another disk"
-    if not os.access(there, os.W_OK):
+    if not os.access(existing, os.W_OK):
         raise InputError(
             f"{path}: its rows are read from a copy in {cache}, where nothing can be written: change that, {remedy}"
         )
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(existing).free
     if free < size:
         raise InputError(
             f"{path}: its rows are read from a copy in {cache}, which takes {size / 1e9:.2f} GB, and "

@@ -26,7 +26,7 @@ from rewards.labels import CONDITIONS
 from rewards.scenarios import SCENARIOS
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "pycocoevalcap", "datasets", "torch", "transformers")
-REMEMBERED = 32768  # texts of all systems: 768 numbers each take 100 MB
+CACHE_SIZE = 32768  # texts of all systems: 768 numbers each take 100 MB
 SHUFFLED = ".shuffled"  # behind a model's name: its control
 PLACEHOLDER = "{scenario}"
 
@@ -66,8 +66,8 @@ def check_out(out: str) -> None:
 def load_metrics(args, labeler: Callable) -> Metrics:
     """The published models that `args` (EvaluateArguments) names, and stand-ins for the others."""
     metrics = Metrics(labeler, args.margin, hall_mode=args.hall_mode, meteor=args.meteor != "no")
-    if hasattr(labeler, "remembered"):
-        labeler.remembered.size = REMEMBERED  # each text goes through a CheXbert once, for labels and for RadCliQ
+    if hasattr(labeler, "cache"):
+        labeler.cache.size = CACHE_SIZE  # each text goes through a CheXbert once, for labels and for RadCliQ
     try:
         if args.radgraph:
             from rewards.radgraph import RadGraphParser  # needs torch, as do the next two

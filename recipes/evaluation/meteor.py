@@ -61,14 +61,6 @@ def meteor_of_sums(sums: np.ndarray) -> np.ndarray:
     return mean * (1 - GAMMA * fragments**BETA_METEOR)
 
 
-def corpus_meteor(generated: Sequence[str], references: Sequence[str]) -> float:
-    """METEOR 1.5 of n pairs as pycocoevalcap computes it, in [0, 1], on `tokenize`d text. For evaluation, no reward.
-
-    Raises as `meteor_statistics` does.
-    """
-    return float(meteor_of_sums(meteor_statistics(generated, references).sum(0)))
-
-
 def meteor_lite(generated: Sequence[str], references: Sequence[str]) -> list[float]:
     """nltk's METEOR of each of n pairs of `tokenize`d texts, in [0, 1], for evaluation where there is no Java.
 

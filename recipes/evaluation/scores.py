@@ -52,7 +52,7 @@ from rewards.labels import CONDITIONS, FINDINGS, to_binary
 from rewards.lexical_graph import LexicalGraph
 from rewards.mccs import mccs
 from rewards.radcliq import NAMES, PARAMETERS, make_lexical_parts, radcliq_score
-from rewards.radgraph import LEVELS, REMEMBERED, radgraph_f1
+from rewards.radgraph import CACHE_SIZE, LEVELS, radgraph_f1
 from rewards.rouge import rouge_l
 from rewards.scenarios import SCENARIOS
 
@@ -204,7 +204,7 @@ def _composite_part(reports: list[str], references: list[str], metrics: Metrics)
     graph_name = "radgraph" if metrics.radgraph else "radgraph_lexical"
     said = np.array([bool(text.strip()) for text in reports])
     scores: dict[str, np.ndarray] = {f"{graph_name}/{level}": np.zeros(len(reports)) for level in LEVELS}
-    step = REMEMBERED // 2
+    step = CACHE_SIZE // 2
     for start in range(0, len(reports), step):  # graphs take 10 kB each
         own = slice(start, start + step)
         graphs = parser(reports[own]), parser(references[own])

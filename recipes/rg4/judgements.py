@@ -57,8 +57,8 @@ def read_judgements(file: str) -> dict[str, list[int]]:
         for number, row in enumerate(rows, 2):
             states = [_STATES.get((row[name] or "").strip()) for name in CATEGORIES]
             if None in states:
-                wrong = CATEGORIES[states.index(None)]
-                raise InputError(f"{file}, record {number}: {wrong} must be 0 or 1, not {row[wrong]!r}")
+                category = CATEGORIES[states.index(None)]
+                raise InputError(f"{file}, record {number}: {category} must be 0 or 1, not {row[category]!r}")
             if has_text(row["report"]):
                 verdicts.setdefault(clean_text(row["report"]), states)
         bare = [number for number, row in enumerate(rows, 2) if not has_text(row["report"])]
@@ -76,16 +76,18 @@ def mix(reports: Sequence[str], count: int, judge: Callable, rng: random.Random)
     as it stands or rewritten: the two differ in little but the verdict. In every second sentence some words give way
     to words of another, which teaches which words matter.
     """
-    sentences = list(dict.fromkeys(each for report in reports for each in split_sentences(report)))
+    sentences = list(dict.fromkeys(sentence for report in reports for sentence in split_sentences(report)))
     rewriter = RuleRewriter()
     verdicts = judge(sentences)
-    held = [[s for s, found in zip(sentences, verdicts[:, i], strict=True) if found] for i in range(len(CATEGORIES))]
-    held = [each for each in held if each]
+    by_category = [
+        [s for s, verdict in zip(sentences, verdicts[:, i], strict=True) if verdict] for i in range(len(CATEGORIES))
+    ]
+    by_category = [group for group in by_category if group]
 
     def draw() -> str:
-        if not held or rng.random() < 0.5:
+        if not by_category or rng.random() < 0.5:
             return rng.choice(sentences)
-        sentence = rng.choice(rng.choice(held))
+        sentence = rng.choice(rng.choice(by_category))
         return sentence if rng.random() < 0.6 else rewriter.rewrite(sentence, CATEGORIES)
 
     def altered() -> str:
@@ -107,19 +109,19 @@ def mix(reports: Sequence[str], count: int, judge: Callable, rng: random.Random)
 def build_discbert(texts: Iterable[str], seed: int = 0) -> tuple[DiscBertModel, BertTokenizer]:
     """A random-weight, tiny DiscBERT and its tokenizer, with the encoder of `modeling.tiny.build_chexbert`."""
     chexbert, tokenizer = build_chexbert(texts, seed=seed)
-    own = {"model_type": DiscBertConfig.model_type}
-    model = DiscBertModel(DiscBertConfig.from_dict(chexbert.config.to_diff_dict() | own))
+    kind = {"model_type": DiscBertConfig.model_type}
+    model = DiscBertModel(DiscBertConfig.from_dict(chexbert.config.to_diff_dict() | kind))
     model.bert = chexbert.bert
     return model, tokenizer
 
 
-def score_heads(found: np.ndarray, truth: np.ndarray) -> dict[str, dict[str, float]]:
+def score_heads(predicted: np.ndarray, truth: np.ndarray) -> dict[str, dict[str, float]]:
     """Precision, recall and F1 (0 to 1; 0 where undefined) and `support` of each category, and their `mean`.
 
-    `found` and `truth` are (n, 4) of 0 and 1. The mean is that of the four heads, of each measure its own.
+    `predicted` and `truth` are (n, 4) of 0 and 1. The mean is that of the four heads, of each measure its own.
     """
     measured = [
-        precision_recall_fscore_support(truth[:, i], found[:, i], average="binary", zero_division=0)[:3]
+        precision_recall_fscore_support(truth[:, i], predicted[:, i], average="binary", zero_division=0)[:3]
         for i in range(len(CATEGORIES))
     ]
     names = ("precision", "recall", "f1")
@@ -134,10 +136,10 @@ def score_heads(found: np.ndarray, truth: np.ndarray) -> dict[str, dict[str, flo
 def measure(model: str, verdicts: dict[str, list[int]], device=None) -> dict[str, dict[str, float]]:
     """`score_heads` of the DiscBERT `model` on reports whose `verdicts` are known."""
     try:
-        found = DiscBertJudge(model, device)(verdicts)
+        predicted = DiscBertJudge(model, device)(verdicts)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return score_heads(found, np.array(list(verdicts.values())))
+    return score_heads(predicted, np.array(list(verdicts.values())))
 
 
 def print_scores(title: str, scores: dict[str, dict[str, float]]) -> None:
@@ -158,13 +160,13 @@ def write_sheet(reports: Sequence[str], count: int, judge: Callable, file: str |
     verdicts = np.asarray(judge(reports)) > 0
     strata = [np.flatnonzero(verdicts[:, i]).tolist() for i in range(len(CATEGORIES))]
     strata.append(np.flatnonzero(~verdicts.any(1)).tolist())
-    chosen: dict[int, None] = {}
+    selected: dict[int, None] = {}
     for stratum in sorted(strata, key=len):  # the rarest first, so that it is not used up by others
-        left = [row for row in stratum if row not in chosen]
-        chosen |= dict.fromkeys(rng.sample(left, min(len(left), count // len(strata))))
-    left = [row for row in range(len(reports)) if row not in chosen]
-    chosen |= dict.fromkeys(rng.sample(left, min(len(left), count - len(chosen))))
-    rows = rng.sample(list(chosen), len(chosen))
+        remaining = [row for row in stratum if row not in selected]
+        selected |= dict.fromkeys(rng.sample(remaining, min(len(remaining), count // len(strata))))
+    remaining = [row for row in range(len(reports)) if row not in selected]
+    selected |= dict.fromkeys(rng.sample(remaining, min(len(remaining), count - len(selected))))
+    rows = rng.sample(list(selected), len(selected))
     with replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
         writer.writerow(["report", *CATEGORIES, "comment"])

@@ -74,7 +74,7 @@ class Endpoint:
         check_url(url)
         self.url, self.name, self.timeout, self.concurrency = url.rstrip("/"), model, timeout, concurrency
         self.settings = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
-        again = Retry(
+        retry_policy = Retry(
             total=retries, backoff_factor=backoff, status_forcelist=BUSY, allowed_methods=None, redirect=False
         )
         self.session = requests.Session()
@@ -82,7 +82,7 @@ class Endpoint:
         if KEY in os.environ:
             self.session.headers["Authorization"] = f"Bearer {os.environ[KEY]}"
         for scheme in ("http://", "https://"):
-            self.session.mount(scheme, HTTPAdapter(max_retries=again, pool_maxsize=concurrency))
+            self.session.mount(scheme, HTTPAdapter(max_retries=retry_policy, pool_maxsize=concurrency))
 
     def __call__(self, messages: Messages) -> str:
         """The answer to `messages`. Raises Refused where the server says that this request is at fault (400, 413,
@@ -152,15 +152,15 @@ class Answers:
         self.chat, self.file, self.asked, self.recalled = chat, file, 0, 0
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.kept = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
-            self.kept.execute("CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer TEXT)")
+            self.database = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+            self.database.execute("CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer TEXT)")
         except sqlite3.DatabaseError as error:
             raise InputError(
                 f"{file} is no file of kept answers ({error}); name another --out or move it away"
             ) from error
         self.lock = threading.Lock()
 
-    def all(self, questions: Sequence[tuple[Messages, Callable[[str], Any]]], what: str) -> list[Any]:
+    def all(self, questions: Sequence[tuple[Messages, Callable[[str], Any]]], title: str) -> list[Any]:
         """`read(answer)` for each (messages, read) of `questions`, or the sentence that says why there is none.
 
         `read` raises Refused on an answer of the wrong form: the model is then told so and asked again, `ASKS` times
@@ -169,21 +169,21 @@ class Answers:
         pool = ThreadPoolExecutor(self.chat.concurrency)
         try:
             futures = [pool.submit(self._one, *question) for question in questions]
-            return [future.result() for future in track(futures, what, disable=len(futures) < 100)]
+            return [future.result() for future in track(futures, title, disable=len(futures) < 100)]
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _one(self, messages: Messages, read: Callable[[str], Any]) -> Any:
         key = hashlib.blake2b(json.dumps([self.chat.name, messages]).encode(), digest_size=16).digest()
         with self.lock:
-            found = self.kept.execute("SELECT answer FROM answers WHERE question = ?", (key,)).fetchone()
-        if found:
+            row = self.database.execute("SELECT answer FROM answers WHERE question = ?", (key,)).fetchone()
+        if row:
             with suppress(Refused):  # one that was kept under other rules is asked again
-                result = read(found[0])
+                result = read(row[0])
                 with self.lock:
                     self.recalled += 1
                 return result
-        asked, wrong = messages, ""
+        asked, fault = messages, ""
         for _ in range(ASKS):
             with self.lock:
                 self.asked += 1
@@ -194,47 +194,47 @@ class Answers:
             try:
                 result = read(answer)
             except Refused as error:
-                wrong = str(error)
-                said = [{"role": "assistant", "content": answer}] if answer.strip() else []
-                correction = f"That is no valid answer: {wrong}. Answer again, in the form that was asked for."
-                asked = [*messages, *said, {"role": "user", "content": correction}]
+                fault = str(error)
+                turn = [{"role": "assistant", "content": answer}] if answer.strip() else []
+                correction = f"That is no valid answer: {fault}. Answer again, in the form that was asked for."
+                asked = [*messages, *turn, {"role": "user", "content": correction}]
                 continue
             try:
                 with self.lock:
-                    self.kept.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
+                    self.database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
             except sqlite3.OperationalError as error:  # a full disk, or another run with the same file
                 raise InputError(f"an answer cannot be kept in {self.file}: {error}") from error
             return result
-        return f"{self.chat.name} gave no valid answer in {ASKS} asks: {wrong}"
+        return f"{self.chat.name} gave no valid answer in {ASKS} asks: {fault}"
 
 
 def _object(answer: str) -> dict:
     """The JSON object in an answer, which may stand in other text or in a code fence."""
     start, end = answer.find("{"), answer.rfind("}")
     try:
-        found = json.loads(answer[start : end + 1]) if 0 <= start < end else None
+        value = json.loads(answer[start : end + 1]) if 0 <= start < end else None
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        value = None
+    if not isinstance(value, dict):
         raise Refused("it holds no JSON object" if answer.strip() else "it is empty")
-    return found
+    return value
 
 
 def read_verdict(answer: str) -> list[int]:
     """Four of 0 and 1 in the order of `CATEGORIES`; raises Refused where a category is missing or no true or false."""
-    found = _object(answer)
+    verdict = _object(answer)
     for category in CATEGORIES:
-        if not isinstance(found.get(category), bool):
+        if not isinstance(verdict.get(category), bool):
             raise Refused(f"{category} must be true or false")
-    return [int(found[category]) for category in CATEGORIES]
+    return [int(verdict[category]) for category in CATEGORIES]
 
 
 def read_sections(answer: str, names: Sequence[str]) -> dict[str, str]:
     """The rewritten sections; raises Refused where they are not exactly `names`, or no texts."""
-    found = _object(answer)
-    if set(found) != set(names) or not all(isinstance(text, str) for text in found.values()):
+    sections = _object(answer)
+    if set(sections) != set(names) or not all(isinstance(text, str) for text in sections.values()):
         raise Refused(f"the object must have the keys {', '.join(names)}, each a text")
-    return {name: " ".join(found[name].split()) for name in names}
+    return {name: " ".join(sections[name].split()) for name in names}
 
 
 class LLMJudge:
@@ -252,8 +252,8 @@ class LLMJudge:
         texts = list(texts)
         distinct = list(dict.fromkeys(texts))
         answers = self.answers.all([(self.question(text), read_verdict) for text in distinct], "judging")
-        found = dict(zip(distinct, answers, strict=True))
-        rows = [[-1] * len(CATEGORIES) if isinstance(found[text], str) else found[text] for text in texts]
+        by_text = dict(zip(distinct, answers, strict=True))
+        rows = [[-1] * len(CATEGORIES) if isinstance(by_text[text], str) else by_text[text] for text in texts]
         return np.array(rows, dtype=np.int8).reshape(len(texts), len(CATEGORIES))
 
 
@@ -268,15 +268,15 @@ class LLMRewriter:
         messages = [{"role": "system", "content": self.prompt}]
         for i, (text, judged) in enumerate(zip(case.texts, case.judged, strict=True)):
             sections = json.dumps(text, ensure_ascii=False)
-            named = ", ".join(category.replace("_", " ") for category in judged)
+            categories = ", ".join(category.replace("_", " ") for category in judged)
             if i == 0:
                 messages.append(
-                    {"role": "user", "content": f"{sections}\nJudgement: it contains {named}. Remove that."}
+                    {"role": "user", "content": f"{sections}\nJudgement: it contains {categories}. Remove that."}
                 )
                 continue
             messages.append({"role": "assistant", "content": sections})
-            again = f"Judgement of this rewrite, number {i}: it still contains {named}. Rewrite it again."
-            messages.append({"role": "user", "content": again})
+            request = f"Judgement of this rewrite, number {i}: it still contains {categories}. Rewrite it again."
+            messages.append({"role": "user", "content": request})
         return messages
 
     def __call__(self, cases: Sequence) -> list[dict[str, str] | str]:

@@ -95,17 +95,17 @@ def run_loop(
     to their new sections, or to a sentence that says why there are none. All reports take a step together, so that a
     network gets full batches and an endpoint many requests at once.
     """
-    cases = [Case(scenario, [dict(each)]) for each in texts]
+    cases = [Case(scenario, [dict(sections)]) for sections in texts]
     pending = cases
-    for left in range(max_rounds, -1, -1):
-        for case, found in zip(pending, judge([joined(case.texts[-1]) for case in pending]), strict=True):
-            if min(found) < 0:
+    for rounds_left in range(max_rounds, -1, -1):
+        for case, verdict in zip(pending, judge([joined(case.texts[-1]) for case in pending]), strict=True):
+            if min(verdict) < 0:
                 case.failed = f"the judge {judge.name} gave no valid answer"
                 continue
-            present = [category for category, state in zip(CATEGORIES, found, strict=True) if state > 0]
+            present = [category for category, state in zip(CATEGORIES, verdict, strict=True) if state > 0]
             case.judged.append(tuple(category for category in present if category in FORBIDDEN[scenario]))
         pending = [case for case in pending if not case.failed and case.judged[-1]]
-        if not left or not pending:
+        if not rounds_left or not pending:
             break
         for case, answer in zip(pending, rewriter(pending), strict=True):
             if isinstance(answer, str):
@@ -124,8 +124,8 @@ def guard(cases: Sequence[Case], labeler: Callable, section: str = "impression")
     `section` is compared, of a report without it the findings, else the whole text (A-29).
     """
     rewritten = [case for case in cases if case.rounds and not case.failed]
-    wanted = () if section == "report" else (section, "findings")
-    names = [next((name for name in wanted if case.texts[0].get(name)), None) for case in rewritten]
+    preferred = () if section == "report" else (section, "findings")
+    names = [next((name for name in preferred if case.texts[0].get(name)), None) for case in rewritten]
     pairs = [
         [(text.get(name, "") if name else joined(text)) for text in (case.texts[0], case.texts[-1])]
         for case, name in zip(rewritten, names, strict=True)
@@ -140,21 +140,23 @@ def guard(cases: Sequence[Case], labeler: Callable, section: str = "impression")
             case.failed = f"the labels of the {name or 'report'} changed: {', '.join(state)}"
 
 
-def can_serve(own: str | None, scenario: str) -> bool:
-    """Whether a row of scenario `own` has what `scenario` needs: a lateral image for m, a prior report for w.
+def can_serve(available: str | None, scenario: str) -> bool:
+    """Whether a row of scenario `available` has what `scenario` needs: a lateral image for m, a prior report for w.
 
     A row without a scenario (it has no frontal view) serves none.
     """
-    return bool(own) and (scenario[0] == "s" or own[0] == "m") and (scenario[1] == "n" or own[1] == "w")
+    return (
+        bool(available) and (scenario[0] == "s" or available[0] == "m") and (scenario[1] == "n" or available[1] == "w")
+    )
 
 
 def read_rows(dataset: str, limit: int | None = None) -> dict[str, Dataset]:
     """The splits of a built data set with encoded images, of each the first `limit` rows."""
     splits = {}
     for split, rows in read_dataset(dataset, tuple(FEATURES)).items():
-        if wrong := set(rows.unique("scenario")) - {*SCENARIOS, None}:
+        if unknown := set(rows.unique("scenario")) - {*SCENARIOS, None}:
             raise InputError(
-                f"split {split} of {dataset} has the scenario {wrong.pop()!r}, which is none of {SCENARIOS}"
+                f"split {split} of {dataset} has the scenario {unknown.pop()!r}, which is none of {SCENARIOS}"
             )
         rows = rows.cast_column("images", List(Image(decode=False)))
         splits[split] = rows.select(range(min(limit or len(rows), len(rows))))
@@ -204,8 +206,8 @@ def load_judge(name: str) -> Callable:
         raise InputError(f"the judge {name}: {error}; or name the judge rule, which needs no model") from error
 
 
-def load_pair(args, kept: str | Path) -> tuple[Callable, Callable, Answers | None]:
-    """The judge, the rewriter, and the memory of the LLM's answers in the file `kept` where there is an LLM.
+def load_pair(args, file: str | Path) -> tuple[Callable, Callable, Answers | None]:
+    """The judge, the rewriter, and the memory of the LLM's answers in `file` where there is an LLM.
 
     `args` are those of recipes/build_mimic_rg4.py. Raises InputError on another judge, and where a model is missing.
     """
@@ -219,7 +221,7 @@ def load_pair(args, kept: str | Path) -> tuple[Callable, Callable, Answers | Non
         chat = Endpoint(args.endpoint, args.llm, *options)
     else:
         chat = SimpleNamespace(name=args.llm) if args.dry_run else InProcess(args.llm, args.max_tokens)
-    answers = Answers(chat, ":memory:" if args.dry_run else kept)
+    answers = Answers(chat, ":memory:" if args.dry_run else file)
     judge = judge or LLMJudge(answers, read_prompt(PROMPTS["judge"]))
     rewriter = LLMRewriter(answers, read_prompt(PROMPTS["rewriter"])) if args.rewriter == "llm" else RuleRewriter()
     return judge, rewriter, answers
@@ -227,8 +229,10 @@ def load_pair(args, kept: str | Path) -> tuple[Callable, Callable, Answers | Non
 
 def rows_for(rows: Dataset, scenario: str | None) -> Dataset:
     """The rows that have what `scenario` needs (`can_serve`); for None those without a scenario."""
-    wanted = (not own if scenario is None else can_serve(own, scenario) for own in rows["scenario"])
-    return rows.select([i for i, serves in enumerate(wanted) if serves])
+    suitable = (
+        not available if scenario is None else can_serve(available, scenario) for available in rows["scenario"]
+    )
+    return rows.select([i for i, serves in enumerate(suitable) if serves])
 
 
 def read_sections(rows: Dataset) -> list[dict[str, str]]:
@@ -259,9 +263,9 @@ def write_rows(rows: Dataset, cases: Sequence[Case], labeler: Callable, cleaning
 
     The text and the prior report are cleaned by `cleaning` (of `CLEANINGS`) after they are labelled.
     """
-    kept = [i for i, case in enumerate(cases) if not case.failed]
-    for start in range(0, len(kept), BATCH):
-        yield from _labelled([_to_row(rows[i], cases[i]) for i in kept[start : start + BATCH]], labeler, cleaning)
+    passed = [i for i, case in enumerate(cases) if not case.failed]
+    for start in range(0, len(passed), BATCH):
+        yield from _labelled([_to_row(rows[i], cases[i]) for i in passed[start : start + BATCH]], labeler, cleaning)
 
 
 def _labelled(rows: list[dict], labeler: Callable, cleaning: str) -> Iterator[dict]:
@@ -300,14 +304,14 @@ def _last_text(row: dict, case: Case) -> dict:
 
 def _to_row(row: dict, case: Case) -> dict:
     lateral = [is_lateral(view) for view in row["views"]]
-    chosen = [lateral.index(False)] if False in lateral else []
+    places = [lateral.index(False)] if False in lateral else []
     if case.scenario[0] == "m" and True in lateral:
-        chosen.append(lateral.index(True))
+        places.append(lateral.index(True))
     return {
         **row,
         **_last_text(row, case),
-        "images": [row["images"][i] for i in chosen] if row["images"] else [],
-        "views": [row["views"][i] for i in chosen],
+        "images": [row["images"][i] for i in places] if row["images"] else [],
+        "views": [row["views"][i] for i in places],
         "prior_report": row["prior_report"] if case.scenario[1] == "w" else None,
         "scenario": case.scenario,
         "key_spans": None,
@@ -386,30 +390,36 @@ def print_estimate(splits: dict[str, Dataset], scenarios: Sequence[str], judge, 
     """
     print(f"{'scenario':10}{'reports':>10}{'to rewrite':>12}{'requests':>20}{'million tokens':>20}")
     for scenario in scenarios:
-        texts = [each for rows in splits.values() for each in read_sections(rows_for(rows, scenario))]
+        texts = [sections for rows in splits.values() for sections in read_sections(rows_for(rows, scenario))]
         if not texts:
             continue
         sample = texts[:: max(1, len(texts) // SAMPLE)][:SAMPLE]
-        found = (RuleJudge() if isinstance(judge, LLMJudge) else judge)([joined(each) for each in sample])
+        verdicts = (RuleJudge() if isinstance(judge, LLMJudge) else judge)([joined(sections) for sections in sample])
         names = [
             [c for c, state in zip(CATEGORIES, row, strict=True) if state and c in FORBIDDEN[scenario]]
-            for row in found
+            for row in verdicts
         ]
-        asked = [Case(scenario, [text], [tuple(held)]) for text, held in zip(sample, names, strict=True) if held]
+        asked = [
+            Case(scenario, [text], [tuple(categories)])
+            for text, categories in zip(sample, names, strict=True)
+            if categories
+        ]
         share = len(asked) / len(sample)
         requests, tokens = [0.0, 0.0], [0.0, 0.0]
         for i, rounds in enumerate((1, max_rounds)):
             if isinstance(rewriter, LLMRewriter) and asked:
                 length = np.mean([len(json.dumps(rewriter.question(case))) for case in asked])
                 report = np.mean([len(json.dumps(case.texts[0])) for case in asked])
-                grown = sum(length + 2 * report * done + report for done in range(rounds))  # with history and answer
+                grown = sum(
+                    length + 2 * report * earlier + report for earlier in range(rounds)
+                )  # with history and answer
                 requests[i] += share * len(texts) * rounds
                 tokens[i] += share * len(texts) * grown / CHARACTERS_PER_TOKEN
             if isinstance(judge, LLMJudge):
                 length = np.mean([len(json.dumps(judge.question(joined(text)))) + 90 for text in sample])
                 requests[i] += len(texts) * (1 + share * rounds)
                 tokens[i] += len(texts) * (1 + share * rounds) * length / CHARACTERS_PER_TOKEN
-        asks, millions = (f"{low:,.0f} to {high:,.0f}" for low, high in (requests, [each / 1e6 for each in tokens]))
+        asks, millions = (f"{low:,.0f} to {high:,.0f}" for low, high in (requests, [count / 1e6 for count in tokens]))
         if max(tokens) < 1e8:
             millions = f"{tokens[0] / 1e6:.2f} to {tokens[1] / 1e6:.2f}"
         print(f"{scenario:10}{len(texts):>10,}{share:>12.1%}{asks:>20}{millions:>20}")
@@ -436,14 +446,14 @@ def check_published(args) -> None:
             "give either --dataset (to rewrite) or --published (MIMIC-RG4's own files, rewritten already)"
         )
     defaults = {"image_size": 512, "image_size_of": "longest", "target": "findings+impression"}
-    named = [name for name in ("image_root", *defaults) if getattr(args, name) is not None]
-    if args.dataset and named:
+    explicit = [name for name in ("image_root", *defaults) if getattr(args, name) is not None]
+    if args.dataset and explicit:
         raise InputError(
-            f"--{named[0]} is of --published: the rows of --dataset keep the images and the target that they were "
+            f"--{explicit[0]} is of --published: the rows of --dataset keep the images and the target that they were "
             "built with"
         )
     for name, value in defaults.items():
-        if args.published and name not in named:
+        if args.published and name not in explicit:
             setattr(args, name, value)
     if args.image_size is not None and args.image_size < 1:
         raise InputError(f"--image_size must be at least 1 pixel, not {args.image_size}")
@@ -456,9 +466,9 @@ def check_published(args) -> None:
 
 
 def read_published(
-    named: str, args, labeler: Callable
+    argument: str, args, labeler: Callable
 ) -> tuple[str, dict[str, Callable[[], Iterator[dict]]], dict[str, list[str]]]:
-    """The scenario and, by split, the rows of one file of the published MIMIC-RG4; `named` is SCENARIO:FILE.
+    """The scenario and, by split, the rows of one file of the published MIMIC-RG4; `argument` is SCENARIO:FILE.
 
     `args` are those of recipes/build_mimic_rg4.py: images, cleaning and target. The third of what is returned are, by
     split, the studies that have no text for the target and so no row.
@@ -468,9 +478,11 @@ def read_published(
     model and no characters, so `key_spans` stays null: recipes/weigh_tokens.py makes them again. Without
     `args.image_root` the rows have no images. Raises InputError naming the file and the record.
     """
-    scenario, _, file = named.partition(":")
+    scenario, _, file = argument.partition(":")
     if scenario not in SCENARIOS or not file:
-        raise InputError(f"--published takes SCENARIO:FILE with a scenario of {', '.join(SCENARIOS)}, not {named!r}")
+        raise InputError(
+            f"--published takes SCENARIO:FILE with a scenario of {', '.join(SCENARIOS)}, not {argument!r}"
+        )
     try:
         published = json.loads(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -177,7 +177,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=65536)
-def _found(sentence: str) -> tuple[bool, ...]:
+def _detect(sentence: str) -> tuple[bool, ...]:
     """Which of `CATEGORIES` one sentence holds."""
     return tuple(
         bool(_COMPILED[category].search(sentence)) and not (category == "view" and _RECOMMENDED.search(sentence))
@@ -185,9 +185,9 @@ def _found(sentence: str) -> tuple[bool, ...]:
     )
 
 
-def _found_in(text: str) -> tuple[bool, ...]:
+def _detect_in(text: str) -> tuple[bool, ...]:
     """Which of `CATEGORIES` a text of any number of sentences holds."""
-    return tuple(map(any, zip(*(_found(each) for each in split_sentences(text)), strict=True))) or (False,) * 4
+    return tuple(map(any, zip(*(_detect(sentence) for sentence in split_sentences(text)), strict=True))) or (False,) * 4
 
 
 class RuleJudge:
@@ -197,7 +197,7 @@ class RuleJudge:
 
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """0 (absent) or 1 (present), int8, shape (n, 4), in the order of `CATEGORIES`. Any string is judged."""
-        rows = [_found_in(text) for text in texts]
+        rows = [_detect_in(text) for text in texts]
         return np.array(rows, dtype=np.int8).reshape(len(rows), len(CATEGORIES))
 
 
@@ -250,8 +250,8 @@ def _be(words: str) -> str:
 
 def _there_is(words: str, negated: bool = False) -> str:
     """ "There is X"; of anatomy, which is always there, only what stands with it."""
-    if seen := re.match(rf"{_ANATOMY}\s*(?:(?:with|and)\s+(.+))?$", words.strip(), re.IGNORECASE):
-        return _there_is(seen[1]) if seen[1] else ""
+    if match := re.match(rf"{_ANATOMY}\s*(?:(?:with|and)\s+(.+))?$", words.strip(), re.IGNORECASE):
+        return _there_is(match[1]) if match[1] else ""
     words = re.sub(
         r"^(?:the|an?)\s+" if not negated else r"^(?:the|an?|\d+|one|two|three)\s+", "", words.strip(), flags=re.I
     )
@@ -614,7 +614,7 @@ def _says_something(words: str) -> bool:
 
 def _holds(text: str, categories: Sequence[str]) -> bool:
     """Whether `RuleJudge` finds one of `categories` in `text`, which may be several sentences."""
-    return any(state and category in categories for category, state in zip(CATEGORIES, _found_in(text), strict=True))
+    return any(state and category in categories for category, state in zip(CATEGORIES, _detect_in(text), strict=True))
 
 
 def _like(sentence: str, words: str) -> str:
@@ -665,22 +665,25 @@ class RuleRewriter:
 
     def rewrite_sections(self, sections: dict[str, str], categories: Sequence[str]) -> dict[str, str]:
         """`rewrite` of the sections of one report: what another section says of the heart is not contradicted."""
-        wanted = tuple(category for category in CATEGORIES if category in categories)
+        forbidden = tuple(category for category in CATEGORIES if category in categories)
         split = {name: split_sentences(text) for name, text in sections.items()}
-        done = {name: [self.rewrite_sentence(each, wanted) for each in sentences] for name, sentences in split.items()}
+        results = {
+            name: [self.rewrite_sentence(sentence, forbidden) for sentence in sentences]
+            for name, sentences in split.items()
+        }
         unsaid: set[int] = set()
-        if any(lost for rewritten in done.values() for _, lost in rewritten):
-            (left,) = self.labeler([" ".join(text for rewritten in done.values() for text, _ in rewritten)])
-            unsaid = set(np.flatnonzero(left == CheXpertState.BLANK).tolist())
-        made = {}
+        if any(lost for rewritten in results.values() for _, lost in rewritten):
+            (states,) = self.labeler([" ".join(text for rewritten in results.values() for text, _ in rewritten)])
+            unsaid = set(np.flatnonzero(states == CheXpertState.BLANK).tolist())
+        output = {}
         for name, sentences in split.items():
             texts, missing = [], set(unsaid)
-            for sentence, (text, lost) in zip(sentences, done[name], strict=True):
+            for sentence, (text, lost) in zip(sentences, results[name], strict=True):
                 neutral = tuple(sorted(missing & set(lost)))
                 missing -= set(neutral)
                 texts += [text, _like(sentence, _NEUTRAL[neutral]) if neutral else ""]
-            made[name] = _settle(" ".join(filter(None, texts)), wanted)
-        return made
+            output[name] = _settle(" ".join(filter(None, texts)), forbidden)
+        return output
 
     def _rewrite_sentence(self, sentence: str, categories: tuple[str, ...]) -> tuple[str, tuple[int, ...]]:
         """The sentence without `categories`, and what of `_NAMED` it only said to be stable."""
@@ -701,7 +704,7 @@ class RuleRewriter:
             rewritten = ""
         # in the order of how well they read; the last one may be a broken sentence
         candidates = [rewritten if _says_something(rewritten) else "", "", self._statements(body), _tidy(cut)]
-        clean = [text for each in candidates if not _holds(text := _like(sentence, each), categories)]
+        clean = [text for candidate in candidates if not _holds(text := _like(sentence, candidate), categories)]
         before, *after = self.labeler([sentence, *clean])[:, : len(FINDINGS)]
         if same := [text for text, states in zip(clean, after, strict=True) if (states == before).all()]:
             return same[0], ()
@@ -718,21 +721,21 @@ class RuleRewriter:
 
     def _statements(self, body: str) -> str:
         """What the sentence says of findings, in the plainest words."""
-        found = dict.fromkeys((body[start:end], state) for start, end, _, state in self.labeler.mentions(body))
-        said = [
+        statements = dict.fromkeys((body[start:end], state) for start, end, _, state in self.labeler.mentions(body))
+        sentences = [
             f"possible {words}"
             if state == CheXpertState.UNCERTAIN
             else _there_is(words, state == CheXpertState.NEGATIVE)
-            for words, state in found
+            for words, state in statements
         ]
-        return ". ".join(each[0].upper() + each[1:] for each in said if each)
+        return ". ".join(sentence[0].upper() + sentence[1:] for sentence in sentences if sentence)
 
 
 def _settle(text: str, categories: Sequence[str]) -> str:
     """`text` without the sentences that hold `categories`, until there are none: new neighbours may make new ones."""
     while True:
         sentences = split_sentences(text)
-        kept = [each for each in sentences if not _holds(each, categories)]
-        if len(kept) == len(sentences):
+        clean = [sentence for sentence in sentences if not _holds(sentence, categories)]
+        if len(clean) == len(sentences):
             return text
-        text = " ".join(kept)
+        text = " ".join(clean)

@@ -16,60 +16,15 @@ from rewards.scenarios import CATEGORIES, COLUMNS, FORBIDDEN, SCENARIOS
 
 # LLM-RG4, Table 1: percentage of reports of the setting sn that hold each category, as judged by its DiscBERT.
 PAPER = [
-    {
-        "data": "MIMIC-CXR (paper)",
-        "split": "train",
-        "reports": "16.9K",
-        "PC": 39.90,
-        "PP": 15.99,
-        "View": 1.17,
-        "Comm": 4.56,
-    },
-    {
-        "data": "MIMIC-CXR (paper)",
-        "split": "validation",
-        "reports": "0.1K",
-        "PC": 38.36,
-        "PP": 11.28,
-        "View": 1.50,
-        "Comm": 3.01,
-    },
-    {
-        "data": "MIMIC-CXR (paper)",
-        "split": "test",
-        "reports": "0.1K",
-        "PC": 65.63,
-        "PP": 25.78,
-        "View": 3.13,
-        "Comm": 10.16,
-    },
-    {
-        "data": "MIMIC-RG4 (paper)",
-        "split": "train",
-        "reports": "172.6K",
-        "PC": 0.30,
-        "PP": 0.30,
-        "View": 0.12,
-        "Comm": 0.00,
-    },
-    {
-        "data": "MIMIC-RG4 (paper)",
-        "split": "validation",
-        "reports": "1.4K",
-        "PC": 0.07,
-        "PP": 0.07,
-        "View": 0.14,
-        "Comm": 0.00,
-    },
-    {
-        "data": "MIMIC-RG4 (paper)",
-        "split": "test",
-        "reports": "2.4K",
-        "PC": 0.42,
-        "PP": 0.42,
-        "View": 0.04,
-        "Comm": 0.04,
-    },
+    dict(zip(("data", "split", "reports", *COLUMNS), row, strict=True))
+    for row in (
+        ("MIMIC-CXR (paper)", "train", "16.9K", 39.90, 15.99, 1.17, 4.56),
+        ("MIMIC-CXR (paper)", "validation", "0.1K", 38.36, 11.28, 1.50, 3.01),
+        ("MIMIC-CXR (paper)", "test", "0.1K", 65.63, 25.78, 3.13, 10.16),
+        ("MIMIC-RG4 (paper)", "train", "172.6K", 0.30, 0.30, 0.12, 0.00),
+        ("MIMIC-RG4 (paper)", "validation", "1.4K", 0.07, 0.07, 0.14, 0.00),
+        ("MIMIC-RG4 (paper)", "test", "2.4K", 0.42, 0.42, 0.04, 0.04),
+    )
 ]
 TEXTS = ("findings", "impression", "report", "indication", "history", "prior_report")
 STATES = {
@@ -90,11 +45,11 @@ def measure(data: str, split: str, rows: Dataset, judge: Callable) -> dict:
     verdicts = np.asarray(judge(rows["report"])) > 0
     categories = []
     for scenario in (name for name in SCENARIOS if (scenarios == name).any()):
-        found = verdicts[scenarios == scenario]
+        flags = verdicts[scenarios == scenario]
         forbidden = [category in FORBIDDEN[scenario] for category in CATEGORIES]
-        shares = dict(zip(COLUMNS, (100 * found.mean(0)).tolist(), strict=True))
-        row = {"data": data, "split": split, "scenario": scenario, "reports": len(found), **shares}
-        categories.append({**row, "hall": 100 * float(found[:, forbidden].any(1).mean())})
+        shares = dict(zip(COLUMNS, (100 * flags.mean(0)).tolist(), strict=True))
+        row = {"data": data, "split": split, "scenario": scenario, "reports": len(flags), **shares}
+        categories.append({**row, "hall": 100 * float(flags[:, forbidden].any(1).mean())})
     lengths = {}
     for name in (name for name in TEXTS if name in rows.column_names):
         words = np.array([len(text.split()) for text in rows[name] if text])
@@ -125,7 +80,7 @@ def measure(data: str, split: str, rows: Dataset, judge: Callable) -> dict:
     }
 
 
-def draw(found: Sequence[dict], folder: Path) -> list[Path]:
+def draw(splits: Sequence[dict], folder: Path) -> list[Path]:
     """Writes the plots to `folder` as PNG: categories, lengths, labels and views."""
     files = []
 
@@ -133,7 +88,7 @@ def draw(found: Sequence[dict], folder: Path) -> list[Path]:
         files.append(folder / name)
         figure.savefig(files[-1], dpi=130)
 
-    rows = [row for each in found for row in each["categories"]]
+    rows = [row for split in splits for row in split["categories"]]
     names = [f"{row['data']} {row['split']} {row['scenario']} ({row['reports']})" for row in rows]
     names += [f"{row['data']} {row['split']} sn ({row['reports']})" for row in PAPER]
     figure = Figure(figsize=(8, 1.2 + 0.42 * len(names)), layout="constrained")
@@ -150,27 +105,29 @@ def draw(found: Sequence[dict], folder: Path) -> list[Path]:
 
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
-    for each in found:
-        limit = np.percentile(each["words"], 99.5)
-        words = [count for count in each["words"] if count <= limit]
-        axes.hist(words, bins=40, density=True, histtype="step", label=f"{each['data']} {each['split']}")
+    for split in splits:
+        limit = np.percentile(split["words"], 99.5)
+        words = [count for count in split["words"] if count <= limit]
+        axes.hist(words, bins=40, density=True, histtype="step", label=f"{split['data']} {split['split']}")
     axes.set_xlabel("words of the report")
     axes.legend(fontsize=7, frameon=False)
     save(figure, "lengths.png")
 
-    totals = {name: [sum(each["labels"][c][name] for each in found) for c in CONDITIONS] for name in STATES.values()}
+    totals = {
+        name: [sum(split["labels"][c][name] for split in splits) for c in CONDITIONS] for name in STATES.values()
+    }
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    left = np.zeros(len(CONDITIONS))
+    offsets = np.zeros(len(CONDITIONS))
     for name, counts in totals.items():
-        axes.barh(CONDITIONS, counts, left=left, color=COLOURS[name], label=name)
-        left += counts
+        axes.barh(CONDITIONS, counts, left=offsets, color=COLOURS[name], label=name)
+        offsets += counts
     axes.invert_yaxis()
     axes.set_xlabel("reports")
     axes.legend(fontsize=8, frameon=False)
     save(figure, "labels.png")
 
-    views = sum((Counter(each["views"]) for each in found), Counter())
+    views = sum((Counter(split["views"]) for split in splits), Counter())
     if views:
         figure = Figure(figsize=(8, 0.8 + 0.3 * len(views)), layout="constrained")
         axes = figure.subplots()
@@ -181,14 +138,14 @@ def draw(found: Sequence[dict], folder: Path) -> list[Path]:
     return files
 
 
-def write_page(found: Sequence[dict], judge: str, folder: Path) -> None:
+def write_page(splits: Sequence[dict], judge: str, folder: Path) -> None:
     """Writes `folder`/index.html, one self-contained file, and the plots beside it."""
-    files = draw(found, folder)
+    files = draw(splits, folder)
     page = (
         html_environment(Path(__file__).parent)
         .get_template("statistics_page.html.jinja")
         .render(
-            found=found,
+            found=splits,
             judge=judge,
             paper=PAPER,
             columns=COLUMNS,

@@ -82,18 +82,20 @@ def integrated_gradients(
     A point of the path is one forward pass for all of the report's labels that are not done; they share all points.
     """
     nodes = [[step / (FIRST_NODES - 1) for step in range(FIRST_NODES)] for _ in targets]
-    known = [{} for _ in targets]  # report, node, label: f there, and the products of its gradients
-    left = [list(own) for own in targets]
-    found = {}
-    while any(left):
-        rows = [(i, share) for i, own in enumerate(left) if own for share in nodes[i] if share not in known[i]]
-        given = gradients_on_path(model, pad, [(ids[i], share, left[i]) for i, share in rows], token_budget)
-        for (i, share), (values, products) in zip(rows, given, strict=True):
-            known[i][share] = dict(zip(left[i], zip(values, products, strict=True), strict=True))
-        for i, own in enumerate(left):
-            places, halved, left[i] = nodes[i], set(), []
-            for label in own:
-                values, products = map(np.array, zip(*(known[i][share][label] for share in places), strict=True))
+    evaluated = [{} for _ in targets]  # report, node, label: f there, and the products of its gradients
+    pending = [list(labels) for labels in targets]
+    attributions = {}
+    while any(pending):
+        rows = [
+            (i, share) for i, labels in enumerate(pending) if labels for share in nodes[i] if share not in evaluated[i]
+        ]
+        results = gradients_on_path(model, pad, [(ids[i], share, pending[i]) for i, share in rows], token_budget)
+        for (i, share), (values, products) in zip(rows, results, strict=True):
+            evaluated[i][share] = dict(zip(pending[i], zip(values, products, strict=True), strict=True))
+        for i, labels in enumerate(pending):
+            places, halved, pending[i] = nodes[i], set(), []
+            for label in labels:
+                values, products = map(np.array, zip(*(evaluated[i][share][label] for share in places), strict=True))
                 parts, changes = spline_integrals(np.array(places), products), np.diff(values)
                 gap, total = float(values[-1] - values[0]), parts.sum(axis=0)
                 if not np.isfinite(gap + total.sum()):
@@ -101,16 +103,16 @@ def integrated_gradients(
                 errors, scale = np.abs(parts.sum(axis=1) - changes), max(abs(gap), SMALL_GAP)
                 error, most = abs(float(total.sum()) - gap) / scale, CANCELLING * tolerance * scale
                 met = error <= tolerance and float(errors.sum()) <= most
-                found[i, label] = Attribution(total, len(places), error, met)
+                attributions[i, label] = Attribution(total, len(places), error, met)
                 if not met:
-                    left[i].append(label)
+                    pending[i].append(label)
                     rest = np.cumsum(np.sort(errors))  # of the best interval, of the best two, ...
                     halved.update(np.argsort(-errors)[: max(1, int((rest > most).sum()))])
             middles = [(places[j] + places[j + 1]) / 2 for j in halved if places[j + 1] - places[j] > SHORTEST]
             nodes[i] = sorted([*places, *middles[: max_nodes - len(places)]])
             if len(nodes[i]) == len(places):
-                left[i] = []
-    return [[found[i, label] for label in own] for i, own in enumerate(targets)]
+                pending[i] = []
+    return [[attributions[i, label] for label in labels] for i, labels in enumerate(targets)]
 
 
 def spline_integrals(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -140,28 +142,28 @@ def gradients_on_path(
     """
     device = next(model.parameters()).device
     embed = model.get_input_embeddings()
-    found = {}
+    results = {}
     for number in sorted({len(labels) for _, _, labels in rows}):
         order = sorted((i for i in range(len(rows)) if len(rows[i][2]) == number), key=lambda i: -len(rows[i][0]))
         for batch in plan_batches([(1, len(rows[i][0])) for i in order], token_budget, 4 * pass_cost(device)):
-            chosen = order[batch.start : batch.stop]
-            ids, shares, labels = zip(*(rows[i] for i in chosen), strict=True)
+            members = order[batch.start : batch.stop]
+            ids, shares, labels = zip(*(rows[i] for i in members), strict=True)
             tokens, mask, baseline = _pad(ids, pad, device)
             with torch.no_grad():
                 start = embed(baseline)
                 change = embed(tokens) - start
                 path = start + torch.tensor(shares, dtype=change.dtype, device=device)[:, None, None] * change
             logits = model(inputs_embeds=path.requires_grad_(), attention_mask=mask).logits
-            wanted = torch.tensor(labels, device=device)
-            values = logits.flatten(1).gather(1, wanted[..., 0] * logits.shape[-1] + wanted[..., 1]).float()
+            indices = torch.tensor(labels, device=device)
+            values = logits.flatten(1).gather(1, indices[..., 0] * logits.shape[-1] + indices[..., 1]).float()
             products = []
             for label in range(number):
                 (gradient,) = torch.autograd.grad(values[:, label].sum(), path, retain_graph=label + 1 < number)
                 products.append((gradient.float() * change.float()).sum(-1))
             products = torch.stack(products, dim=1).double().cpu().numpy()
-            for i, value, product in zip(chosen, values.detach().double().cpu().numpy(), products, strict=True):
-                found[i] = value, product[:, : len(rows[i][0])]
-    return [found[i] for i in range(len(rows))]
+            for i, value, product in zip(members, values.detach().double().cpu().numpy(), products, strict=True):
+                results[i] = value, product[:, : len(rows[i][0])]
+    return [results[i] for i in range(len(rows))]
 
 
 def _pad(ids: list[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -296,11 +298,11 @@ class TokenWeigher:
 
     def attribute(self, ids: list[list[int]]) -> list[dict[tuple[int, int], Attribution]]:
         """Of each row of tokens the attributions of its positive and uncertain (condition, state)."""
-        wanted = (CheXpertState.POSITIVE, CheXpertState.UNCERTAIN)
-        targets = [[(i, s) for i, s in enumerate(row[:FINDINGS]) if s in wanted] for row in self._label(ids)]
+        states = (CheXpertState.POSITIVE, CheXpertState.UNCERTAIN)
+        targets = [[(i, s) for i, s in enumerate(row[:FINDINGS]) if s in states] for row in self._label(ids)]
         pad, options = self.tokenizer.pad_token_id, (self.tolerance, self.max_nodes, self.token_budget)
-        found = integrated_gradients(self.differentiated, pad, ids, targets, *options)
-        return [dict(zip(*pair, strict=True)) for pair in zip(targets, found, strict=True)]
+        attributions = integrated_gradients(self.differentiated, pad, ids, targets, *options)
+        return [dict(zip(*pair, strict=True)) for pair in zip(targets, attributions, strict=True)]
 
     def _weigh(self, texts: list[str]) -> list[Weighed]:
         if not texts:
@@ -309,20 +311,26 @@ class TokenWeigher:
         all_ids = encoded["input_ids"]
         ids = [row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], row[-1]] for row in all_ids]
         results = []
-        for text, every, row, offsets, found in zip(
+        for text, every, row, offsets, attributions in zip(
             texts, all_ids, ids, encoded["offset_mapping"], self.attribute(ids), strict=True
         ):
             characters, sentences = original_places(text), sentence_spans(text)
             places = [characters[start] for start, _ in offsets[1:-1]]
             read, unread = places[: len(row) - 2], places[len(row) - 2 :]
             keys = [False] * len(sentences)
-            if found and read:
-                scores = score_tokens(np.array([each.tokens[1:-1] for each in found.values()]))
+            if attributions and read:
+                scores = score_tokens(np.array([attribution.tokens[1:-1] for attribution in attributions.values()]))
                 keys = find_key_sentences(sentences, read, scores, self.threshold)
             past = sum(start >= unread[0] for start, _ in sentences) if unread else 0
             labels = [
-                (CONDITIONS[condition], CheXpertState(state).name.lower(), each.nodes, each.error, each.met)
-                for (condition, state), each in found.items()
+                (
+                    CONDITIONS[condition],
+                    CheXpertState(state).name.lower(),
+                    attribution.nodes,
+                    attribution.error,
+                    attribution.met,
+                )
+                for (condition, state), attribution in attributions.items()
             ]
             counts = (len(sentences), sum(keys), past)
             results.append(Weighed(join_spans(sentences, keys), counts, len(every) > len(row), labels))
@@ -332,12 +340,12 @@ class TokenWeigher:
     def _label(self, ids: list[list[int]]) -> list[list[int]]:
         """States of the 14 conditions in each row of tokens."""
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-        found = {}
+        labels = {}
         for batch in plan_batches([(1, len(ids[i])) for i in order], self.token_budget, pass_cost(self.device)):
-            chosen = order[batch.start : batch.stop]
-            tokens, mask, _ = _pad([ids[i] for i in chosen], self.tokenizer.pad_token_id, self.device)
-            found |= zip(chosen, self.model(input_ids=tokens, attention_mask=mask).labels.tolist(), strict=True)
-        return [found[i] for i in range(len(ids))]
+            members = order[batch.start : batch.stop]
+            tokens, mask, _ = _pad([ids[i] for i in members], self.tokenizer.pad_token_id, self.device)
+            labels |= zip(members, self.model(input_ids=tokens, attention_mask=mask).labels.tolist(), strict=True)
+        return [labels[i] for i in range(len(ids))]
 
     def weigh_shard(self, texts: list[str], folder: Path) -> dict[str, Weighed]:
         """What is found in each of `texts`: read from `folder` where an earlier run left it there, else left there."""
@@ -346,8 +354,8 @@ class TokenWeigher:
         file = folder / f"{name}.json"
         if not file.is_file():
             with replacing(file) as temporary:
-                temporary.write_text(json.dumps([asdict(each) for each in self(texts)]))
-        return dict(zip(texts, (Weighed(**each) for each in json.loads(file.read_text())), strict=True))
+                temporary.write_text(json.dumps([asdict(result) for result in self(texts)]))
+        return dict(zip(texts, (Weighed(**result) for result in json.loads(file.read_text())), strict=True))
 
 
 def check_out(out: Path, dataset: str, settings: dict) -> None:
@@ -378,25 +386,25 @@ def with_spans(rows: Dataset, weighed: dict[str, Weighed]) -> Dataset:
 
 def summarise(reports: list[str], weighed: dict[str, Weighed]) -> dict[str, int | float]:
     """Figures of `reports`, of equal ones each. Shares are 0 to 1, errors as in `Attribution`."""
-    found = [weighed[text] for text in reports]
-    labels = [label for each in found for label in each.labels]
-    sentences = [each.sentences for each in found]
+    results = [weighed[text] for text in reports]
+    labels = [label for result in results for label in result.labels]
+    sentences = [result.sentences for result in results]
     lifted = [
-        sum(end - start for start, end in each.spans) / max(len(text), 1)
-        for text, each in zip(reports, found, strict=True)
+        sum(end - start for start, end in result.spans) / max(len(text), 1)
+        for text, result in zip(reports, results, strict=True)
     ]
     return {
         "reports": len(reports),
         "distinct_reports": len(set(reports)),
-        "reports_with_labels": sum(bool(each.labels) for each in found),
+        "reports_with_labels": sum(bool(result.labels) for result in results),
         "labels": len(labels),
         "sentences": sum(all_ for all_, _, _ in sentences),
         "sentences_lifted": sum(keys for _, keys, _ in sentences),
-        "mean_share_of_characters_lifted": sum(lifted) / len(found),
+        "mean_share_of_characters_lifted": sum(lifted) / len(results),
         "mean_nodes": sum(label[2] for label in labels) / max(len(labels), 1),
         "mean_error": sum(label[3] for label in labels) / max(len(labels), 1),
         "largest_error": max((label[3] for label in labels), default=0.0),
         "labels_that_missed_the_tolerance": sum(not label[4] for label in labels),
-        "reports_truncated": sum(each.truncated for each in found),
+        "reports_truncated": sum(result.truncated for result in results),
         "sentences_past_the_last_token": sum(past for _, _, past in sentences),
     }

@@ -17,7 +17,7 @@ def choose_rewards(settings, labeler: Callable, references: Sequence[str], weigh
     """
     from accelerate import PartialState
 
-    from rewards.inputs import remembered
+    from rewards.inputs import cached
     from rewards.table import REWARDS, import_reward, make_rewards
 
     names = settings.rewards
@@ -31,7 +31,7 @@ def choose_rewards(settings, labeler: Callable, references: Sequence[str], weigh
         raise InputError(f"reward_weights has {len(weights)} values for {len(names)} rewards")
     try:
         with PartialState().main_process_first():  # what has to be downloaded comes once
-            return make_rewards(settings, remembered(labeler), references)
+            return make_rewards(settings, cached(labeler), references)
     except (OSError, ValueError) as error:
         raise InputError(f"rewards {', '.join(names)}: {str(error).splitlines()[0]}") from error
 

@@ -82,7 +82,7 @@ def radeval_rows(reports: list[str], pairs: int) -> tuple[dict, list[dict]]:
     """Labels and RadCliQ of the same pairs on both sides, ours first; then whether they did the same work."""
     references, generated = reports[:pairs], [*reports[1:pairs], reports[0]]
     labeler, encoder = CheXbertLabeler("chexbert", "cpu"), BERTScore("distilroberta-base", device="cpu")
-    labeler.remembered.size = 2 * pairs
+    labeler.cache.size = 2 * pairs
     radgraph, semb = make_radgraph_part(LexicalGraph()), make_semb_part(labeler.embed, lite=False)
     functions, kept = radeval_rewards()
     for function in functions.values():  # loads what is loaded lazily

@@ -9,7 +9,7 @@ from transformers import BertModel
 from modeling.configuration_discbert import DiscBertConfig
 from modeling.modeling_discbert import DiscBertModel
 from recipes.rg4.judgements import build_discbert
-from rewards.discbert import DiscBertJudge, hall_flags, hall_rate
+from rewards.discbert import DiscBertJudge, hall_flags
 from rewards.scenarios import CATEGORIES
 
 CONFIG = DiscBertConfig(
@@ -136,19 +136,19 @@ def stub(texts):
 
 
 @pytest.mark.parametrize(
-    ("reports", "scenario", "mode", "expected"),
+    ("reports", "scenarios", "mode", "expected"),
     [
-        (["c", "p", "v", "m", "-"], "sn", "scenario", 0.8),
-        (["c", "p", "v", "m", "-"], "sw", "scenario", 0.6),  # comparisons are allowed
-        (["c", "p", "v", "m", "-"], "mn", "scenario", 0.6),  # views are allowed
-        (["c", "p", "v", "m", "-"], "mw", "scenario", 0.4),
-        (["c", "p", "v", "m", "-"], "mw", "any", 0.8),  # as the published script counts
-        (["cpvm", "-"], "sn", "scenario", 0.5),  # a report counts once
+        (["c", "p", "v", "m", "-"], ["sn"] * 5, "scenario", 0.8),
+        (["c", "p", "v", "m", "-"], ["sw"] * 5, "scenario", 0.6),  # comparisons are allowed
+        (["c", "p", "v", "m", "-"], ["mn"] * 5, "scenario", 0.6),  # views are allowed
+        (["c", "p", "v", "m", "-"], ["mw"] * 5, "scenario", 0.4),
+        (["c", "p", "v", "m", "-"], ["mw"] * 5, "any", 0.8),  # as the published script counts
+        (["cpvm", "-"], ["sn", "sn"], "scenario", 0.5),  # a report counts once
         (["c", "c"], ["sn", "sw"], "scenario", 0.5),  # each by its own scenario
     ],
 )
-def test_hall_rate(reports, scenario, mode, expected):
-    assert hall_rate(reports, scenario, mode, judge=stub) == pytest.approx(expected)
+def test_share_of_hallucinations(reports, scenarios, mode, expected):
+    assert hall_flags(reports, scenarios, mode, judge=stub).mean() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -159,23 +159,23 @@ def test_which_categories_a_scenario_counts(scenario, counted):
     assert hall_flags(list("cpvm"), [scenario] * 4, judge=stub).tolist() == [bool(each) for each in counted]
 
 
-def test_hall_rate_of_a_saved_discbert(saved):
+def test_hallucinations_by_a_saved_discbert(saved):
     texts = ["unchanged effusion", "clear"]
-    found = DiscBertJudge(saved)(texts)
-    assert hall_rate(texts, "sn", judge=str(saved)) == found.any(1).mean()
-    assert found.shape[1] == len(CATEGORIES)
+    verdicts = DiscBertJudge(saved)(texts)
+    assert hall_flags(texts, ["sn", "sn"], judge=str(saved)).tolist() == verdicts.any(1).tolist()
+    assert verdicts.shape[1] == len(CATEGORIES)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
-        (([], "sn"), "0 reports"),
+        (([], []), "0 reports"),
         ((["a"], ["sn", "sw"]), "1 reports and 2 scenarios"),
-        ((["a"], "xx"), "'xx'"),
-        ((["a"], "sn", "all"), "'all'"),
-        ((["a"], "sn", "any", "/no/such"), "train one with"),
+        ((["a"], ["xx"]), "'xx'"),
+        ((["a"], ["sn"], "all"), "'all'"),
+        ((["a"], ["sn"], "any", "/no/such"), "train one with"),
     ],
 )
-def test_hall_rate_refuses(arguments, said):
-    with pytest.raises(ValueError, match=said):
-        hall_rate(*arguments)
+def test_hall_flags_refuses(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        hall_flags(*arguments)

@@ -288,10 +288,10 @@ def test_other_settings_reach_the_score(monkeypatch):
         "rewards.bertscore.BERTScore", lambda *arguments, **settings: calls.append((arguments, settings))
     )
     make_bertscore_reward()
-    make_bertscore_reward("encoder", 3, 0.1, ["text"], device="cpu", token_budget=7, remember=9)
+    make_bertscore_reward("encoder", 3, 0.1, ["text"], device="cpu", token_budget=7, cache_size=9)
     assert calls == [
         (("distilroberta-base", 5, "published", None), {}),
-        (("encoder", 3, 0.1, ["text"]), {"device": "cpu", "token_budget": 7, "remember": 9}),
+        (("encoder", 3, 0.1, ["text"]), {"device": "cpu", "token_budget": 7, "cache_size": 9}),
     ]
 
 
@@ -320,7 +320,7 @@ def test_references_are_embedded_once(roberta):
 
 def test_memory_is_bounded(roberta):
     """10,000 distinct completions against more references than are remembered, 64 a call."""
-    reward = make_bertscore_reward(roberta, 1, None, remember=16)
+    reward = make_bertscore_reward(roberta, 1, None, cache_size=16)
     texts = [f"{REPORTS[i % 5]} Nodule {i}." for i in range(10_000)]
     sizes = []
     for start in range(0, len(texts), 64):

@@ -88,7 +88,7 @@ def test_same_tokens_as_f1chexbert(labeler):
 
 
 def test_shapes_and_order(labeler):
-    labeler.remembered.results.clear()
+    labeler.cache.results.clear()
     labels, embeddings = labeler.labels_and_embeddings([*TEXTS, TEXTS[0]])
     assert labels.shape == (7, 14) and labels.dtype == np.int64 and embeddings.shape == (7, 32)
     assert embeddings.dtype == np.float32
@@ -114,7 +114,7 @@ def test_batch_mates_change_nothing(labeler, texts, token_budget):
     together, embeddings = labeler.labels_and_embeddings(texts)
     alone = []
     for text in texts:
-        labeler.remembered.results.clear()
+        labeler.cache.results.clear()
         alone.append(labeler.labels_and_embeddings([text]))
     assert np.array_equal(together, np.concatenate([labels for labels, _ in alone]))
     np.testing.assert_allclose(embeddings, np.concatenate([each for _, each in alone]), atol=1e-5)
@@ -122,7 +122,7 @@ def test_batch_mates_change_nothing(labeler, texts, token_budget):
 
 def test_each_text_goes_through_once_in_batches_of_like_length(labeler):
     sizes = []
-    labeler.remembered.results.clear()
+    labeler.cache.results.clear()
     handle = labeler.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
@@ -134,8 +134,8 @@ def test_each_text_goes_through_once_in_batches_of_like_length(labeler):
     assert sorted(sizes) == [(2, 7), (2, 32), (3, 21)]
 
 
-def test_labels_and_embeddings_share_a_pass_that_is_remembered(labeler):
-    labeler.remembered.results.clear()
+def test_labels_and_embeddings_share_a_pass_that_is_cached(labeler):
+    labeler.cache.results.clear()
     rows = []
     handle = labeler.model.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True

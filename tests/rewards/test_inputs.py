@@ -2,23 +2,23 @@ import numpy as np
 import pytest
 
 from rewards.ce_f1 import make_ce_f1_reward
-from rewards.inputs import Remembered, label_pairs, remembered, score_texts
+from rewards.inputs import TextCache, cached, label_pairs, score_texts
 from rewards.mccs import make_mccs_reward
 
 
 def test_texts_are_computed_once_and_forgotten_in_order():
     seen = []
-    lengths = Remembered(lambda texts: seen.append(list(texts)) or [len(text) for text in texts], size=2)
+    lengths = TextCache(lambda texts: seen.append(list(texts)) or [len(text) for text in texts], size=2)
     assert lengths(["a", "bb", "a"]) == [1, 2, 1] and seen == [["a", "bb"]]
     assert lengths(["a", "ccc"]) == [1, 3] and seen[1:] == [["ccc"]]  # "bb" is the oldest now and goes
     assert lengths(["bb", "a", "dddd"]) == [2, 1, 4] and seen[2:] == [["bb", "dddd"]]
     assert lengths([]) == [] and len(lengths.results) == 2
     assert lengths(["\ud800"]) == [1]  # a lone surrogate has no UTF-8 encoding
-    assert remembered(lengths) is lengths and remembered(len) is not len
+    assert cached(lengths) is lengths and cached(len) is not len
 
 
 def test_rows_of_an_array_are_results():
-    rows = Remembered(lambda texts: np.array([[len(text), 0] for text in texts]))
+    rows = TextCache(lambda texts: np.array([[len(text), 0] for text in texts]))
     assert np.array_equal(rows(["ab", "c", "ab"]), [[2, 0], [1, 0], [2, 0]])
 
 
@@ -48,7 +48,7 @@ def states_of(texts):
 def test_labels_where_no_row_has_a_reference(column):
     """Nothing is labelled, and what comes back are states all the same: integers, (0, 14)."""
     asked = []
-    labeler = Remembered(lambda texts: asked.extend(texts) or states_of(texts))
+    labeler = TextCache(lambda texts: asked.extend(texts) or states_of(texts))
     references = {"labels": None, "report": None, column: [None, None]}
     generated, truth, rows = label_pairs("name", labeler, ["a", "b"], ["a", "b"], **references)
     assert rows == asked == []
@@ -61,7 +61,7 @@ def test_labels_where_no_row_has_a_reference(column):
 def test_labels_of_the_rows_that_have_a_reference():
     """Texts are labelled in one call, the column `labels` wins over `report`, and each row keeps its place."""
     asked = []
-    labeler = Remembered(lambda texts: asked.append(list(texts)) or states_of(texts))
+    labeler = TextCache(lambda texts: asked.append(list(texts)) or states_of(texts))
     texts = ["a", "bb", "ccc"]
     generated, truth, rows = label_pairs("name", labeler, texts, texts, None, ["dddd", None, "eeeee"])
     assert rows == [0, 2] and asked == [["a", "ccc", "dddd", "eeeee"]]

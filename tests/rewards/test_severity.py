@@ -143,7 +143,7 @@ def test_a_comparison_says_where_the_value_comes_from():
     assert effusion.sides == {"left"} and errors == {"size": 0.5} and credit == pytest.approx(0.25)
     assert [finding.concepts for finding in found.missing] == [{"fracture"}]
     assert [(finding.concepts, cost) for finding, cost in found.false] == [({"edema"}, 0.5)]
-    assert (found.earned, found.wanted, found.cost) == pytest.approx((0.25, 1.0, 0.5))
+    assert (found.earned, found.attainable, found.cost) == pytest.approx((0.25, 1.0, 0.5))
     assert found.value == pytest.approx(0.3 / 1.55)
 
 
@@ -324,7 +324,7 @@ def test_properties(report, reference):
     report, reference = " ".join(report), " ".join(reference)
     found = compare(*read([report, reference]))
     assert 0 <= found.value <= 1
-    assert found.earned <= found.wanted + 1e-12
+    assert found.earned <= found.attainable + 1e-12
     itself = compare(*read([reference, reference]))
     assert itself.value == (1.0 if read([reference])[0].speaks else 0.0)
     errors = [attribute_errors(finding, finding) for finding in read([report])[0].findings]
