@@ -1,10 +1,9 @@
 """MIMIC-CXR's images: where they lie, and how JPG, PNG and DICOM files become what is stored."""
 
-import io
 from pathlib import Path
 
 from recipes.data.dicom import is_dicom
-from recipes.data.images import load_image, shrink
+from recipes.data.images import encode_png, load_image, shrink
 
 SUFFIXES = (".jpg", ".png", ".dcm")
 
@@ -24,8 +23,4 @@ def read_as_stored(path: Path, size: int, side: str = "longest") -> bytes:
     image = load_image(path)
     if not size and not is_dicom(content := path.read_bytes()):
         return content
-    if size:
-        image = shrink(image, size, side)
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    return encode_png(shrink(image, size, side) if size else image)
