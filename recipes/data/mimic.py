@@ -376,6 +376,8 @@ def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterato
         origin = reports[study.study_id].get("findings_from")
         if origin and "findings" in settings.target:
             counts[f"findings from a {origin}"] += 1
+        for header in filter(None, reports[study.study_id].get("unknown_headers", "").split("\n")):
+            counts[f"header not known: {header}"] += 1
         for unit in units:
             views = [view for view, _ in unit]
             scenario = scenario_of(views, row["prior_report"])

@@ -726,7 +726,7 @@ def small_shards(monkeypatch):
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path, build, small_shards):
-    make_tree(tmp_path / "mimic", 120)
+    make_tree(tmp_path / "mimic", 160)
     one = build(tmp_path / "mimic", out=tmp_path / "one")
     two = build(tmp_path / "mimic", "--workers", 2, out=tmp_path / "two")
     assert digests(one.out) == digests(two.out) and len(digests(one.out)) == 5
