@@ -5,10 +5,12 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from recipes.demos.ablation_figures import AGREE, BLEU, DISAGREE, MCCS, MICRO, RADCLIQ
 from recipes.demos.ablation_runs import report_file
 from recipes.demos.page import choose_studies
 from recipes.demos.reward_habits import HABITS, MEANING
 from recipes.evaluation.baselines import TEMPLATE
+from recipes.evaluation.bootstrap import efficacy_name
 from recipes.evaluation.figures import describe
 from recipes.evaluation.paper_comparison import read_results
 from recipes.evaluation.prediction_files import read_predictions
@@ -17,6 +19,8 @@ from recipes.templates import html_environment
 
 ALONE = ("base", "nlg", "reasoning", "ce_f1", "mccs", "mccs_margin_0", "radcliq_lite", "mccs_reasoning")
 DATA = {"mrgr1": "IU X-Ray / MIMIC-CXR", "lmrrg": "MIMIC-CXR", "llmrg4": "MIMIC-RG4"}
+F1_5, EXAMPLE_F1 = efficacy_name("5", "positive", "micro", "f1"), efficacy_name("14", "negative", "example", "f1")
+HEADLINE = (MICRO, F1_5, EXAMPLE_F1, MCCS, BLEU, RADCLIQ)  # what the Markdown shows; the page has all figures
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
 
@@ -31,13 +35,13 @@ def sample_reports(rows: Dataset, out: str, seed: int, ran: list[str]) -> list[d
 
 
 def write_markdown(file: str | Path, results: dict) -> str:
-    """Writes the tables of a system's `results` to `file` and returns them."""
+    """Writes the headline tables of a system's `results` to `file` and returns them; `write_page` has every figure.
+
+    recipes/RESULTS.md says what a cell holds.
+    """
     seeds = ", ".join(map(str, results["seeds"]))
     lines = [
-        f"Seeds {seeds}; {results['minutes']:.1f} minutes a seed. A cell: our value (95 % interval), with several "
-        f"seeds the value of each, the paper's on {DATA[results['system']]}, ours with the images of other studies "
-        "(sh.), and whether the difference to the row in bold has the paper's sign. Style: half of it or more is "
-        "there with other studies' images too.",
+        f"Seeds {seeds}; the paper's figures are those on {DATA[results['system']]}.",
         "",
         "| claim | better minus worse | by seed | here |",
         "|---|---|---|---|",
@@ -50,7 +54,8 @@ def write_markdown(file: str | Path, results: dict) -> str:
         holds = "holds" if check["holds"] else "does not hold"
         lines.append(f"| {check['name']} ({check['bar']}) | {check['value']:.3g} | | {holds} |")
     for group in results["groups"]:
-        titles = [describe(name)["short"] + ARROWS[describe(name)["better"]] for name in group["columns"]]
+        columns = [figure for figure in group["columns"] if figure in HEADLINE]
+        titles = [describe(figure)["short"] + ARROWS[describe(figure)["better"]] for figure in columns]
         lines += [
             "",
             f"{group['title']}, {group['studies']} test studies:",
@@ -61,24 +66,10 @@ def write_markdown(file: str | Path, results: dict) -> str:
         for row, figures in group["rows"].items():
             name = group["names"][row].replace("|", "\\|")
             name = f"**{name}**" if row == group["full"] else name
-            lines.append("| " + " | ".join([name, *(_cell(figures[figure]) for figure in group["columns"])]) + " |")
-        template = (f"{group[TEMPLATE][figure]:.3f}" for figure in group["columns"])
+            lines.append("| " + " | ".join([name, *(_cell(figures[figure]) for figure in columns)]) + " |")
+        template = (f"{group[TEMPLATE][figure]:.3f}" for figure in columns)
         lines.append("| " + " | ".join([TEMPLATE, *template]) + " |")
         lines += [f"| {group['names'][row]} | not run |" + " |" * (len(titles) - 1) for row in group["not_run"]]
-    if habits := results["habits"]:
-        names = results["groups"][0]["names"]
-        studies = f"{habits['studies']} test studies, {habits['abnormal']} of them abnormal"
-        lines += ["", f"What the rows' reports name and leave out, {studies}. {MEANING}", ""]
-        lines += ["| row | " + " | ".join(HABITS.values()) + " |", "|---" * (len(HABITS) + 1) + "|"]
-        for row, figures in habits["rows"].items():
-            cells = "".join(f" {_habit(figures[figure])} |" for figure in HABITS)
-            lines.append(f"| {names.get(row, row)} |{cells}")
-    if results["spread"]:
-        lines += ["", "Spread of the rewards within a study's four samples, before anything was learned:", ""]
-        lines += ["| reward | groups | standard deviation | groups without any | distinct rewards |"]
-        lines.append("|---" * 5 + "|")
-        for row, each in results["spread"].items():
-            lines.append(f"| {row} | {each['groups']} | {each['std']:.3f} | {each['equal']:.3f} | {each['values']} |")
     text = "\n".join(lines) + "\n"
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -90,22 +81,12 @@ def _signed(each: dict) -> str:
 
 
 def _cell(each: dict) -> str:
-    parts = [f"{each['value']:.3f} ({each['low']:.3f} to {each['high']:.3f})"]
-    if len(each["by_seed"]) > 1:
-        parts.append(", ".join(f"{value:.3f}" for value in each["by_seed"]))
+    parts = [f"{each['value']:.3f} ({each['low']:.3f}–{each['high']:.3f})"]
     if each["paper"]:
-        parts.append("paper " + " / ".join(f"{value:.3f}" for value in each["paper"]))
-    parts.append(f"sh. {each['shuffled']:.3f}")
-    if each["paper"] and "verdict" in each:
-        parts.append(each["verdict"])
+        parts.append(" / ".join(f"{value:.3f}" for value in each["paper"]))
+        if each.get("verdict") in (AGREE, DISAGREE):
+            parts.append(each["verdict"])
     return "<br>".join(parts) + "<br>style" * each.get("style", False)
-
-
-def _habit(each: dict) -> str:
-    if each["value"] is None:
-        return "–"
-    by_seed = ", ".join(f"{value:.3f}" for value in each["by_seed"])
-    return f"{each['value']:.3f}" + f"<br>{by_seed}" * (len(each["by_seed"]) > 1)
 
 
 def write_page(file: str | Path, results: dict, shown: list[dict[str, str]]) -> None:

@@ -413,12 +413,11 @@ def test_claim(out, claim, said, holds, monkeypatch):
 def test_tables_and_page(results, out, tmp_path):
     table = write_markdown(tmp_path / "mrgr1.md", results)
     assert table == (tmp_path / "mrgr1.md").read_text()
-    figures, habits = table.split("What the rows' reports name")
-    lines = {line.split("|")[1].strip(): line for line in figures.splitlines() if line.startswith("|")}
-    assert "| Base + CE F1 | 1.000<br>1.000, 1.000 |" in habits and "| references | 1.000 |" in habits
-    assert "paper 0.065 / 0.195" in lines["Base"] and "agree" in lines["Base"]
+    lines = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("|")}
+    assert "<br>0.065 / 0.195" in lines["Base"] and "agree" in lines["Base"]
+    assert "micro F1 14" in table and "micro P 14" not in table  # the page has the rest
     assert lines["Base + MCCS"].split("|")[2].strip() == "not run"  # no row is hidden
-    assert "1.000 (1.000 to 1.000)" in lines["**Base + MCCS + reasoning**"]
+    assert "1.000 (1.000–1.000)" in lines["**Base + MCCS + reasoning**"]
     shown = sample_reports(read_split(f"{out}/data", "test"), str(out), 0, ["mccs_reasoning", "base", "ce_f1"])
     assert all({"reference", "base", "mccs_reasoning", "ce_f1"} == set(study) for study in shown)
     spread = {"ce_f1": {"groups": 2, "std": 0.25, "equal": 0.5, "values": 2}}
