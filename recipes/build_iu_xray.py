@@ -37,6 +37,7 @@ from recipes.cli import run
 from recipes.data import openi, phantom
 from recipes.data.images import SIDES, below, read_png
 from recipes.data.schema import SPLITS, read_build, write_dataset
+from recipes.data.views import scenario_of
 from recipes.files import InputError, replacing
 from rewards.labelers import LexicalLabeler
 
@@ -92,7 +93,7 @@ def main() -> None:  # noqa: C901
         found = openi.stand_in_images(study) if as_phantom else openi.find_images(study, index, arguments.image_root)
         if row["report"] and found:
             row["views"], files = openi.order_views(found, study.caption, projections, arguments.max_images)
-            row["scenario"] = openi.scenario_of(row["views"])
+            row["scenario"] = scenario_of(row["views"], None)
             usable[study.study_id] = study, row, files
             continue
         lacking = "human MeSH label that says what to draw" if as_phantom else "image under --image_root"

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from recipes.data.dicom import is_dicom, load_dicom
 from recipes.files import InputError
 
 SIDES = ("longest", "shortest")  # of an image, which a size is that of
@@ -44,8 +45,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
 
     Deep and transparent images as of `load_image`. Raises InputError, calling it `name`, as `open_image` does.
     """
-    with open_image(io.BytesIO(content), name) as image:
-        return _in_eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+    return _upright(content, name).convert("RGB")
 
 
 def check_image(content: bytes, name: str) -> tuple[int, int]:
@@ -75,26 +75,23 @@ def shrink(image: Image.Image, size: int, side: str = "longest") -> Image.Image:
     return image
 
 
-def load_image(path: str | Path, size: int | None = None, side: str = "longest") -> Image.Image:
+def load_image(file: str | Path | bytes, size: int | None = None, side: str = "longest") -> Image.Image:
     """Reads an X-ray as an 8-bit grey image (mode "L"), shrunk to `size` pixels (`shrink`) if that is named.
 
-    Accepts PNG, JPEG, TIFF and BMP with 1, 8, 16 or 32 bits, grey, palette, RGB or RGBA. Deeper images are stretched
-    from their own minimum and maximum to 0..255, since a 16-bit file mostly holds 10 to 14 bits. What is transparent
-    becomes black. Raises InputError, naming the file, on a missing, truncated or damaged file, on DICOM (whatever
-    its name), on what is no image, and on one too large to be an X-ray.
+    `file` is a path, or a file's content. Accepts DICOM (`load_dicom`, whatever the file's name), and PNG, JPEG, TIFF
+    and BMP with 1, 8, 16 or 32 bits, grey, palette, RGB, CMYK or with transparency, turned as their EXIF says. Deeper
+    images are stretched from their own minimum and maximum to 0..255, since a 16-bit file mostly holds 10 to 14 bits.
+    What is transparent becomes black. Raises InputError, naming the file, on a missing, truncated or damaged file, on
+    what is no image, and on one too large to be an X-ray.
     """
-    path = Path(path)
+    name = "an image of the table" if isinstance(file, bytes) else str(file)
     try:
-        with path.open("rb") as file:
-            if file.read(132)[128:] == b"DICM":
-                raise InputError(f"{path} is a DICOM file; convert it to PNG first (the pixels need its window)")
-            file.seek(0)
-            with open_image(file, str(path)) as image:
-                image = _in_eight_bits(image).convert("L")
+        content = file if isinstance(file, bytes) else Path(file).read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"there is no image {path}") from error
+        raise InputError(f"there is no image {file}") from error
     except OSError as error:
-        raise InputError(f"{path} is truncated or damaged: {error.strerror or error}") from error
+        raise InputError(f"the image {file} cannot be read: {error.strerror or error}") from error
+    image = load_dicom(content, name) if is_dicom(content) else _upright(content, name).convert("L")
     return image if size is None else shrink(image, size, side)
 
 
@@ -116,8 +113,13 @@ def read_png(path: str | Path, size: int | None = None, side: str = "longest") -
 def encode_png(image: Image.Image) -> bytes:
     """The bytes of `image` as a PNG file."""
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, "PNG", compress_level=3)  # a third of the time of Pillow's default, X-rays 14 % larger
     return file.getvalue()
+
+
+def _upright(content: bytes, name: str) -> Image.Image:
+    with open_image(io.BytesIO(content), name) as image:
+        return _in_eight_bits(ImageOps.exif_transpose(image))
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
@@ -132,8 +134,10 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
 
 def _stretch(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
-    values -= values.min()
-    return Image.fromarray(np.rint(values * (255 / (values.max() or 1))).astype(np.uint8))
+    finite = np.isfinite(values)  # a float TIFF may hold NaN where there was no detector
+    low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0.0, 0.0)
+    grey = np.where(finite, (np.where(finite, values, low) - low) * (255 / ((high - low) or 1)), 0)
+    return Image.fromarray(np.rint(grey).astype(np.uint8))
 
 
 ################

@@ -30,14 +30,15 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
+from recipes.data import dicom, mimic_images, mimic_sections, sections, views
 from recipes.data import images as image_files
-from recipes.data import mimic_images, mimic_sections, sections
 from recipes.data.labels import load_labeler
 from recipes.data.mimic_images import find_image, read_as_stored
 from recipes.data.mimic_sections import clean_mimic, read_sections
 from recipes.data.schema import FEATURES, SPLITS
 from recipes.data.sections import clean, target_text
 from recipes.data.sources import MIMIC
+from recipes.data.views import order_views, scenario_of
 from recipes.files import InputError, replacing
 from rewards import labelers
 from rewards.labels import CONDITIONS, from_csv
@@ -50,8 +51,6 @@ _SPLITS = {"train": "train", "validate": "validation", "val": "validation", "tes
 _PLACES = ("", "mimic-cxr*/", "mimic-cxr*/*/", "*/mimic-cxr*/", "*/mimic-cxr*/*/", "*/*/mimic-cxr*/*/")
 _REPORT = re.compile(r"(?:^|/)files/p\d\d/p(\d+)/s(\d+)\.txt$")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][\w-]*(?:\.[\w-]+)*")
-_VIEWS = ("PA", "AP", "PA ", "AP ", "LATERAL", "LL", "XTABLE LATERAL")  # "PA ": "PA LLD", "PA RLD"
-_FRONTAL, _LATERAL = range(4), range(4, 7)
 _VIEW_CODES = {"postero-anterior": "PA", "antero-posterior": "AP", "lateral": "LATERAL", "left lateral": "LL"}
 
 
@@ -327,33 +326,6 @@ def moment(date: str, time: str) -> tuple[int | None, float | None]:
     return day, clock
 
 
-def rank_view(view: str) -> int:
-    """Position of a view in a study: PA, AP, other frontal ones, LATERAL, LL, other lateral ones, the rest."""
-    exact = _VIEWS.index(view) if view in _VIEWS else None
-    if exact is not None:
-        return exact
-    if view[:3] in _VIEWS:
-        return _VIEWS.index(view[:3])
-    return _LATERAL[-1] if "LATERAL" in view else len(_VIEWS)
-
-
-def is_lateral(view: str) -> bool:
-    """Whether `rank_view` counts a view as lateral."""
-    return rank_view(view) in _LATERAL
-
-
-def order_views(images: list[tuple[str, str]], most: int) -> tuple[tuple[str, str], ...]:
-    """(dicom_id, view) with frontal views first; of more than `most` (0: all) a frontal, a lateral, then others."""
-    images = sorted(images, key=lambda image: (rank_view(image[1]), image[0]))
-    if 0 < most < len(images):
-        first = [
-            next((image for image in images if rank_view(image[1]) in kind), None) for kind in (_FRONTAL, _LATERAL)
-        ]
-        preferred = [image for image in first if image] + [image for image in images if image not in first]
-        images = [image for image in images if image in preferred[:most]]
-    return tuple(images)
-
-
 def find_prior(studies: list[Study], study: Study) -> Study | None:
     """The subject's last study that is certainly earlier than `study`, or None.
 
@@ -380,16 +352,6 @@ def find_prior(studies: list[Study], study: Study) -> Study | None:
     )
 
 
-def scenario_of(views: list[str], prior: str | None) -> str | None:
-    """sn, sw, mn or mw: s/m without/with a lateral view beside the frontal one, n/w without/with a prior report.
-
-    None without a frontal view: the four scenarios of LLM-RG4 all have one.
-    """
-    if not any(rank_view(view) in _FRONTAL for view in views):
-        return None
-    return ("m" if any(map(is_lateral, views)) else "s") + ("w" if prior else "n")
-
-
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
@@ -414,6 +376,8 @@ def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterato
         origin = reports[study.study_id].get("findings_from")
         if origin and "findings" in settings.target:
             counts[f"findings from a {origin}"] += 1
+        for header in filter(None, reports[study.study_id].get("unknown_headers", "").split("\n")):
+            counts[f"header not known: {header}"] += 1
         for unit in units:
             views = [view for view, _ in unit]
             scenario = scenario_of(views, row["prior_report"])
@@ -557,7 +521,7 @@ def name_shard(studies: list[Study], settings: Settings) -> str:
 
 @cache
 def _code() -> str:
-    modules = (labelers, image_files, mimic_images, mimic_sections, sections, sys.modules[__name__])
+    modules = (labelers, dicom, image_files, mimic_images, mimic_sections, sections, views, sys.modules[__name__])
     return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()
 
 

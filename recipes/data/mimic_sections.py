@@ -5,12 +5,15 @@ findings, else what follows the first paragraph), with rules of our own for what
 
 - wet reads, preliminary reports and addenda are set aside: they never reach findings or impression;
 - of several final reports in a file the last one with findings or impression counts;
-- a header that is not known ("LUNGS:") ends any section but findings and impression, of which it is a part;
+- a header that is not in the list is known by its form (`section_of`): compounds, qualifiers, misspellings;
+- one that stays unknown ("LUNGS:") ends any section but findings and impression, of which it is a part, and is named;
+- a view's header after the impression ("PORTABLE CHEST, 5 PM:") ends it and continues the findings;
 - indication and history end with their first paragraph: they are a model's input, and what follows without a header
   is mostly what the images show.
 """
 
 import re
+from difflib import get_close_matches
 
 from recipes.data.sections import clean, clean_as_r2gen
 
@@ -39,7 +42,16 @@ _KNOWN = re.compile(
     """,
     re.MULTILINE | re.VERBOSE | re.IGNORECASE,
 )
-_CAPITALS = re.compile(r"^[ \t]*([A-Z](?:[A-Z0-9 ()/,&.'_-]|(?<=\d):(?=\d\d))+?)[ \t]*:(?=\s|$)", re.MULTILINE)
+_FORMS = (  # in this order: "COMPARISON/FINDINGS:" are findings
+    ("impression", re.compile(r"IMPRESSION|CONCLUSION|OPINION|\bSUMMARY\b")),
+    ("findings", re.compile(r"FINDING|^(?:RADIOLOGY |X-?RAY )?REPORT$")),
+    ("indication", re.compile(r"\bINDICATION|^REASON\b")),
+    ("history", re.compile(r"HISTORY|\bCLINICAL (?:INFORMATION|DATA|DETAILS)\b")),
+    ("comparison", re.compile(r"COMPARISON")),
+)
+_CLOSE = ("findings", "finding", "impression", "impressions", "indication", "comparison", "conclusion", "technique")
+_NEAR = 0.87  # of difflib's ratio: a letter or two of ten wrong; IMPRESSION is .86 near COMPRESSION, another word
+_CAPITALS = re.compile(r"^[ \t]*([A-Z](?:[A-Z0-9 ()/,&.'#_-]|(?<=\d):(?=\d\d))+?)[ \t]*:(?=\s|$)", re.MULTILINE)
 _VIEW = re.compile(r"\b(?:chest|portable|radiographs?|views?|pa|ap|lateral|frontal|supine|upright|ribs)\b", re.I)
 _RULE = re.compile(r"^[ \t]*[_=]{10,}[ \t]*$", re.MULTILINE)
 _MARK = re.compile(
@@ -58,7 +70,8 @@ def read_sections(text: str) -> dict[str, str]:
 
     Names: findings, impression, indication, history, comparison, technique, examination, and `findings_from`, which
     says where the findings stood: "header", "view header" ("PORTABLE CHEST:") or "last paragraph" (reports without
-    findings and impression headers). Empty where the file holds no final report (a wet read alone).
+    findings and impression headers), and `unknown_headers`, a line for each header in capitals that is not known and
+    stands in findings or impression. Empty where the file holds no final report (a wet read alone).
     """
     reports = [_read_report(report) for report in _final_reports(text.replace("\r\n", "\n").replace("\r", "\n"))]
     complete = [report for report in reports if "findings" in report or "impression" in report]
@@ -92,6 +105,23 @@ def _final_reports(text: str) -> list[str]:
     return finals or [untitled]
 
 
+def section_of(name: str) -> str | None:
+    """The section that a header in capitals names by its form, or None; "view" where it names a view of the chest.
+
+    >>> section_of("IMPRESSION/RECOMMENDATION"), section_of("FINDINDGS"), section_of("LUNGS")
+    ('impression', 'findings', None)
+    """
+    name = " ".join(name.split())
+    if known := _SECTION.get(name.lower()):
+        return known
+    if section := next((section for section, form in _FORMS if form.search(name)), None):
+        return section
+    if _VIEW.search(name):
+        return "view"
+    nearest = get_close_matches(name.lower(), _CLOSE, 1, _NEAR)
+    return _SECTION[nearest[0]] if nearest else None
+
+
 def _headers(text: str) -> list[tuple[int, int, str]]:
     """(start, end, section) of each header; section is "view" or "other" where the name is not known."""
     headers = {}
@@ -109,7 +139,11 @@ def _headers(text: str) -> list[tuple[int, int, str]]:
         if header:
             headers[match.start(kind)] = match.end(), section
     for match in _CAPITALS.finditer(text):
-        headers.setdefault(match.start(1), (match.end(), "view" if _VIEW.search(match[1]) else "unknown"))
+        section = section_of(match[1]) or "unknown"
+        start, end = match.start(1), headers.get(match.start(1), (0, ""))[0]
+        if start not in headers or (match.end() > end and section in _TARGETS):  # "IMPRESSION AND PLAN:"
+            headers = {at: header for at, header in headers.items() if not start < at < match.end()}
+            headers[start] = match.end(), section
     return [(start, *headers[start]) for start in sorted(headers)]
 
 
@@ -124,15 +158,23 @@ def _opens_line(text: str, match: re.Match, before: str, section: str) -> bool:
 
 def _read_report(text: str) -> dict[str, str]:
     parts: list[tuple[str, str]] = []
+    unknown: list[str] = []
     name, start = "preamble", 0
     for at, end, section in [*_headers(text), (len(text), len(text), "end")]:
-        if section in ("unknown", "view") and name in (*_TARGETS, "view"):
+        if section == "view" and name == "impression":
+            section = "later view"
+        elif section in ("unknown", "view") and name in (*_TARGETS, "view", "later view"):
+            if section == "unknown":
+                unknown.append(" ".join(text[at:end].split()).rstrip(" :"))
             continue
         parts.append((name, text[start:at]))
         name, start = section, end
     parts = [(name, part) for name, part in parts if _has_words(part)]
     sections: dict[str, str] = {}
+    titled = any(name == "findings" for name, _ in parts)
     for name, part in parts:
+        if name == "later view":
+            name = "findings" if titled else "view"
         part = _paragraphs(part)[0] if name in ("indication", "history") else part.strip()
         sections[name] = f"{sections[name]}\n{part}" if name in sections else part
     origin = "header"
@@ -146,7 +188,8 @@ def _read_report(text: str) -> dict[str, str]:
             sections["findings"], origin = "\n\n".join(untitled), "last paragraph"
             sections[name] = paragraphs[0]
     output = {name: part for name, part in sections.items() if name not in ("preamble", "view", "other", "unknown")}
-    return output | ({"findings_from": origin} if "findings" in output else {})
+    output |= {"findings_from": origin} if "findings" in output else {}
+    return output | ({"unknown_headers": "\n".join(dict.fromkeys(unknown))} if unknown else {})
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -321,12 +321,6 @@ def order_views(
     return [views[i] for i in order], [images[i][1] for i in order]
 
 
-def scenario_of(views: list[str]) -> str | None:
-    """sn or mn, a frontal view without or with a lateral one (Open-i has no prior reports); None without a frontal."""
-    lateral = [view == "LATERAL" for view in views]
-    return None if all(lateral) else "mn" if any(lateral) else "sn"
-
-
 # --- MeSH --------------------------------------------------------------------------------------------------------
 
 # (heading, places of which one must be named or (): any or none, condition or None). The first row that fits decides.

@@ -10,8 +10,8 @@ from datasets import Dataset, concatenate_datasets
 
 from modeling.processing_llmrg4 import check_views, mark_prior
 from recipes.data.images import PixelRange, check_image, decode_image, enlarged_by, pixel_range
-from recipes.data.mimic import is_lateral
 from recipes.data.sections import TARGETS, target_of
+from recipes.data.views import is_lateral
 from recipes.files import InputError, one_process_first
 from rewards.labels import FINDINGS, CheXpertState
 

@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowInvalid, parquet
@@ -15,6 +17,8 @@ from recipes.files import InputError, one_process_first, replacing
 
 SPLITS = ("train", "validation", "test")
 HOW_TO_BUILD = "build one with recipes/build_iu_xray.py, build_mimic_cxr.py or build_phantom.py"
+BOX = {"region": Value("string"), **{side: Value("float32") for side in ("x0", "y0", "x1", "y1")}}
+ROWS_PER_GROUP = 20  # of a Parquet file with images: a reader holds one group at a time
 FEATURES = Features(
     {
         "study_id": Value("string"),
@@ -23,13 +27,19 @@ FEATURES = Features(
         "views": List(Value("string")),  # "PA", "AP", "LATERAL", ...: one per image
         "indication": Value("string"),
         "history": Value("string"),
+        "comparison": Value("string"),
+        "technique": Value("string"),
+        "age": Value("float32"),  # years
+        "sex": Value("string"),  # "F" or "M"
         "prior_report": Value("string"),
+        "prior_images": List(Image()),  # of the study before, a frontal one
         "findings": Value("string"),
         "impression": Value("string"),
         "report": Value("string"),  # the target text
         "scenario": Value("string"),  # sn, sw, mn, mw: single/multi view, no/with longitudinal; null: no frontal view
         "labels": List(Value("int8"), length=14),  # CheXpertState of the report, in the order of CONDITIONS
         "key_spans": List(List(Value("int32"), length=2)),  # characters of the key sentences (TLW) or null
+        "boxes": List(BOX),  # of regions or findings, in pixels of the first image
         "source": Value("string"),
         "license": Value("string"),
     }
@@ -46,22 +56,23 @@ def write_dataset(splits: dict[str, Callable[[], Iterator[dict]]], out: str | Pa
         folder.mkdir()
         sizes = {}
         for split, rows in splits.items():
-            complete = lambda rows=rows: ({name: row.get(name) for name in FEATURES} for row in rows())  # noqa: E731
-            try:
-                dataset = Dataset.from_generator(complete, features=FEATURES, cache_dir=str(folder / "cache"))
-            except DatasetGenerationError as error:  # hides what went wrong: a full disk, a builder's InputError
-                raise error.__cause__ or error from None
-            except OSError as error:
-                if error.errno is None and "disk space" in str(error):  # datasets' own check carries no number
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from None
-                raise
-            dataset.to_parquet(folder / f"{split}.parquet")
-            sizes[split] = len(dataset)
-        for cached in sorted((folder / "cache").rglob("*"), reverse=True):
-            cached.rmdir() if cached.is_dir() else cached.unlink()
-        (folder / "cache").rmdir()
+            sizes[split] = write_rows(rows(), folder / f"{split}.parquet")
         (folder / "build.json").write_text(json.dumps({**build, "rows": sizes}, indent=2) + "\n")
     return sizes
+
+
+def write_rows(rows: Iterable[dict], file: Path, size: int = ROWS_PER_GROUP, note: Callable[[], dict] = dict) -> int:
+    """Writes `rows` to the Parquet `file`, `size` in a group, and returns their number.
+
+    Columns that a row lacks become null. What `note` returns once all rows are written goes into the file's metadata.
+    """
+    schema, number, rows = FEATURES.arrow_schema, 0, iter(rows)
+    with parquet.ParquetWriter(file, schema) as writer:
+        while group := [FEATURES.encode_example(dict.fromkeys(FEATURES) | row) for row in islice(rows, size)]:
+            writer.write_table(pa.Table.from_pylist(group, schema))
+            number += len(group)
+        writer.add_key_value_metadata(note())
+    return number
 
 
 def read_build(path: str | Path) -> dict:

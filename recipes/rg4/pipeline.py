@@ -20,12 +20,12 @@ from datasets import Dataset, Image, List
 from pyarrow import parquet
 
 from recipes.data.images import read_png
-from recipes.data.mimic import is_lateral
 from recipes.data.mimic_sections import clean_mimic
 from recipes.data.privacy import private_among
 from recipes.data.schema import FEATURES, has_text, read_build, read_dataset
 from recipes.data.sections import target_of, target_text
 from recipes.data.sources import MIMIC_RG4
+from recipes.data.views import is_lateral
 from recipes.files import InputError, read_prompt
 from recipes.rg4.llm import Answers, Endpoint, InProcess, LLMJudge, LLMRewriter, check_url, is_loopback
 from recipes.rg4.rules import RuleJudge, RuleRewriter

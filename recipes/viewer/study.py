@@ -8,8 +8,8 @@ import pydicom
 from PIL import Image
 from pydicom.errors import InvalidDicomError
 
+from recipes.data.dicom import load_dicom
 from recipes.data.images import load_image
-from recipes.data.mimic_images import load_dicom
 from recipes.files import InputError
 
 MAX_PIXELS = 50_000_000  # three times the largest flat detector

@@ -79,7 +79,7 @@ def _png(noise: bool = False) -> bytes:
     [
         ("truncated.png", _png(noise=True)[:1500], "truncated.png is truncated or damaged"),
         ("header_only.png", _png()[:20], "header_only.png is truncated or damaged"),
-        ("dicom.png", b"\0" * 128 + b"DICM" + b"\0" * 400, "dicom.png is a DICOM file"),
+        ("dicom.png", b"\0" * 128 + b"DICM" + b"\0" * 400, "dicom.png is a damaged or incomplete DICOM file"),
         ("text.png", b"not an image at all", "text.png is not an image"),
         ("page.png", b"<!DOCTYPE html><html>404</html>", "page.png is not an image"),  # a failed download
         ("empty.png", b"", "empty.png is not an image"),
@@ -94,7 +94,7 @@ def test_what_is_no_image_is_named(tmp_path, name, content, message):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(InputError, match=r"there is no image .*gone\.png"):
         load_image(tmp_path / "gone.png")
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
         load_image(tmp_path)
 
 
@@ -121,5 +121,5 @@ def test_real_images():
         image = load_image(file, 256)
         assert image.mode == "L" and max(image.size) == 256, file
         assert np.asarray(image).std() > 20, file  # an X-ray, not a blank
-    with pytest.raises(InputError, match="is a DICOM file"):
-        load_image(next((DATA / "images").glob("*/*.dcm")))
+    for file in (DATA / "images").glob("*/*.dcm"):
+        assert load_image(file, 256).mode == "L", file

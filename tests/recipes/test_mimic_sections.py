@@ -182,3 +182,46 @@ def test_what_has_words_keeps_some_under_any_cleaning(text, cleaning):
 
 def test_plain_cleaning_keeps_words_case_and_marks():
     assert clean_mimic(" 1. No edema.\n 2. ___ cm  Tube ..", "plain") == "No edema. ___ cm Tube."
+
+
+@pytest.mark.parametrize(
+    ("header", "section"),
+    [
+        ("IMPRESSION/RECOMMENDATION", "impression"),
+        ("IMPRESSION AND PLAN", "impression"),
+        ("IMPRESSION (PRELIMINARY)", "impression"),
+        ("IMPRESSION #1", "impression"),
+        ("FINAL/REVISED IMPRESSION", "impression"),
+        ("IMPRESSION/FINDINGS", "impression"),
+        ("OPINION", "impression"),
+        ("SUMMARY", "impression"),
+        ("MPRESSION", "impression"),
+        ("IMPERSSION", "impression"),
+        ("IMORESSION", "impression"),
+        ("IMPRESSSION", "impression"),
+        ("FINDINDGS", "findings"),
+        ("FNDINGS", "findings"),
+        ("CHEST FINDINGS", "findings"),
+        ("FINDINGS (CHEST)", "findings"),
+        ("COMPARISON/FINDINGS", "findings"),
+        ("REPORT", "findings"),
+        ("REASON FOR THIS EXAMINATION", "indication"),
+        ("NDICATION", "indication"),
+    ],
+)
+def test_headers_are_known_by_their_form(header, section):
+    text = f"FINAL REPORT\n EXAMINATION: CHEST\n\n {header}: Mild edema.\n"
+    assert read_sections(text)[section] == "Mild edema."
+
+
+@pytest.mark.parametrize("header", ["COMPRESSION", "MEDICATIONS", "LUNGS", "PROGRESSION", "DICTATION"])
+def test_other_words_are_no_header_of_a_section(header):
+    sections = read_sections(f"FINAL REPORT\n FINDINGS: No effusion.\n {header}: T12.\n")
+    assert sections["findings"] == f"No effusion.\n {header}: T12." and sections["unknown_headers"] == header
+
+
+def test_a_view_after_the_impression_continues_the_findings():
+    text = "FINAL REPORT\n {}: Clear.\n\n IMPRESSION: Normal.\n\n PORTABLE CHEST, 5 PM: A line was placed.\n"
+    for header in ("FINDINGS", "CHEST, TWO VIEWS"):
+        sections = read_sections(text.format(header))
+        assert sections["findings"] == "Clear.\nA line was placed." and sections["impression"] == "Normal."

@@ -19,6 +19,7 @@ from PIL import Image
 from recipes import build_iu_xray
 from recipes.data import openi
 from recipes.data.schema import SPLITS, read_build, read_dataset
+from recipes.data.views import scenario_of
 from recipes.files import InputError
 from rewards.labels import CONDITIONS, CheXpertState
 
@@ -510,7 +511,7 @@ def test_build_with_stand_ins(tmp_path, build):
     ],
 )
 def test_scenario_follows_the_views(views, scenario):
-    assert openi.scenario_of(views) == scenario
+    assert scenario_of(views, None) == scenario
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy as np
 from make_mimic_tree import DATA, make_tree
 from PIL import Image
 
-from recipes.data.mimic_images import load_dicom
+from recipes.data.dicom import load_dicom
 from recipes.data.openi import read_studies, text_columns
 from recipes.data.phantom import make_study, render, sample_states
 from rewards.labelers import LexicalLabeler

@@ -1,0 +1,89 @@
+"""Builds a public set of X-rays with reports, in the files as they are given out, in the project's schema.
+
+    python recipes/build_public_set.py --set rexgradient-160k --root ReXGradient-160K --out outputs/data/rexgradient
+    python recipes/build_public_set.py --set chexpert-plus --root chexpert_plus --split_scheme rexrank \
+        --target impression --out outputs/data/chexpert_plus
+    python recipes/build_public_set.py --set padchest-gr --root BIMCV-Padchest-GR --language es \
+        --out outputs/data/padchest_gr
+    python recipes/build_public_set.py --set rexrank --root images --files ReXRank_IUXray_test.json \
+        --out outputs/data/rexrank_iu
+
+`--out` then holds train, validation and test.parquet (those that the set has), build.json (arguments, counts) and
+skipped.csv: what was left out, and why. None of the sets may be given on: what is built stays private.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from recipes.build_from_table import argument, show
+from recipes.cli import parse, run
+from recipes.data import public_sets, sources
+from recipes.data.images import SIDES
+from recipes.data.labels import load_labeler
+from recipes.data.mimic_sections import CLEANINGS
+from recipes.data.sections import TARGETS
+from recipes.data.studies import Settings, build
+from recipes.files import InputError
+
+SETS = ("rexgradient-160k", "chexpert-plus", "padchest-gr", "rexrank")
+
+
+@dataclass
+class BuildArguments:
+    """Arguments of the builder."""
+
+    set: str = field(metadata={"help": "Public set to build.", "choices": list(SETS)})
+    root: str = field(metadata={"help": "Folder with the set's files as they came (rexrank: with its images)."})
+    out: str = field(metadata={"help": "Folder to write; an earlier build there is replaced."})
+    images: str | None = argument(None, "Folder of the images where they are not below --root.")
+    files: list[str] = field(default_factory=list, metadata={"help": "JSON files of ReXrank (with --set rexrank)."})
+    split_scheme: str = argument(
+        "official", "Split of CheXpert Plus: its own, or ReXrank's.", choices=list(public_sets.SCHEMES)
+    )
+    language: str = argument("en", "Language of PadChest-GR's sentences.", choices=list(public_sets.LANGUAGES))
+    target: str = argument("findings+impression", "Sections that are the report to write.", choices=list(TARGETS))
+    cleaning: str = argument("plain", "Cleaning of the sections.", choices=list(CLEANINGS))
+    image_size: int = argument(512, "Pixels of the side that --image_size_of names; 0 stores all pixels.")
+    image_size_of: str = argument("longest", "Side that is shrunk to --image_size.", choices=list(SIDES))
+    max_images: int = argument(0, "Images per study: a frontal one, a lateral one, then others; 0 for all.")
+    prior_images: bool = argument(False, "Storing of the frontal image of the study before, too.")
+    labeler: str = argument("lexical", "Labeler of the reports without labels: lexical, or chexbert:MODEL.")
+    limit: int = argument(0, "Number of studies to build, for a first look; 0 for all.")
+    workers: int = argument(2, "Processes that read images; the result is the same for any number.")
+    check: bool = argument(False, "Three studies and the counts are shown, and nothing is written.")
+
+
+def main() -> None:
+    (arguments,) = parse(BuildArguments)
+    if min(arguments.image_size, arguments.max_images, arguments.limit) < 0 or arguments.workers < 1:
+        raise InputError("--workers must be at least 1, and --image_size, --max_images and --limit at least 0")
+    if (arguments.set == "rexrank") != bool(arguments.files):
+        raise InputError("--files names ReXrank's JSON files: --set rexrank needs it, and no other set takes it")
+    labeler = load_labeler(arguments.labeler)
+
+    # Studies
+    reading = public_sets.Reading(arguments.root, arguments.images)
+    if arguments.set == "rexgradient-160k":
+        source, studies = sources.REXGRADIENT, public_sets.read_rexgradient(reading)
+    elif arguments.set == "chexpert-plus":
+        source, studies = sources.CHEXPERT_PLUS, public_sets.read_chexpert_plus(reading, arguments.split_scheme)
+    elif arguments.set == "padchest-gr":
+        source, studies = sources.PADCHEST_GR, public_sets.read_padchest_gr(reading, arguments.language)
+    else:
+        source = public_sets.rexrank_source(arguments.files[0])
+        studies = public_sets.read_rexrank(reading, arguments.files)
+    studies = studies[: arguments.limit] if arguments.limit else studies
+
+    # Priors, images, labels, writing
+    names = [name for name in Settings.__dataclass_fields__ if hasattr(arguments, name)]
+    settings = Settings(
+        source.name, source.license, **{name: getattr(arguments, name) for name in names} | {"labeler": labeler.name}
+    )
+    note = {"set": arguments.set, "root": Path(arguments.root).name, "split_scheme": arguments.split_scheme}
+    note |= {"language": arguments.language, "reading": reading.notes}
+    sizes = build(studies, arguments.out, settings, note, reading.skipped, labeler, show, arguments.check)
+    print(f"{arguments.out}: {sizes}; {len(reading.skipped)} entries left out", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

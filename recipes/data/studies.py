@@ -1,0 +1,398 @@
+"""The one path that studies of any source take to the schema: sections, splits, priors, images, labels, writing.
+
+A reader (recipes/data/columns.py for a lab's table, recipes/data/public_sets.py for the public sets) yields
+`PlainStudy`s and knows nothing of Parquet; `build` writes what `recipes/data/schema.py` describes.
+"""
+
+import csv
+import hashlib
+import json
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+from recipes.data.images import encode_png, load_image, shrink
+from recipes.data.mimic_sections import clean_mimic, read_sections
+from recipes.data.schema import SPLITS, has_text, read_build, write_dataset
+from recipes.data.sections import clean, target_text
+from recipes.data.special_tokens import special_token
+from recipes.data.views import is_frontal, order_views, rank_view, scenario_of
+from recipes.files import InputError, replacing
+
+SECTIONS = ("findings", "impression")
+REQUEST = ("indication", "history", "comparison", "technique")
+
+
+class Moment(NamedTuple):
+    """When a study was made: the day as YYYYMMDD (or a place in an order), and seconds since midnight if known."""
+
+    day: float
+    seconds: float | None = None
+
+
+class PlainImage(NamedTuple):
+    """A file, or its content where the table holds it, and the view in the schema's words."""
+
+    file: Path | bytes
+    view: str
+
+
+class Skipped(NamedTuple):
+    """What was left out (a study, an image, a prior) of which study, where it stands in the source, and why."""
+
+    study_id: str
+    place: str
+    left_out: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass
+class PlainStudy:
+    """One study as its source tells it: raw texts, files, and what orders it among its subject's studies."""
+
+    study_id: str
+    subject_id: str | None
+    place: str  # its line or key in the source, for messages
+    images: list[PlainImage] = field(default_factory=list)
+    findings: str | None = None
+    impression: str | None = None
+    report: str | None = None  # a whole text, with headers or without
+    indication: str | None = None
+    history: str | None = None
+    comparison: str | None = None
+    technique: str | None = None
+    prior_report: str | None = None
+    prior_study_id: str | None = None
+    split: str | None = None
+    moment: Moment | None = None
+    age: float | None = None  # years
+    sex: str | None = None  # "F" or "M"
+    labels: list[int] | None = None
+    boxes: list[dict] | None = None  # region, x0, y0, x1, y1 in pixels of the first image's file
+    prior_images: list[PlainImage] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How `build` turns studies into rows; the defaults are those of the builders' arguments."""
+
+    source: str
+    license: str
+    target: str = "findings+impression"
+    cleaning: str = "plain"
+    image_size: int = 512
+    image_size_of: str = "longest"
+    max_images: int = 0
+    fractions: tuple[float, float] = (0.1, 0.1)  # of the subjects, to validate and to test on
+    seed: int = 0
+    split_by_subject: bool = False
+    labeler: str = "lexical"
+    prior_images: bool = False
+    workers: int = 2
+
+
+################
+# Text
+################
+
+
+def with_sections(study: PlainStudy) -> PlainStudy:
+    """`study` with the sections of its whole report, where that has headers and the source names no sections."""
+    if not study.report or study.findings or study.impression:
+        return study
+    sections = read_sections(study.report)
+    if sections.get("findings_from") == "last paragraph" or not set(SECTIONS) & set(sections):
+        return study
+    for name in (*SECTIONS, *REQUEST):
+        setattr(study, name, getattr(study, name) or sections.get(name))
+    return study
+
+
+def text_columns(study: PlainStudy, settings: Settings) -> dict[str, str | None]:
+    """The text columns of a row: cleaned sections, and `report`, the target, which is None where it has none.
+
+    A report without headers is the target as it stands; so there `findings` and `impression` are null.
+    """
+    row = {name: clean(getattr(study, name)) for name in REQUEST}
+    row |= {name: clean_mimic(getattr(study, name), settings.cleaning) for name in SECTIONS}
+    row["prior_report"] = clean(study.prior_report)
+    if study.findings or study.impression:
+        row["report"] = target_text(row, settings.target)
+    else:
+        row["report"] = clean_mimic(study.report, settings.cleaning)
+    return row
+
+
+def plain_report(study: PlainStudy) -> str | None:
+    """Findings and impression, or the whole report: what a labeler reads and what a later study has as its prior."""
+    sections = {name: clean(getattr(study, name)) for name in SECTIONS}
+    return target_text(sections, "findings+impression") or clean(study.report)
+
+
+################
+# Order
+################
+
+
+def link_priors(studies: list[PlainStudy], skipped: list[Skipped]) -> None:
+    """Gives studies the report and the images of the subject's last study that is certainly earlier.
+
+    A prior that the source names wins over the dates. Earlier is an earlier day, or the same day and an earlier time;
+    two studies of one day have no order where a time is missing or equal.
+    """
+    by_id = {study.study_id: study for study in studies}
+    by_subject: dict[str, list[PlainStudy]] = defaultdict(list)
+    for study in studies:
+        if study.subject_id is not None and study.moment is not None:
+            by_subject[study.subject_id].append(study)
+    for group in by_subject.values():
+        group.sort(key=lambda study: (study.moment.day, study.moment.seconds or 0.0, study.study_id))
+    days = {subject: [study.moment.day for study in group] for subject, group in by_subject.items()}
+    priors = {}
+    for study in studies:
+        if study.prior_study_id:
+            priors[study.study_id] = by_id.get(study.prior_study_id)
+            if priors[study.study_id] is None and not study.prior_report:
+                reason = "the study before it is not in the table"
+                skipped.append(Skipped(study.study_id, study.place, "prior", reason, study.prior_study_id))
+        elif not study.prior_report and study.subject_id in by_subject and study.moment is not None:
+            group, moment = by_subject[study.subject_id], study.moment
+            end = bisect_left(days[study.subject_id], moment.day)
+            same_day = [
+                earlier
+                for earlier in group[end : bisect_left(days[study.subject_id], moment.day + 1)]
+                if None not in (moment.seconds, earlier.moment.seconds) and earlier.moment.seconds < moment.seconds
+            ]
+            priors[study.study_id] = same_day[-1] if same_day else group[end - 1] if end else None
+    for study in studies:
+        if prior := priors.get(study.study_id):
+            study.prior_report = study.prior_report or plain_report(prior)
+            study.prior_images = study.prior_images or frontal_images(prior)
+
+
+def frontal_images(study: PlainStudy) -> list[PlainImage]:
+    """The first frontal image of `study`, if it has one."""
+    pairs = sorted((image.view, number) for number, image in enumerate(study.images) if is_frontal(image.view))
+    return [study.images[min(pairs, key=lambda pair: rank_view(pair[0]))[1]]] if pairs else []
+
+
+def assign_splits(studies: list[PlainStudy], settings: Settings) -> None:
+    """Gives every study its split: the source's, or by subject, in the order of a hash of `settings.seed`.
+
+    Subjects are cut by their number, so that a small set too has one to validate and one to test on where it has
+    three. Raises InputError where some studies have a split and others none, and where a subject is in two splits,
+    which `split_by_subject` moves to that of its first study.
+    """
+    split_studies = [study for study in studies if study.split]
+    if split_studies and len(split_studies) < len(studies):
+        bare = next(study for study in studies if not study.split)
+        raise InputError(
+            f"{len(studies) - len(split_studies)} of {len(studies)} studies have no split, study {bare.study_id} "
+            f"({bare.place}) first: fill the column, or leave it out to split by subject"
+        )
+    groups: dict[str, list[PlainStudy]] = defaultdict(list)
+    for study in studies:
+        groups[study.subject_id if study.subject_id is not None else f"study {study.study_id}"].append(study)
+    if split_studies:
+        for subject, group in groups.items():
+            splits = list(dict.fromkeys(study.split for study in group))
+            if len(splits) > 1 and not settings.split_by_subject:
+                raise InputError(
+                    f"subject {subject} is in the splits {' and '.join(splits)}, so that a model would be tested on "
+                    "patients that it was trained on: mend the column, or give --split_by_subject, which moves a "
+                    "subject to the split of its first study"
+                )
+            for study in group:
+                study.split = splits[0]
+        return
+    order = sorted(groups, key=lambda name: hashlib.sha256(f"{settings.seed}:{name}".encode()).hexdigest())
+    numbers = [max(1, round(share * len(order))) if share and len(order) > 2 else 0 for share in settings.fractions]
+    for place, subject in enumerate(order):
+        split = "validation" if place < numbers[0] else "test" if place < sum(numbers) else "train"
+        for study in groups[subject]:
+            study.split = split
+
+
+################
+# Images
+################
+
+
+def stored_image(file: Path | bytes, size: int, side: str) -> tuple[bytes, float] | str:
+    """The PNG to store and by how much it is smaller than the file's image, or the sentence that says why not."""
+    try:
+        image = load_image(file)
+        width = image.width
+        image = shrink(image, size, side) if size else image
+    except InputError as error:
+        return str(error)
+    return encode_png(image), image.width / width
+
+
+def stored_images(files: list[Path | bytes], size: int, side: str) -> list[tuple[bytes, float] | str]:
+    """`stored_image` of several files, in a worker process."""
+    return [stored_image(file, size, side) for file in files]
+
+
+def _read_in_order(batches: Iterator[tuple], settings: Settings) -> Iterator[tuple]:
+    """(item, what `stored_images` makes of its files) of each (item, files), in order, read by `workers` processes."""
+    work = partial(stored_images, size=settings.image_size, side=settings.image_size_of)
+    if settings.workers == 1:
+        yield from ((item, work(files)) for item, files in batches)
+        return
+    with ProcessPoolExecutor(settings.workers, get_context("forkserver")) as pool:
+        waiting: list = []
+        try:
+            for item, files in batches:
+                waiting.append((item, pool.submit(work, files)))
+                if len(waiting) > 4 * settings.workers:
+                    item, future = waiting.pop(0)
+                    yield item, future.result()
+            for item, future in waiting:
+                yield item, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+################
+# Building
+################
+
+
+def build(
+    studies: list[PlainStudy],
+    out: str | Path,
+    settings: Settings,
+    note: dict,
+    skipped: list[Skipped],
+    labeler: Callable,
+    preview: Callable[[list[dict]], None] | None = None,
+    check: bool = False,
+) -> dict[str, int]:
+    """Writes `studies` to the folder `out` with build.json and skipped.csv; returns the rows per split.
+
+    `note` goes into build.json, `skipped` takes what is left out beside what the reader left out. `preview` is called
+    with three rows, without images, before anything is written; with `check` nothing is. Raises InputError where no
+    study is left.
+    """
+    out = Path(out)
+    if out.exists() and not read_build(out):
+        raise InputError(f"--out {out} exists and is no earlier build: name a folder that may be replaced")
+    counts: Counter = Counter()
+    assign_splits(studies, settings)
+    link_priors(list(map(with_sections, studies)), skipped)
+    rows = text_rows(studies, settings, skipped, counts)
+    if preview:
+        preview([row | {"study_id": study.study_id, "split": study.split} for study, row in rows[:3]])
+    if check:
+        return dict(Counter(study.split for study, _ in rows))
+    add_labels(rows, labeler)
+    with replacing(out, marker="build.json") as folder:
+        present = {study.split for study, _ in rows}
+        splits = {
+            split: partial(full_rows, rows, split, settings, skipped, counts) for split in SPLITS if split in present
+        }
+        sizes = write_dataset(splits, folder, note | asdict(settings))
+        if not sum(sizes.values()):
+            raise InputError(f"no study has an image that can be read; {skipped[-1].place}: {skipped[-1].reason}")
+        for split in [split for split, number in sizes.items() if not number]:
+            (folder / f"{split}.parquet").unlink()
+        counts.update(f"{entry.left_out} left out: {entry.reason}" for entry in skipped)
+        more = {"skipped": len(skipped), "counts": dict(sorted(counts.items()))}
+        (folder / "build.json").write_text(json.dumps(read_build(folder) | more, indent=2) + "\n")
+        with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([Skipped._fields, *skipped])
+    return sizes
+
+
+def text_rows(
+    studies: list[PlainStudy], settings: Settings, skipped: list[Skipped], counts: Counter
+) -> list[tuple[PlainStudy, dict]]:
+    """(study, text columns of its row) of those studies that have a report to write; InputError where none has."""
+    rows = []
+    for study in studies:
+        row = text_columns(study, settings)
+        token = next(filter(None, map(special_token, filter(None, row.values()))), None)
+        if not has_text(row["report"]):
+            skipped.append(Skipped(study.study_id, study.place, "study", f"it has no {settings.target}"))
+        elif token:
+            reason = "its text holds what a model reads as a token of its own"
+            skipped.append(Skipped(study.study_id, study.place, "study", reason, token))
+        else:
+            counts["reports of sections" if study.findings or study.impression else "reports without sections"] += 1
+            rows.append((study, row))
+    if not rows:
+        [(reason, number)] = Counter(entry.reason for entry in skipped if entry.left_out == "study").most_common(1)
+        raise InputError(f"none of {len(studies)} studies can be used; of {number} of them: {reason}")
+    return rows
+
+
+def add_labels(rows: list[tuple[PlainStudy, dict]], labeler: Callable) -> None:
+    """Gives every row its labels: the source's, or those of `labeler`, which reads the rest in one call."""
+    unlabelled = [(study, row) for study, row in rows if study.labels is None]
+    states = labeler([plain_report(study) for study, _ in unlabelled]).tolist() if unlabelled else []
+    for (_, row), labels in zip(unlabelled, states, strict=True):
+        row["labels"] = labels
+    for study, row in rows:
+        row.setdefault("labels", study.labels)
+
+
+def full_rows(
+    rows: list[tuple[PlainStudy, dict]], split: str, settings: Settings, skipped: list[Skipped], counts: Counter
+) -> Iterator[dict]:
+    """The rows of one split with their images; a study none of whose images can be read is left out."""
+    for (study, row, shown), stored in _read_in_order(_files_of(rows, split, settings), settings):
+        for content in stored:
+            if isinstance(content, str):
+                skipped.append(Skipped(study.study_id, study.place, "image", "it cannot be read", content))
+        pairs = zip(shown, stored, strict=False)
+        readable = [(image, content) for image, content in pairs if isinstance(content, tuple)]
+        if not readable:
+            reason = "none of its images can be read" if shown else "it has no image"
+            skipped.append(Skipped(study.study_id, study.place, "study", reason))
+            continue
+        yield row | _image_columns(study, row, readable, stored[len(shown) :], settings, counts)
+
+
+def _files_of(rows: list[tuple[PlainStudy, dict]], split: str, settings: Settings) -> Iterator[tuple]:
+    for study, row in rows:
+        if study.split == split:
+            pairs = [((number, image), image.view) for number, image in enumerate(study.images)]
+            shown = [image for (_, image), _ in order_views(pairs, settings.max_images)]
+            earlier = study.prior_images if settings.prior_images else []
+            yield (study, row, shown), [image.file for image in (*shown, *earlier)]
+
+
+def _image_columns(
+    study: PlainStudy, row: dict, readable: list[tuple], prior: list, settings: Settings, counts: Counter
+) -> dict:
+    """The columns of a row that its images decide on, and those that need no work."""
+    views = [image.view for image, _ in readable]
+    scenario = scenario_of(views, row["prior_report"])
+    counts[f"scenario {scenario or 'none (no frontal view)'}"] += 1
+    counts.update(f"view {view}" for view in views)
+    image, (_, scale) = readable[0]
+    boxes = None
+    if study.boxes and study.images and image is study.images[0]:
+        sides = ("x0", "y0", "x1", "y1")
+        boxes = [box | {side: box[side] * scale for side in sides} for box in study.boxes]
+    return {
+        "study_id": study.study_id,
+        "subject_id": study.subject_id,
+        "images": [{"bytes": content, "path": None} for _, (content, _) in readable],
+        "views": views,
+        "scenario": scenario,
+        "age": study.age,
+        "sex": study.sex,
+        "boxes": boxes,
+        "prior_images": [{"bytes": entry[0], "path": None} for entry in prior if isinstance(entry, tuple)] or None,
+        "source": settings.source,
+        "license": settings.license,
+    }

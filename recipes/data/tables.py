@@ -1,0 +1,248 @@
+"""Records of any table that a lab or a public project keeps its studies in, as plain dicts with their place.
+
+| file | what it holds |
+|---|---|
+| `.csv`, `.tsv`, `.txt` (also `.gz`) | a header and a row per study or image; comma, semicolon, tab or bar between |
+| `.xlsx`, `.xls`, `.ods` | the first sheet, read as a CSV is |
+| `.parquet` | a row per study; images may be inside, as `datasets` stores them |
+| `.jsonl`, `.json` | objects; a list of them; lists by split (R2Gen); or an object by id (ReXrank, ReXGradient) |
+| a folder | `metadata.csv`, `.jsonl` or `.parquet` beside the images, perhaps in a folder per split (imagefolder) |
+
+An object with `conversations` (LLaVA) or `messages` (chat form) gives its last answer as the report.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from recipes.files import InputError
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+SHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
+DELIMITERS = ",;\t|"
+ABSENT = {"", "none", "nan", "null", "n/a", "na", "<na>", "nat", "-", "."}
+IMAGE_MARK = re.compile(r"<image>\s*")
+
+
+class Record(NamedTuple):
+    """One row or object of a table: its values by column, and `place`, its line or key for a message."""
+
+    values: dict[str, object]
+    place: str
+
+
+def absent(value: object) -> bool:
+    """Whether a cell says nothing: empty, a missing number, or a word such as "None", "nan" or "N/A".
+
+    >>> absent(" None. "), absent("No change.")
+    (True, False)
+    """
+    if value is None or value != value:
+        return True
+    return isinstance(value, str) and value.strip().lower().removesuffix(".") in ABSENT
+
+
+def decode(content: bytes, name: str, encoding: str | None = None) -> str:
+    """The text of a file by its byte-order mark, else as `encoding` (default UTF-8); InputError where it is not."""
+    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    marked = next((kind for mark, kind in marks.items() if content.startswith(mark)), None)
+    try:
+        return content.decode(encoding or marked or "utf-8")
+    except LookupError as error:
+        raise InputError(f"--encoding: Python knows no encoding {encoding}") from error
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{name} is not {encoding or marked or 'UTF-8'} in line {line}; no encoding is guessed: save it as UTF-8, "
+            "or name its encoding, for example --encoding cp1252"
+        ) from error
+
+
+def read_records(table: str | Path, encoding: str | None = None) -> list[Record]:
+    """All records of `table` (a file or a folder of the kinds above), in their order.
+
+    A record that stands below a split's name has it as `split`. Raises InputError naming the file, and the line where
+    there is one, on what cannot be read, and where there is no record.
+    """
+    path = Path(table)
+    if path.is_dir():
+        records = list(_folder_records(path, encoding))
+    elif path.is_file():
+        records = list(_file_records(path, encoding))
+    else:
+        raise InputError(f"there is no table {table}")
+    if not records:
+        raise InputError(f"{table} holds no record")
+    return [Record(_answer(record.values), record.place) for record in records]
+
+
+def _folder_records(folder: Path, encoding: str | None) -> Iterator[Record]:
+    names = [f"metadata{suffix}" for suffix in (".csv", ".jsonl", ".parquet")]
+    files = [path for name in names for path in sorted(folder.rglob(name))]
+    if not files:
+        raise InputError(f"the folder {folder} holds no {', '.join(names)} (the form of datasets' imagefolder)")
+    for file in files:
+        parts = file.relative_to(folder).parent.parts
+        split = next((SPLIT_NAMES[part.lower()] for part in parts if part.lower() in SPLIT_NAMES), None)
+        for record in _file_records(file, encoding):
+            values = dict(record.values)
+            for name in ("file_name", "file_names"):
+                if name in values and not absent(values[name]):
+                    paths = values[name] if isinstance(values[name], list) else [values[name]]
+                    values[name] = [str(Path(*parts, path)) for path in map(str, paths)]
+            yield Record(({"split": split} if split else {}) | values, record.place)
+
+
+def _file_records(path: Path, encoding: str | None) -> Iterator[Record]:
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix in SHEETS:
+        yield from _sheet_records(path)
+    elif suffix == ".parquet":
+        yield from _parquet_records(path)
+    else:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            try:
+                content = gzip.decompress(content)
+            except (OSError, EOFError) as error:
+                raise InputError(f"{path} is no complete .gz file: {error}") from error
+        text = decode(content, str(path), encoding)
+        if suffix in (".json", ".jsonl") or text.lstrip()[:1] in ("{", "["):
+            yield from _json_records(path, text)
+        else:
+            yield from _delimited_records(path, text)
+
+
+def _sheet_records(path: Path) -> Iterator[Record]:
+    import pandas
+
+    try:
+        from python_calamine import CalamineError
+    except ImportError as error:
+        raise InputError(f"{path}: sheets need the package python-calamine: pip install python-calamine") from error
+    try:
+        frame = pandas.read_excel(path, dtype=object, engine="calamine")
+    except (CalamineError, ValueError, OSError) as error:
+        raise InputError(f"{path} is no workbook that can be read: {error}") from error
+    for number, values in enumerate(frame.to_dict("records"), start=2):
+        yield Record({str(name): _cell(value) for name, value in values.items()}, f"{path.name}, row {number}")
+
+
+def _cell(value: object) -> object:
+    """A sheet's cell as a CSV would have it: a date in ISO's form, a whole number without its point."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat(sep=" ") if hasattr(value, "hour") else value.isoformat()
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _parquet_records(path: Path) -> Iterator[Record]:
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            for number, values in enumerate(file.read_row_group(group).to_pylist()):
+                yield Record(values, f"{path.name}, row {number + 1} of group {group + 1}")
+    except (ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is no Parquet file that can be read: {error}") from error
+
+
+def _delimited_records(path: Path, text: str) -> Iterator[Record]:
+    header = text.split("\n", 1)[0]
+    delimiter = max(DELIMITERS, key=header.count)
+    limit = csv.field_size_limit(2**31 - 1)  # a report may be longer than csv's default of 131,072 characters
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        names = [name.strip() for name in next(reader, [])]
+        if twice := sorted({name for name in names if name and names.count(name) > 1}):
+            raise InputError(f"{path} has the column {twice[0]} twice")
+        end = reader.line_num
+        for row in reader:
+            place, end = f"{path.name}, line {end + 1}", reader.line_num  # a row's text may have several lines
+            if not any(cell.strip() for cell in row):
+                continue
+            if len(row) > len(names):
+                raise InputError(
+                    f"{path}, line {reader.line_num}: {len(row)} cells under {len(names)} columns; a text with "
+                    f"{delimiter!r} or a line break needs quotes around it"
+                )
+            yield Record(dict(zip(names, row, strict=False)), place)
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _json_records(path: Path, text: str) -> Iterator[Record]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":  # one object per line reads as one object and more
+            raise InputError(f"{path}, line {error.lineno}: this is no JSON: {error.msg}") from error
+        content = list(_json_lines(path, text))
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply to be a table") from error
+    yield from _json_objects(path, content)
+
+
+def _json_lines(path: Path, text: str) -> Iterator[object]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: this is no JSON: {error.msg}") from error
+
+
+def _json_objects(path: Path, content: object) -> Iterator[Record]:
+    if isinstance(content, dict) and {str(name).lower() for name in content} <= set(SPLIT_NAMES):
+        for name, entries in content.items():
+            for number, values in enumerate(entries if isinstance(entries, list) else [entries], start=1):
+                split = {"split": SPLIT_NAMES[name.lower()]}
+                yield Record(split | _object(path, values, f"{name}, entry {number}"), f"{name}, entry {number}")
+    elif isinstance(content, dict) and content and all(isinstance(values, dict) for values in content.values()):
+        for key, values in content.items():
+            identity = {} if {"id", "study_id"} & set(values) else {"study_id": key}
+            yield Record(identity | values, f"entry {key!r}")
+    else:
+        for number, values in enumerate(content if isinstance(content, list) else [content], start=1):
+            yield Record(_object(path, values, f"entry {number}"), f"entry {number}")
+
+
+def _object(path: Path, values: object, place: str) -> dict:
+    if not isinstance(values, dict):
+        raise InputError(f"{path}, {place}: {str(values)[:60]!r} is no object of columns and values")
+    return values
+
+
+def _answer(values: dict) -> dict:
+    """`values` with the last answer of a conversation as `report`, and its images as `images`."""
+    turns = next((values[name] for name in ("conversations", "messages") if isinstance(values.get(name), list)), None)
+    if turns is None and isinstance(values.get("completion"), list):
+        turns = [*(values.get("prompt") or ()), *values["completion"]]
+    if not turns:
+        return values
+    speeches = [
+        (str(turn.get("role") or turn.get("from")), turn.get("content", turn.get("value")))
+        for turn in turns
+        if isinstance(turn, dict)
+    ]
+    answers = [_plain(content) for role, content in speeches if role in ("assistant", "gpt", "model")]
+    return values | ({"report": answers[-1]} if answers else {})
+
+
+def _plain(content: object) -> str:
+    """The text of a turn, which may be a list of parts with a `text`."""
+    if isinstance(content, list):
+        content = " ".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return IMAGE_MARK.sub("", str(content or "")).strip()
