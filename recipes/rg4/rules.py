@@ -187,7 +187,9 @@ def _detect(sentence: str) -> tuple[bool, ...]:
 
 def _detect_in(text: str) -> tuple[bool, ...]:
     """Which of `CATEGORIES` a text of any number of sentences holds."""
-    return tuple(map(any, zip(*(_detect(sentence) for sentence in split_sentences(text)), strict=True))) or (False,) * 4
+    return (
+        tuple(map(any, zip(*(_detect(sentence) for sentence in split_sentences(text)), strict=True))) or (False,) * 4
+    )
 
 
 class RuleJudge:
