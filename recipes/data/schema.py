@@ -16,7 +16,10 @@ from pyarrow import ArrowInvalid, parquet
 from recipes.files import InputError, one_process_first, replacing
 
 SPLITS = ("train", "validation", "test")
-HOW_TO_BUILD = "build one with recipes/build_iu_xray.py, build_mimic_cxr.py or build_phantom.py"
+HOW_TO_BUILD = (
+    'build one of your own table with recipes/build_from_table.py ("Your data in ten minutes" in '
+    "recipes/data/README.md), or with build_iu_xray.py, build_mimic_cxr.py or build_phantom.py"
+)
 BOX = {"region": Value("string"), **{side: Value("float32") for side in ("x0", "y0", "x1", "y1")}}
 ROWS_PER_GROUP = 20  # of a Parquet file with images: a reader holds one group at a time
 FEATURES = Features(
