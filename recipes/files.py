@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,19 @@ def replacing(path: str | Path, marker: str = "") -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def read_commit() -> str:
+    """The git commit of the checkout that this file is in.
+
+    Empty where there is none: no git, or a wheel, whose folder may lie within the repository of another project.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    if not shutil.which("git"):
+        return ""
+    command = ("git", "-C", checkout, "rev-parse", "--show-toplevel", "HEAD")
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    return lines[1] if len(lines) == 2 and Path(lines[0]).resolve() == checkout else ""
 
 
 def read_prompt(file: str) -> str:

@@ -17,8 +17,6 @@ from recipes.evaluation.reward_card import DEFAULT, make_card
 from recipes.evaluation.reward_card_page import write_card
 from recipes.files import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @dataclass
 class CardArguments:
@@ -27,7 +25,7 @@ class CardArguments:
         metadata={"help": "Rewards by their names in the package rewards, or by dotted paths."},
     )
     data: str = field(
-        default=os.environ.get("RRG_DATA", str(ROOT.parent / "shared" / "data")),
+        default=os.environ.get("RRG_DATA", "../shared/data"),
         metadata={"help": "Folder that holds radpref/ and radjudge/ with the judgements as JSON."},
     )
     out: str = field(

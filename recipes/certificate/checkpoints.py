@@ -24,7 +24,7 @@ SENTENCES = (
     "These findings were discussed with the physician by telephone.",
     "The heart is normal in size.",
 )
-OPEN_CLIP = "open_clip is not installed: make setup brings it (open_clip_torch in requirements.txt)"
+OPEN_CLIP = "open_clip is not installed: make setup brings it (open_clip_torch, in the extra test)"
 
 
 def count(equal: int, number: int, what: str) -> tuple[str, Bar]:

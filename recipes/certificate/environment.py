@@ -1,7 +1,6 @@
 """Rows on the environment: packages, the GPU, and the kernels that the papers' YAMLs ask for."""
 
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, requires, version
 
 import torch
 from packaging.requirements import Requirement
@@ -11,14 +10,15 @@ from transformers.utils import is_flash_attn_2_available
 from recipes.certificate.checkpoints import count, gap
 from recipes.certificate.laboratory import Absent, Bar, Lab
 
-REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 NO_GPU = "this machine has no GPU that torch sees"
 
 
 def packages(lab: Lab) -> tuple[str, Bar]:
-    """How many packages of requirements.txt are installed within its ranges."""
-    lines = [line.split("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines()]
-    requirements = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    """How many packages that the project depends on are installed within its ranges."""
+    requirements = [Requirement(line) for line in requires("rrg-recipes") or ()]
+    requirements = [requirement for requirement in requirements if not requirement.marker]  # those of no extra
+    if not requirements:
+        raise Absent("the installed rrg-recipes lists no packages: make setup installs it anew")
     outside = []
     for requirement in requirements:
         try:

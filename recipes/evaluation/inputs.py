@@ -18,7 +18,7 @@ from recipes.evaluation.figures import HEADLINE, PRESETS, describe
 from recipes.evaluation.prediction_files import odd_texts, read_predictions, split_id
 from recipes.evaluation.references import Truth, read_truth, read_truth_file, scenario_folders
 from recipes.evaluation.scores import Metrics, System, lengths
-from recipes.files import InputError
+from recipes.files import InputError, read_commit
 from recipes.rg4.pipeline import load_judge
 from rewards.completions import parse_completion
 from rewards.discbert import hall_flags
@@ -239,9 +239,6 @@ def describe_run(args, metrics: Metrics, truth: Truth, systems: dict[str, System
         versions["java"] = (told.stderr or told.stdout).strip().split("\n")[0]
     if "meteor_lite" in names:
         versions["nltk"] = version("nltk")
-    commit = subprocess.run(
-        ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     presets = {
         name: {**preset, "figures": [each for each in preset["figures"] if each in names],
                "absent": [each for each in preset["figures"] if each not in names]}
@@ -271,7 +268,7 @@ def describe_run(args, metrics: Metrics, truth: Truth, systems: dict[str, System
         "figures": {name: describe(name) for name in names},
         "labeler": metrics.labeler.name,
         "versions": versions,
-        "commit": commit or None,
+        "commit": read_commit() or None,
         "command": " ".join(sys.argv[1:]),
         "dataset": args.dataset,
         "split": args.split if args.dataset else None,
