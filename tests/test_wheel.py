@@ -99,6 +99,7 @@ def test_scripts_start_from_the_wheel(wheel, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["OMP_NUM_THREADS"] = "1"
     child = CHILD.replace("LIBRARY", repr(LIBRARY))
     process = subprocess.run([python, "-c", child], cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

@@ -6,8 +6,8 @@ and p-value by a bootstrap that draws the same studies for both, and the p-value
 two reports of each study (a study's samples are averaged; of precision, recall and F1 the values of a single report,
 LLM-RG4 section "Metrics"). `p_holm` and `p_wilcoxon_holm` are adjusted over all differences of the file.
 
-`looking`: a model beside its own reports for images exchanged between studies. The drop is what the right images are
-worth; its share of the score is what comes from looking, the rest from knowing how reports usually read.
+`image_reliance`: a model beside its own reports for images exchanged between studies. The drop is what the right
+images are worth; its share of the score is what comes from looking, the rest from knowing how reports usually read.
 """
 
 from collections.abc import Sequence
@@ -78,8 +78,8 @@ def _per_study(system: System, truth: Truth) -> dict[str, np.ndarray]:
     return dict(zip(reports, (sums / numbers[:, None]).T, strict=True))
 
 
-def looking(systems: dict[str, System], studies: int) -> dict[str, dict]:
-    """The block `looking`: of each model with a control, in every headline figure, score, shuffled score and drop.
+def image_reliance(systems: dict[str, System], studies: int) -> dict[str, dict]:
+    """The block `image_reliance`: of each model with a control, by headline figure, score, shuffled score and drop.
 
     The drop of a figure where lower is better is turned round, so that above 0 always means that the images help; it
     has no share, for such a figure has no zero to count from.

@@ -106,8 +106,8 @@ def make_tables(metrics: dict) -> Iterator[Table]:
     yield _errors_table(metrics)
     if any(system["cost"] for system in metrics["systems"].values()):
         yield _cost_table(metrics)
-    if metrics["looking"]:
-        yield _looking_table(metrics)
+    if metrics["image_reliance"]:
+        yield _image_reliance_table(metrics)
     if metrics["differences"]:
         yield _differences_table(metrics)
     if metrics["paper"]:
@@ -175,9 +175,9 @@ def _cost_table(metrics: dict) -> Table:
     return Table("Cost of a report", columns, rows, ["Means, as recipes/generate.py noted them on its machine."])
 
 
-def _looking_table(metrics: dict) -> Table:
+def _image_reliance_table(metrics: dict) -> Table:
     rows = []
-    for system, what in metrics["looking"].items():
+    for system, what in metrics["image_reliance"].items():
         for figure, own in what["figures"].items():
             share = cell(own["share"]) if own["share"] else "none"
             rows.append(

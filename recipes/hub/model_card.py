@@ -142,8 +142,8 @@ def _tabulate(metrics: dict) -> dict:
         found, errors = systems[own]["per_label"][label], systems[own]["errors"][label]
         cells = [cell(found[quantity]) for quantity in ("precision", "recall", "f1")]
         labels.append((label, [*cells, str(found["support"]), *(str(errors[kind]) for kind in KINDS)]))
-    what = metrics["looking"].get(own, {"control": None, "figures": {}})
-    looking = [
+    what = metrics["image_reliance"].get(own, {"control": None, "figures": {}})
+    image_reliance = [
         [
             metrics["figures"][figure]["title"],
             number(row["score"]),
@@ -160,6 +160,6 @@ def _tabulate(metrics: dict) -> dict:
         "rows": rows,
         "labels": labels,
         "kinds": KINDS,
-        "looking": looking,
-        "looking_control": what["control"],
+        "image_reliance": image_reliance,
+        "image_reliance_control": what["control"],
     }

@@ -210,7 +210,7 @@ def test_a_page_without_models_images_or_figures(tmp_path):
         each["states"] = {}
     metrics = make_metrics([case("s", "x", all_systems("x"))])
     metrics["systems"] = {"grpo": metrics["systems"]["grpo"] | {"kind": "baseline"}}
-    empty = {"looking": {}, "differences": [], "notes": [], "dataset": None, "split": None}
+    empty = {"image_reliance": {}, "differences": [], "notes": [], "dataset": None, "split": None}
     write_report_page(tmp_path / "r.html", metrics | empty, cases, LexicalLabeler())
     assert [row["images"] for row in json.loads(Page((tmp_path / "r.html").read_text()).texts["data"])["cases"]] == [
         [0],
