@@ -80,9 +80,9 @@ def main() -> None:
     ending = Event()
     systems = []
     for number, model in enumerate(args.models):
-        own = {"model": model, "prompt_file": (*args.prompt_files, None, None)[number], "num_beams": 1}
-        own |= {"views": (*args.views, None, None)[number], "length_penalty": 1.0}
-        systems.append(load_system(SimpleNamespace(**vars(args) | own), device, ending))
+        settings = {"model": model, "prompt_file": (*args.prompt_files, None, None)[number], "num_beams": 1}
+        settings |= {"views": (*args.views, None, None)[number], "length_penalty": 1.0}
+        systems.append(load_system(SimpleNamespace(**vars(args) | settings), device, ending))
 
     ################
     # Serving

@@ -89,9 +89,11 @@ def main() -> None:  # noqa: C901
     usable = {}
     for study in studies:
         row = openi.text_columns(study, target, arguments.cleaning)
-        found = openi.stand_in_images(study) if as_phantom else openi.find_images(study, index, arguments.image_root)
-        if row["report"] and found:
-            row["views"], files = openi.order_views(found, study.caption, projections, arguments.max_images)
+        images_of_study = (
+            openi.stand_in_images(study) if as_phantom else openi.find_images(study, index, arguments.image_root)
+        )
+        if row["report"] and images_of_study:
+            row["views"], files = openi.order_views(images_of_study, study.caption, projections, arguments.max_images)
             row["scenario"] = openi.scenario_of(row["views"])
             usable[study.study_id] = study, row, files
             continue
@@ -107,10 +109,10 @@ def main() -> None:  # noqa: C901
     if arguments.limit is not None:
         ids = [ids[i] for i in sorted(rng.permutation(len(ids))[: max(arguments.limit, 0)])]
     labels = LexicalLabeler()([openi.text_columns(usable[key][0], target, "plain")["report"] for key in ids])
-    named = {study.study_id: study.split for study in studies if study.split}
-    named = openi.read_split(arguments.split_file.split(",")) if arguments.split_file else named
-    scheme = arguments.split_scheme or ("r2gen" if named else "random")
-    split_of = openi.assign_splits(ids, scheme, named, rng)
+    splits_by_study = {study.study_id: study.split for study in studies if study.split}
+    splits_by_study = openi.read_split(arguments.split_file.split(",")) if arguments.split_file else splits_by_study
+    scheme = arguments.split_scheme or ("r2gen" if splits_by_study else "random")
+    split_of = openi.assign_splits(ids, scheme, splits_by_study, rng)
     unnamed = [key for key in ids if key not in split_of]
     skipped += [openi.Skipped(key, usable[key][0].file, "the split file does not name it") for key in unnamed]
 

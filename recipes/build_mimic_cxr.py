@@ -96,8 +96,8 @@ def main() -> None:  # noqa: C901
         states = mimic.read_states(table)
 
     # Plan: images by study, studies by split and shard
-    named = mimic.read_split(split_file)
-    planned = mimic.plan_images(named, split_file, metadata, arguments.limit, skipped)
+    split_of_study = mimic.read_split(split_file)
+    planned = mimic.plan_images(split_of_study, split_file, metadata, arguments.limit, skipped)
     keys = ("target", "cleaning", "sample_unit", "image_size", "image_size_of", "max_images")
     choices = {key: getattr(arguments, key) for key in keys}
     settings = mimic.Settings(str(reports), images, labeler, arguments.labeler, **choices)
@@ -106,7 +106,7 @@ def main() -> None:  # noqa: C901
     if not arguments.limit:
         skipped += [mimic.Skipped(key, str(reports), "study", "no CSV names it") for key in sorted(listed)]
     shards = mimic.cut_shards(studies, settings)
-    del named, planned, listed, states, studies
+    del split_of_study, planned, listed, states, studies
 
     # Rows, in shards that a later run finds
     parts = out.with_name(f".{out.name}.parts")
@@ -123,9 +123,9 @@ def main() -> None:  # noqa: C901
                 rows[split], notes = mimic.join_shards(files[split], folder / f"{split}.parquet")
                 for note in notes:
                     manifest.writerows(note["manifest"])
-                    skipped += [mimic.Skipped(*each) for each in note["skipped"]]
+                    skipped += [mimic.Skipped(*entry) for entry in note["skipped"]]
                     counts.update(note["counts"])
-        counts.update(f"{each.left_out} left out: {each.reason}" for each in skipped)
+        counts.update(f"{entry.left_out} left out: {entry.reason}" for entry in skipped)
         if not sum(rows.values()):
             raise InputError(f"no study can be used; most often: {counts.most_common(1)[0][0] if counts else 'none'}")
         for split in [split for split in rows if not rows[split]]:

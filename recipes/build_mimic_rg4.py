@@ -78,8 +78,8 @@ def main() -> None:  # noqa: C901
     (args,) = parse(BuildArguments)
     out = Path(args.out)
     rg4.check_published(args)
-    if wrong := set(args.scenarios) - set(SCENARIOS):
-        raise InputError(f"--scenarios must be some of {', '.join(SCENARIOS)}, not {min(wrong)!r}")
+    if unknown := set(args.scenarios) - set(SCENARIOS):
+        raise InputError(f"--scenarios must be some of {', '.join(SCENARIOS)}, not {min(unknown)!r}")
     if min(args.max_rounds, args.concurrency, args.max_tokens) < 1 or (args.limit is not None and args.limit < 1):
         raise InputError("--max_rounds, --concurrency, --max_tokens and --limit must be at least 1")
     if out.exists() and not read_build(out):
@@ -90,14 +90,14 @@ def main() -> None:  # noqa: C901
     ################
     # Dataset
     ################
-    made: dict[str, dict] = {}
+    writers: dict[str, dict] = {}
     bare: dict[str, dict] = {}  # by scenario and split, studies without the target
     if args.published:
-        for named in args.published:
-            scenario, rows, studies = rg4.read_published(named, args, labeler)
-            if scenario in made:
+        for scenario_file in args.published:
+            scenario, rows, studies = rg4.read_published(scenario_file, args, labeler)
+            if scenario in writers:
                 raise InputError(f"--published names two files of the scenario {scenario}")
-            made[scenario], bare[scenario] = rows, studies
+            writers[scenario], bare[scenario] = rows, studies
         build |= {"judge": "as published", "rewriter": "as published"}
         splits, answers = {}, None
     else:
@@ -122,7 +122,7 @@ def main() -> None:  # noqa: C901
             # Loop
             ################
             sizes = {}
-            for scenario in [*made] or args.scenarios:
+            for scenario in [*writers] or args.scenarios:
                 for split, every in splits.items():
                     rows = rg4.rows_for(every, scenario)
                     cases = rg4.run_loop(rg4.read_sections(rows), scenario, judge, rewriter, args.max_rounds)
@@ -133,9 +133,9 @@ def main() -> None:  # noqa: C901
                     notes.add(rows, cases, split)
                     if not all(case.failed for case in cases):
                         written = partial(rg4.write_rows, rows, cases, labeler, args.cleaning)
-                        made.setdefault(scenario, {})[split] = written
-                if made.get(scenario):
-                    sizes[scenario] = write_dataset(made.pop(scenario), folder / scenario, build)
+                        writers.setdefault(scenario, {})[split] = written
+                if writers.get(scenario):
+                    sizes[scenario] = write_dataset(writers.pop(scenario), folder / scenario, build)
         if answers:
             print(f"{answers.asked} requests, {answers.recalled} answers kept from before, in {answers.file}")
         if not sizes:

@@ -139,9 +139,9 @@ def make_lmrrg(args: TinyArguments) -> tuple:
         **{name: value for name, value in vars(args).items() if name.startswith(("use_", "region_"))},
     )
     if args.parts_of:
-        other, _ = load_checkpoint(args.parts_of, ModelConfig(dtype="float32"))
+        donor, _ = load_checkpoint(args.parts_of, ModelConfig(dtype="float32"))
         for name in ("visual_extractor.vision_model", "visual_extractor.visual_projection", "language_model"):
-            model.model.get_submodule(name).load_state_dict(other.model.get_submodule(name).state_dict())
+            model.model.get_submodule(name).load_state_dict(donor.model.get_submodule(name).state_dict())
     elif args.warm_up:
         rows = read_split(args.warm_up, "train", ("images", "labels", "report", "impression"))
         warm_up_lmrrg(model, processor, rows, prompt, args.warm_up_steps)

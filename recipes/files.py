@@ -77,7 +77,7 @@ def read_commit() -> str:
 
 def read_prompt(file: str) -> str:
     """The prompt's text; `file` is a path, or one relative to the recipes' folder."""
-    found = next((path for path in (Path(file), Path(__file__).parent / file) if path.is_file()), None)
-    if found is None:
+    candidate = next((path for path in (Path(file), Path(__file__).parent / file) if path.is_file()), None)
+    if candidate is None:
         raise InputError(f"there is no prompt file {file}")
-    return found.read_text().strip()
+    return candidate.read_text().strip()

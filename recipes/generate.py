@@ -38,7 +38,7 @@ from recipes.evaluation.generation import (
 )
 from recipes.files import InputError, read_prompt
 
-HOW = ("out", "batch_size", "limit", "tensor_parallel_size")  # arguments that change no report
+IGNORED_ON_RESUME = ("out", "batch_size", "limit", "tensor_parallel_size")  # arguments that change no report
 
 
 @dataclass
@@ -91,8 +91,8 @@ def main() -> None:
     if args.shuffle_images:
         samples = shuffled_images(samples, args.seed)
         samples = samples.select(range(min(args.limit or len(samples), len(samples))))
-    noted = {name: value for name, value in vars(args).items() if name not in HOW}
-    shards = Shards(args.out, noted, len(samples), state)
+    settings = {name: value for name, value in vars(args).items() if name not in IGNORED_ON_RESUME}
+    shards = Shards(args.out, settings, len(samples), state)
     if shards.complete:
         shards.merge()
         state.print(f"{args.out} is complete ({len(samples)} samples)")

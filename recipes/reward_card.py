@@ -43,11 +43,8 @@ def main() -> None:
     write_card(card, Path(args.out))
     for problem in card["problems"]:
         print(f"not measured: {problem}")
-    own, fixed = (
-        "severity_reward",
-        card["gaming"].get("severity_reward", {}).get("RadPref", {}).get("best fixed report"),
-    )
-    tau = card["agreement"].get(own, {}).get("tau")
+    fixed = card["gaming"].get("severity_reward", {}).get("RadPref", {}).get("best fixed report")
+    tau = card["agreement"].get("severity_reward", {}).get("tau")
     checks = [
         {
             "name": "severity reward: tau with radiologists",

@@ -38,7 +38,7 @@ def gpu(lab: Lab) -> tuple[float, Bar]:
     return float(f"{major}.{minor}"), Bar(">=", 8.0)
 
 
-def attention_gap(lab: Lab, kernel: str, other: str, dtype: torch.dtype) -> float:
+def attention_gap(lab: Lab, kernel: str, baseline: str, dtype: torch.dtype) -> float:
     """The difference of a small Llama's logits by two attention kernels, two rows of which one is padded left."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -47,7 +47,7 @@ def attention_gap(lab: Lab, kernel: str, other: str, dtype: torch.dtype) -> floa
     mask = torch.ones_like(ids)
     mask[1, :40] = 0
     logits = []
-    for implementation in (kernel, other):
+    for implementation in (kernel, baseline):
         model.set_attn_implementation(implementation)
         with torch.no_grad():
             logits.append(model(ids, attention_mask=mask).logits[mask.bool()])

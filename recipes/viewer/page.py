@@ -63,7 +63,7 @@ def check_address(host: str, port: int) -> None:
 def show_picture(picture: Picture) -> Markup:
     """The X-ray, its file's name and size, and the warnings about it."""
     image = base64.b64encode(picture.png).decode()
-    warnings = [Markup('<p class="warning">{}</p>').format(each) for each in picture.warnings]
+    warnings = [Markup('<p class="warning">{}</p>').format(warning) for warning in picture.warnings]
     width, height = picture.size
     return Markup(
         '<figure class="xray"><img src="data:image/png;base64,{}" alt="{}"><figcaption>{} · {} × {}</figcaption>{}'
@@ -71,36 +71,36 @@ def show_picture(picture: Picture) -> Markup:
     ).format(image, picture.name, picture.name, width, height, Markup("").join(warnings))
 
 
-def show_report(report: str, done: bool, cut: int | None = None) -> Markup:
-    """The report as text; once `done`, with its findings marked. `cut`: at how many tokens it was cut off."""
+def show_report(report: str, complete: bool, cut: int | None = None) -> Markup:
+    """The report as text; once `complete`, with its findings marked. `cut`: at how many tokens it was cut off."""
     note = Markup('<p class="warning">Cut off after {} tokens (--max_new_tokens).</p>').format(cut) if cut else ""
     if not report:
-        return Markup('<div class="written soft">{}</div>{}').format("(an empty report)" if done else "…", note)
+        return Markup('<div class="written soft">{}</div>{}').format("(an empty report)" if complete else "…", note)
     pieces, place = [], 0
-    for group in group_mentions(LexicalLabeler().mentions(report)) if done else ():
+    for group in group_mentions(LexicalLabeler().mentions(report)) if complete else ():
         states = [state for *_, state in group]
-        kind = KINDS[next(each for each in KINDS if each in states)]
-        start, end = group[0][0], max(each[1] for each in group)
+        kind = KINDS[next(candidate for candidate in KINDS if candidate in states)]
+        start, end = group[0][0], max(mention[1] for mention in group)
         pieces += [escape(report[place:start]), Markup('<mark class="{}">{}</mark>').format(kind, report[start:end])]
         place = end
     text = Markup("").join([*pieces, escape(report[place:])])
-    return Markup('<div class="written report{}">{}</div>{}').format("" if done else " growing", text, note)
+    return Markup('<div class="written report{}">{}</div>{}').format("" if complete else " growing", text, note)
 
 
-def show_findings(rows: list[tuple[str, str, list[str]]], other: list[tuple[str, str, list[str]]] | None) -> Markup:
-    """The table of findings; a row that the `other` model's report tells otherwise says so."""
-    told = {name: state for name, state, _ in other or ()}
+def show_findings(rows: list[tuple[str, str, list[str]]], others: list[tuple[str, str, list[str]]] | None) -> Markup:
+    """The table of findings; a row says so where it differs from `others`, the other model's."""
+    other_states = {name: state for name, state, _ in others or ()}
     lines = []
     for name, state, sentences in rows:
-        differs = other is not None and told.get(name, "not mentioned") != state
-        note = Markup('<span class="other">other model: {}</span>').format(told.get(name, "not mentioned"))
+        differs = others is not None and other_states.get(name, "not mentioned") != state
+        note = Markup('<span class="other">other model: {}</span>').format(other_states.get(name, "not mentioned"))
         lines.append(
             Markup('<tr class="{}"><th scope="row">{}</th><td class="state">{}{}</td><td>{}</td></tr>').format(
                 "absent" if name == "No Finding" else state,
                 name,
                 state,
                 note if differs else "",
-                Markup("<br>").join(escape(each) for each in sentences),
+                Markup("<br>").join(escape(sentence) for sentence in sentences),
             )
         )
     if not rows:
@@ -122,7 +122,7 @@ def describe(system: System) -> Markup:
 
 
 ################
-# What happens
+# Callbacks
 ################
 
 
@@ -133,21 +133,21 @@ def answers(systems: Sequence[System], labeler: Callable, study: dict) -> Iterat
     within `PACE` are shown together: a browser that lags behind would not hear of a stop.
     """
     evidence = Evidence()
-    told = [
+    progress = [
         {"report": "", "think": "", "asked": system.sample(study)[0], "findings": None, "done": False, "cut": None}
         for system in systems
     ]
-    for system, own in zip(systems, told, strict=True):
+    for system, answer in zip(systems, progress, strict=True):
         due = 0.0
         for completion, cut in system.write(study):
-            own["report"], own["think"] = read_completion(completion)
-            own["cut"] = system.max_new_tokens if cut else None
+            answer["report"], answer["think"] = read_completion(completion)
+            answer["cut"] = system.max_new_tokens if cut else None
             if time.monotonic() > due:
-                yield told
+                yield progress
                 due = time.monotonic() + PACE
-        own["done"] = True
-        own["findings"] = list_findings(own["report"], labeler, evidence)
-        yield told
+        answer["done"] = True
+        answer["findings"] = list_findings(answer["report"], labeler, evidence)
+        yield progress
 
 
 def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image_size: int) -> gr.Blocks:  # noqa: C901
@@ -223,28 +223,28 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
                 picture = take_upload(payload or {}, folder, image_size, is_frontal)
             except InputError as error:
                 return gr.File(value=None), gr.skip(), gr.skip(), None, say(str(error)), gr.skip()
-            known = picture.view if picture.view in VIEWS else gr.skip()
+            view_name = picture.view if picture.view in VIEWS else gr.skip()
             figure = gr.HTML(show_picture(picture), visible=True)
-            return gr.File(value=None, visible=False), figure, gr.Button(visible=True), picture, "", known
+            return gr.File(value=None, visible=False), figure, gr.Button(visible=True), picture, "", view_name
 
         def drop_again():
             return gr.File(value=None, visible=True), gr.HTML("", visible=False), gr.Button(visible=False), None
 
         stops: dict[str, Event] = {}  # of the visitors whose reports are being written
 
-        def write(request: gr.Request, *given) -> Iterator[list]:
-            pictures, (view, *rest) = given[: 1 + reads_lateral], given[1 + reads_lateral :]
+        def write(request: gr.Request, *inputs) -> Iterator[list]:
+            pictures, (view, *rest) = inputs[: 1 + reads_lateral], inputs[1 + reads_lateral :]
             unchanged = [gr.skip()] * len(shown)
             stopped = stops[request.session_hash] = Event()
             began = time.monotonic()
             try:
                 study = make_study(*(*pictures, None)[:2], VIEWS[view], *rest)
                 with closing(answers(systems, labeler, study)) as telling:
-                    for told in telling:
+                    for progress in telling:
                         if stopped.is_set():
                             yield [say("Stopped.", "soft"), *unchanged]
                             return
-                        yield [say("Writing …", "soft"), *draw(told)]
+                        yield [say("Writing …", "soft"), *draw(progress)]
             except InputError as error:
                 yield [say(str(error)), *unchanged]
             else:
@@ -255,30 +255,30 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
             if request.session_hash in stops:
                 stops[request.session_hash].set()
 
-        def draw(told: list[dict]) -> Iterator:
-            for own, other in zip(told, told[::-1] if len(told) == 2 else [None], strict=True):
-                yield show_report(own["report"], own["done"], own["cut"])
-                rows = own["findings"]
-                yield "" if rows is None else show_findings(rows, other and other["findings"])
-                yield gr.Accordion(visible=bool(own["think"]))
-                yield Markup('<div class="report">{}</div>').format(own["think"])
+        def draw(progress: list[dict]) -> Iterator:
+            for answer, other_answer in zip(progress, progress[::-1] if len(progress) == 2 else [None], strict=True):
+                yield show_report(answer["report"], answer["done"], answer["cut"])
+                rows = answer["findings"]
+                yield "" if rows is None else show_findings(rows, other_answer and other_answer["findings"])
+                yield gr.Accordion(visible=bool(answer["think"]))
+                yield Markup('<div class="report">{}</div>').format(answer["think"])
                 yield gr.Accordion(visible=True)
-                yield Markup('<div class="report">{}</div>').format(own["asked"])
+                yield Markup('<div class="report">{}</div>').format(answer["asked"])
 
         drops = [frontal, lateral] if reads_lateral else [frontal]
         for number, (file, preview, remove, picture) in enumerate(drops):
-            seen = view if number == 0 else gr.State()
+            view_output = view if number == 0 else gr.State()
             file.upload(
                 partial(take, number == 0),
                 file,
-                [file, preview, remove, picture, status, seen],
+                [file, preview, remove, picture, status, view_output],
                 preprocess=False,
                 **private,
             )
             remove.click(drop_again, None, [file, preview, remove, picture], **private)
             clear.click(drop_again, None, [file, preview, remove, picture], **private)
         typed = [view, sections, indication, history, prior]
-        start.click(write, [*(each[3] for each in drops), *typed], [status, *shown], **private)
+        start.click(write, [*(parts[3] for parts in drops), *typed], [status, *shown], **private)
         stop.click(end, None, None, **private)
 
         def forget() -> list:
