@@ -128,16 +128,16 @@ def parse(*types: type, default_config: str | None = None) -> tuple:  # noqa: C9
             blamed = " + ".join(files)  # of several, either may have led to a value that is refused
             parser.set_defaults_with_config(**read_values(values, types, refuse))
         arguments = parser.parse_args_and_config(rest)
-        for group in arguments:
-            check_settings(group)
+        for each in arguments:
+            check_settings(each)
         return arguments
     except InputError:
         raise
     except (ValueError, TypeError, yaml.YAMLError) as error:
         if "bf16/gpu" in str(error):  # transformers' own check comes before ours, which names all that is missing
-            groups = parser.parse_args_and_config([*rest, "--bf16", "false"])
+            given = parser.parse_args_and_config([*rest, "--bf16", "false"])
             training, model = (
-                next((group for group in groups if hasattr(group, name)), None)
+                next((each for each in given if hasattr(each, name)), None)
                 for name in ("optim", "attn_implementation")
             )
             check_hardware(training, model)
@@ -167,9 +167,7 @@ def check_hardware(training_args, model_args) -> None:
             f"optim {optim} (bitsandbytes)": eight_bit,
             "use_vllm (vllm)": vllm,
         }
-        raise InputError(
-            "; ".join([NO_GPU, *(f"{setting} is for GPUs" for setting, is_asked in asked.items() if is_asked)])
-        )
+        raise InputError("; ".join([NO_GPU, *(f"{what} is for GPUs" for what, is_asked in asked.items() if is_asked)]))
     packages = {f"flash_attention_{version}": f"is_flash_attn_{version}_available" for version in (2, 3, 4)}
     package = getattr(utils, packages[attention]) if attention in packages else None  # None: a kernel by its own name
     if flash and not utils.is_kernels_available() and not (package and package()):

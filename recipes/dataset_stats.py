@@ -24,9 +24,13 @@ from rewards.scenarios import COLUMNS, SCENARIOS
 
 @dataclass
 class StatisticsArguments:
-    datasets: list[str] = field(default_factory=list, metadata={"help": "Built data sets, or a folder of scenarios."})
-    judge: str = field(default="rule", metadata={"help": "rule, discbert:MODEL or rule+discbert:MODEL."})
-    out: str = field(default="outputs/statistics", metadata={"help": "Folder to write to."})
+    datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Built data sets to measure, or folders of scenarios."}
+    )
+    judge: str = field(
+        default="rule", metadata={"help": "Judge of the reports: rule, discbert:MODEL or rule+discbert:MODEL."}
+    )
+    out: str = field(default="outputs/statistics", metadata={"help": "Folder for the page and the figures."})
 
 
 def main() -> None:

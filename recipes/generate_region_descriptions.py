@@ -34,16 +34,17 @@ def read(answer: str) -> dict[str, str]:
 
 @dataclass
 class GenerateArguments:
-    llm: str = field(metadata={"help": "The LLM: its name at --endpoint, else a folder or a Hub id."})
-    out: str = field(default="outputs/region_descriptions.json", metadata={"help": "File to write."})
+    llm: str = field(metadata={"help": "LLM: its name at --endpoint, or else a folder or a Hub id."})
+    out: str = field(default="outputs/region_descriptions.json", metadata={"help": "JSON file to write."})
     endpoint: str | None = field(
-        default=None, metadata={"help": "As http://127.0.0.1:8000/v1; none: in this process."}
+        default=None,
+        metadata={"help": "URL of a server, as http://127.0.0.1:8000/v1; without it the LLM runs in this process."},
     )
     prompt: str = field(
         default="prompts/lmrrg_region_description.txt", metadata={"help": f"File of the question, with {FIELD} in it."}
     )
     regions: list[str] = field(
-        default_factory=lambda: list(REGION_NAMES), metadata={"help": "Names of the regions; default: the 29."}
+        default_factory=lambda: list(REGION_NAMES), metadata={"help": "Names of the regions to describe."}
     )
 
 
@@ -66,7 +67,8 @@ def main() -> None:
     if missing := [name for name, region in descriptions.items() if isinstance(region, str)]:
         raise InputError(
             f"{len(missing)} of {len(descriptions)} regions have no description, such as {missing[0]} "
-            f"({descriptions[missing[0]]}); the others are kept: run the same command again, or name another --llm or --prompt"
+            f"({descriptions[missing[0]]}); the others are kept: run the same command again, or name another --llm "
+            "or --prompt"
         )
 
     # Saving

@@ -37,7 +37,9 @@ NO_NETWORK = ("Failed to fetch", "error sending request", "dns error", "urlopen 
 class SetupArguments:
     """Arguments of the setup."""
 
-    flash_attn: bool = field(default=True, metadata={"help": "flash-attn too, where this machine can have it"})
+    flash_attn: bool = field(
+        default=True, metadata={"help": "Install flash-attn too, where this machine can have it."}
+    )
 
 
 def read_extra(extra: str) -> list[str]:

@@ -27,17 +27,26 @@ from recipes.rg4 import token_weights
 
 @dataclass
 class WeighArguments:
-    dataset: str = field(metadata={"help": "A built data set's folder, or its Hub id."})
-    out: str = field(metadata={"help": "Folder to write; an earlier result of the same settings gives way."})
-    model: str = field(default=CHEXBERT, metadata={"help": "A CheXbert's folder or its Hub id."})
-    splits: list[str] | None = field(default=None, metadata={"help": "Splits to weigh; none: all. Others stay."})
-    threshold: float = field(default=token_weights.THRESHOLD, metadata={"help": "Score that lifts a sentence."})
-    tolerance: float = field(default=0.01, metadata={"help": "Largest error of a label's sum of attributions."})
-    max_nodes: int | None = field(
-        default=None, metadata={"help": "Points of a label's path at most; none: 1025, or 65 with --bf16."}
+    dataset: str = field(metadata={"help": "Built data set, a folder or a Hub id."})
+    out: str = field(metadata={"help": "Folder to write; an earlier result of the same settings there is replaced."})
+    model: str = field(default=CHEXBERT, metadata={"help": "CheXbert that is explained, a folder or a Hub id."})
+    splits: list[str] | None = field(
+        default=None, metadata={"help": "Splits to weigh, all when not given; the others stay as they are."}
     )
-    token_budget: int = field(default=4096, metadata={"help": "Tokens of a pass; BERT-base takes 1 MB for each."})
-    bf16: bool = field(default=False, metadata={"help": "Attributions in bfloat16; needs a larger tolerance."})
+    threshold: float = field(
+        default=token_weights.THRESHOLD, metadata={"help": "Score from which a sentence counts as a key sentence."}
+    )
+    tolerance: float = field(default=0.01, metadata={"help": "Largest error of the sum of a label's attributions."})
+    max_nodes: int | None = field(
+        default=None,
+        metadata={"help": "Largest number of points on a label's path; when not given 1025, or 65 with --bf16."},
+    )
+    token_budget: int = field(
+        default=4096, metadata={"help": "Number of tokens of a pass; BERT-base takes 1 MB for each."}
+    )
+    bf16: bool = field(
+        default=False, metadata={"help": "Compute attributions in bfloat16, which needs a larger tolerance."}
+    )
 
 
 def main() -> None:

@@ -99,30 +99,14 @@ def load_metrics(args, labeler: Callable) -> Metrics:
     return metrics
 
 
-def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict[str, dict], list[str]]:  # noqa: C901
+def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict[str, dict], list[str]]:
     """References, each system's completions (see `scores.measure_systems`) with the baselines first, and notes."""
     disable_progress_bars()  # they would break the tables
-    if args.dataset and args.references:
-        raise InputError("--dataset and --references both name references: give one")
-    if args.train_pool < 1:
-        raise InputError(f"--train_pool must be at least 1, not {args.train_pool}")
-    for entry in files.values():
-        for file in _expand(entry["file"]).values():
-            if not Path(file).is_file():
-                raise InputError(f"there is no predictions file {file}")
-    if args.dataset:
-        truth = read_truth(args.dataset, args.split, labeler)
-    else:
-        truth = read_truth_file(args.references or next(iter(files.values()))["file"], labeler)
-    ids = dict.fromkeys(truth.ids)
-    entries, notes = {}, list(truth.notes)
-    for name, entry in files.items():
-        completions, costs = {}, {}
-        for scenario, file in _expand(entry["file"]).items():
-            scenario_ids = ids if scenario is None else {s: None for s in ids if split_id(s)[0] == scenario}
-            if scenario_ids:
-                completions |= _read(file, scenario_ids, scenario, args.only_common, notes, costs)
-        entries[name] = {**entry, "completions": completions, "costs": costs}
+    truth = _read_truth(args, files, labeler)
+    ids, notes = dict.fromkeys(truth.ids), list(truth.notes)
+    entries = {
+        name: entry | _read_system(entry["file"], ids, args.only_common, notes) for name, entry in files.items()
+    }
     common = set.intersection(*(set(entry["completions"]) for entry in entries.values()))
     if len(common) < len(ids):
         notes.append(f"{len(ids) - len(common)} of {len(ids)} studies are not in every file and are left out")
@@ -146,6 +130,21 @@ def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict
     return truth, {**baseline_entries, **entries}, notes
 
 
+def _read_truth(args, files: dict[str, dict], labeler: Callable) -> Truth:
+    """The references that `args` name; before that, InputError where a file of predictions is missing."""
+    if args.dataset and args.references:
+        raise InputError("--dataset and --references both name references: give one")
+    if args.train_pool < 1:
+        raise InputError(f"--train_pool must be at least 1, not {args.train_pool}")
+    for entry in files.values():
+        for file in _expand(entry["file"]).values():
+            if not Path(file).is_file():
+                raise InputError(f"there is no predictions file {file}")
+    if args.dataset:
+        return read_truth(args.dataset, args.split, labeler)
+    return read_truth_file(args.references or next(iter(files.values()))["file"], labeler)
+
+
 def _expand(file: str) -> dict[str | None, str]:
     """One file, or with {scenario} in its name one for each scenario that there is."""
     if PLACEHOLDER not in file:
@@ -155,6 +154,16 @@ def _expand(file: str) -> dict[str | None, str]:
     if not paths:
         raise InputError(f"there is no predictions file {files['sn']}, nor one of another scenario")
     return paths
+
+
+def _read_system(file: str, ids: dict, only_common: bool, notes: list[str]) -> dict[str, dict]:
+    """The completions of a file, or of a file for each scenario, and their costs."""
+    completions, costs = {}, {}
+    for scenario, path in _expand(file).items():
+        scenario_ids = ids if scenario is None else {study: None for study in ids if split_id(study)[0] == scenario}
+        if scenario_ids:
+            completions |= _read(path, scenario_ids, scenario, only_common, notes, costs)
+    return {"completions": completions, "costs": costs}
 
 
 def _read(

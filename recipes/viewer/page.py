@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -45,8 +46,6 @@ KEPT = 3600  # seconds that a study without a request stays in memory
 
 def check_address(host: str, port: int) -> None:
     """Raises InputError where no server can be started at `host`:`port`."""
-    if not 1 <= port <= 65535:
-        raise InputError(f"--port must be from 1 to 65535, not {port}")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -150,33 +149,113 @@ def answers(systems: Sequence[System], labeler: Callable, study: dict) -> Iterat
         yield progress
 
 
-def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image_size: int) -> gr.Blocks:  # noqa: C901
+def say(sentence: str, kind: str = "error") -> str:
+    """A line of the page's status."""
+    return Markup('<p class="{}" role="alert">{}</p>').format(kind, sentence) if sentence else ""
+
+
+def draw(progress: list[dict]) -> Iterator:
+    """What the page shows of each answer: report, findings, reasoning with its fold, question with its fold."""
+    for answer, other_answer in zip(progress, progress[::-1] if len(progress) == 2 else [None], strict=True):
+        yield show_report(answer["report"], answer["done"], answer["cut"])
+        rows = answer["findings"]
+        yield "" if rows is None else show_findings(rows, other_answer and other_answer["findings"])
+        yield gr.Accordion(visible=bool(answer["think"]))
+        yield Markup('<div class="report">{}</div>').format(answer["think"])
+        yield gr.Accordion(visible=True)
+        yield Markup('<div class="report">{}</div>').format(answer["asked"])
+
+
+def blank_page(systems: int) -> list:
+    """The page's fields, its status and its answers as they are at the start, for so many systems."""
+    answer = [EMPTY, "", gr.Accordion(visible=False), "", gr.Accordion(visible=False), ""]
+    return ["not known", "findings", "", "", "", "", *answer * systems]
+
+
+def empty_drop() -> tuple:
+    """A place for an X-ray without one."""
+    return gr.File(value=None, visible=True), gr.HTML("", visible=False), gr.Button(visible=False), None
+
+
+@dataclass
+class Callbacks:
+    """What the page does when a file is dropped and when a report is asked for or stopped."""
+
+    systems: Sequence[System]
+    labeler: Callable
+    folder: Path
+    image_size: int
+    stops: dict[str, Event] = field(default_factory=dict)  # of the visitors whose reports are being written
+
+    def take(self, is_frontal: bool, payload: dict | None) -> tuple:
+        """Reads a dropped file: file, preview, button, picture, status and view."""
+        try:
+            picture = take_upload(payload or {}, self.folder, self.image_size, is_frontal)
+        except InputError as error:
+            return gr.File(value=None), gr.skip(), gr.skip(), None, say(str(error)), gr.skip()
+        view_name = picture.view if picture.view in VIEWS else gr.skip()
+        figure = gr.HTML(show_picture(picture), visible=True)
+        return gr.File(value=None, visible=False), figure, gr.Button(visible=True), picture, "", view_name
+
+    def write(
+        self, request: gr.Request, frontal: Picture | None, lateral: Picture | None, view: str, *texts
+    ) -> Iterator[list]:
+        """The status and, as they grow, the answers; `texts` are the further arguments of `make_study`."""
+        unchanged = [gr.skip()] * (6 * len(self.systems))
+        stopped = self.stops[request.session_hash] = Event()
+        began = time.monotonic()
+        try:
+            study = make_study(frontal, lateral, VIEWS[view], *texts)
+            with closing(answers(self.systems, self.labeler, study)) as telling:
+                for progress in telling:
+                    if stopped.is_set():
+                        yield [say("Stopped.", "soft"), *unchanged]
+                        return
+                    yield [say("Writing …", "soft"), *draw(progress)]
+        except InputError as error:
+            yield [say(str(error)), *unchanged]
+        else:
+            yield [say(f"Done in {time.monotonic() - began:.1f} s.", "soft"), *unchanged]
+
+    def end(self, request: gr.Request) -> None:
+        """Stops what is being written for this visitor."""
+        # Not gradio's own cancelling: what it had under way would come after the page has said that it stopped.
+        if request.session_hash in self.stops:
+            self.stops[request.session_hash].set()
+
+
+html = partial(gr.HTML, apply_default_css=False)  # gradio's own draws boxes around every cell
+
+
+def text_box(name: str, label: str, lines: int, fields: set[str]) -> gr.Textbox:
+    """A box for a text; one that no prompt's `fields` name takes none and says why."""
+    read = name in fields
+    return gr.Textbox(
+        label=label,
+        lines=lines if read else 1,
+        max_lines=12,
+        max_length=MAX_CHARACTERS,
+        interactive=read,
+        placeholder="optional" if read else f"not read: the prompt has no {{{name}}}",
+        elem_id=name,
+    )
+
+
+def drop_zone(name: str, label: str) -> tuple:
+    """A place for an X-ray: the file, its preview, the button that removes it, and the picture."""
+    with gr.Column(min_width=150, elem_id=name):
+        file = gr.File(label=label, height=150, elem_classes="drop")
+        preview = html(visible=False)
+        remove = gr.Button("Remove", size="sm", visible=False, elem_classes="remove")
+    return file, preview, remove, gr.State(None, time_to_live=KEPT)
+
+
+def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image_size: int) -> gr.Blocks:
     """The page; `folder` is where gradio puts uploads, and where they are deleted from."""
     fields = set().union(*(system.fields for system in systems))
     reads_lateral = any(system.reads_lateral for system in systems)
     private = {"api_visibility": "private", "show_progress": "hidden"}
-
-    html = partial(gr.HTML, apply_default_css=False)  # gradio's own draws boxes around every cell
-
-    def box(name: str, label: str, lines: int) -> gr.Textbox:
-        read = name in fields
-        why = f"not read: the prompt has no {{{name}}}"
-        return gr.Textbox(
-            label=label,
-            lines=lines if read else 1,
-            max_lines=12,
-            max_length=MAX_CHARACTERS,
-            interactive=read,
-            placeholder="optional" if read else why,
-            elem_id=name,
-        )
-
-    def drop(name: str, label: str) -> tuple:
-        with gr.Column(min_width=150, elem_id=name):
-            file = gr.File(label=label, height=150, elem_classes="drop")
-            shown = html(visible=False)
-            remove = gr.Button("Remove", size="sm", visible=False, elem_classes="remove")
-        return file, shown, remove, gr.State(None, time_to_live=KEPT)
+    callbacks = Callbacks(systems, labeler, folder, image_size)
 
     with gr.Blocks(
         title="RRG Recipes: try a model", analytics_enabled=False, delete_cache=(60, 300), fill_width=True
@@ -186,16 +265,16 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
         with gr.Row():
             with gr.Column(scale=2, min_width=320, elem_id="study"):
                 with gr.Row():
-                    frontal = drop("frontal", "Frontal X-ray")
+                    frontal = drop_zone("frontal", "Frontal X-ray")
                     if reads_lateral:
-                        lateral = drop("lateral", "Lateral X-ray")
+                        lateral = drop_zone("lateral", "Lateral X-ray")
                 if not reads_lateral:
                     html('<p class="soft">A lateral X-ray is not read: one image is looked at.</p>')
                 view = gr.Radio(list(VIEWS), value="not known", label="View", visible="view" in fields, elem_id="view")
                 sections = gr.Radio(SECTIONS, value="findings", label="Write", visible="sections" in fields)
-                indication = box("indication", "Indication", 2)
-                history = box("history", "History", 2)
-                prior = box("prior_report", "Prior report", 4)
+                indication = text_box("indication", "Indication", 2, fields)
+                history = text_box("history", "History", 2, fields)
+                prior = text_box("prior_report", "Prior report", 4, fields)
                 with gr.Row():
                     start = gr.Button(
                         "Write the report", variant="primary", size="md", scale=3, min_width=165, elem_id="start"
@@ -215,77 +294,25 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
                         asked = html()
                 shown += [report, findings, fold, think, ask, asked]
 
-        def say(sentence: str, kind: str = "error") -> str:
-            return Markup('<p class="{}" role="alert">{}</p>').format(kind, sentence) if sentence else ""
-
-        def take(is_frontal: bool, payload: dict | None):
-            try:
-                picture = take_upload(payload or {}, folder, image_size, is_frontal)
-            except InputError as error:
-                return gr.File(value=None), gr.skip(), gr.skip(), None, say(str(error)), gr.skip()
-            view_name = picture.view if picture.view in VIEWS else gr.skip()
-            figure = gr.HTML(show_picture(picture), visible=True)
-            return gr.File(value=None, visible=False), figure, gr.Button(visible=True), picture, "", view_name
-
-        def drop_again():
-            return gr.File(value=None, visible=True), gr.HTML("", visible=False), gr.Button(visible=False), None
-
-        stops: dict[str, Event] = {}  # of the visitors whose reports are being written
-
-        def write(request: gr.Request, *inputs) -> Iterator[list]:
-            pictures, (view, *rest) = inputs[: 1 + reads_lateral], inputs[1 + reads_lateral :]
-            unchanged = [gr.skip()] * len(shown)
-            stopped = stops[request.session_hash] = Event()
-            began = time.monotonic()
-            try:
-                study = make_study(*(*pictures, None)[:2], VIEWS[view], *rest)
-                with closing(answers(systems, labeler, study)) as telling:
-                    for progress in telling:
-                        if stopped.is_set():
-                            yield [say("Stopped.", "soft"), *unchanged]
-                            return
-                        yield [say("Writing …", "soft"), *draw(progress)]
-            except InputError as error:
-                yield [say(str(error)), *unchanged]
-            else:
-                yield [say(f"Done in {time.monotonic() - began:.1f} s.", "soft"), *unchanged]
-
-        def end(request: gr.Request) -> None:
-            # Not gradio's own cancelling: what it had under way would come after the page has said that it stopped.
-            if request.session_hash in stops:
-                stops[request.session_hash].set()
-
-        def draw(progress: list[dict]) -> Iterator:
-            for answer, other_answer in zip(progress, progress[::-1] if len(progress) == 2 else [None], strict=True):
-                yield show_report(answer["report"], answer["done"], answer["cut"])
-                rows = answer["findings"]
-                yield "" if rows is None else show_findings(rows, other_answer and other_answer["findings"])
-                yield gr.Accordion(visible=bool(answer["think"]))
-                yield Markup('<div class="report">{}</div>').format(answer["think"])
-                yield gr.Accordion(visible=True)
-                yield Markup('<div class="report">{}</div>').format(answer["asked"])
-
         drops = [frontal, lateral] if reads_lateral else [frontal]
         for number, (file, preview, remove, picture) in enumerate(drops):
             view_output = view if number == 0 else gr.State()
             file.upload(
-                partial(take, number == 0),
+                partial(callbacks.take, number == 0),
                 file,
                 [file, preview, remove, picture, status, view_output],
                 preprocess=False,
                 **private,
             )
-            remove.click(drop_again, None, [file, preview, remove, picture], **private)
-            clear.click(drop_again, None, [file, preview, remove, picture], **private)
+            remove.click(empty_drop, None, [file, preview, remove, picture], **private)
+            clear.click(empty_drop, None, [file, preview, remove, picture], **private)
         typed = [view, sections, indication, history, prior]
-        start.click(write, [*(parts[3] for parts in drops), *typed], [status, *shown], **private)
-        stop.click(end, None, None, **private)
+        pictures = [frontal[3], lateral[3] if reads_lateral else gr.State()]
+        start.click(callbacks.write, [*pictures, *typed], [status, *shown], **private)
+        stop.click(callbacks.end, None, None, **private)
 
-        def forget() -> list:
-            blank = [EMPTY, "", gr.Accordion(visible=False), "", gr.Accordion(visible=False), ""] * len(systems)
-            return ["not known", "findings", "", "", "", "", *blank]
-
-        clear.click(end, None, None, **private).then(forget, None, [*typed, status, *shown], **private)
+        forget = partial(blank_page, len(systems))
+        clear.click(callbacks.end, None, None, **private).then(forget, None, [*typed, status, *shown], **private)
     return page
 
 
