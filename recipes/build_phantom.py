@@ -13,6 +13,7 @@ Every argument may stand in a YAML file instead (--config build.yaml); the comma
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from recipes.data.phantom import (
     write_request,
 )
 from recipes.data.schema import SPLITS, write_dataset
+from recipes.data.settings import COUNT, Range
 from recipes.data.sources import PHANTOM
 from recipes.files import InputError, replacing
 from rewards.scenarios import SCENARIOS
@@ -41,23 +43,34 @@ from rewards.scenarios import SCENARIOS
 class BuildArguments:
     """What to build; sizes count studies."""
 
-    out: str | None = field(default=None, metadata={"help": "Folder of the data set; replaced when it exists."})
+    ranges: ClassVar[dict[str, Range]] = {
+        **dict.fromkeys(("n_train", "n_validation", "n_test"), COUNT),
+        "size": Range(64, 1024),
+        "abnormal": Range(0, 1),
+    }
+
+    out: str | None = field(
+        default=None, metadata={"help": "Folder of the data set; an earlier build there is replaced."}
+    )
     n_train: int = field(default=2000, metadata={"help": "Studies of the train split."})
     n_validation: int = field(default=200, metadata={"help": "Studies of the validation split."})
     n_test: int = field(default=400, metadata={"help": "Studies of the test split."})
     size: int = field(default=112, metadata={"help": "Width of an image in pixels, 64 to 1024."})
     shapes: str = field(
         default="portrait,square,landscape",
-        metadata={"help": "Shapes of images, drawn for each: 1.2, 1.0 or 0.8 times as high as wide."},
+        metadata={"help": "Shapes of images, one drawn for each: 1.2, 1.0 or 0.8 times as high as wide."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of all draws."})
     scenarios: str = field(
-        default="mn", metadata={"help": "Input scenarios in turn: s/m one or two views, n/w prior."}
+        default="mn",
+        metadata={"help": "Input scenarios, taken in turn: s/m one or two views, n/w without or with a prior report."},
     )
     abnormal: float = field(default=0.4, metadata={"help": "Share of studies with a finding, 0 to 1."})
-    balanced: bool = field(default=False, metadata={"help": "All findings equally frequent, not as in Open-i."})
-    style: str | None = field(default=None, metadata={"help": f"Of all reports: {', '.join(STYLES)}; none: any."})
-    contact_sheet: str | None = field(default=None, metadata={"help": "Also save a picture of all signs as this PNG."})
+    balanced: bool = field(
+        default=False, metadata={"help": "Draw all findings equally often, not as often as Open-i has them."}
+    )
+    style: Literal[(*STYLES,)] | None = field(default=None, metadata={"help": "Style of all reports; none: any."})
+    contact_sheet: str | None = field(default=None, metadata={"help": "PNG file for a picture of all signs."})
 
 
 def build_row(split: str, index: int, scenario: str, args: BuildArguments) -> dict:
@@ -93,25 +106,14 @@ def build_row(split: str, index: int, scenario: str, args: BuildArguments) -> di
     }
 
 
-def main() -> None:  # noqa: C901
+def main() -> None:
     (args,) = parse(BuildArguments)
     scenarios = args.scenarios.split(",")
     sizes = {split: getattr(args, f"n_{split}") for split in SPLITS}
     if args.out is None and args.contact_sheet is None:
         raise InputError("name the folder to write with --out, or a picture with --contact_sheet")
-    for split, size in sizes.items():
-        if size < 1:
-            raise InputError(f"--n_{split} is a number of studies and must be at least 1, got {size}")
-    if not 64 <= args.size <= 1024:
-        raise InputError(f"--size must be from 64 to 1024 pixels, got {args.size}")
     if unknown := [shape for shape in args.shapes.split(",") if shape not in SHAPES]:
         raise InputError(f"--shapes takes a comma-separated list of {', '.join(SHAPES)}, got {unknown[0]!r}")
-    if args.seed < 0:
-        raise InputError(f"--seed must not be negative, got {args.seed}")
-    if not 0 <= args.abnormal <= 1:
-        raise InputError(f"--abnormal is a share of studies from 0 to 1, got {args.abnormal}")
-    if args.style not in (None, *STYLES):
-        raise InputError(f"--style is one of {', '.join(STYLES)}, not {args.style!r}")
     if unknown := [scenario for scenario in scenarios if scenario not in SCENARIOS]:
         raise InputError(f"--scenarios takes a comma-separated list of {', '.join(SCENARIOS)}, got {unknown[0]!r}")
 

@@ -34,28 +34,45 @@ from rewards.labels import FINDINGS
 
 @dataclass
 class TinyArguments:
-    dataset: str = field(metadata={"help": "The built data set whose reports make the tokenizer."})
+    dataset: str = field(metadata={"help": "Built data set whose reports make the tokenizer."})
     out: str = field(metadata={"help": "Folder of the new model."})
-    system: Literal["qwen2_5_vl", "llmrg4", "lmrrg"] = field(default="qwen2_5_vl")
+    system: Literal["qwen2_5_vl", "llmrg4", "lmrrg"] = field(
+        default="qwen2_5_vl", metadata={"help": "Architecture to build."}
+    )
     chexbert: str | None = field(
-        default=None, metadata={"help": "llmrg4: tiny CheXbert that reads prior reports, for CXR-BERT; none: random."}
+        default=None,
+        metadata={
+            "help": "Tiny CheXbert that reads prior reports in CXR-BERT's place; random when not given (llmrg4)."
+        },
     )
-    perceiver: Literal["paper", "authors"] = field(default="paper", metadata={"help": "llmrg4: layout."})
-    warm_up: str | None = field(default=None, metadata={"help": "A built data set for the warm-up; none: no warm-up."})
-    warm_up_steps: int = field(default=300)
-    prompt_file: str = field(default="prompts/mrgr1_tiny.txt", metadata={"help": "The prompt of the later training."})
-    image_size: int = field(default=112, metadata={"help": "llmrg4, lmrrg: side in pixels, a multiple of 28."})
+    perceiver: Literal["paper", "authors"] = field(
+        default="paper", metadata={"help": "Layout of the perceiver (llmrg4)."}
+    )
+    warm_up: str | None = field(default=None, metadata={"help": "Built data set for a warm-up; none when not given."})
+    warm_up_steps: int = field(default=300, metadata={"help": "Steps of the warm-up."})
+    prompt_file: str = field(default="prompts/mrgr1_tiny.txt", metadata={"help": "Prompt file of the later training."})
+    image_size: int = field(
+        default=112, metadata={"help": "Pixels of an image's side, a multiple of 28 (llmrg4, lmrrg)."}
+    )
     hidden_size: int = field(default=128, metadata={"help": "Width of the language model, a multiple of 64."})
-    vocab_size: int = field(default=768, metadata={"help": "Entries of the tokenizer, at least 280."})
-    tagged: float = field(default=1.0, metadata={"help": "qwen2_5_vl: share of warm-up answers in tags, 0 to 1."})
+    vocab_size: int = field(default=768, metadata={"help": "Number of the tokenizer's entries, at least 280."})
+    tagged: float = field(default=1.0, metadata={"help": "Share of warm-up answers in tags, 0 to 1 (qwen2_5_vl)."})
     parts_of: str | None = field(
-        default=None, metadata={"help": "lmrrg: folder of another one whose image encoder and decoder are taken."}
+        default=None, metadata={"help": "Folder of another model whose image encoder and decoder are taken (lmrrg)."}
     )
-    use_global_feature: bool = field(default=True, metadata={"help": "lmrrg; so the next three (its Table 3)."})
-    use_region_features: bool = field(default=True)
-    use_instruction: bool = field(default=True)
-    region_prompt: Literal["description", "name"] = field(default="description")
-    seed: int = field(default=0)
+    use_global_feature: bool = field(
+        default=True, metadata={"help": "Give the decoder the feature of the whole image (lmrrg, Table 3)."}
+    )
+    use_region_features: bool = field(
+        default=True, metadata={"help": "Give the decoder the features of the regions (lmrrg, Table 3)."}
+    )
+    use_instruction: bool = field(
+        default=True, metadata={"help": "Give the decoder the instruction (lmrrg, Table 3)."}
+    )
+    region_prompt: Literal["description", "name"] = field(
+        default="description", metadata={"help": "Text that a region is asked for with (lmrrg, Table 3)."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the weights."})
 
 
 def main() -> None:
@@ -139,9 +156,9 @@ def make_lmrrg(args: TinyArguments) -> tuple:
         **{name: value for name, value in vars(args).items() if name.startswith(("use_", "region_"))},
     )
     if args.parts_of:
-        other, _ = load_checkpoint(args.parts_of, ModelConfig(dtype="float32"))
+        donor, _ = load_checkpoint(args.parts_of, ModelConfig(dtype="float32"))
         for name in ("visual_extractor.vision_model", "visual_extractor.visual_projection", "language_model"):
-            model.model.get_submodule(name).load_state_dict(other.model.get_submodule(name).state_dict())
+            model.model.get_submodule(name).load_state_dict(donor.model.get_submodule(name).state_dict())
     elif args.warm_up:
         rows = read_split(args.warm_up, "train", ("images", "labels", "report", "impression"))
         warm_up_lmrrg(model, processor, rows, prompt, args.warm_up_steps)

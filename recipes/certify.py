@@ -56,24 +56,37 @@ ROWS: dict[str, Callable[[Lab], tuple]] = {
 class Checkpoints:
     """Where the checkpoints are: a folder or file here, or its name on the Hub."""
 
-    chexbert: str = field(default="StanfordAIMI/RRG_scorers/chexbert.pth", metadata={"help": "CheXbert's file."})
-    radgraph: str = field(default="StanfordAIMI/RRG_scorers/radgraph.tar.gz", metadata={"help": "First RadGraph."})
-    radgraph_xl: str = field(default="StanfordAIMI/RRG_scorers/radgraph-xl.tar.gz", metadata={"help": "RadGraph-XL."})
+    chexbert: str = field(
+        default="StanfordAIMI/RRG_scorers/chexbert.pth", metadata={"help": "CheXbert's published file."}
+    )
+    radgraph: str = field(
+        default="StanfordAIMI/RRG_scorers/radgraph.tar.gz", metadata={"help": "Archive of the first RadGraph."}
+    )
+    radgraph_xl: str = field(
+        default="StanfordAIMI/RRG_scorers/radgraph-xl.tar.gz", metadata={"help": "Archive of RadGraph-XL."}
+    )
     modern_radgraph_xl: str = field(
-        default="StanfordAIMI/RRG_scorers/modern-radgraph-xl.tar.gz", metadata={"help": "Modern-RadGraph-XL."}
+        default="StanfordAIMI/RRG_scorers/modern-radgraph-xl.tar.gz",
+        metadata={"help": "Archive of Modern-RadGraph-XL."},
     )
-    bert: str = field(default="google-bert/bert-base-uncased", metadata={"help": "BERT of CheXbert and DiscBERT."})
+    bert: str = field(
+        default="google-bert/bert-base-uncased", metadata={"help": "BERT that CheXbert and DiscBERT are made of."}
+    )
     biomedclip: str = field(
-        default="microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", metadata={"help": "open_clip's form."}
+        default="microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+        metadata={"help": "BiomedCLIP in open_clip's form."},
     )
-    discbert: str | None = field(default=None, metadata={"help": "LLM-RG4's authors' DiscBERT (.pth)."})
-    llmrg4: str | None = field(default=None, metadata={"help": "LLM-RG4's authors' model (.pth)."})
-    vision: str = field(default="microsoft/rad-dino", metadata={"help": "LLM-RG4's image encoder."})
-    text: str = field(default="microsoft/BiomedVLP-CXR-BERT-specialized", metadata={"help": "LLM-RG4's for priors."})
-    decoder: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "LLM-RG4's decoder."})
-    opt: str = field(default="Salesforce/blip2-opt-2.7b", metadata={"help": "LM-RRG's decoder."})
+    discbert: str | None = field(default=None, metadata={"help": "DiscBERT of LLM-RG4's authors (.pth)."})
+    llmrg4: str | None = field(default=None, metadata={"help": "Model of LLM-RG4's authors (.pth)."})
+    vision: str = field(default="microsoft/rad-dino", metadata={"help": "Image encoder of LLM-RG4."})
+    text: str = field(
+        default="microsoft/BiomedVLP-CXR-BERT-specialized", metadata={"help": "Encoder of LLM-RG4 for prior reports."}
+    )
+    decoder: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "Decoder of LLM-RG4."})
+    opt: str = field(default="Salesforce/blip2-opt-2.7b", metadata={"help": "Decoder of LM-RRG."})
     qwen: str = field(
-        default="FreedomIntelligence/HuatuoGPT-Vision-7B-Qwen2.5VL", metadata={"help": "MRG-R1's base, a Qwen2.5-VL."}
+        default="FreedomIntelligence/HuatuoGPT-Vision-7B-Qwen2.5VL",
+        metadata={"help": "Qwen2.5-VL that MRG-R1 starts from."},
     )
 
 
@@ -81,11 +94,13 @@ class Checkpoints:
 class CertifyArguments:
     out: str = field(default="outputs/certificate", metadata={"help": "Folder of the certificate."})
     work: str | None = field(
-        default=None, metadata={"help": "Folder for temporary files, 35 GB; default: beside the certificate."}
+        default=None, metadata={"help": "Folder for 35 GB of temporary files; beside the certificate when not given."}
     )
-    only: list[str] | None = field(default=None, metadata={"help": f"Rows to run; default: all. {', '.join(ROWS)}."})
+    only: list[str] | None = field(
+        default=None, metadata={"help": f"Rows to run, all when not given, of {', '.join(ROWS)}."}
+    )
     replicas: bool = field(
-        default=False, metadata={"help": "Miniatures of the checkpoints that tests/ builds, on any machine."}
+        default=False, metadata={"help": "Use miniatures of the checkpoints, which tests/ builds, on any machine."}
     )
 
 

@@ -22,7 +22,8 @@ from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, PreTrain
 
 from modeling import BiomedCLIPConfig, BiomedCLIPModel
 from recipes.cli import parse, run
-from recipes.files import InputError, replacing
+from recipes.data.conversion import are_tensors, load_exactly, save_folder
+from recipes.files import InputError
 
 HUB = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 CONFIG, WEIGHTS = "open_clip_config.json", ("open_clip_pytorch_model.bin", "open_clip_model.safetensors")
@@ -45,8 +46,13 @@ NAMES = {  # parts of open_clip's names and of BiomedCLIPModel's, replaced in th
 @dataclass
 class ConvertArguments:
     out: str = field(metadata={"help": "Folder of the converted model."})
-    checkpoint: str | None = field(default=None, metadata={"help": f"Folder with {CONFIG}; default: from the Hub."})
-    text: str | None = field(default=None, metadata={"help": "Folder or Hub id of its BERT; default: named there."})
+    checkpoint: str | None = field(
+        default=None, metadata={"help": f"Folder with {CONFIG}; downloaded from the Hub when not given."}
+    )
+    text: str | None = field(
+        default=None,
+        metadata={"help": f"Text encoder, a folder or Hub id; the one that {CONFIG} names when not given."},
+    )
 
 
 def read_checkpoint(folder: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -61,8 +67,7 @@ def read_checkpoint(folder: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
         raise InputError(f"{file} holds code or is no PyTorch checkpoint, so it was not opened") from error
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, SafetensorError) as error:
         raise InputError(f"{file} or {CONFIG} is damaged; get it again ({error!r:.100})") from error
-    tensors = isinstance(weights, dict) and all(isinstance(each, torch.Tensor) for each in weights.values())
-    if not tensors or not isinstance(config, dict) or "model_cfg" not in config:
+    if not are_tensors(weights) or not isinstance(config, dict) or "model_cfg" not in config:
         raise InputError(f"{file} is no dict of tensors, or {CONFIG} has no model_cfg: it is not open_clip's")
     return config, weights
 
@@ -105,20 +110,14 @@ def read_config(config: dict, weights: dict[str, torch.Tensor], text: PreTrained
 
 def convert(weights: dict[str, torch.Tensor], config: BiomedCLIPConfig) -> BiomedCLIPModel:
     """A BiomedCLIPModel in evaluation mode with exactly `weights`; InputError where names or shapes differ."""
-    found = {}
+    renamed = {}
     for name, tensor in ((name, tensor) for name, tensor in weights.items() if not name.startswith(UNUSED)):
         for old, new in NAMES.items():
             name = re.sub(old, new, name)
         thirds = zip("qkv", tensor.chunk(3), strict=True) if ".attn.qkv." in name else [("", tensor)]
-        found |= {name.replace("attn.qkv", f"attention.{part}_proj"): third for part, third in thirds}
-    model = BiomedCLIPModel(config)
-    shapes, expected = ({name: tuple(each.shape) for name, each in of.items()} for of in (found, model.state_dict()))
-    if wrong := sorted(dict(shapes.items() ^ expected.items())):
-        has, needs = (of.get(wrong[0], "none") for of in (shapes, expected))
-        sentence = f"{len(wrong)} weights differ, such as {wrong[0]} (shape {has}, and {needs} is expected)"
-        raise InputError(f"the checkpoint is no BiomedCLIP of its config and --text: {sentence}")
-    model.load_state_dict(found)
-    return model.eval()
+        renamed |= {name.replace("attn.qkv", f"attention.{part}_proj"): third for part, third in thirds}
+    problem = "the checkpoint is no BiomedCLIP of its config and --text"
+    return load_exactly(BiomedCLIPModel(config), renamed, problem)
 
 
 def main() -> None:
@@ -132,17 +131,14 @@ def main() -> None:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        what, reason = f"--text (not {name!r})" if folder else "--checkpoint FOLDER", str(error).splitlines()[0]
-        raise InputError(f"no such folder, or the Hub is out of reach: give {what} ({reason})") from error
+        option, reason = f"--text (not {name!r})" if folder else "--checkpoint FOLDER", str(error).splitlines()[0]
+        raise InputError(f"no such folder, or the Hub is out of reach: give {option} ({reason})") from error
     model = convert(weights, read_config(config, weights, text))
     tokenizer.model_max_length = model.config.context_length
     size = model.config.vision_config.image_size
-    pixels = {f"image_{each}": config["preprocess_cfg"][each] for each in ("mean", "std")}
-    with replacing(args.out, marker="config.json") as out:
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-        CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size, **pixels).save_pretrained(out)
-    print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    pixels = {f"image_{statistic}": config["preprocess_cfg"][statistic] for statistic in ("mean", "std")}
+    image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size, **pixels)
+    save_folder(args.out, model, tokenizer, image_processor)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ import torch
 
 from modeling import LLMRG4ForConditionalGeneration
 from recipes.cli import parse, run
+from recipes.data.conversion import save_folder
 from recipes.data.pickles import read_published
-from recipes.files import InputError, replacing
+from recipes.files import InputError
 
 PARTS = {"APPA": "frontal", "lateral": "lateral", "text": "prior"}
 MODULES = {
@@ -37,11 +38,16 @@ LORA = (".lora_A.default.weight", ".lora_B.default.weight")
 
 @dataclass
 class ConvertArguments:
-    checkpoint: str = field(metadata={"help": "A published .pth file."})
+    checkpoint: str = field(metadata={"help": "Published .pth file."})
     out: str = field(metadata={"help": "Folder of the converted model."})
     vision: str = field(default="microsoft/rad-dino", metadata={"help": "Image encoder: a folder or a Hub id."})
-    text: str = field(default="microsoft/BiomedVLP-CXR-BERT-specialized", metadata={"help": "Prior reports' encoder."})
-    decoder: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "Decoder of the Llama family."})
+    text: str = field(
+        default="microsoft/BiomedVLP-CXR-BERT-specialized",
+        metadata={"help": "Text encoder for the prior report: a folder or a Hub id."},
+    )
+    decoder: str = field(
+        default="lmsys/vicuna-7b-v1.5", metadata={"help": "Decoder of the Llama family: a folder or a Hub id."}
+    )
     dtype: str = field(default="bfloat16", metadata={"help": "Type of the weights: bfloat16 or float32."})
 
 
@@ -49,7 +55,7 @@ def split_weights(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Ten
     """The weights of the fusion by their names in TokenFusion, and LoRA's by theirs in the decoder."""
     fusion, lora = {}, {}
     for name, tensor in weights.items():
-        prefix = next((each for each in PREFIXES if name.startswith(each)), None)
+        prefix = next((start for start in PREFIXES if name.startswith(start)), None)
         if name == QUERIES:
             fusion["queries"] = tensor[0]
         elif prefix:
@@ -102,10 +108,8 @@ def main() -> None:
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{args.checkpoint} and the parts do not fit: {' '.join(str(error).split())}") from error
     merge_lora(model.model.language_model, lora, settings.get("llm_alpha", 0))
-    with replacing(args.out, marker="config.json") as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-    print(f"{args.out}: {len(fusion)} weights of the fusion, {len(lora) // 2} of the decoder changed by LoRA")
+    print(f"{args.checkpoint}: {len(fusion)} weights of the fusion, {len(lora) // 2} of the decoder changed by LoRA")
+    save_folder(args.out, model, processor)
 
 
 if __name__ == "__main__":

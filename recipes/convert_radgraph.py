@@ -22,7 +22,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from modeling import RadGraphConfig, RadGraphModel
 from recipes.cli import parse, run
-from recipes.files import InputError, replacing
+from recipes.data.conversion import are_tensors, load_exactly, save_folder
+from recipes.files import InputError
 
 HUB, PUBLISHED = "StanfordAIMI/RRG_scorers", ("radgraph", "radgraph-xl", "modern-radgraph-xl")
 BERT, NER, RELATION = "model.embedder.token_embedders.bert", "__ner_labels", "__relation_labels"
@@ -41,8 +42,12 @@ PARTS = {  # how names begin in the archive, {} being its label set, and in RadG
 @dataclass
 class ConvertArguments:
     out: str = field(metadata={"help": "Folder of the converted model."})
-    archive: str = field(default="radgraph-xl", metadata={"help": f"A file, or {', '.join(PUBLISHED)}."})
-    encoder: str | None = field(default=None, metadata={"help": "Folder or Hub id of its BERT; default: named there."})
+    archive: str = field(
+        default="radgraph-xl", metadata={"help": f"Archive file, or a published one: {', '.join(PUBLISHED)}."}
+    )
+    encoder: str | None = field(
+        default=None, metadata={"help": "Encoder, a folder or Hub id; the one that the archive names when not given."}
+    )
 
 
 def read_archive(file: str | Path) -> tuple[dict, dict[str, list[str]], dict[str, torch.Tensor]]:
@@ -51,8 +56,8 @@ def read_archive(file: str | Path) -> tuple[dict, dict[str, list[str]], dict[str
         raise InputError(f"there is no archive {file}")
     try:
         with tarfile.open(file) as archive:
-            members = {each.name.removeprefix("./"): each for each in archive.getmembers() if each.isfile()}
-            content = {name: archive.extractfile(each).read() for name, each in members.items()}
+            members = {member.name.removeprefix("./"): member for member in archive.getmembers() if member.isfile()}
+            content = {name: archive.extractfile(member).read() for name, member in members.items()}
         config = json.loads(content["config.json"])
         names = [name for name in content if name.startswith("vocabulary/") and name.endswith("_labels.txt")]
         labels = {Path(name).stem: content[name].decode().removesuffix("\n").split("\n") for name in names}
@@ -63,7 +68,7 @@ def read_archive(file: str | Path) -> tuple[dict, dict[str, list[str]], dict[str
         raise InputError(f"weights.th of {file} holds code or is no PyTorch file, so it was not opened") from error
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
         raise InputError(f"{file} is damaged or no .tar.gz; get it again ({str(error).splitlines()[0]})") from error
-    if not isinstance(weights, dict) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
+    if not are_tensors(weights):
         raise InputError(f"weights.th of {file} is no dict of tensors, so it is no RadGraph archive")
     return config, labels, weights
 
@@ -108,22 +113,13 @@ def read_config(config: dict, labels: dict[str, list[str]], encoder: PreTrainedC
 def convert(weights: dict[str, torch.Tensor], config: RadGraphConfig, name: str) -> RadGraphModel:
     """A RadGraphModel in evaluation mode with the archive's weights for the label set `name`, but for those of
     coreference, events and the pooler; InputError where names or shapes differ."""
-    found = {}
+    renamed = {}
     for key, tensor in weights.items():
         old = next((old for old in PARTS if key.startswith(old.format(name))), None)
         key = key if old is None else PARTS[old] + key[len(old.format(name)) :]
         if not key.startswith(("_coref.", "_events.", "encoder.pooler.")) and not key.endswith(".position_ids"):
-            found[key] = tensor
-    model = RadGraphModel(config)
-    expected = model.state_dict()
-    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unknown:
-        raise InputError(f"the archive is no RadGraph as configured: it lacks {missing[:2]} and has {unknown[:2]}")
-    if wrong := [key for key, tensor in found.items() if tensor.shape != expected[key].shape]:
-        shapes = f"{tuple(found[wrong[0]].shape)}, not {tuple(expected[wrong[0]].shape)}"
-        raise InputError(f"the archive's {wrong[0]} has shape {shapes}: its config or --encoder is another model's")
-    model.load_state_dict(found)
-    return model.eval()
+            renamed[key] = tensor
+    return load_exactly(RadGraphModel(config), renamed, "the archive is no RadGraph of its config and --encoder")
 
 
 def main() -> None:
@@ -137,14 +133,11 @@ def main() -> None:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        what, option = (name, "encoder") if name else (f"{HUB} {archive}.tar.gz", "archive")
-        fetch = f"fetch it by `hf download {what}` or give --{option} ({str(error).splitlines()[0]})"
-        raise InputError(f"{what} is not here: {fetch}") from error
+        source, option = (name, "encoder") if name else (f"{HUB} {archive}.tar.gz", "archive")
+        fetch = f"fetch it by `hf download {source}` or give --{option} ({str(error).splitlines()[0]})"
+        raise InputError(f"{source} is not here: {fetch}") from error
     model = convert(weights, *read_config(config, labels, encoder))
-    with replacing(args.out, marker="config.json") as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    save_folder(args.out, model, tokenizer)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,13 @@ from rewards.scenarios import COLUMNS, SCENARIOS
 
 @dataclass
 class StatisticsArguments:
-    datasets: list[str] = field(default_factory=list, metadata={"help": "Built data sets, or a folder of scenarios."})
-    judge: str = field(default="rule", metadata={"help": "rule, discbert:MODEL or rule+discbert:MODEL."})
-    out: str = field(default="outputs/statistics", metadata={"help": "Folder to write to."})
+    datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Built data sets to measure, or folders of scenarios."}
+    )
+    judge: str = field(
+        default="rule", metadata={"help": "Judge of the reports: rule, discbert:MODEL or rule+discbert:MODEL."}
+    )
+    out: str = field(default="outputs/statistics", metadata={"help": "Folder for the page and the figures."})
 
 
 def main() -> None:
@@ -36,31 +40,31 @@ def main() -> None:
     judge, out = load_judge(args.judge), Path(args.out)
 
     # Figures
-    found = []
+    measurements = []
     needed = ("subject_id", "findings", "impression", "report", "scenario", "labels", "views", "source")
     for name in args.datasets:
-        scenarios = [f"{name}/{each}" for each in SCENARIOS if (Path(name) / each).is_dir()]
+        scenarios = [f"{name}/{scenario}" for scenario in SCENARIOS if (Path(name) / scenario).is_dir()]
         for folder in scenarios or [name]:
             data = str(Path(folder).relative_to(Path(name).parent))
-            found += [measure(data, split, rows, judge) for split, rows in read_dataset(folder, needed).items()]
+            measurements += [measure(data, split, rows, judge) for split, rows in read_dataset(folder, needed).items()]
 
     # Table
     table = Table("data", "split", "scenario", "reports", *(f"{column} %" for column in COLUMNS), "hall. %")
-    for row in [row for each in found for row in each["categories"]] + PAPER:
+    for row in [row for entry in measurements for row in entry["categories"]] + PAPER:
         shares = [f"{row[column]:.2f}" for column in COLUMNS] + [f"{row['hall']:.2f}" if "hall" in row else ""]
         table.add_row(row["data"], row["split"], row.get("scenario", "sn"), str(row["reports"]), *shares)
     Console(width=120).print(table)
-    for each in found:
-        words = each["lengths"]["report"]
+    for entry in measurements:
+        words = entry["lengths"]["report"]
         print(
-            f"{each['data']} {each['split']}: {each['rows']} reports of {each['subjects']} subjects, "
-            f"{words['mean']:.1f} words on average (longest {words['longest']}); images by view {each['views']}"
+            f"{entry['data']} {entry['split']}: {entry['rows']} reports of {entry['subjects']} subjects, "
+            f"{words['mean']:.1f} words on average (longest {words['longest']}); images by view {entry['views']}"
         )
 
     # Page
     out.mkdir(parents=True, exist_ok=True)
-    write_page(found, judge.name, out)
-    figures = [{key: value for key, value in each.items() if key != "words"} for each in found]
+    write_page(measurements, judge.name, out)
+    figures = [{key: value for key, value in entry.items() if key != "words"} for entry in measurements]
     with replacing(out / "statistics.json") as file:
         file.write_text(json.dumps({"judge": judge.name, "found": figures, "paper": PAPER}, indent=2) + "\n")
     print(f"{out}/index.html shows it all; judge {judge.name}; the paper's rows were judged by the paper's DiscBERT")

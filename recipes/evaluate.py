@@ -26,7 +26,7 @@ from typing import Literal
 from recipes.cli import parse, run
 from recipes.data.labels import load_labeler
 from recipes.evaluation.baselines import NEAREST, TEMPLATE
-from recipes.evaluation.comparisons import compare, looking, too_few_resamples
+from recipes.evaluation.comparisons import compare, image_reliance, too_few_resamples
 from recipes.evaluation.figures import PRESETS
 from recipes.evaluation.inputs import (
     case_rows,
@@ -49,51 +49,64 @@ from rewards.discbert import MODES
 
 @dataclass
 class EvaluateArguments:
-    predictions: list[str] = field(metadata={"help": "NAME=FILE, one or more; {scenario} in FILE stands for four."})
-    out: str = field(metadata={"help": "The folder for all figures, replaced when it exists."})
-    dataset: str | None = field(
-        default=None, metadata={"help": "A built data set, its Hub id, or a folder of build_mimic_rg4.py's four."}
+    predictions: list[str] = field(
+        metadata={"help": "Systems to score, each NAME=FILE; {scenario} in FILE: a file per scenario."}
     )
-    split: str = field(default="test")
-    references: str | None = field(default=None, metadata={"help": "Instead of a data set: a file of references."})
+    out: str = field(metadata={"help": "Folder for all figures; an earlier result there is replaced."})
+    dataset: str | None = field(
+        default=None, metadata={"help": "Built data set, its Hub id, or build_mimic_rg4.py's folder of four."}
+    )
+    split: str = field(default="test", metadata={"help": "Split of the data set to score."})
+    references: str | None = field(default=None, metadata={"help": "File of references, when there is no data set."})
     original_references: str | None = field(
-        default=None, metadata={"help": "A file or data set: NLG figures against these too (LLM-RG4's Original NLG)."}
+        default=None, metadata={"help": "File or data set of second references, for LLM-RG4's Original NLG."}
     )
     shuffled: list[str] = field(
-        default_factory=list, metadata={"help": "NAME=FILE: the model's reports for exchanged images, its control."}
+        default_factory=list,
+        metadata={"help": "Controls, each NAME=FILE: a model's reports for the images of other studies."},
     )
-    only_common: bool = field(default=False, metadata={"help": "Score the studies that all files have, not all."})
-    preset: Literal["all", *PRESETS] = field(default="all", metadata={"help": "Whose protocol the tables show."})
-    labeler: str = field(default="lexical", metadata={"help": "lexical, chexbert or chexbert:MODEL."})
+    only_common: bool = field(default=False, metadata={"help": "Score only the studies that every file has."})
+    preset: Literal["all", *PRESETS] = field(default="all", metadata={"help": "Protocol that the tables show."})
+    labeler: str = field(
+        default="lexical", metadata={"help": "Labeler of all reports: lexical, chexbert or chexbert:MODEL."}
+    )
     radgraph: str | None = field(
-        default=None, metadata={"help": "A folder of convert_radgraph.py; else LexicalGraph."}
+        default=None, metadata={"help": "RadGraph model, a folder of convert_radgraph.py; LexicalGraph without it."}
     )
-    bertscore: str | None = field(default=None, metadata={"help": "An encoder, such as distilroberta-base."})
+    bertscore: str | None = field(
+        default=None,
+        metadata={"help": "Encoder for BERTScore, such as distilroberta-base; words in common without it."},
+    )
     semb: str | None = field(
-        default=None, metadata={"help": "RadCliQ's CheXbert, if the labeler is none: a folder or Hub id."}
+        default=None, metadata={"help": "CheXbert for RadCliQ when the labeler is another: a folder or Hub id."}
     )
-    meteor: Literal["auto", "yes", "no"] = field(default="auto", metadata={"help": "auto: by Java, else nltk's."})
+    meteor: Literal["auto", "yes", "no"] = field(
+        default="auto", metadata={"help": "METEOR: with Java, or none; auto takes nltk's where there is no Java."}
+    )
     hall_judge: str | None = field(
-        default=None, metadata={"help": "Also tell hall. by rule, discbert:MODEL or rule+discbert:MODEL."}
+        default=None, metadata={"help": "Judge of hallucinations: rule, discbert:MODEL or rule+discbert:MODEL."}
     )
     hall_mode: Literal[MODES] = field(
         default="scenario",
-        metadata={"help": "Count the categories that a report's scenario forbids, or any, as the published script."},
+        metadata={
+            "help": "Hallucinations: the categories that a report's scenario forbids, or any, as the published script."
+        },
     )
     margin: float = field(default=0.2, metadata={"help": "Margin m of MCCS."})
     compare: Literal["paper", *PAPERS] | None = field(
-        default=None, metadata={"help": "paper: beside the papers' own rows; or one of them: beside all its rows."}
+        default=None,
+        metadata={"help": "Published rows beside ours: each paper's own system, or all rows of one paper."},
     )
     train_pool: int = field(
         default=5000, metadata={"help": "Number of training studies that the nearest-image baseline searches."}
     )
     case: str | None = field(
-        default=None, metadata={"help": "A study's id: it alone, all systems and scenarios, on case.html."}
+        default=None, metadata={"help": "Study id that case.html shows, with all systems and scenarios."}
     )
     resamples: int = field(default=10000, metadata={"help": "Number of bootstrap samples."})
-    seed: int = field(default=0)
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap samples."})
     write_model_card: str | None = field(
-        default=None, metadata={"help": "A model's folder: write README.md there, about the first of --predictions."}
+        default=None, metadata={"help": "Model folder whose README.md is written, about the first of --predictions."}
     )
 
 
@@ -108,20 +121,20 @@ def main() -> None:
     ################
     # Data
     ################
-    truth, given, notes = gather(args, files, metrics.labeler)
+    truth, entries, notes = gather(args, files, metrics.labeler)
     originals = read_originals(args.original_references, args.split, truth) if args.original_references else None
     about_references = reference_figures(truth, metrics)
 
     ################
     # Figures
     ################
-    systems, missing = measure_systems(truth, given, metrics, originals)
+    systems, missing = measure_systems(truth, entries, metrics, originals)
     figures = {
         **describe_run(args, metrics, truth, systems, notes + missing),
         "systems": summarise(systems, truth, args.resamples, args.seed),
         "references": about_references,
         "differences": compare(systems, truth),
-        "looking": looking(systems, len(truth.ids)),
+        "image_reliance": image_reliance(systems, len(truth.ids)),
     }
     figures["notes"] += too_few_resamples(figures["differences"], args.resamples)
     figures["paper"] = compare_with_papers(figures, args.compare) if args.compare else []

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,9 +62,22 @@ def replacing(path: str | Path, marker: str = "") -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def read_commit() -> str:
+    """The git commit of the checkout that this file is in.
+
+    Empty where there is none: no git, or a wheel, whose folder may lie within the repository of another project.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    if not shutil.which("git"):
+        return ""
+    command = ("git", "-C", checkout, "rev-parse", "--show-toplevel", "HEAD")
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    return lines[1] if len(lines) == 2 and Path(lines[0]).resolve() == checkout else ""
+
+
 def read_prompt(file: str) -> str:
     """The prompt's text; `file` is a path, or one relative to the recipes' folder."""
-    found = next((path for path in (Path(file), Path(__file__).parent / file) if path.is_file()), None)
-    if found is None:
+    candidate = next((path for path in (Path(file), Path(__file__).parent / file) if path.is_file()), None)
+    if candidate is None:
         raise InputError(f"there is no prompt file {file}")
-    return found.read_text().strip()
+    return candidate.read_text().strip()

@@ -38,41 +38,59 @@ from recipes.evaluation.generation import (
 )
 from recipes.files import InputError, read_prompt
 
-HOW = ("out", "batch_size", "limit", "tensor_parallel_size")  # arguments that change no report
+IGNORED_ON_RESUME = ("out", "batch_size", "limit", "tensor_parallel_size")  # arguments that change no report
 
 
 @dataclass
 class GenerateArguments:
-    model: str = field(metadata={"help": "A checkpoint's or a LoRA adapter's folder, or a Hub id of either."})
-    dataset: str = field(metadata={"help": "A built data set's folder, or its Hub id."})
-    out: str = field(metadata={"help": "The JSONL file to write or to continue."})
-    split: str = field(default="test")
+    model: str = field(metadata={"help": "Checkpoint or LoRA adapter, a folder or a Hub id."})
+    dataset: str = field(metadata={"help": "Built data set, a folder or a Hub id."})
+    out: str = field(metadata={"help": "JSONL file to write or to continue."})
+    split: str = field(default="test", metadata={"help": "Split to write reports of."})
     prompt_file: str = field(
-        default="prompts/mrgr1_reasoning.txt", metadata={"help": "A path, or beside the recipes."}
+        default="prompts/mrgr1_reasoning.txt",
+        metadata={"help": "Prompt file, a path or a name in the recipes' folder."},
     )
-    views: str = field(default="each", metadata={"help": "each image a sample, frontal, or all at once."})
-    engine: Literal["transformers", "vllm"] = field(default="transformers")
-    batch_size: int = field(default=16)
-    max_new_tokens: int = field(default=512)
-    min_new_tokens: int = field(default=0)
-    num_beams: int = field(default=1)
-    repetition_penalty: float = field(default=1.0)
-    length_penalty: float = field(default=1.0, metadata={"help": "Of beam search; above 1 favours long reports."})
-    temperature: float = field(default=0.0, metadata={"help": "0: greedy or beam search; above: sampling."})
+    views: str = field(
+        default="each", metadata={"help": "Images of a sample: each image alone, frontal, all, or frontal+lateral."}
+    )
+    engine: Literal["transformers", "vllm"] = field(default="transformers", metadata={"help": "Library that writes."})
+    batch_size: int = field(default=16, metadata={"help": "Samples that are written at once."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Largest number of tokens of a completion."})
+    min_new_tokens: int = field(default=0, metadata={"help": "Smallest number of tokens of a completion."})
+    num_beams: int = field(default=1, metadata={"help": "Beams of beam search; 1: greedy, or sampling."})
+    repetition_penalty: float = field(
+        default=1.0, metadata={"help": "Penalty on tokens that were written before; 1: none."}
+    )
+    length_penalty: float = field(
+        default=1.0, metadata={"help": "Exponent of the length in beam search; above 1 favours long reports."}
+    )
+    temperature: float = field(default=0.0, metadata={"help": "Temperature of sampling; 0: greedy or beam search."})
     top_p: float = field(
         default=1.0, metadata={"help": "Probability mass of the tokens to sample from, above 0 to 1."}
     )
-    min_pixels: int | None = field(default=None)
-    max_pixels: int | None = field(default=None)
-    dtype: str | None = field(
-        default=None, metadata={"help": "Type of the weights; none: bfloat16 on a GPU that has it, else float32."}
+    min_pixels: int | None = field(
+        default=None, metadata={"help": "Fewest pixels of an image; the processor's when not given."}
     )
-    chat_template: str | None = field(default=None, metadata={"help": "A Jinja file; none: the processor's own."})
+    max_pixels: int | None = field(
+        default=None, metadata={"help": "Most pixels of an image; the processor's when not given."}
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={"help": "Type of the weights; when not given, bfloat16 on a GPU that has it, else float32."},
+    )
+    chat_template: str | None = field(
+        default=None, metadata={"help": "Jinja file of a chat template; the processor's own when not given."}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
-    tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs of vLLM."})
-    shuffle_images: bool = field(default=False, metadata={"help": "The control: images of another study."})
-    limit: int | None = field(default=None, metadata={"help": "The first so many samples only."})
-    seed: int = field(default=42)
+    tensor_parallel_size: int = field(default=1, metadata={"help": "Number of GPUs that vLLM spreads the model over."})
+    shuffle_images: bool = field(
+        default=False, metadata={"help": "Exchange the images between studies, as a control."}
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "Number of samples to write, the first ones; all when not given."}
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of sampling and of the exchange of images."})
 
 
 def main() -> None:
@@ -91,8 +109,8 @@ def main() -> None:
     if args.shuffle_images:
         samples = shuffled_images(samples, args.seed)
         samples = samples.select(range(min(args.limit or len(samples), len(samples))))
-    noted = {name: value for name, value in vars(args).items() if name not in HOW}
-    shards = Shards(args.out, noted, len(samples), state)
+    settings = {name: value for name, value in vars(args).items() if name not in IGNORED_ON_RESUME}
+    shards = Shards(args.out, settings, len(samples), state)
     if shards.complete:
         shards.merge()
         state.print(f"{args.out} is complete ({len(samples)} samples)")

@@ -34,16 +34,17 @@ def read(answer: str) -> dict[str, str]:
 
 @dataclass
 class GenerateArguments:
-    llm: str = field(metadata={"help": "The LLM: its name at --endpoint, else a folder or a Hub id."})
-    out: str = field(default="outputs/region_descriptions.json", metadata={"help": "File to write."})
+    llm: str = field(metadata={"help": "LLM: its name at --endpoint, or else a folder or a Hub id."})
+    out: str = field(default="outputs/region_descriptions.json", metadata={"help": "JSON file to write."})
     endpoint: str | None = field(
-        default=None, metadata={"help": "As http://127.0.0.1:8000/v1; none: in this process."}
+        default=None,
+        metadata={"help": "URL of a server, as http://127.0.0.1:8000/v1; without it the LLM runs in this process."},
     )
     prompt: str = field(
         default="prompts/lmrrg_region_description.txt", metadata={"help": f"File of the question, with {FIELD} in it."}
     )
     regions: list[str] = field(
-        default_factory=lambda: list(REGION_NAMES), metadata={"help": "Names of the regions; default: the 29."}
+        default_factory=lambda: list(REGION_NAMES), metadata={"help": "Names of the regions to describe."}
     )
 
 
@@ -61,16 +62,18 @@ def main() -> None:
     chat = Endpoint(args.endpoint, args.llm) if args.endpoint else InProcess(args.llm)
     answers = Answers(chat, out.with_name(f"{out.name}.answers.sqlite"))
     questions = [[{"role": "user", "content": prompt.replace(FIELD, name)}] for name in args.regions]
-    found = dict(zip(args.regions, answers.all([(each, read) for each in questions], "asking"), strict=True))
-    if missing := [name for name, region in found.items() if isinstance(region, str)]:
+    regions = answers.all([(question, read) for question in questions], "asking")
+    descriptions = dict(zip(args.regions, regions, strict=True))
+    if missing := [name for name, region in descriptions.items() if isinstance(region, str)]:
         raise InputError(
-            f"{len(missing)} of {len(found)} regions have no description, such as {missing[0]} ({found[missing[0]]}); "
-            "the others are kept: run the same command again, or name another --llm or --prompt"
+            f"{len(missing)} of {len(descriptions)} regions have no description, such as {missing[0]} "
+            f"({descriptions[missing[0]]}); the others are kept: run the same command again, or name another --llm "
+            "or --prompt"
         )
 
     # Saving
     origin = f"{args.llm}, prompt: {prompt}"
-    regions = [{"name": name, **region, "origin": origin} for name, region in found.items()]
+    regions = [{"name": name, **region, "origin": origin} for name, region in descriptions.items()]
     with replacing(out) as file:
         file.write_text(json.dumps(regions, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{out}: {len(regions)} regions; {answers.asked} questions asked, {answers.recalled} answers recalled")

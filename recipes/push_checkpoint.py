@@ -26,10 +26,12 @@ from recipes.hub.push import WHY_PUBLIC, open_repository, push_checkpoint, sourc
 
 @dataclass
 class PushArguments:
-    model: str = field(metadata={"help": "The folder that a training recipe ended in."})
-    repo: str = field(metadata={"help": "NAME/x on the Hub; made where there is none."})
-    merge: bool = field(default=False, metadata={"help": "Merge a LoRA adapter into its base model first."})
-    out: str | None = field(default=None, metadata={"help": "The merged model's folder; else --model with _merged."})
+    model: str = field(metadata={"help": "Folder that a training recipe wrote."})
+    repo: str = field(metadata={"help": "Repository of the Hub, NAME/x; made where there is none."})
+    merge: bool = field(default=False, metadata={"help": "Merge a LoRA adapter into its base model before the push."})
+    out: str | None = field(
+        default=None, metadata={"help": "Folder of the merged model; when not given that of --model with _merged."}
+    )
     public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 

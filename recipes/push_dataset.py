@@ -23,11 +23,11 @@ from recipes.hub.push import WHY_PUBLIC
 
 @dataclass
 class PushArguments:
-    dataset: str = field(metadata={"help": "A built data set's folder, or one with a folder for each scenario."})
-    repo: str = field(metadata={"help": "NAME/x on the Hub; made where there is none."})
+    dataset: str = field(metadata={"help": "Folder of a built data set, or of one for each scenario."})
+    repo: str = field(metadata={"help": "Repository of the Hub, NAME/x; made where there is none."})
     judgements: str | None = field(
         default=None,
-        metadata={"help": "Judged reports, a provenance.parquet or CSV, as train_discbert.py reads them."},
+        metadata={"help": "File of judged reports, provenance.parquet or CSV, as train_discbert.py reads them."},
     )
     public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 

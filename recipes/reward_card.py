@@ -11,45 +11,43 @@ reward that raises loses its row and nothing else.
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from recipes.cli import parse, report, run
+from recipes.data.settings import COUNT, Range
 from recipes.evaluation.reward_card import DEFAULT, make_card
 from recipes.evaluation.reward_card_page import write_card
-from recipes.files import InputError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
 class CardArguments:
+    """Arguments of the card."""
+
+    ranges: ClassVar[dict[str, Range]] = {"reports": Range(10), "resamples": COUNT}
+
     rewards: list[str] = field(
         default_factory=lambda: list(DEFAULT),
         metadata={"help": "Rewards by their names in the package rewards, or by dotted paths."},
     )
     data: str = field(
-        default=os.environ.get("RRG_DATA", str(ROOT.parent / "shared" / "data")),
+        default=os.environ.get("RRG_DATA", "../shared/data"),
         metadata={"help": "Folder that holds radpref/ and radjudge/ with the judgements as JSON."},
     )
     out: str = field(
         default="outputs/reward_card", metadata={"help": "Folder for the page, the table and the figures."}
     )
-    reports: int = field(default=200, metadata={"help": "How many reports each of Open-i and the phantom to use."})
-    resamples: int = field(default=500, metadata={"help": "Bootstrap resamples of the studies."})
+    reports: int = field(default=200, metadata={"help": "Number of reports of Open-i, and as many of the phantom."})
+    resamples: int = field(default=500, metadata={"help": "Number of bootstrap samples."})
 
 
 def main() -> None:
     (args,) = parse(CardArguments)
-    if args.reports < 10 or args.resamples < 1:
-        raise InputError("--reports must be at least 10 and --resamples at least 1")
     card = make_card(args.rewards, Path(args.data), args.reports, args.resamples)
     write_card(card, Path(args.out))
     for problem in card["problems"]:
         print(f"not measured: {problem}")
-    own, fixed = (
-        "severity_reward",
-        card["gaming"].get("severity_reward", {}).get("RadPref", {}).get("best fixed report"),
-    )
-    tau = card["agreement"].get(own, {}).get("tau")
+    fixed = card["gaming"].get("severity_reward", {}).get("RadPref", {}).get("best fixed report")
+    tau = card["agreement"].get("severity_reward", {}).get("tau")
     checks = [
         {
             "name": "severity reward: tau with radiologists",

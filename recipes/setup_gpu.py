@@ -16,11 +16,12 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from packaging.requirements import Requirement
 from packaging.version import Version
 from torch.utils import cpp_extension
 from transformers.utils.import_utils import KERNELS_MAX_VERSION, KERNELS_MIN_VERSION
@@ -28,7 +29,6 @@ from transformers.utils.import_utils import KERNELS_MAX_VERSION, KERNELS_MIN_VER
 from recipes.cli import parse, run
 from recipes.files import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
 UV = (sys.executable, "-m", "uv", "pip")
 NO_NETWORK = ("Failed to fetch", "error sending request", "dns error", "urlopen error")  # uv's words, and urllib's
 
@@ -37,22 +37,39 @@ NO_NETWORK = ("Failed to fetch", "error sending request", "dns error", "urlopen 
 class SetupArguments:
     """Arguments of the setup."""
 
-    flash_attn: bool = field(default=True, metadata={"help": "flash-attn too, where this machine can have it"})
+    flash_attn: bool = field(
+        default=True, metadata={"help": "Install flash-attn too, where this machine can have it."}
+    )
 
 
-def install(requirements: str, *options: str) -> str | None:
-    """Installs a requirements file of the project's root beside what is there, whose versions stay; None if it worked.
+def read_extra(extra: str) -> list[str]:
+    """The requirements of one of the project's extras (pyproject.toml), as its installation lists them.
+
+    Raises InputError where the project was installed before it had that extra.
+    """
+    requirements = [Requirement(line) for line in requires("rrg-recipes") or ()]
+    lines = [
+        f"{requirement.name}{requirement.specifier}"
+        for requirement in requirements
+        if requirement.marker and requirement.marker.evaluate({"extra": extra})
+    ]
+    if not lines:
+        raise InputError(f"the installed rrg-recipes lists no extra {extra}: make setup installs it anew")
+    return lines
+
+
+def install(extra: str, *options: str) -> str | None:
+    """Installs one of the project's extras beside what is there, whose versions stay; None if it worked.
 
     Otherwise why not, in one sentence; what uv printed stands above it.
     """
+    requirements = read_extra(extra)
     with TemporaryDirectory() as folder:
         installed = Path(folder) / "installed.txt"
         freeze = (*UV, "freeze", "--exclude-editable", "--python", sys.executable)
         installed.write_text(subprocess.run(freeze, check=True, capture_output=True, text=True).stdout)
         command = (*UV, "install", "--python", sys.executable, "--constraint", str(installed), *options)
-        process = subprocess.run(
-            (*command, "--requirement", str(ROOT / requirements)), stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.run((*command, *requirements), stderr=subprocess.PIPE, text=True)
     print(process.stderr, end="", file=sys.stderr)
     if not process.returncode:
         return None
@@ -61,7 +78,7 @@ def install(requirements: str, *options: str) -> str | None:
             "the package index, or the host of flash-attn's wheels, cannot be reached from here: on a cluster give "
             "the command where there is a network, mostly the login node, on the same file system"
         )
-    return f"uv could not install {requirements} beside what is installed; its words stand above"
+    return f"uv could not install {', '.join(requirements)} beside what is installed; its words stand above"
 
 
 def check_driver() -> None:
@@ -111,14 +128,14 @@ def describe(package: str) -> str:
 def main() -> None:
     (arguments,) = parse(SetupArguments)
     check_driver()
-    if failure := install("requirements-gpu.txt"):
+    if failure := install("gpu"):
         raise InputError(failure)
 
     obstacle = "--flash_attn false" if not arguments.flash_attn else find_obstacle()
     if not obstacle:
         os.environ.setdefault("MAX_JOBS", "4")  # each takes up to 8 GB of memory
         print("flash-attn: minutes where its wheel fits this torch, up to hours where it is compiled")
-        obstacle = install("requirements-flash-attn.txt", "--no-build-isolation")
+        obstacle = install("flash-attn", "--no-build-isolation")
     devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     print(f"torch {torch.__version__} for CUDA {torch.version.cuda}; GPUs: {', '.join(devices) or 'none seen'}")
     print("; ".join(describe(package) for package in ("deepspeed", "kernels", "flash-attn")))

@@ -27,17 +27,26 @@ from recipes.rg4 import token_weights
 
 @dataclass
 class WeighArguments:
-    dataset: str = field(metadata={"help": "A built data set's folder, or its Hub id."})
-    out: str = field(metadata={"help": "Folder to write; an earlier result of the same settings gives way."})
-    model: str = field(default=CHEXBERT, metadata={"help": "A CheXbert's folder or its Hub id."})
-    splits: list[str] | None = field(default=None, metadata={"help": "Splits to weigh; none: all. Others stay."})
-    threshold: float = field(default=token_weights.THRESHOLD, metadata={"help": "Score that lifts a sentence."})
-    tolerance: float = field(default=0.01, metadata={"help": "Largest error of a label's sum of attributions."})
-    max_nodes: int | None = field(
-        default=None, metadata={"help": "Points of a label's path at most; none: 1025, or 65 with --bf16."}
+    dataset: str = field(metadata={"help": "Built data set, a folder or a Hub id."})
+    out: str = field(metadata={"help": "Folder to write; an earlier result of the same settings there is replaced."})
+    model: str = field(default=CHEXBERT, metadata={"help": "CheXbert that is explained, a folder or a Hub id."})
+    splits: list[str] | None = field(
+        default=None, metadata={"help": "Splits to weigh, all when not given; the others stay as they are."}
     )
-    token_budget: int = field(default=4096, metadata={"help": "Tokens of a pass; BERT-base takes 1 MB for each."})
-    bf16: bool = field(default=False, metadata={"help": "Attributions in bfloat16; needs a larger tolerance."})
+    threshold: float = field(
+        default=token_weights.THRESHOLD, metadata={"help": "Score from which a sentence counts as a key sentence."}
+    )
+    tolerance: float = field(default=0.01, metadata={"help": "Largest error of the sum of a label's attributions."})
+    max_nodes: int | None = field(
+        default=None,
+        metadata={"help": "Largest number of points on a label's path; when not given 1025, or 65 with --bf16."},
+    )
+    token_budget: int = field(
+        default=4096, metadata={"help": "Number of tokens of a pass; BERT-base takes 1 MB for each."}
+    )
+    bf16: bool = field(
+        default=False, metadata={"help": "Compute attributions in bfloat16, which needs a larger tolerance."}
+    )
 
 
 def main() -> None:
@@ -50,8 +59,8 @@ def main() -> None:
     splits = read_dataset(args.dataset, ("report",))
     if missing := [split for split in args.splits or () if split not in splits]:
         raise InputError(f"{args.dataset} has no split {missing[0]!r} (has {', '.join(splits)})")
-    chosen = {split: splits[split] for split in args.splits or splits}
-    reports = {split: rows["report"][:] for split, rows in chosen.items()}
+    weighed_splits = {split: splits[split] for split in args.splits or splits}
+    reports = {split: rows["report"][:] for split, rows in weighed_splits.items()}
 
     ################
     # Model
@@ -59,13 +68,13 @@ def main() -> None:
     weigher = token_weights.TokenWeigher(
         args.model, args.threshold, args.tolerance, args.max_nodes, args.token_budget, args.bf16
     )
-    settings = {"dataset": args.dataset, "splits": sorted(chosen), **weigher.settings}
+    settings = {"dataset": args.dataset, "splits": sorted(weighed_splits), **weigher.settings}
     token_weights.check_out(out, args.dataset, settings)
 
     ################
     # Weights
     ################
-    texts = list(dict.fromkeys(text for own in reports.values() for text in own))
+    texts = list(dict.fromkeys(text for split_reports in reports.values() for text in split_reports))
     shards = [texts[i : i + token_weights.SHARD] for i in range(0, len(texts), token_weights.SHARD)]
     parts = out.with_name(f".{out.name}.parts")
     weighed = {}
@@ -75,18 +84,18 @@ def main() -> None:
     ################
     # Writing
     ################
-    figures = {split: token_weights.summarise(own, weighed) for split, own in reports.items()}
+    figures = {split: token_weights.summarise(split_reports, weighed) for split, split_reports in reports.items()}
     with replacing(out, marker="build.json") as folder:
         folder.mkdir()
         for split, rows in splits.items():
-            rows = token_weights.with_spans(rows, weighed) if split in chosen else rows
+            rows = token_weights.with_spans(rows, weighed) if split in weighed_splits else rows
             rows.to_parquet(folder / f"{split}.parquet")
         build = read_build(args.dataset) | {"key_spans": settings}
         (folder / "build.json").write_text(json.dumps(build, indent=2) + "\n")
         (folder / "token_weights.json").write_text(json.dumps(settings | {"figures": figures}, indent=2) + "\n")
     shutil.rmtree(parts)
-    for split, own in figures.items():
-        print(f"{split}: " + ", ".join(f"{name} {value:.4g}" for name, value in own.items()))
+    for split, split_figures in figures.items():
+        print(f"{split}: " + ", ".join(f"{name} {value:.4g}" for name, value in split_figures.items()))
 
 
 if __name__ == "__main__":

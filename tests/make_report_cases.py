@@ -215,6 +215,6 @@ def make_metrics(cases: list[dict]) -> dict:
         "labels": list(CONDITIONS),
         "systems": systems,
         "differences": differences,
-        "looking": {"grpo": {"control": "grpo.shuffled", "figures": looking}},
+        "image_reliance": {"grpo": {"control": "grpo.shuffled", "figures": looking}},
         "paper": [],
     }

@@ -19,7 +19,6 @@ TOP_LEVEL = {
     "requirements.txt",
     "requirements.lock",
     "requirements-gpu.txt",
-    "requirements-flash-attn.txt",
     "requirements-vllm.txt",
     "pyproject.toml",
     "LICENSE",
@@ -150,8 +149,3 @@ def test_packages_of_pyproject_exist():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {".".join(path.parent.parts) for path in MODULES if path.name == "__init__.py"}
     assert set(listed) == found  # a folder that is not listed would be missing from another directory
-
-
-def test_requirements_end_in_this_project():
-    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.strip()]
-    assert lines[-1] == "-e ."

@@ -1,6 +1,7 @@
-"""requirements.lock is what requirements.txt allows, hashed, and names no host; `make resolve` asks the index."""
+"""requirements.lock is what pyproject.toml allows, hashed, and names no host; `make resolve` asks the index."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = {extra: [Requirement(line) for line in lines] for extra, lines in PROJECT["optional-dependencies"].items()}
 FILES = sorted(path for path in ROOT.glob("requirements*.txt"))
-
-
-def read_ranges(name: str) -> list[Requirement]:
-    lines = [line.split(" #")[0].strip() for line in (ROOT / name).read_text().splitlines()]
-    return [Requirement(line) for line in lines if line and line[0] not in "#-"]
 
 
 def read_pins() -> list[tuple[Requirement, list[str]]]:
@@ -36,7 +34,7 @@ def test_the_lock_is_within_the_ranges(python):
             assert specifier.operator == "==", pin
             versions.setdefault(canonicalize_name(pin.name), []).append(specifier.version)
     assert all(len(each) == 1 for each in versions.values())  # one version for one machine
-    for allowed in read_ranges("requirements.txt"):
+    for allowed in [*map(Requirement, PROJECT["dependencies"]), *EXTRAS["test"]]:
         (version,) = versions[canonicalize_name(allowed.name)]
         assert allowed.specifier.contains(version), f"{allowed} and {version}: make lock"
 
@@ -48,7 +46,9 @@ def test_every_pin_is_hashed():
         assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes), pin
 
 
-@pytest.mark.parametrize("file", [ROOT / "requirements.lock", *FILES], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "file", [ROOT / "pyproject.toml", ROOT / "requirements.lock", *FILES], ids=lambda path: path.name
+)
 def test_no_host_is_named(file):
     """A clone asks the index that its machine is set up for: neither an address nor an option that names one."""
     text = file.read_text()
@@ -61,7 +61,7 @@ def test_kernels_ends_where_transformers_ends():
     """A version beyond would be installed and refused; one too old is named by make setup-gpu."""
     from transformers.utils.import_utils import KERNELS_MAX_VERSION, KERNELS_MIN_VERSION
 
-    (allowed,) = (each for each in read_ranges("requirements-gpu.txt") if each.name == "kernels")
+    (allowed,) = (requirement for requirement in EXTRAS["gpu"] if requirement.name == "kernels")
     assert allowed.specifier.contains(KERNELS_MIN_VERSION) and not allowed.specifier.contains(KERNELS_MAX_VERSION)
 
 
@@ -72,6 +72,14 @@ def test_vllm_is_one_that_trl_takes():
     (taken,) = (
         each for each in map(Requirement, requires("trl")) if each.name == "vllm" and "vllm" in str(each.marker)
     )
-    (pinned,) = (each for each in read_ranges("requirements-vllm.txt") if each.name == "vllm")
+    (pinned,) = (requirement for requirement in EXTRAS["vllm"] if requirement.name == "vllm")
     (version,) = (each.version for each in pinned.specifier)
     assert taken.specifier.contains(version)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
+def test_a_requirements_file_names_the_project_and_its_extras_alone(file):
+    """So that pyproject.toml stays the one list."""
+    (line,) = (line for line in file.read_text().splitlines() if line and not line.startswith("#"))
+    words = re.fullmatch(r"-e \.\[([a-z,-]+)\]", line)
+    assert words and set(words[1].split(",")) <= set(EXTRAS)

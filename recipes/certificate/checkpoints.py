@@ -24,12 +24,12 @@ SENTENCES = (
     "These findings were discussed with the physician by telephone.",
     "The heart is normal in size.",
 )
-OPEN_CLIP = "open_clip is not installed: make setup brings it (open_clip_torch in requirements.txt)"
+OPEN_CLIP = "open_clip is not installed: make setup brings it (open_clip_torch, in the extra test)"
 
 
-def count(equal: int, number: int, what: str) -> tuple[str, Bar]:
+def count(equal: int, number: int, noun: str) -> tuple[str, Bar]:
     """A value and a bar: how many of `number` are equal, and that all of them should be."""
-    return f"{equal} of {number} {what}", Bar("=", f"{number} of {number} {what}")
+    return f"{equal} of {number} {noun}", Bar("=", f"{number} of {number} {noun}")
 
 
 def chexbert(lab: Lab) -> tuple[str, Bar]:

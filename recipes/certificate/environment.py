@@ -1,7 +1,6 @@
 """Rows on the environment: packages, the GPU, and the kernels that the papers' YAMLs ask for."""
 
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, requires, version
 
 import torch
 from packaging.requirements import Requirement
@@ -11,14 +10,15 @@ from transformers.utils import is_flash_attn_2_available
 from recipes.certificate.checkpoints import count, gap
 from recipes.certificate.laboratory import Absent, Bar, Lab
 
-REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 NO_GPU = "this machine has no GPU that torch sees"
 
 
 def packages(lab: Lab) -> tuple[str, Bar]:
-    """How many packages of requirements.txt are installed within its ranges."""
-    lines = [line.split("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines()]
-    requirements = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    """How many packages that the project depends on are installed within its ranges."""
+    requirements = [Requirement(line) for line in requires("rrg-recipes") or ()]
+    requirements = [requirement for requirement in requirements if not requirement.marker]  # those of no extra
+    if not requirements:
+        raise Absent("the installed rrg-recipes lists no packages: make setup installs it anew")
     outside = []
     for requirement in requirements:
         try:
@@ -38,7 +38,7 @@ def gpu(lab: Lab) -> tuple[float, Bar]:
     return float(f"{major}.{minor}"), Bar(">=", 8.0)
 
 
-def attention_gap(lab: Lab, kernel: str, other: str, dtype: torch.dtype) -> float:
+def attention_gap(lab: Lab, kernel: str, baseline: str, dtype: torch.dtype) -> float:
     """The difference of a small Llama's logits by two attention kernels, two rows of which one is padded left."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -47,7 +47,7 @@ def attention_gap(lab: Lab, kernel: str, other: str, dtype: torch.dtype) -> floa
     mask = torch.ones_like(ids)
     mask[1, :40] = 0
     logits = []
-    for implementation in (kernel, other):
+    for implementation in (kernel, baseline):
         model.set_attn_implementation(implementation)
         with torch.no_grad():
             logits.append(model(ids, attention_mask=mask).logits[mask.bool()])

@@ -228,8 +228,8 @@ def log_probs(lab: Lab, model, processor, images: list, texts: list, answers: li
     inputs = processor(images=images, text=texts, padding=True, return_tensors="pt").to(lab.device)
     logits = model(**inputs, logits_to_keep=max(lengths) + 1).logits.float().log_softmax(dim=-1)
     ids = inputs["input_ids"]
-    chosen = logits[:, :-1].gather(2, ids[:, -max(lengths) :, None])[..., 0].cpu()
-    return [row[-length:] for row, length in zip(chosen, lengths, strict=True)]
+    scores = logits[:, :-1].gather(2, ids[:, -max(lengths) :, None])[..., 0].cpu()
+    return [row[-length:] for row, length in zip(scores, lengths, strict=True)]
 
 
 def pixels_of(lab: Lab) -> dict[str, int]:

@@ -4,7 +4,6 @@ import json
 import math
 import platform
 import re
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from recipes.certificate.laboratory import ABSENCES, FAULTS, Absent, Bar, Lab
-from recipes.files import WRITE_FAILED, InputError, replacing
+from recipes.files import WRITE_FAILED, InputError, read_commit, replacing
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 PACKAGES += ("open_clip_torch", "kernels", "flash-attn")
@@ -102,14 +101,9 @@ def describe_machine() -> dict:
 
 
 def make_certificate(rows: list[dict], replicas: bool) -> dict:
-    try:
-        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except FileNotFoundError:  # no git on this machine
-        commit = ""
     return {
         "project": "RRG Recipes",
-        "commit": commit,
+        "commit": read_commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "checkpoints": "miniatures with random weights" if replicas else "published",
         "machine": describe_machine(),

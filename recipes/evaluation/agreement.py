@@ -40,7 +40,7 @@ def group_mentions(mentions: Sequence[Mention]) -> list[list[Mention]]:
 def group_agreement(group: Sequence[Mention], reference: Sequence[int]) -> str:
     """The `agreement` of mentions that share a mark: `contradicts` where one does, else `agrees` where one does."""
     kinds = {agreement(state, reference[condition]) for _, _, condition, state in group}
-    return next(each for each in ("contradicts", "agrees", "unsaid") if each in kinds)
+    return next(kind for kind in ("contradicts", "agrees", "unsaid") if kind in kinds)
 
 
 def mark_findings(text: str, mentions: Sequence[Mention], reference: Sequence[int]) -> Markup:
@@ -61,5 +61,5 @@ def mark_findings(text: str, mentions: Sequence[Mention], reference: Sequence[in
 
 def missed_findings(mentions: Sequence[Mention], reference: Sequence[int]) -> list[str]:
     """Findings that `reference` calls present or possible and no mention names."""
-    named = {condition for _, _, condition, _ in mentions}
-    return [name for i, name in enumerate(FINDINGS) if reference[i] in PRESENT and i not in named]
+    mentioned_conditions = {condition for _, _, condition, _ in mentions}
+    return [name for i, name in enumerate(FINDINGS) if reference[i] in PRESENT and i not in mentioned_conditions]

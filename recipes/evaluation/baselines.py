@@ -55,18 +55,18 @@ def nearest_reports(
     understanding. Neither the test's report, its indication nor its prior report is looked at; the training rows of
     the test row's scenario are searched where there are any. None where either split has a row without an image.
     """
-    own, _ = shrink(test)
+    test_pixels, _ = shrink(test)
     others, numbers = shrink(train)
-    if len(own) < len(test) or not len(others):
+    if len(test_pixels) < len(test) or not len(others):
         return None
-    found = np.zeros(len(test), dtype=int)
+    nearest = np.zeros(len(test), dtype=int)
     mine, theirs = np.asarray(test_scenarios, dtype=object), np.asarray(train_scenarios, dtype=object)[numbers]
     for scenario in dict.fromkeys(test_scenarios):
         pool = np.flatnonzero(theirs == scenario)
         pool = pool if len(pool) else np.arange(len(others))
         rows = np.flatnonzero(mine == scenario)
         for start in range(0, len(rows), BATCH):
-            chosen = rows[start : start + BATCH]
-            found[chosen] = pool[(own[chosen] @ others[pool].T).argmax(1)]
+            batch = rows[start : start + BATCH]
+            nearest[batch] = pool[(test_pixels[batch] @ others[pool].T).argmax(1)]
     reports = train["report"]
-    return [reports[int(numbers[i])] for i in found]
+    return [reports[int(numbers[i])] for i in nearest]

@@ -39,7 +39,7 @@ def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 def means_part(values: dict[str, Sequence[float]]) -> Part:
     """Figures that are means over reports; `values`: name to one number per report, all of the same length."""
-    reports = {name: np.asarray(each, dtype=np.float64) for name, each in values.items()}
+    reports = {name: np.asarray(column, dtype=np.float64) for name, column in values.items()}
     columns = np.stack(list(reports.values()), axis=1)
 
     def figures(sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -66,22 +66,22 @@ def efficacy_part(generated: np.ndarray, reference: np.ndarray) -> Part:
     """
     blocks, reports = [], {}
     for reading in READINGS:
-        found, truth = (to_binary(states, reading == "positive") for states in (generated, reference))
-        blocks += [found & truth, found, truth]
-    for reading, (matched, found, truth) in zip(READINGS, (blocks[:3], blocks[3:]), strict=True):
+        predicted, truth = (to_binary(states, reading == "positive") for states in (generated, reference))
+        blocks += [predicted & truth, predicted, truth]
+    for reading, (matched, predicted, truth) in zip(READINGS, (blocks[:3], blocks[3:]), strict=True):
         for label_set, names in LABEL_SETS.items():
             columns = [CONDITIONS.index(name) for name in names]
-            sums = [each[:, columns].sum(1) for each in (matched, found, truth)]
+            sums = [counts[:, columns].sum(1) for counts in (matched, predicted, truth)]
             for quantity, values in zip(QUANTITIES, _precision_recall_f1(*sums), strict=True):
                 reports |= {efficacy_name(label_set, reading, average, quantity): values for average in AVERAGES}
-    own = [name for name in reports if "/example/" in name]
+    example_names = [name for name in reports if "/example/" in name]
     size = len(CONDITIONS)
     statistics = np.concatenate(
-        [*blocks, np.stack([reports[name] for name in own], axis=1), np.ones((len(generated), 1))], axis=1
+        [*blocks, np.stack([reports[name] for name in example_names], axis=1), np.ones((len(generated), 1))], axis=1
     ).astype(np.float64)
 
     def figures(sums: np.ndarray) -> dict[str, np.ndarray]:
-        result = {name: ratio(sums[..., 6 * size + i], sums[..., -1]) for i, name in enumerate(own)}
+        result = {name: ratio(sums[..., 6 * size + i], sums[..., -1]) for i, name in enumerate(example_names)}
         for start, reading in zip((0, 3 * size), READINGS, strict=True):
             counts = [sums[..., start + i * size : start + (i + 1) * size] for i in range(3)]
             per_label = _precision_recall_f1(*counts)
@@ -93,10 +93,10 @@ def efficacy_part(generated: np.ndarray, reference: np.ndarray) -> Part:
             for label_set, names in LABEL_SETS.items():
                 columns = [CONDITIONS.index(name) for name in names]
                 weights = counts[2][..., columns]
-                micro = _precision_recall_f1(*(each[..., columns].sum(-1) for each in counts))
-                for quantity, whole, each in zip(QUANTITIES, micro, per_label, strict=True):
-                    weighted = ratio((each[..., columns] * weights).sum(-1), weights.sum(-1))
-                    averages = {"micro": whole, "macro": each[..., columns].mean(-1), "weighted": weighted}
+                micro = _precision_recall_f1(*(block[..., columns].sum(-1) for block in counts))
+                for quantity, pooled, single in zip(QUANTITIES, micro, per_label, strict=True):
+                    weighted = ratio((single[..., columns] * weights).sum(-1), weights.sum(-1))
+                    averages = {"micro": pooled, "macro": single[..., columns].mean(-1), "weighted": weighted}
                     for average, values in averages.items():
                         result[efficacy_name(label_set, reading, average, quantity)] = values
         return result
@@ -105,9 +105,9 @@ def efficacy_part(generated: np.ndarray, reference: np.ndarray) -> Part:
 
 
 def _precision_recall_f1(
-    matched: np.ndarray, found: np.ndarray, truth: np.ndarray
+    matched: np.ndarray, predicted: np.ndarray, truth: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return ratio(matched, found), ratio(matched, truth), ratio(2 * matched, found + truth)
+    return ratio(matched, predicted), ratio(matched, truth), ratio(2 * matched, predicted + truth)
 
 
 def draw_counts(studies: int, resamples: int, seed: int = 0) -> np.ndarray:
@@ -133,10 +133,10 @@ def bootstrap(part: Part, studies: np.ndarray, counts: np.ndarray, names: Sequen
     see `draw_counts`, the same for all systems, so that differences are paired. `names`: of these figures only.
     """
     sums = add_up(part.statistics, studies)
-    found = [part.figures(sums.sum(0)[None])]
+    batches = [part.figures(sums.sum(0)[None])]
     for start in range(0, len(counts), CHUNK):
-        found.append(part.figures(counts[start : start + CHUNK].astype(np.float64) @ sums))
-    return {name: np.concatenate([each[name] for each in found]) for name in names or found[0]}
+        batches.append(part.figures(counts[start : start + CHUNK].astype(np.float64) @ sums))
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in names or batches[0]}
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -168,11 +168,11 @@ def wilcoxon_p(first: np.ndarray, second: np.ndarray) -> float | None:
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down adjustment (1979) over the given p-values; None stays None and is not counted."""
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    ranked = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for rank, (p, i) in enumerate(known):
-        highest = max(highest, min(1.0, (len(known) - rank) * p))
+    for rank, (p, i) in enumerate(ranked):
+        highest = max(highest, min(1.0, (len(ranked) - rank) * p))
         adjusted[i] = highest
     return adjusted
 

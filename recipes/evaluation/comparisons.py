@@ -6,8 +6,8 @@ and p-value by a bootstrap that draws the same studies for both, and the p-value
 two reports of each study (a study's samples are averaged; of precision, recall and F1 the values of a single report,
 LLM-RG4 section "Metrics"). `p_holm` and `p_wilcoxon_holm` are adjusted over all differences of the file.
 
-`looking`: a model beside its own reports for images exchanged between studies. The drop is what the right images are
-worth; its share of the score is what comes from looking, the rest from knowing how reports usually read.
+`image_reliance`: a model beside its own reports for images exchanged between studies. The drop is what the right
+images are worth; its share of the score is what comes from looking, the rest from knowing how reports usually read.
 """
 
 from collections.abc import Sequence
@@ -24,27 +24,27 @@ ALPHA = 0.05  # LLM-RG4 names no level
 
 def _pairs(systems: Sequence[System]) -> list[tuple[System, System]]:
     models = [system for system in systems if system.kind == "model"]
-    found = []
+    pairs = []
     for place, model in enumerate(models):
-        others = [each for each in systems if each.kind == "baseline" or each.of == model.name]
-        found += [(model, other) for other in [*others, *models[:place]]]
-    return found
+        others = [system for system in systems if system.kind == "baseline" or system.of == model.name]
+        pairs += [(model, opponent) for opponent in [*others, *models[:place]]]
+    return pairs
 
 
 def compare(systems: dict[str, System], truth: Truth) -> list[dict]:
     """The block `differences`; `systems` are those of `measure_systems`, summarised."""
     rows = []
     per_study = {name: _per_study(system, truth) for name, system in systems.items()}
-    for system, other in _pairs(list(systems.values())):
+    for system, opponent in _pairs(list(systems.values())):
         for figure in SHOWN:
-            if figure in system.values and figure in other.values:
-                differences = system.values[figure] - other.values[figure]
+            if figure in system.values and figure in opponent.values:
+                differences = system.values[figure] - opponent.values[figure]
                 low, high = interval(differences) if len(truth.ids) > 1 else (None, None)
-                reports = [per_study[each.name].get(figure) for each in (system, other)]
+                reports = [per_study[member.name].get(figure) for member in (system, opponent)]
                 rows.append(
                     {
                         "system": system.name,
-                        "minus": other.name,
+                        "minus": opponent.name,
                         "figure": figure,
                         "difference": float(differences[0]),
                         "low": low,
@@ -78,8 +78,8 @@ def _per_study(system: System, truth: Truth) -> dict[str, np.ndarray]:
     return dict(zip(reports, (sums / numbers[:, None]).T, strict=True))
 
 
-def looking(systems: dict[str, System], studies: int) -> dict[str, dict]:
-    """The block `looking`: of each model with a control, in every headline figure, score, shuffled score and drop.
+def image_reliance(systems: dict[str, System], studies: int) -> dict[str, dict]:
+    """The block `image_reliance`: of each model with a control, by headline figure, score, shuffled score and drop.
 
     The drop of a figure where lower is better is turned round, so that above 0 always means that the images help; it
     has no share, for such a figure has no zero to count from.
@@ -90,14 +90,14 @@ def looking(systems: dict[str, System], studies: int) -> dict[str, dict]:
             system, figures = systems[control.of], {}
             for figure in HEADLINE:
                 if figure in system.values and figure in control.values:
-                    own, shuffled = system.values[figure], control.values[figure]
+                    right, shuffled = system.values[figure], control.values[figure]
                     lower = describe(figure)["better"] == "lower"
-                    drop = shuffled - own if lower else own - shuffled
+                    drop = shuffled - right if lower else right - shuffled
                     figures[figure] = {
-                        "score": float(own[0]),
+                        "score": float(right[0]),
                         "shuffled": float(shuffled[0]),
                         "drop": as_interval(drop, studies),
-                        "share": None if lower or own[0] <= 0 else as_interval(ratio(drop, own), studies),
+                        "share": None if lower or right[0] <= 0 else as_interval(ratio(drop, right), studies),
                     }
             result[system.name] = {"control": control.name, "figures": figures}
     return result

@@ -80,8 +80,8 @@ def _swap(words: dict[str, str]) -> Callable[[str], str | None]:
 def add_finding(report: str) -> str | None:
     """The report with one finding more, of which it says nothing yet."""
     read = _READ([report])[0]
-    named = read.absent.union(*(finding.concepts for finding in read.findings))
-    return next((f"{report} {sentence}" for name, sentence in _ADDED.items() if name not in named), None)
+    concepts = read.absent.union(*(finding.concepts for finding in read.findings))
+    return next((f"{report} {sentence}" for name, sentence in _ADDED.items() if name not in concepts), None)
 
 
 def omit_finding(report: str) -> str | None:

@@ -41,13 +41,13 @@ _WORD = re.compile(r"[a-z]+")
 
 def state_errors(generated: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Each finding's error as its index in `STATE_KINDS`, or -1: int, shape (n, 13), from states (n, 13 or 14)."""
-    own, truth = (np.asarray(states)[:, : len(FINDINGS)] for states in (generated, reference))
-    present = [np.isin(states, PRESENT) for states in (own, truth)]
+    output, truth = (np.asarray(states)[:, : len(FINDINGS)] for states in (generated, reference))
+    present = [np.isin(states, PRESENT) for states in (output, truth)]
     cases = [
-        ((own == POSITIVE) & (truth == NEGATIVE)) | ((own == NEGATIVE) & (truth == POSITIVE)),
-        (own == BLANK) & present[1],
+        ((output == POSITIVE) & (truth == NEGATIVE)) | ((output == NEGATIVE) & (truth == POSITIVE)),
+        (output == BLANK) & present[1],
         present[0] & (truth == BLANK),
-        (own != truth) & ((own == UNCERTAIN) | (truth == UNCERTAIN)) & (own != BLANK) & (truth != BLANK),
+        (output != truth) & ((output == UNCERTAIN) | (truth == UNCERTAIN)) & (output != BLANK) & (truth != BLANK),
     ]
     return np.select(cases, range(len(cases)), default=-1)
 
@@ -68,16 +68,16 @@ class Evidence:
     """
 
     def __init__(self):
-        self.labeler, self.known = LexicalLabeler(), {}
+        self.labeler, self.cache = LexicalLabeler(), {}
 
     def __call__(self, text: str) -> dict[int, list[tuple[int, str, str]]]:
         """Of each condition (its index) its mentions: state, sentence, and the clause around it in lower case.
 
         Of a sentence of more than `KEPT` characters only some around the mention are kept, between ellipses.
         """
-        if text not in self.known:
+        if text not in self.cache:
             spans = [match.span() for match in _SENTENCE.finditer(text) if match[0].strip()]
-            found: dict[int, list[tuple[int, str, str]]] = {}
+            mentions: dict[int, list[tuple[int, str, str]]] = {}
             sentences: dict[tuple[int, int], _Sentence] = {}
             place = 0
             for start, end, condition, state in self.labeler.mentions(text):
@@ -87,16 +87,16 @@ class Evidence:
                 if (first, last) not in sentences:
                     sentences[first, last] = _Sentence(text[first:last])
                 sentence, at = sentences[first, last], (start - first, end - first)
-                found.setdefault(condition, []).append((int(state), sentence.around(*at), sentence.clause(*at)))
-            self.known[text] = found
-        return self.known[text]
+                mentions.setdefault(condition, []).append((int(state), sentence.around(*at), sentence.clause(*at)))
+            self.cache[text] = mentions
+        return self.cache[text]
 
 
 class _Sentence:
     """One sentence, whose mentions come in the order of their starts."""
 
     def __init__(self, text: str):
-        self.text, self.whole = text, " ".join(text.split())
+        self.text, self.line = text, " ".join(text.split())
         self.plain = _BOTH.sub(lambda match: "b" * len(match[0]), text)  # of the same length, without an "and"
         cuts = [match.span() for match in _CLAUSE.finditer(self.plain)]
         self.begins, self.ends = [0, *(after for _, after in cuts)], [*(before for before, _ in cuts), len(text)]
@@ -113,8 +113,8 @@ class _Sentence:
 
     def around(self, start: int, end: int) -> str:
         """The sentence, or some `KEPT` characters of it that hold the mention, the same for neighbours."""
-        if len(self.whole) <= KEPT:
-            return self.whole
+        if len(self.line) <= KEPT:
+            return self.line
         if not (self.window[0] <= start and end <= self.window[1]):
             spare = max(KEPT - (end - start), 0)
             first = max(start - spare // 2, 0)
@@ -131,8 +131,8 @@ class _Sentence:
 
 def sides(clauses: Sequence[str]) -> set[str]:
     """{"left"}, {"right"}, both, or none, as said in the clauses of a finding."""
-    found = {side for clause in clauses for side in _ONE_SIDE.findall(clause)}
-    return {"left", "right"} if any("bbbb" in clause for clause in clauses) else found
+    sides_of_clauses = {side for clause in clauses for side in _ONE_SIDE.findall(clause)}
+    return {"left", "right"} if any("bbbb" in clause for clause in clauses) else sides_of_clauses
 
 
 def severities(clauses: Sequence[str]) -> set[int]:
@@ -151,38 +151,39 @@ def find_errors(
     """
     kinds = state_errors(generated, reference)
     for row, (text, truth) in enumerate(zip(texts, references, strict=True)):
-        found = []
-        own, told = evidence(text), evidence(truth)
+        errors = []
+        mentions, reference_mentions = evidence(text), evidence(truth)
         for label in np.flatnonzero(kinds[row] >= 0).tolist():
-            found.append((label, STATE_KINDS[kinds[row, label]]))
+            errors.append((label, STATE_KINDS[kinds[row, label]]))
         both = np.isin(generated[row, : len(FINDINGS)], PRESENT) & np.isin(reference[row, : len(FINDINGS)], PRESENT)
         for label in np.flatnonzero(both).tolist():
             clauses = [
-                list(dict.fromkeys(c for s, _, c in each.get(label, ()) if s in PRESENT)) for each in (own, told)
+                list(dict.fromkeys(c for s, _, c in conditions.get(label, ()) if s in PRESENT))
+                for conditions in (mentions, reference_mentions)
             ]
             if {*map(tuple, map(sorted, map(sides, clauses)))} == {("left",), ("right",)}:
-                found.append((label, SIDE))
-            grades = [severities(each) for each in clauses]
-            if all(len(each) == 1 for each in grades) and grades[0] != grades[1]:
-                found.append((label, SEVERITY))
+                errors.append((label, SIDE))
+            grades = [severities(texts) for texts in clauses]
+            if all(len(grade) == 1 for grade in grades) and grades[0] != grades[1]:
+                errors.append((label, SEVERITY))
         yield [
             {
                 "label": FINDINGS[label],
                 "kind": kind,
-                "generated": _sentence(own.get(label, ()), generated[row, label]),
-                "reference": _sentence(told.get(label, ()), reference[row, label]),
+                "generated": _sentence(mentions.get(label, ()), generated[row, label]),
+                "reference": _sentence(reference_mentions.get(label, ()), reference[row, label]),
             }
-            for label, kind in sorted(found)
+            for label, kind in sorted(errors)
         ]
 
 
 def _sentence(mentions: Sequence[tuple[int, str, str]], state: int) -> str | None:
     """The sentence that says the state, else one that speaks of the finding, else None."""
-    said = [sentence for own, sentence, _ in mentions if own == state] or [sentence for _, sentence, _ in mentions]
-    return said[0] if said else None
+    matches = [sentence for mention_state, sentence, _ in mentions if mention_state == state]
+    return next(iter(matches or [sentence for _, sentence, _ in mentions]), None)
 
 
 def count_errors(errors: Sequence[list[dict]]) -> dict[str, dict[str, int]]:
     """{finding: {kind: number}} with every finding and kind."""
-    counts = Counter((error["label"], error["kind"]) for each in errors for error in each)
+    counts = Counter((error["label"], error["kind"]) for report_errors in errors for error in report_errors)
     return {label: {kind: counts[label, kind] for kind in KINDS} for label in FINDINGS}

@@ -77,22 +77,22 @@ def describe(name: str) -> dict:
         title = f"{quantity}, {average}, {labels} labels, uncertain as {reading}"
         short = f"{average} {quantity if quantity == 'F1' else quantity[0]} {labels}"
         short += "" if reading == "positive" else ", unc. neg."
-        found = title, short, "higher", [0, 1], "ce"
+        entry = title, short, "higher", [0, 1], "ce"
     elif base.startswith("bleu-"):
-        found = f"BLEU-{base[5:]} of the corpus", f"BLEU-{base[5:]}", "higher", [0, 1], "nlg"
+        entry = f"BLEU-{base[5:]} of the corpus", f"BLEU-{base[5:]}", "higher", [0, 1], "nlg"
     elif base.startswith("errors/"):
-        found = f"Errors of the kind {base[7:]}, mean per report", base[7:], "lower", None, "errors"
+        entry = f"Errors of the kind {base[7:]}, mean per report", base[7:], "lower", None, "errors"
     elif base.startswith("radgraph"):
         parser, level = base.split("/")
         stand_in = "" if parser == "radgraph" else " (lexical graphs stand in for RadGraph's)"
-        found = f"RadGraph F1, {level}, mean over reports{stand_in}", f"{parser} {level}", "higher", [0, 1], "graph"
+        entry = f"RadGraph F1, {level}, mean over reports{stand_in}", f"{parser} {level}", "higher", [0, 1], "graph"
     elif base.startswith("radcliq"):
         kind, version = base.split("-")
         stand_in = "" if kind == "radcliq" else " (of parts that stand in for the published ones)"
-        found = f"RadCliQ {version}, mean over reports{stand_in}", base, "lower", None, "radcliq"
+        entry = f"RadCliQ {version}, mean over reports{stand_in}", base, "lower", None, "radcliq"
     else:
-        found = _TITLES.get(base) or (f"{base}, mean over reports", base, "higher", None, "graph")
-    title, short, better, span, group = found
+        entry = _TITLES.get(base) or (f"{base}, mean over reports", base, "higher", None, "graph")
+    title, short, better, span, group = entry
     if base != name:
         title, short, group = f"{title}, against the original references", f"{short} (orig.)", "original"
     return {"title": title, "short": short, "better": better, "range": span, "group": group}

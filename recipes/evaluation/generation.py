@@ -72,14 +72,14 @@ def shuffled_images(samples: Dataset, seed: int) -> Dataset:
     alike: dict[int, list[list[int]]] = {}
     for rows in studies.values():
         alike.setdefault(max(sizes[row] for row in rows), []).append(rows)
-    cycles = [each for each in alike.values() if len(each) > 1] or [[]]
-    cycles[0] += [rows for each in alike.values() if len(each) == 1 for rows in each]
+    cycles = [group for group in alike.values() if len(group) > 1] or [[]]
+    cycles[0] += [rows for group in alike.values() if len(group) == 1 for rows in group]
     generator, partner = torch.Generator().manual_seed(seed), [0] * len(samples)
     for rows in cycles:
         order = torch.randperm(len(rows), generator=generator).tolist()
-        for study, other in zip(order, order[1:] + order[:1], strict=True):
+        for study, source in zip(order, order[1:] + order[:1], strict=True):
             for position, row in enumerate(rows[study]):  # frontal takes frontal where both have it
-                partner[row] = rows[other][position % len(rows[other])]
+                partner[row] = rows[source][position % len(rows[source])]
     plain = samples.with_format(None)
     images = plain.select_columns("images").select(partner)
     controls = concatenate_datasets([plain.remove_columns("images"), images], axis=1)
@@ -87,7 +87,7 @@ def shuffled_images(samples: Dataset, seed: int) -> Dataset:
 
 
 ################
-# What is done
+# Resuming
 ################
 
 
@@ -96,18 +96,18 @@ def finished_samples(out: Path, arguments: dict) -> int:
     if not out.is_file():
         return 0
     lines = out.read_bytes().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith(b"\n")]
+    complete = [line for line in lines if line.endswith(b"\n")]
     try:
         if lines and lines[0][: len(BEGINS)] != BEGINS[: len(lines[0])]:
             raise ValueError("a line of another kind")
-        used = json.loads(whole[0])["arguments"] if whole else arguments
+        used = json.loads(complete[0])["arguments"] if complete else arguments
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{out} exists and was not written by generate.py; name another --out") from error
     if changed := [name for name in arguments if used.get(name) != arguments[name]]:
         raise InputError(f"{out} was begun with another --{changed[0]} ({used.get(changed[0])}); name another --out")
-    if len(whole) < len(lines):
-        out.write_bytes(b"".join(whole))
-    return len(whole)
+    if len(complete) < len(lines):
+        out.write_bytes(b"".join(complete))
+    return len(complete)
 
 
 class Shards:
@@ -122,16 +122,16 @@ class Shards:
     def __init__(self, out: str, arguments: dict, samples: int, state: PartialState):
         self.out, self.arguments, self.state = Path(out), arguments, state
         with state.main_process_first():
-            self.done = finished_samples(self.out, arguments)
-            known = {}
+            self.finished = finished_samples(self.out, arguments)
+            part_of_sample = {}
             for part in self.parts():
                 if finished_samples(part, arguments):
-                    known |= {json.loads(line)["sample"]: part for line in part.read_bytes().splitlines()}
+                    part_of_sample |= {json.loads(line)["sample"]: part for line in part.read_bytes().splitlines()}
         state.wait_for_everyone()  # nobody writes before all have read
-        left = [i for i in range(self.done, samples) if i not in known]
-        self.complete, self.own = not left, left[state.process_index :: state.num_processes]
-        alone = state.num_processes == 1 and not known
-        self.file = self.out if alone else self.out.with_name(f"{self.out.name}.part{state.process_index}")
+        open_samples = [i for i in range(self.finished, samples) if i not in part_of_sample]
+        self.complete, self.samples = not open_samples, open_samples[state.process_index :: state.num_processes]
+        appends = state.num_processes == 1 and not part_of_sample
+        self.file = self.out if appends else self.out.with_name(f"{self.out.name}.part{state.process_index}")
 
     def parts(self) -> list[Path]:
         """The files of processes that a run left behind."""
@@ -139,11 +139,11 @@ class Shards:
 
     def batches(self, size: int) -> Iterator[list[int]]:
         """The open samples of this process, `size` at a time; the first process shows how far it is."""
-        starts = range(0, len(self.own), size)
+        starts = range(0, len(self.samples), size)
         if self.state.is_main_process:
             starts = track(starts, description=f"{self.out.name:30}")
         for start in starts:
-            yield self.own[start : start + size]
+            yield self.samples[start : start + size]
 
     def write(self, batch: dict, numbers: list[int], written: list[Written], seconds: float) -> None:
         """Appends the lines of one batch, which took so many `seconds`."""
@@ -169,21 +169,21 @@ class Shards:
         """Waits for all processes; the first one then puts the parts into `out`, as far as no sample is missing."""
         self.state.wait_for_everyone()
         if self.state.is_main_process and (parts := self.parts()):
-            done = finished_samples(self.out, self.arguments)
+            count = finished_samples(self.out, self.arguments)
             lines = {json.loads(line)["sample"]: line for part in parts for line in part.read_bytes().splitlines(True)}
             with replacing(self.out) as temporary:
-                held = self.out.read_bytes() if self.out.is_file() else b""
-                while done in lines:
-                    held, done = held + lines[done], done + 1
-                temporary.write_bytes(held)
-            if max(lines, default=-1) < done:
+                content = self.out.read_bytes() if self.out.is_file() else b""
+                while count in lines:
+                    content, count = content + lines[count], count + 1
+                temporary.write_bytes(content)
+            if max(lines, default=-1) < count:
                 for part in parts:
                     part.unlink()
         self.state.wait_for_everyone()
 
 
 ################
-# Who writes
+# Engines
 ################
 
 
@@ -210,8 +210,8 @@ def load_processor(args) -> ProcessorMixin:
 def chat_texts(processor: ProcessorMixin, images: Sequence[Sequence], prompts: Sequence[str]) -> list[str]:
     """The text that a model reads for each prompt: a place for each of its images, then the prompt."""
     messages = [
-        [{"role": "user", "content": [{"type": "image"}] * len(own) + [{"type": "text", "text": prompt}]}]
-        for own, prompt in zip(images, prompts, strict=True)
+        [{"role": "user", "content": [{"type": "image"}] * len(study_images) + [{"type": "text", "text": prompt}]}]
+        for study_images, prompt in zip(images, prompts, strict=True)
     ]
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
@@ -313,7 +313,7 @@ class TransformersEngine:
         before = torch.isin(tokens, self.ends).cumsum(1).roll(1, dims=1)  # ends before each token
         before[:, 0] = 0
         counts = (before == 0).sum(1).tolist(), inputs["attention_mask"].sum(1).tolist()
-        return [Written(*each) for each in zip(completions, *counts, strict=True)]
+        return [Written(*fields) for fields in zip(completions, *counts, strict=True)]
 
 
 def compare_prompts(references: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]) -> None:
@@ -373,17 +373,22 @@ class VLLMEngine:
         texts, images = chat_texts(self.processor, images, prompts), scale_images(self.processor, images)
         if starts_twice(self.processor.tokenizer, texts[0]):
             texts = [text.removeprefix(self.processor.tokenizer.bos_token) for text in texts]
-        asked = [{"prompt": text, "multi_modal_data": {"image": own}} for text, own in zip(texts, images, strict=True)]
-        settings = [self.sampling(**self.settings, seed=seed + i) for i in range(len(asked))]
-        answers = self.llm.generate(asked, settings, lora_request=self.request, use_tqdm=False)
+        requests = [
+            {"prompt": text, "multi_modal_data": {"image": study_images}}
+            for text, study_images in zip(texts, images, strict=True)
+        ]
+        settings = [self.sampling(**self.settings, seed=seed + i) for i in range(len(requests))]
+        answers = self.llm.generate(requests, settings, lora_request=self.request, use_tqdm=False)
         if not self.is_compared:
             first = slice(SAMPLE)
             encoded = encode_prompts(self.processor, images[first], prompts[first])["input_ids"]
-            compare_prompts([list(ids) for ids in encoded], [list(each.prompt_token_ids) for each in answers[first]])
+            compare_prompts(
+                [list(ids) for ids in encoded], [list(answer.prompt_token_ids) for answer in answers[first]]
+            )
             self.is_compared = True
         return [
-            Written(each.outputs[0].text, len(each.outputs[0].token_ids), len(each.prompt_token_ids))
-            for each in answers
+            Written(answer.outputs[0].text, len(answer.outputs[0].token_ids), len(answer.prompt_token_ids))
+            for answer in answers
         ]
 
 

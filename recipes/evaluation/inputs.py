@@ -18,7 +18,7 @@ from recipes.evaluation.figures import HEADLINE, PRESETS, describe
 from recipes.evaluation.prediction_files import odd_texts, read_predictions, split_id
 from recipes.evaluation.references import Truth, read_truth, read_truth_file, scenario_folders
 from recipes.evaluation.scores import Metrics, System, lengths
-from recipes.files import InputError
+from recipes.files import InputError, read_commit
 from recipes.rg4.pipeline import load_judge
 from rewards.completions import parse_completion
 from rewards.discbert import hall_flags
@@ -44,13 +44,13 @@ def name_files(predictions: Sequence[str], shuffled: Sequence[str], reserved: Se
         if not equals or not name or not file or name in files or name in reserved:
             raise InputError(f"{argument} takes NAME=FILE, each name once, and not {pair!r}")
         files[name] = {"file": file, "kind": "model", "of": None}
-    for name, what in files.items():
+    for name, entry in files.items():
         model = name.removesuffix(SHUFFLED)
         if model != name and (model in files or SHUFFLED in name):
             if model not in files:
                 raise InputError(f"{name} is a control, and --predictions has no {model}")
-            what |= {"kind": "control", "of": model}
-    if not any(what["kind"] == "model" for what in files.values()):
+            entry |= {"kind": "control", "of": model}
+    if not any(entry["kind"] == "model" for entry in files.values()):
         raise InputError("--predictions takes NAME=FILE, at least one")
     return files
 
@@ -81,8 +81,8 @@ def load_metrics(args, labeler: Callable) -> Metrics:
             from rewards.chexbert import CheXbertLabeler
             from rewards.radcliq import make_semb_part
 
-            own = CheXbertLabeler(CHEXBERT if args.semb == "chexbert" else args.semb) if args.semb else labeler
-            metrics.semb = make_semb_part(own.embed, lite=False)
+            embedder = CheXbertLabeler(CHEXBERT if args.semb == "chexbert" else args.semb) if args.semb else labeler
+            metrics.semb = make_semb_part(embedder.embed, lite=False)
     except (OSError, ValueError) as error:
         raise InputError(f"--radgraph, --bertscore or --semb: {error}") from error
     if args.hall_judge:
@@ -99,51 +99,50 @@ def load_metrics(args, labeler: Callable) -> Metrics:
     return metrics
 
 
-def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict[str, dict], list[str]]:  # noqa: C901
+def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict[str, dict], list[str]]:
     """References, each system's completions (see `scores.measure_systems`) with the baselines first, and notes."""
     disable_progress_bars()  # they would break the tables
-    if args.dataset and args.references:
-        raise InputError("--dataset and --references both name references: give one")
-    if args.train_pool < 1:
-        raise InputError(f"--train_pool must be at least 1, not {args.train_pool}")
-    for what in files.values():
-        for file in _expand(what["file"]).values():
-            if not Path(file).is_file():
-                raise InputError(f"there is no predictions file {file}")
-    if args.dataset:
-        truth = read_truth(args.dataset, args.split, labeler)
-    else:
-        truth = read_truth_file(args.references or next(iter(files.values()))["file"], labeler)
-    known = dict.fromkeys(truth.ids)
-    given, notes = {}, list(truth.notes)
-    for name, what in files.items():
-        completions, costs = {}, {}
-        for scenario, file in _expand(what["file"]).items():
-            own = known if scenario is None else {s: None for s in known if split_id(s)[0] == scenario}
-            if own:
-                completions |= _read(file, own, scenario, args.only_common, notes, costs)
-        given[name] = {**what, "completions": completions, "costs": costs}
-    common = set.intersection(*(set(what["completions"]) for what in given.values()))
-    if len(common) < len(known):
-        notes.append(f"{len(known) - len(common)} of {len(known)} studies are not in every file and are left out")
+    truth = _read_truth(args, files, labeler)
+    ids, notes = dict.fromkeys(truth.ids), list(truth.notes)
+    entries = {
+        name: entry | _read_system(entry["file"], ids, args.only_common, notes) for name, entry in files.items()
+    }
+    common = set.intersection(*(set(entry["completions"]) for entry in entries.values()))
+    if len(common) < len(ids):
+        notes.append(f"{len(ids) - len(common)} of {len(ids)} studies are not in every file and are left out")
         if not common:
             raise InputError("--only_common: no study is in every file")
         truth = truth.select(common)
     studies = dict.fromkeys(split_id(study)[1] for study in truth.ids)
     if args.case is not None and args.case not in studies:
         raise InputError(f"--case: no study {args.case!r} is scored; {next(iter(studies))!r} is one, for instance")
-    for what in given.values():
-        what["completions"] = {study: texts for study, texts in what["completions"].items() if study in common}
+    for entry in entries.values():
+        entry["completions"] = {study: texts for study, texts in entry["completions"].items() if study in common}
     baselines = {TEMPLATE: {study: [NORMAL_REPORT] for study in truth.ids}}
-    nearest, said = _nearest(args, truth)
+    nearest, remarks = _nearest(args, truth)
     if nearest:
         baselines[NEAREST] = nearest
-    notes += said
-    for name, what in given.items():
-        texts = (text for texts in what["completions"].values() for text in texts)
+    notes += remarks
+    for name, entry in entries.items():
+        texts = (text for texts in entry["completions"].values() for text in texts)
         notes += odd_texts(name, [parse_completion(text).report for text in texts])
-    own = {name: {"completions": texts, "kind": "baseline"} for name, texts in baselines.items()}
-    return truth, {**own, **given}, notes
+    baseline_entries = {name: {"completions": texts, "kind": "baseline"} for name, texts in baselines.items()}
+    return truth, {**baseline_entries, **entries}, notes
+
+
+def _read_truth(args, files: dict[str, dict], labeler: Callable) -> Truth:
+    """The references that `args` name; before that, InputError where a file of predictions is missing."""
+    if args.dataset and args.references:
+        raise InputError("--dataset and --references both name references: give one")
+    if args.train_pool < 1:
+        raise InputError(f"--train_pool must be at least 1, not {args.train_pool}")
+    for entry in files.values():
+        for file in _expand(entry["file"]).values():
+            if not Path(file).is_file():
+                raise InputError(f"there is no predictions file {file}")
+    if args.dataset:
+        return read_truth(args.dataset, args.split, labeler)
+    return read_truth_file(args.references or next(iter(files.values()))["file"], labeler)
 
 
 def _expand(file: str) -> dict[str | None, str]:
@@ -151,22 +150,32 @@ def _expand(file: str) -> dict[str | None, str]:
     if PLACEHOLDER not in file:
         return {None: file}
     files = {scenario: file.replace(PLACEHOLDER, scenario) for scenario in SCENARIOS}
-    there = {scenario: each for scenario, each in files.items() if Path(each).is_file()}
-    if not there:
+    paths = {scenario: path for scenario, path in files.items() if Path(path).is_file()}
+    if not paths:
         raise InputError(f"there is no predictions file {files['sn']}, nor one of another scenario")
-    return there
+    return paths
+
+
+def _read_system(file: str, ids: dict, only_common: bool, notes: list[str]) -> dict[str, dict]:
+    """The completions of a file, or of a file for each scenario, and their costs."""
+    completions, costs = {}, {}
+    for scenario, path in _expand(file).items():
+        scenario_ids = ids if scenario is None else {study: None for study in ids if split_id(study)[0] == scenario}
+        if scenario_ids:
+            completions |= _read(path, scenario_ids, scenario, only_common, notes, costs)
+    return {"completions": completions, "costs": costs}
 
 
 def _read(
-    file: str, known: dict, scenario: str | None, only_common: bool, notes: list[str], costs: dict
+    file: str, ids: dict, scenario: str | None, only_common: bool, notes: list[str], costs: dict
 ) -> dict[str, list[str]]:
     if scenario is None:
-        return read_predictions(file, known, only_common=only_common, notes=notes, costs=costs)
-    bare = {split_id(study)[1]: study for study in known}
+        return read_predictions(file, ids, only_common=only_common, notes=notes, costs=costs)
+    bare = {split_id(study)[1]: study for study in ids}
     prices: dict[str, list] = {}
-    found = read_predictions(file, bare, only_common=only_common, notes=notes, costs=prices)
-    costs |= {bare[study]: each for study, each in prices.items()}
-    return {bare[study]: texts for study, texts in found.items()}
+    completions = read_predictions(file, bare, only_common=only_common, notes=notes, costs=prices)
+    costs |= {bare[study]: cost for study, cost in prices.items()}
+    return {bare[study]: texts for study, texts in completions.items()}
 
 
 def _nearest(args, truth: Truth) -> tuple[dict[str, list[str]] | None, list[str]]:
@@ -184,14 +193,14 @@ def _nearest(args, truth: Truth) -> tuple[dict[str, list[str]] | None, list[str]
         total += len(train)
         step = max(1, ceil(len(train) * len(truth.rows) / args.train_pool))
         pools.append(train.select(range(0, len(train), step)).select_columns(["report", "images"]))
-        own = train["scenario"][::step] if "scenario" in train.column_names else [None] * len(pools[-1])
-        scenarios += [value or prefix[:-1] or None for value in own]
+        column = train["scenario"][::step] if "scenario" in train.column_names else [None] * len(pools[-1])
+        scenarios += [value or prefix[:-1] or None for value in column]
     tests = [truth.rows[prefix].select([row]) for prefix, row in truth.places[:1]]
     if not pools or "images" not in tests[0].column_names:
         return None, [absent + "the data set has no training split with images"]
     test = concatenate_datasets(
         [
-            truth.rows[prefix].select_columns("images").select([row for own, row in truth.places if own == prefix])
+            truth.rows[prefix].select_columns("images").select([row for part, row in truth.places if part == prefix])
             for prefix in truth.rows
         ]
     )
@@ -201,8 +210,8 @@ def _nearest(args, truth: Truth) -> tuple[dict[str, list[str]] | None, list[str]
         for study, place in zip(truth.ids, truth.places, strict=True)
         if place[0] == prefix
     ]
-    own = dict(zip(truth.ids, truth.scenarios, strict=True))
-    reports = nearest_reports(test, concatenate_datasets(pools), [own[study] for study in order], scenarios)
+    scenario_of = dict(zip(truth.ids, truth.scenarios, strict=True))
+    reports = nearest_reports(test, concatenate_datasets(pools), [scenario_of[study] for study in order], scenarios)
     if reports is None:
         return None, [absent + "some studies have no image"]
     taken = sum(map(len, pools))
@@ -215,12 +224,12 @@ def reference_figures(truth: Truth, metrics: Metrics) -> dict:
     result = {"lengths": lengths(truth.reports, truth.ids), "scenarios": dict(Counter(filter(None, truth.scenarios)))}
     if metrics.judge:
         try:
-            held = hall_flags(truth.reports, truth.scenarios, metrics.hall_mode, metrics.judge)
+            flags = hall_flags(truth.reports, truth.scenarios, metrics.hall_mode, metrics.judge)
         except ValueError as error:
             raise InputError(f"--hall_judge: {error}; --hall_mode any needs no scenario") from error
-        result["hall"] = float(held.mean())
-        own = {name: held[[each == name for each in truth.scenarios]] for name in SCENARIOS}
-        result["hall_by_scenario"] = {name: float(each.mean()) for name, each in own.items() if len(each)}
+        result["hall"] = float(flags.mean())
+        groups = {name: flags[[scenario == name for scenario in truth.scenarios]] for name in SCENARIOS}
+        result["hall_by_scenario"] = {name: float(group.mean()) for name, group in groups.items() if len(group)}
     return result
 
 
@@ -235,16 +244,13 @@ def describe_run(args, metrics: Metrics, truth: Truth, systems: dict[str, System
     }
     versions = {"python": python_version(), **{name: version(name) for name in PACKAGES}}
     if "meteor" in names:
-        told = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False)
-        versions["java"] = (told.stderr or told.stdout).strip().split("\n")[0]
+        java = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False)
+        versions["java"] = (java.stderr or java.stdout).strip().split("\n")[0]
     if "meteor_lite" in names:
         versions["nltk"] = version("nltk")
-    commit = subprocess.run(
-        ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     presets = {
-        name: {**preset, "figures": [each for each in preset["figures"] if each in names],
-               "absent": [each for each in preset["figures"] if each not in names]}
+        name: {**preset, "figures": [figure for figure in preset["figures"] if figure in names],
+               "absent": [figure for figure in preset["figures"] if figure not in names]}
         for name, preset in PRESETS.items()
     }  # fmt: skip
     part = metrics.bertscore.name if metrics.bertscore else "words in common"
@@ -271,7 +277,7 @@ def describe_run(args, metrics: Metrics, truth: Truth, systems: dict[str, System
         "figures": {name: describe(name) for name in names},
         "labeler": metrics.labeler.name,
         "versions": versions,
-        "commit": commit or None,
+        "commit": read_commit() or None,
         "command": " ".join(sys.argv[1:]),
         "dataset": args.dataset,
         "split": args.split if args.dataset else None,
@@ -283,26 +289,27 @@ def describe_run(args, metrics: Metrics, truth: Truth, systems: dict[str, System
     }
 
 
-def case_rows(truth: Truth, systems: dict[str, System], alone: str | None = None) -> Iterator[dict]:
+def case_rows(truth: Truth, systems: dict[str, System], study_id: str | None = None) -> Iterator[dict]:
     """One case per study and scenario, as recipes/evaluation/report_page.py takes it; of several samples the first.
 
-    `alone`: of this study only.
+    `study_id`: of this study only.
     """
     rows = {
-        prefix: encoded_images(each) if "images" in each.column_names else each for prefix, each in truth.rows.items()
+        prefix: encoded_images(table) if "images" in table.column_names else table
+        for prefix, table in truth.rows.items()
     }
     first: dict[str, dict[int, int]] = {name: {} for name in systems}
     for name, system in systems.items():
         for sample, row in enumerate(system.rows):
             first[name].setdefault(int(row), sample)
     numbers = range(len(truth.ids))
-    if alone is not None:
-        numbers = [number for number in numbers if split_id(truth.ids[number])[1] == alone]
+    if study_id is not None:
+        numbers = [number for number in numbers if split_id(truth.ids[number])[1] == study_id]
     for number in numbers:
         study = truth.ids[number]
         prefix, place = truth.places[number] if truth.places else ("", 0)
         row = rows[prefix][place] if rows else {}
-        own = {name: (systems[name], first[name][number]) for name in systems}
+        samples = {name: (systems[name], first[name][number]) for name in systems}
         yield {
             "study_id": study,
             "group": split_id(study)[1],
@@ -312,7 +319,7 @@ def case_rows(truth: Truth, systems: dict[str, System], alone: str | None = None
             "prior_report": row.get("prior_report"),
             "indication": row.get("indication"),
             "labels": truth.states[number].tolist(),
-            "completions": {name: system.completions[sample] for name, (system, sample) in own.items()},
-            "states": {name: system.states[sample].tolist() for name, (system, sample) in own.items()},
-            "errors": {name: system.errors[sample] for name, (system, sample) in own.items()},
+            "completions": {name: system.completions[sample] for name, (system, sample) in samples.items()},
+            "states": {name: system.states[sample].tolist() for name, (system, sample) in samples.items()},
+            "errors": {name: system.errors[sample] for name, (system, sample) in samples.items()},
         }

@@ -38,8 +38,8 @@ def meteor_statistics(generated: Sequence[str], references: Sequence[str]) -> np
             raise RuntimeError(f"METEOR's Java gave no answer for pair {len(rows)}: {' '.join(row) or 'it ended'}")
         rows.append(row)
     counts = np.array(rows, dtype=np.float64)
-    whole = (counts[:, 20] == 1) & (counts[:, 21] == counts[:, 0]) & (counts[:, 22] == counts[:, 1])
-    counts[whole, 20] = 0  # an exact match is not fragmented at all
+    identical = (counts[:, 20] == 1) & (counts[:, 21] == counts[:, 0]) & (counts[:, 22] == counts[:, 1])
+    counts[identical, 20] = 0  # an exact match is not fragmented at all
     return counts
 
 
@@ -73,6 +73,6 @@ def meteor_lite(generated: Sequence[str], references: Sequence[str]) -> list[flo
 
     synonyms = SimpleNamespace(synsets=lambda word: ())
     return [
-        single_meteor_score(*(tokenize(each).split()[:METEOR_TOKENS] for each in (reference, text)), wordnet=synonyms)
-        for text, reference in zip(generated, references, strict=True)
+        single_meteor_score(*(tokenize(text).split()[:METEOR_TOKENS] for text in pair), wordnet=synonyms)
+        for pair in zip(references, generated, strict=True)
     ]

@@ -27,27 +27,27 @@ def compare_with_papers(metrics: dict, which: str) -> list[dict]:
     `which`: "paper" for the three systems' own rows, or one of `PAPERS` for all its rows. Rows on other data than ours
     are left out where ours are one of the papers' data sets, and else say in `why_not` that they cannot be compared.
     """
-    results, found = read_results(), []
+    results, entries = read_results(), []
     data = SOURCES.get(metrics["source"] or "")
     for row in results["rows"]:
-        own = row["data"] == data or (data == "MIMIC-CXR" and row["data"] == "MIMIC-RG4")
-        if (row.get("main") if which == "paper" else row["paper"] == which) and (own or data is None):
+        same_data = row["data"] == data or (data == "MIMIC-CXR" and row["data"] == "MIMIC-RG4")
+        if (row.get("main") if which == "paper" else row["paper"] == which) and (same_data or data is None):
             paper = results["papers"][row["paper"]]
             for column, value in row["values"].items():
                 for figure in paper["figures"].get(column, []):
-                    found += _entry(metrics, row, paper, column, value, figure)
-    return found
+                    entries += _entry(metrics, row, paper, column, value, figure)
+    return entries
 
 
 def _entry(metrics: dict, row: dict, paper: dict, column: str, value: float, figure: str) -> list[dict]:
     why_not = []
-    own = figure
+    our_figure = figure
     if figure not in metrics["figures"] and figure.startswith("radcliq-"):
-        own = figure.replace("radcliq-", "radcliq_lite-")
+        our_figure = figure.replace("radcliq-", "radcliq_lite-")
         why_not.append("RadCliQ is made of stand-ins for its parts")
-    if own not in metrics["figures"]:
+    if our_figure not in metrics["figures"]:
         return []
-    ours = _of_setting(metrics, row["setting"], own)
+    ours = _of_setting(metrics, row["setting"], our_figure)
     if not ours:
         return []
     if row["data"] != SOURCES.get(metrics["source"] or "") and not (
@@ -66,7 +66,7 @@ def _entry(metrics: dict, row: dict, paper: dict, column: str, value: float, fig
             **entry,
             "column": column.removeprefix(ORIGINAL) + (" (original)" if column.startswith(ORIGINAL) else ""),
             "published": round(value / 100, 6) if paper["unit"] == "per cent" else value,
-            "figure": own,
+            "figure": our_figure,
             "ours": ours,
             "comparable": not why_not,
             "why_not": why_not,
@@ -77,9 +77,9 @@ def _entry(metrics: dict, row: dict, paper: dict, column: str, value: float, fig
 
 def _of_setting(metrics: dict, setting: str | None, figure: str) -> dict[str, dict]:
     """{system: interval} of the models in the row's scenario; empty where ours has other scenarios only."""
-    models = {name: each for name, each in metrics["systems"].items() if each["kind"] == "model"}
+    models = {name: system for name, system in metrics["systems"].items() if system["kind"] == "model"}
     scenarios = metrics["references"]["scenarios"]
     if setting in (None, "mean of four") or set(scenarios) <= {setting}:
-        return {name: each["figures"][figure] for name, each in models.items()}
-    own = {name: each["by_scenario"].get(setting, {}).get("figures", {}) for name, each in models.items()}
-    return {name: each[figure] for name, each in own.items() if figure in each}
+        return {name: system["figures"][figure] for name, system in models.items()}
+    by_system = {name: system["by_scenario"].get(setting, {}).get("figures", {}) for name, system in models.items()}
+    return {name: figures[figure] for name, figures in by_system.items() if figure in figures}

@@ -54,9 +54,9 @@ def read_text(file: str | Path) -> str:
     if content.count(0) * 4 > len(content):
         raise InputError(f"{file} is UTF-16 or UTF-32 without its mark, or no text at all: save it as UTF-8")
     lines = content.split(b"\n")
-    if wrong := [number for number, line in enumerate(lines, 1) if not _decodes(line)]:
+    if faults := [number for number, line in enumerate(lines, 1) if not _decodes(line)]:
         raise InputError(
-            f"{file} is not UTF-8 in {len(wrong)} of {len(lines)} lines, line {wrong[0]} first; no encoding is "
+            f"{file} is not UTF-8 in {len(faults)} of {len(lines)} lines, line {faults[0]} first; no encoding is "
             "guessed, least of all a mixture: save it as UTF-8"
         )
     return content.decode("utf-8-sig")
@@ -81,16 +81,16 @@ def read_entries(file: str | Path) -> list[Entry]:
     if Path(file).suffix.lower() == ".csv":
         return _csv_entries(str(file), content)
     try:
-        whole = json.loads(content, object_pairs_hook=_Pairs)
+        document = json.loads(content, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         return _json_lines(file, content, error)
-    if isinstance(whole, list):
-        return [(f"entry {number}", value) for number, value in enumerate(whole, 1)]
-    if not isinstance(whole, dict) or set(whole) & {*IDS, *TEXTS}:
-        return [("line 1", whole)]
-    if whole.repeated:
-        raise InputError(f"{file} has {len(whole.repeated)} ids more than once, {whole.repeated[0]!r} first")
-    return [(f"entry {key!r}", {"id": key, **_fields(value)}) for key, value in whole.items()]
+    if isinstance(document, list):
+        return [(f"entry {number}", value) for number, value in enumerate(document, 1)]
+    if not isinstance(document, dict) or set(document) & {*IDS, *TEXTS}:
+        return [("line 1", document)]
+    if document.repeated:
+        raise InputError(f"{file} has {len(document.repeated)} ids more than once, {document.repeated[0]!r} first")
+    return [(f"entry {key!r}", {"id": key, **_fields(value)}) for key, value in document.items()]
 
 
 class _Pairs(dict):
@@ -123,8 +123,8 @@ def _json_lines(file: str | Path, content: str, error: Exception) -> list[Entry]
         return entries
     if len(entries) == 1 or (error.lineno > 1 and Path(file).suffix.lower() != ".jsonl"):
         ends = error.pos >= len(content.rstrip()) or error.msg.startswith("Unterminated string")
-        what = "cut off: its JSON breaks off" if ends else f"no JSON: {error.msg}"
-        raise InputError(f"{file} is {what} in line {error.lineno}") from error
+        fault = "cut off: its JSON breaks off" if ends else f"no JSON: {error.msg}"
+        raise InputError(f"{file} is {fault} in line {error.lineno}") from error
     return entries
 
 
@@ -171,7 +171,7 @@ def _refuse(file: str | Path, faults: list[tuple[str, str]], of: int, remedy: st
 
 def read_predictions(
     file: str | Path,
-    known: Collection[str],
+    studies: Collection[str],
     several: bool = True,
     only_common: bool = False,
     notes: list[str] | None = None,
@@ -179,7 +179,7 @@ def read_predictions(
 ) -> dict[str, list[str]]:
     """Completions by study id, in the file's order.
 
-    `known`: the ids of all studies, or "SCENARIO/ID" where an id has several. Every one must be there and no other;
+    `studies`: the ids of all studies, or "SCENARIO/ID" where an id has several. Every one must be there and no other;
     with `only_common` it may lack some, and what else it holds is left out, which a sentence added to `notes` counts.
     `costs` receives the `COSTS` of each completion whose entry has all three, by study id.
     Several lines of a study are several samples under `completion`, and a mistake elsewhere, or without `several`.
@@ -187,43 +187,43 @@ def read_predictions(
     """
     entries, faults, foreign, repeated = read_entries(file), [], [], []
     strangers: dict[str, None] = {}
-    by_scenario = any(SCENARIO.match(study) for study in known)
+    by_scenario = any(SCENARIO.match(study) for study in studies)
     completions: dict[str, list[str]] = {}
     for place, entry in entries:
         keys = [key for key in TEXTS if key in entry] if isinstance(entry, dict) else []
         study = _study(entry) if keys else None
         if study is None:
-            held = f" (its fields: {', '.join(list(map(str, entry))[:8])})" if isinstance(entry, dict) else ""
-            faults.append((place, WANTED + held))
+            fields = f" (its fields: {', '.join(list(map(str, entry))[:8])})" if isinstance(entry, dict) else ""
+            faults.append((place, WANTED + fields))
             continue
         if LONE.search(study):
             faults.append((place, f"the id {study!r} {HALF}"))
             continue
-        if not by_scenario and study not in known:
+        if not by_scenario and study not in studies:
             study = split_id(study)[1]
         if not isinstance(entry[keys[0]], str):
             many = isinstance(entry[keys[0]], list)
-            what = f"a list of {len(entry[keys[0]])}: give one text, or {SAMPLES}" if many else "no text"
-            faults.append((place, f"the {keys[0]} of {study!r} is {what}"))
-        elif study not in known:
+            fault = f"a list of {len(entry[keys[0]])}: give one text, or {SAMPLES}" if many else "no text"
+            faults.append((place, f"the {keys[0]} of {study!r} is {fault}"))
+        elif study not in studies:
             empty = next((key for key in REFERENCES if key in entry and not _reference(entry)), None)
-            told = "is not in this split or file of references, or its reference is empty"
-            foreign.append((place, f"{study!r} " + (f"has no reference, its {empty} is empty" if empty else told)))
+            reason = "is not in this split or file of references, or its reference is empty"
+            foreign.append((place, f"{study!r} " + (f"has no reference, its {empty} is empty" if empty else reason)))
             strangers[study] = None
         else:
-            own = completions.setdefault(study, [])
-            if own and not (several and keys[0] == "completion"):
+            samples = completions.setdefault(study, [])
+            if samples and not (several and keys[0] == "completion"):
                 repeated.append((place, f"{study!r} is there more than once"))
-            own.append(entry[keys[0]])
+            samples.append(entry[keys[0]])
             if costs is not None and all(isinstance(entry.get(name), int | float) for name in COSTS):
                 costs.setdefault(study, []).append([float(entry[name]) for name in COSTS])
     _refuse(file, faults, len(entries))
     _refuse(file, repeated, len(entries))
     if not only_common:
         _refuse(file, foreign, len(entries), "; --only_common scores the others")
-        if missing := [study for study in known if study not in completions]:
+        if missing := [study for study in studies if study not in completions]:
             raise InputError(
-                f"{file} lacks {len(missing)} of {len(known)} studies of the split, {missing[0]!r} first; "
+                f"{file} lacks {len(missing)} of {len(studies)} studies of the split, {missing[0]!r} first; "
                 "--only_common scores those that all files have"
             )
     if strangers and notes is not None:
@@ -290,4 +290,4 @@ def odd_texts(name: str, texts: Sequence[str]) -> list[str]:
         f"longer than {LONG:,} characters": sum(len(text) > LONG for text in texts),
         "with HTML tags, which are shown as text": sum(bool(HTML.search(text)) for text in texts),
     }
-    return [f"{name}: {count} of {len(texts)} reports are {what}" for what, count in counts.items() if count]
+    return [f"{name}: {count} of {len(texts)} reports are {oddity}" for oddity, count in counts.items() if count]

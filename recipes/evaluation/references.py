@@ -34,12 +34,11 @@ class Truth:
 
     def select(self, ids: Collection[str]) -> "Truth":
         """The studies of `ids` alone, in this order, numbered anew."""
-        own = [row for row, study in enumerate(self.ids) if study in ids]
-        take = lambda values: [values[row] for row in own] if values else []  # noqa: E731
-        studies = np.unique(self.studies[own], return_inverse=True)[1]
-        kept = map(take, (self.ids, self.reports, self.scenarios))
-        ids, reports, scenarios = kept
-        return Truth(ids, reports, self.states[own], scenarios, studies, self.rows, take(self.places), self.notes)
+        rows = [row for row, study in enumerate(self.ids) if study in ids]
+        take = lambda values: [values[row] for row in rows] if values else []  # noqa: E731
+        studies = np.unique(self.studies[rows], return_inverse=True)[1]
+        ids, reports, scenarios = map(take, (self.ids, self.reports, self.scenarios))
+        return Truth(ids, reports, self.states[rows], scenarios, studies, self.rows, take(self.places), self.notes)
 
 
 def number_studies(ids: Sequence[str]) -> np.ndarray:
@@ -59,34 +58,34 @@ def read_truth(dataset: str, split: str, labeler: Callable) -> Truth:
 
     Rows without a report are left out and counted. Raises InputError on a study that is there twice.
     """
-    found = {}
+    tables = {}
     for prefix, folder in scenario_folders(dataset).items():
         rows = with_labels(read_split(folder, split, ("report", "study_id"), bare=True), folder, labeler)
-        found[prefix] = rows
-    places = [(prefix, row) for prefix, rows in found.items() for row in range(len(rows))]
-    columns = {name: [value for rows in found.values() for value in rows[name]] for name in ("study_id", "report")}
-    states = np.concatenate([np.asarray(rows["labels"]) for rows in found.values()])
+        tables[prefix] = rows
+    places = [(prefix, row) for prefix, rows in tables.items() for row in range(len(rows))]
+    columns = {name: [value for rows in tables.values() for value in rows[name]] for name in ("study_id", "report")}
+    states = np.concatenate([np.asarray(rows["labels"]) for rows in tables.values()])
     scenarios = [
         value
-        for prefix, rows in found.items()
+        for prefix, rows in tables.items()
         for value in (rows["scenario"] if "scenario" in rows.column_names else [prefix[:-1] or None] * len(rows))
     ]
     ids = [prefix + study for (prefix, _), study in zip(places, columns["study_id"], strict=True)]
     if len(set(ids)) < len(ids):
         twice = next(study for row, study in enumerate(ids) if study in ids[:row])
         raise InputError(f"split {split} of {dataset} has {len(ids) - len(set(ids))} studies twice, {twice!r} first")
-    truth = Truth(ids, columns["report"], states, scenarios, number_studies(ids), found, places)
-    said = [study for study, report in zip(ids, truth.reports, strict=True) if report and report.strip()]
-    if len(said) == len(ids):
+    truth = Truth(ids, columns["report"], states, scenarios, number_studies(ids), tables, places)
+    with_report = [study for study, report in zip(ids, truth.reports, strict=True) if report and report.strip()]
+    if len(with_report) == len(ids):
         return truth
     empty = [study for study, report in zip(ids, truth.reports, strict=True) if not (report and report.strip())]
-    if not said:
+    if not with_report:
         raise InputError(f"split {split} of {dataset} has no reports")
     truth.notes.append(
         f"{len(empty)} of {len(ids)} studies of {dataset} have no reference report and are left out, "
         f"{empty[0]!r} first"
     )
-    return truth.select(set(said))
+    return truth.select(set(with_report))
 
 
 def read_truth_file(file: str, labeler: Callable) -> Truth:
@@ -104,13 +103,13 @@ def read_originals(where: str, split: str, truth: Truth) -> list[str]:
     Raises InputError with the number of studies that have none.
     """
     if Path(where).is_file():
-        found = {split_id(study)[1]: text for study, text in read_references(where)[0].items()}
+        originals = {split_id(study)[1]: text for study, text in read_references(where)[0].items()}
     else:
         rows = read_split(where, split, ("report", "study_id"), bare=True)
-        found = dict(zip(rows["study_id"], rows["report"], strict=True))
+        originals = dict(zip(rows["study_id"], rows["report"], strict=True))
     bare = [split_id(study)[1] for study in truth.ids]
-    if missing := [study for study in bare if not (found.get(study) or "").strip()]:
+    if missing := [study for study in bare if not (originals.get(study) or "").strip()]:
         raise InputError(
             f"--original_references {where} lacks {len(missing)} of {len(bare)} studies, {missing[0]!r} first"
         )
-    return [found[study] for study in bare]
+    return [originals[study] for study in bare]

@@ -51,8 +51,8 @@ def mark_kind(group: Sequence[tuple[int, int, int, int]], reference: Sequence[in
     if kind == "contradicts":
         return "mismatch"
     if kind == "agrees":
-        said = [(state, reference[condition]) for _, _, condition, state in group if reference[condition]]
-        return "match" if all(state == other for state, other in said) else "near"
+        pairs = [(state, reference[condition]) for _, _, condition, state in group if reference[condition]]
+        return "match" if all(state == target for state, target in pairs) else "near"
     return "extra" if any(state in PRESENT for _, _, _, state in group) else "unsaid"
 
 
@@ -75,7 +75,7 @@ class Cases:
         self.texts: dict[str, int] = {}
         self.rows: list[dict] = []
         self.images: list[bytes] = []
-        self.seen: dict[bytes, int] = {}  # digest of an encoded picture -> its place; scenarios share pictures
+        self.place_of: dict[bytes, int] = {}  # digest of an encoded picture -> its place; scenarios share pictures
 
     def number(self, text: str | None) -> int:
         """The place of `text` among the texts, each of which is kept once; -1 for None and for an empty one."""
@@ -84,12 +84,12 @@ class Cases:
     def picture(self, image: bytes | Image.Image) -> int:
         """The place of `image` among the pictures."""
         digest = hashlib.sha256(image).digest() if isinstance(image, bytes) else b""
-        if digest not in self.seen:
+        if digest not in self.place_of:
             self.images.append(encode_jpeg(image, self.side))
             if not digest:
                 return len(self.images) - 1
-            self.seen[digest] = len(self.images) - 1
-        return self.seen[digest]
+            self.place_of[digest] = len(self.images) - 1
+        return self.place_of[digest]
 
     def add(self, case: dict) -> None:
         """Adds one case; its reports are marked by `mark` at the end, when all texts are known."""
@@ -130,11 +130,11 @@ class Cases:
         listed = list(self.texts)
         reports = [(row, report) for row in self.rows for report in row["reports"] if report]
         unknown = sorted({report[0] for _, report in reports if report[2] is None})
-        found = dict(
+        labels = dict(
             zip(unknown, np.asarray(labeler([listed[i] if i >= 0 else "" for i in unknown])).tolist(), strict=True)
         )
         for _, report in reports:
-            report[2] = [int(state) for state in (found[report[0]] if report[2] is None else report[2])]
+            report[2] = [int(state) for state in (labels[report[0]] if report[2] is None else report[2])]
         if reports:
             scores = mccs(
                 np.array([report[2] for _, report in reports]), np.array([row["labels"] for row, _ in reports]), margin
@@ -148,15 +148,15 @@ class Cases:
         The LexicalLabeler tells where each is said and how. Another labeler tells only how a whole report stands to a
         finding; then the places are those that the rules find, and the state is the labeler's.
         """
-        own = hasattr(labeler, "mentions")
-        mentions_of = (labeler if own else LexicalLabeler()).mentions
-        listed, known = list(self.texts), {}
+        has_mentions = hasattr(labeler, "mentions")
+        mentions_of = (labeler if has_mentions else LexicalLabeler()).mentions
+        listed, mentions_by_text = list(self.texts), {}
 
         def marks(number: int, states: list[int], reference: list[int]) -> list[list[int]]:
-            if number not in known:
-                known[number] = mentions_of(listed[number][:SHOWN]) if number >= 0 else []
-            mentions = known[number]
-            if not own:
+            if number not in mentions_by_text:
+                mentions_by_text[number] = mentions_of(listed[number][:SHOWN]) if number >= 0 else []
+            mentions = mentions_by_text[number]
+            if not has_mentions:
                 mentions = [(start, end, i, states[i]) for start, end, i, _ in mentions if states[i]]
             return [
                 [
@@ -188,8 +188,8 @@ class Cases:
 
 def draw_axis(values: Iterable[float | None], zero: bool = False) -> dict:
     """An axis that holds `values` (and 0 where `zero`): `low`, `high` and the `ticks` between them."""
-    held = [value for value in values if value is not None] + [0.0] * zero or [0.0]
-    low, high = min(held), max(held)
+    numbers = [value for value in values if value is not None] + [0.0] * zero or [0.0]
+    low, high = min(numbers), max(numbers)
     spread = (high - low) or abs(high) or 1.0
     low, high = low - 0.06 * spread, high + 0.06 * spread
     ticks = [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
@@ -206,20 +206,20 @@ def interval_panels(metrics: dict) -> list[dict]:
     panels = []
     for figure in metrics["protocol"]["headline"]:
         rows = [
-            {"name": name, "kind": each["kind"], **each["figures"][figure]}
-            for name, each in metrics["systems"].items()
-            if figure in each["figures"]
+            {"name": name, "kind": system["kind"], **system["figures"][figure]}
+            for name, system in metrics["systems"].items()
+            if figure in system["figures"]
         ]
         differences = [
             {
-                "name": f"{each['system']} − {each['minus']}",
-                "value": each["difference"],
-                "low": each["low"],
-                "high": each["high"],
-                "p": each["p_holm"],
+                "name": f"{row['system']} − {row['minus']}",
+                "value": row["difference"],
+                "low": row["low"],
+                "high": row["high"],
+                "p": row["p_holm"],
             }
-            for each in metrics["differences"]
-            if each["figure"] == figure
+            for row in metrics["differences"]
+            if row["figure"] == figure
         ]
         ends = ("value", "low", "high")
         panels.append(
@@ -236,7 +236,7 @@ def interval_panels(metrics: dict) -> list[dict]:
 
 def best_systems(metrics: dict) -> dict[str, set[str]]:
     """Figure -> the models with its best value, where more than one model stands to be compared."""
-    models = {name: each["figures"] for name, each in metrics["systems"].items() if each["kind"] == "model"}
+    models = {name: system["figures"] for name, system in metrics["systems"].items() if system["kind"] == "model"}
     best = {}
     for figure, about in metrics["figures"].items():
         values = {name: figures[figure]["value"] for name, figures in models.items() if figure in figures}
@@ -247,7 +247,7 @@ def best_systems(metrics: dict) -> dict[str, set[str]]:
 
 
 def write_report_page(
-    file: str | Path, metrics: dict, cases: Iterable[dict], labeler: Callable, alone: str | None = None
+    file: str | Path, metrics: dict, cases: Iterable[dict], labeler: Callable, group: str | None = None
 ) -> None:
     """Writes the self-contained page, at most 40 MB: pictures get smaller, the more cases there are.
 
@@ -256,14 +256,16 @@ def write_report_page(
     (encoded bytes or PIL), `reference`, `prior_report`, `indication`, `labels` (14 CheXpert states of the reference),
     `completions` (system -> text), and, both optional, `states` (system -> 14 states) and `errors` (system -> dicts
     with `label`, `kind`, and the sentences `generated` and `reference`, or None). `labeler`: n texts to states
-    (n, 14), the one of `metrics`. A text of more than 20,000 characters is cut on the page and says so. `alone`: the
-    `group` of the only study, whose `cases` are then all on the page at once, without the figures of the others.
+    (n, 14), the one of `metrics`. A text of more than 20,000 characters is cut on the page and says so. `group`: that
+    of the only study, whose `cases` are then all on the page at once, without the figures of the others.
     """
     order = ("model", "control", "baseline")
     systems = dict(sorted(metrics["systems"].items(), key=lambda item: order.index(item[1]["kind"])))
     metrics = {**metrics, "systems": systems}
-    kinds = list(dict.fromkeys(kind for each in systems.values() for row in each["errors"].values() for kind in row))
-    studies = 1 if alone is not None else max(metrics["studies"], 1)
+    kinds = list(
+        dict.fromkeys(kind for system in systems.values() for row in system["errors"].values() for kind in row)
+    )
+    studies = 1 if group is not None else max(metrics["studies"], 1)
     room = 0.8 * LIMIT / (studies * 1.5 * 0.2 * 4 / 3)  # pixels: 1.5 pictures a study, 0.2 bytes
     side = next((side for side in SIDES if side**2 <= room), SIDES[-1])
     collected = Cases(systems, kinds, side)
@@ -274,14 +276,14 @@ def write_report_page(
 
     data = {
         "conditions": CONDITIONS,
-        "systems": [{"name": name, "kind": each["kind"]} for name, each in systems.items()],
+        "systems": [{"name": name, "kind": system["kind"]} for name, system in systems.items()],
         "errors": kinds,
         "kinds": KINDS,
         "legend": LEGEND,
         "words": [WORDS[state] for state in CheXpertState],
         "scenarios": [name for name in SCENARIOS if any(row["scenario"] == name for row in collected.rows)],
         "block": BLOCK,
-        "alone": alone is not None,
+        "alone": group is not None,
         "texts": [text if len(text) <= SHOWN else [text[:SHOWN], len(text) - SHOWN] for text in collected.texts],
         "cases": collected.rows,
     }
@@ -300,14 +302,14 @@ def write_report_page(
         errors=kinds,
         panels=interval_panels(metrics),
         in_sight={"cards": CARDS, "panels": PANELS},
-        alone=alone,
+        alone=group,
         best=best_systems(metrics),
         compared=[name for name in systems if any(name in row["ours"] for row in metrics["paper"])],
         legend=LEGEND,
         supports={
             label: row[label]["support"]
             for label in metrics["labels"]
-            for row in [each["per_label"] for each in systems.values() if label in each["per_label"]][:1]
+            for row in [system["per_label"] for system in systems.values() if label in system["per_label"]][:1]
         },
         own_mentions=hasattr(labeler, "mentions"),
         style=style,

@@ -164,9 +164,9 @@ def _tau(scores: np.ndarray, target: np.ndarray) -> float:
 
 def preferred(scores: np.ndarray, ratings: np.ndarray) -> float:
     """Share of the studies with a preferred report whose order the scores give; a tie counts one half."""
-    gap, wanted = scores[:, 0] - scores[:, 1], ratings[:, 0] - ratings[:, 1]
-    told = wanted != 0
-    return float(np.mean((np.sign(gap[told]) * np.sign(wanted[told]) + 1) / 2)) if told.any() else math.nan
+    gap, target = scores[:, 0] - scores[:, 1], ratings[:, 0] - ratings[:, 1]
+    decided = target != 0
+    return float(np.mean((np.sign(gap[decided]) * np.sign(target[decided]) + 1) / 2)) if decided.any() else math.nan
 
 
 def agreement(
@@ -211,8 +211,8 @@ def radjudge(scorer: Scorer, cases: list[dict]) -> dict:
         values = scorer(
             [candidate["text"] for candidate in candidates],
             [case["ground_truth"]] * len(names),
-            age=[each.get("age") for each in context],
-            indication=[each.get("indication") for each in context],
+            age=[patient.get("age") for patient in context],
+            indication=[patient.get("indication") for patient in context],
         )
         value = dict(zip(names, values, strict=True))
         rules = case["expected_ranking"]
@@ -227,15 +227,15 @@ def radjudge(scorer: Scorer, cases: list[dict]) -> dict:
 
 def read_reports(count: int, seed: int = 0) -> dict[str, list[str]]:
     """`count` different reports each of Open-i (findings and impression) and of the phantom."""
-    chosen = random.Random(seed)
+    generator = random.Random(seed)
     studies, _ = read_studies()
     texts = (" ".join(filter(None, (s.sections.get("findings"), s.sections.get("impression")))) for s in studies)
     openi = sorted({" ".join(text.split()) for text in texts if text.strip()})
     rng = np.random.default_rng(seed)
     phantom = sorted({write_report(sample_states(rng), rng) for _ in range(4 * count)})
     return {
-        "Open-i": chosen.sample(openi, min(count, len(openi))),
-        "phantom": chosen.sample(phantom, min(count, len(phantom))),
+        "Open-i": generator.sample(openi, min(count, len(openi))),
+        "phantom": generator.sample(phantom, min(count, len(phantom))),
     }
 
 
@@ -244,7 +244,7 @@ def sensitivity(scorer: Scorer, texts: Sequence[str]) -> dict[str, dict]:
     itself = dict(zip(texts, scorer(texts, texts), strict=True))
     rows = {}
     for kind, inject in {**INJECTIONS, "paraphrase": paraphrase}.items():
-        changed = [(text, other) for text in texts if (other := inject(text)) is not None]
+        changed = [(text, variant) for text in texts if (variant := inject(text)) is not None]
         if not changed:
             rows[kind] = {"reports": 0, "fall": None, "unmoved": None}
             continue

@@ -50,20 +50,20 @@ def cell(interval: dict | None, mark: str = "") -> str:
 def significant(metrics: dict) -> dict[tuple[str, str], bool]:
     """(other system, figure) -> whether the first model differs from it, by Wilcoxon's test, Holm-adjusted."""
     first = next(name for name, system in metrics["systems"].items() if system["kind"] == "model")
-    found = {}
+    marks = {}
     for row in metrics["differences"]:
         pair = {row["system"], row["minus"]}
         if first in pair:
             p = row["p_wilcoxon_holm"]
-            found[(pair - {first}).pop(), row["figure"]] = p is not None and p < ALPHA
-    return found
+            marks[(pair - {first}).pop(), row["figure"]] = p is not None and p < ALPHA
+    return marks
 
 
 def _systems_table(metrics: dict, title: str, names: Sequence[str], notes: list[str], scenario: str | None) -> Table:
     marks = significant(metrics) if scenario is None else {}
     rows = []
-    for system, each in metrics["systems"].items():
-        figures = each["figures"] if scenario is None else each["by_scenario"][scenario]["figures"]
+    for system, values in metrics["systems"].items():
+        figures = values["figures"] if scenario is None else values["by_scenario"][scenario]["figures"]
         rows.append([system, *(cell(figures.get(name), MARK * marks.get((system, name), False)) for name in names)])
     columns = ["system", *(_column(metrics, name) for name in names)]
     if any(MARK in text for row in rows for text in row[1:]):
@@ -73,16 +73,16 @@ def _systems_table(metrics: dict, title: str, names: Sequence[str], notes: list[
 
 
 def _column(metrics: dict, name: str) -> str:
-    what = metrics["figures"][name]
-    return f"{what['short']} {ARROWS[what['better']]}".strip()
+    about = metrics["figures"][name]
+    return f"{about['short']} {ARROWS[about['better']]}".strip()
 
 
 def make_tables(metrics: dict) -> Iterator[Table]:
     """All tables of a metrics.json: the chosen protocols, other figures, scenarios, errors, differences, papers."""
-    chosen = PRESETS if metrics["protocol"]["preset"] == "all" else [metrics["protocol"]["preset"]]
+    presets = PRESETS if metrics["protocol"]["preset"] == "all" else [metrics["protocol"]["preset"]]
     data = f"{metrics['studies']} studies, labeler {metrics['labeler']}"
     shown: set[str] = set()
-    for name in chosen:
+    for name in presets:
         preset = metrics["protocol"]["presets"][name]
         if preset["figures"]:
             absent = f"Not computed: {', '.join(preset['absent'])}" if preset["absent"] else ""
@@ -97,8 +97,8 @@ def make_tables(metrics: dict) -> Iterator[Table]:
     scenarios = next(iter(metrics["systems"].values()))["by_scenario"]
     names = ("ce/14/positive/micro/f1", "bleu-1", "bleu-4", "rouge-l", "meteor", "hall")
     names = [name for name in names if name in metrics["figures"]]
-    for scenario, own in scenarios.items():
-        yield _systems_table(metrics, f"Scenario {scenario} ({own['studies']} studies)", names, [], scenario)
+    for scenario, block in scenarios.items():
+        yield _systems_table(metrics, f"Scenario {scenario} ({block['studies']} studies)", names, [], scenario)
     if "hall" in metrics["references"]:
         yield _hall_table(metrics)
     if any(system["consistency"] for system in metrics["systems"].values()):
@@ -106,8 +106,8 @@ def make_tables(metrics: dict) -> Iterator[Table]:
     yield _errors_table(metrics)
     if any(system["cost"] for system in metrics["systems"].values()):
         yield _cost_table(metrics)
-    if metrics["looking"]:
-        yield _looking_table(metrics)
+    if metrics["image_reliance"]:
+        yield _image_reliance_table(metrics)
     if metrics["differences"]:
         yield _differences_table(metrics)
     if metrics["paper"]:
@@ -121,16 +121,16 @@ def _hall_table(metrics: dict) -> Table:
     rows = [
         [
             "references",
-            *(number(references["hall_by_scenario"][each]) for each in scenarios),
+            *(number(references["hall_by_scenario"][scenario]) for scenario in scenarios),
             number(references["hall"]),
         ]
     ]
     for name, system in systems:
-        own = [system["by_scenario"].get(each, {}).get("figures", {}).get("hall") for each in scenarios]
+        rates = [system["by_scenario"].get(scenario, {}).get("figures", {}).get("hall") for scenario in scenarios]
         rows.append(
             [
                 name,
-                *map(cell, own if len(scenarios) > 1 else [system["figures"]["hall"]] * len(scenarios)),
+                *map(cell, rates if len(scenarios) > 1 else [system["figures"]["hall"]] * len(scenarios)),
                 cell(system["figures"]["hall"]),
             ]
         )
@@ -142,10 +142,10 @@ def _hall_table(metrics: dict) -> Table:
 
 def _consistency_table(metrics: dict) -> Table:
     columns = ["system", "studies", "pairs of scenarios", "same 13 findings ↑", "F1 of the findings ↑"]
-    found = [(name, system["consistency"]) for name, system in metrics["systems"].items() if system["consistency"]]
-    first = found[0][1]
+    blocks = [(name, system["consistency"]) for name, system in metrics["systems"].items() if system["consistency"]]
+    first = blocks[0][1]
     rows = [["references", first["references_agreement"], first["references_f1"]]]
-    rows += [[name, own["agreement"], own["f1"]] for name, own in found]
+    rows += [[name, block["agreement"], block["f1"]] for name, block in blocks]
     counts = [str(first["studies"]), str(first["pairs"])]
     rows = [[name, *counts, *map(cell, cells)] for name, *cells in rows]
     return Table("One study under several scenarios", columns, rows, ["Not 1 for references that may say more."])
@@ -166,27 +166,27 @@ def _errors_table(metrics: dict) -> Table:
 
 def _cost_table(metrics: dict) -> Table:
     rows = [
-        [name, scenario, str(each["samples"]), f"{each['input_tokens']:.0f}", str(each["largest_input"]),
-         f"{each['tokens']:.0f}", f"{each['seconds']:.2f}"]
+        [name, scenario, str(cost["samples"]), f"{cost['input_tokens']:.0f}", str(cost["largest_input"]),
+         f"{cost['tokens']:.0f}", f"{cost['seconds']:.2f}"]
         for name, system in metrics["systems"].items()
-        for scenario, each in (system["cost"] or {}).items()
+        for scenario, cost in (system["cost"] or {}).items()
     ]  # fmt: skip
     columns = ["system", "scenario", "reports", "input tokens", "at most", "tokens", "seconds"]
     return Table("Cost of a report", columns, rows, ["Means, as recipes/generate.py noted them on its machine."])
 
 
-def _looking_table(metrics: dict) -> Table:
+def _image_reliance_table(metrics: dict) -> Table:
     rows = []
-    for system, what in metrics["looking"].items():
-        for figure, own in what["figures"].items():
-            share = cell(own["share"]) if own["share"] else "none"
+    for system, control in metrics["image_reliance"].items():
+        for figure, row in control["figures"].items():
+            share = cell(row["share"]) if row["share"] else "none"
             rows.append(
                 [
                     system,
                     _column(metrics, figure),
-                    number(own["score"]),
-                    number(own["shuffled"]),
-                    cell(own["drop"]),
+                    number(row["score"]),
+                    number(row["shuffled"]),
+                    cell(row["drop"]),
                     share,
                 ]
             )
@@ -250,9 +250,9 @@ def print_tables(metrics: dict) -> None:
 def _to_screen(table: Table) -> list[Table]:
     """What the screen shows of a table: a wide one in parts, and of long ones what is not the same in every row."""
     if table.title.startswith("Differences"):
-        found = sum(bool(row[5]) and float(row[5].removeprefix("< ")) < ALPHA for row in table.rows)
-        counted = f"{found} of {len(table.rows)} have p < {ALPHA} by the bootstrap, Holm-adjusted: see tables.md"
-        return [table._replace(columns=["differences of systems"], rows=[[counted]], notes=[])]
+        significant_rows = sum(bool(row[5]) and float(row[5].removeprefix("< ")) < ALPHA for row in table.rows)
+        summary = f"{significant_rows} of {len(table.rows)} have p < {ALPHA} by the bootstrap, Holm-adjusted"
+        return [table._replace(columns=["differences of systems"], rows=[[f"{summary}: see tables.md"]], notes=[])]
     if table.title.startswith("Beside"):
         reasons = dict.fromkeys(reason for row in table.rows for reason in row[-1].split("; ") if reason != "yes")
         rows = [[*row[:-2], _INTERVAL.sub("", row[-2]), "yes" if row[-1] == "yes" else "no"] for row in table.rows]

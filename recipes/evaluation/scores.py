@@ -11,7 +11,7 @@ metrics.json holds (an interval is {value, low, high}: 95 %, by a bootstrap over
   of each), `consistency` of the reports of one study under several scenarios, `spread` of a study's several samples,
   `lengths`, `cost` of a report (input tokens, tokens, seconds);
 - `references`: the same judge's hallucination rate and the lengths of the references themselves;
-- `differences`, `looking` (see recipes/evaluation/comparisons.py), `paper` (recipes/evaluation/paper_comparison.py).
+- `differences` and `image_reliance` (comparisons.py in this folder), `paper` (paper_comparison.py).
 
 It quotes no report: sentences are in errors.jsonl and on the page only.
 """
@@ -107,10 +107,10 @@ def score(generated: np.ndarray, reference: np.ndarray, margin: float) -> dict:
 def score_completions(completions: list[str], reference: np.ndarray, labeler, margin: float) -> dict:
     """`score` of the report part of each completion, with the format's and the diversity's figures."""
     parsed = [parse_completion(completion) for completion in completions]
-    reports = [each.report for each in parsed]
+    reports = [completion.report for completion in parsed]
     return {
         **score(labeler(reports), reference, margin),
-        "format_rate": sum(each.format_score == 1 for each in parsed) / len(parsed),
+        "format_rate": sum(completion.format_score == 1 for completion in parsed) / len(parsed),
         "distinct_reports": len(set(reports)),
         "empty_reports": reports.count(""),
         "samples": len(parsed),
@@ -118,12 +118,12 @@ def score_completions(completions: list[str], reference: np.ndarray, labeler, ma
 
 
 def measure_systems(
-    truth: Truth, given: dict[str, dict], metrics: Metrics, originals: list[str] | None = None
+    truth: Truth, entries: dict[str, dict], metrics: Metrics, originals: list[str] | None = None
 ) -> tuple[dict[str, System], list[str]]:
     """Measures every system, and says in sentences what could not be measured.
 
-    `given`: name -> {"completions": {study: [text, ...]}, "costs": {study: [`COSTS` of each text, ...]}, "kind", "of",
-    "file"}. `originals`: a second reference for each of the truth's rows. METEOR's Java starts once for all.
+    `entries`: name -> {"completions": {study: [text, ...]}, "costs": {study: [`COSTS` of each text, ...]}, "kind",
+    "of", "file"}. `originals`: a second reference for each of the truth's rows. METEOR's Java starts once for all.
     """
     notes, systems = [], {}
     places = {study: row for row, study in enumerate(truth.ids)}
@@ -131,12 +131,12 @@ def measure_systems(
     tables = [table] + ([document_frequencies(originals)] if originals and table else [])
     if table is None:
         notes.append("CIDEr was not computed: its document frequencies need at least two references")
-    for name, what in given.items():
-        texts = [(places[study], text) for study, own in what["completions"].items() for text in own]
+    for name, entry in entries.items():
+        texts = [(places[study], text) for study, samples in entry["completions"].items() for text in samples]
         rows = np.array([row for row, _ in texts])
         completions = [text for _, text in texts]
         parsed = [parse_completion(text) for text in completions]
-        reports = [each.report for each in parsed]
+        reports = [completion.report for completion in parsed]
         references = [truth.reports[row] for row in rows]
         states = np.asarray(metrics.labeler(reports))
         errors = list(find_errors(states, truth.states[rows], reports, references, metrics.evidence))
@@ -145,9 +145,9 @@ def measure_systems(
         if originals:
             parts += _text_parts(reports, [originals[row] for row in rows], tables[-1], ORIGINAL)
         parts.append(_composite_part(reports, references, metrics))
-        kind = {key: what.get(key) for key in ("kind", "of", "file")}
+        kind = {key: entry.get(key) for key in ("kind", "of", "file")}
         systems[name] = System(name, kind.pop("kind"), rows, completions, reports, states, errors, parts, **kind)
-        costs = [each for study in what["completions"] for each in what.get("costs", {}).get(study, ())]
+        costs = [cost for study in entry["completions"] for cost in entry.get("costs", {}).get(study, ())]
         if len(costs) == len(texts):  # of a file that lacks some nothing is told
             systems[name].costs = np.array(costs)
     reference_sets = {"": truth.reports, **({ORIGINAL: originals} if originals else {})}
@@ -171,14 +171,15 @@ def _own_part(
     """Means over reports that need no reference text: MCCS, format, errors of each kind, hallucination rate."""
     values = {
         "mccs": mccs(states, truth.states[rows], metrics.margin),
-        "format_rate": [each.format_score == 1 for each in parsed],
-        "words": [len(each.report.split()) for each in parsed],
+        "format_rate": [completion.format_score == 1 for completion in parsed],
+        "words": [len(completion.report.split()) for completion in parsed],
     }
     for kind in KINDS:
-        values[f"errors/{kind}"] = [sum(error["kind"] == kind for error in each) for each in errors]
+        values[f"errors/{kind}"] = [sum(error["kind"] == kind for error in report_errors) for report_errors in errors]
     if metrics.judge:
         scenarios = [truth.scenarios[row] for row in rows]
-        values["hall"] = hall_flags([each.report for each in parsed], scenarios, metrics.hall_mode, metrics.judge)
+        reports = [completion.report for completion in parsed]
+        values["hall"] = hall_flags(reports, scenarios, metrics.hall_mode, metrics.judge)
     return means_part(values)
 
 
@@ -202,24 +203,24 @@ def _composite_part(reports: list[str], references: list[str], metrics: Metrics)
     """RadGraph F1 of each level, BERTScore or words in common, and RadCliQ of both versions; an empty report is 0."""
     parser, lexical = metrics.radgraph or LexicalGraph(), make_lexical_parts()
     graph_name = "radgraph" if metrics.radgraph else "radgraph_lexical"
-    said = np.array([bool(text.strip()) for text in reports])
+    has_text = np.array([bool(text.strip()) for text in reports])
     scores: dict[str, np.ndarray] = {f"{graph_name}/{level}": np.zeros(len(reports)) for level in LEVELS}
     step = CACHE_SIZE // 2
     for start in range(0, len(reports), step):  # graphs take 10 kB each
-        own = slice(start, start + step)
-        graphs = parser(reports[own]), parser(references[own])
+        batch = slice(start, start + step)
+        graphs = parser(reports[batch]), parser(references[batch])
         for level in LEVELS:
             skip = not metrics.radgraph and level == "radcliq"
-            scores[f"{graph_name}/{level}"][own] = radgraph_f1(*graphs, level, skip_empty=skip)
+            scores[f"{graph_name}/{level}"][batch] = radgraph_f1(*graphs, level, skip_empty=skip)
     parts = {"bertscore": metrics.bertscore, "semb": metrics.semb, "bleu": None}
     parts = {name: part or lexical[name] for name, part in parts.items()}
     values = {name: np.asarray(part(reports, references), dtype=np.float64) for name, part in parts.items()}
     values["radgraph"] = scores.pop(f"{graph_name}/radcliq")
-    values = {name: values[name] * said for name in NAMES}
+    values = {name: values[name] * has_text for name in NAMES}
     published = metrics.radgraph and not any(parts[name].lite for name in ("bertscore", "semb"))
     for version in PARAMETERS:
         scores[f"radcliq{'' if published else '_lite'}-{version}"] = radcliq_score(**values, version=version)
-    scores = {name: each * said if name.startswith("radgraph") else each for name, each in scores.items()}
+    scores = {name: column * has_text if name.startswith("radgraph") else column for name, column in scores.items()}
     return means_part({**scores, parts["bertscore"].name: values["bertscore"]})
 
 
@@ -237,9 +238,9 @@ def _add_meteor(systems: list[System], references: dict[str, list[str]]) -> None
         raise InputError(f"{error}; give --meteor no to do without") from error
     start = 0
     for system, prefix in jobs:
-        own = counts[start : start + len(system.rows)]
+        statistics = counts[start : start + len(system.rows)]
         figures = partial(_meteor_figure, f"{prefix}meteor")
-        system.parts.append(Part(own, figures, figures(own)))
+        system.parts.append(Part(statistics, figures, figures(statistics)))
         start += len(system.rows)
 
 
@@ -271,12 +272,12 @@ def _summary(system: System, truth: Truth, counts: np.ndarray, seed: int) -> dic
     for reading in READINGS:
         per_label[reading] = {}
         for label in CONDITIONS:
-            own = {
+            quantities = {
                 key: system.values.pop(label_name(label, reading, key))
                 for key in (*QUANTITIES, "support", "predicted")
             }
-            per_label[reading][label] = {key: as_interval(own[key], size) for key in QUANTITIES} | {
-                key: int(own[key][0]) for key in ("support", "predicted")
+            per_label[reading][label] = {key: as_interval(quantities[key], size) for key in QUANTITIES} | {
+                key: int(quantities[key][0]) for key in ("support", "predicted")
             }
     return {
         "kind": system.kind,
@@ -299,8 +300,9 @@ def _cost(system: System, truth: Truth) -> dict[str, dict[str, float]] | None:
     """What a report cost to write, of `all` and of each scenario; None where the file does not say so of every one."""
     if system.costs is None:
         return None
-    own = np.array([truth.scenarios[row] for row in system.rows], dtype=object)
-    groups = {"all": np.ones(len(own), dtype=bool)} | {name: own == name for name in SCENARIOS if name in own}
+    scenarios = np.array([truth.scenarios[row] for row in system.rows], dtype=object)
+    groups = {"all": np.ones(len(scenarios), dtype=bool)}
+    groups |= {name: scenarios == name for name in SCENARIOS if name in scenarios}
     return {
         name: {
             "samples": int(rows.sum()),
@@ -313,17 +315,17 @@ def _cost(system: System, truth: Truth) -> dict[str, dict[str, float]] | None:
 
 def _by_scenario(system: System, truth: Truth, resamples: int, seed: int) -> dict[str, dict]:
     result = {}
-    own = np.array([truth.scenarios[row] for row in system.rows], dtype=object)
+    scenarios = np.array([truth.scenarios[row] for row in system.rows], dtype=object)
     for scenario in SCENARIOS if len(set(truth.scenarios)) > 1 else ():
-        chosen = np.flatnonzero(own == scenario)
-        if len(chosen):
-            numbers, studies = np.unique(truth.studies[system.rows[chosen]], return_inverse=True)
+        samples = np.flatnonzero(scenarios == scenario)
+        if len(samples):
+            numbers, studies = np.unique(truth.studies[system.rows[samples]], return_inverse=True)
             counts = draw_counts(len(numbers), resamples, seed)
             figures = {}
             for part in system.parts:
                 names = [name for name in SHOWN if name in part.figures(part.statistics[:1])]
                 if names:
-                    part = part._replace(statistics=part.statistics[chosen])
+                    part = part._replace(statistics=part.statistics[samples])
                     values = bootstrap(part, studies, counts, names)
                     figures |= {name: as_interval(values[name], len(numbers)) for name in names}
             figures = {name: figures[name] for name in SHOWN if name in figures}
@@ -343,7 +345,7 @@ def _consistency(system: System, truth: Truth, counts: np.ndarray) -> dict | Non
     for sample, row in enumerate(system.rows):
         if truth.scenarios[row]:
             members.setdefault(truth.studies[row], {}).setdefault(truth.scenarios[row], sample)
-    pairs = [(study, *pair) for study, own in members.items() for pair in combinations(own.values(), 2)]
+    pairs = [(study, *pair) for study, samples in members.items() for pair in combinations(samples.values(), 2)]
     if not pairs:
         return None
     studies, first, second = map(np.array, zip(*pairs, strict=True))
@@ -357,9 +359,9 @@ def _consistency(system: System, truth: Truth, counts: np.ndarray) -> dict | Non
         def figures(sums: np.ndarray) -> dict[str, np.ndarray]:
             return {"agreement": ratio(sums[..., 0], sums[..., 3]), "f1": ratio(2 * sums[..., 1], sums[..., 2])}
 
-        numbers, own = np.unique(studies, return_inverse=True)
-        values = bootstrap(Part(np.stack(columns, 1), figures, {}), own, counts[:, numbers])
-        result |= {prefix + name: as_interval(each, len(numbers)) for name, each in values.items()}
+        numbers, inverse = np.unique(studies, return_inverse=True)
+        values = bootstrap(Part(np.stack(columns, 1), figures, {}), inverse, counts[:, numbers])
+        result |= {prefix + name: as_interval(estimates, len(numbers)) for name, estimates in values.items()}
     return result
 
 
@@ -372,13 +374,13 @@ def _spread(system: System, truth: Truth, counts: np.ndarray) -> dict | None:
     groups = {row: samples for row, samples in groups.items() if len(samples) > 1}
     if not groups:
         return None
-    own = np.array(list(groups))
+    rows = np.array(list(groups))
     margined = next(part.reports["mccs"] for part in system.parts if "mccs" in part.reports)  # by the run's --margin
     scores = {"mccs": margined, "ce_f1": report_f1(system.states, truth.states[system.rows])}
-    part = means_part({name: [each[samples].std() for samples in groups.values()] for name, each in scores.items()})
-    numbers, studies = np.unique(truth.studies[own], return_inverse=True)
-    values = bootstrap(part, studies, counts[:, numbers])
-    return {"studies": len(own)} | {name: as_interval(each, len(numbers)) for name, each in values.items()}
+    spreads = {name: [column[samples].std() for samples in groups.values()] for name, column in scores.items()}
+    numbers, studies = np.unique(truth.studies[rows], return_inverse=True)
+    values = bootstrap(means_part(spreads), studies, counts[:, numbers])
+    return {"studies": len(rows)} | {name: as_interval(estimates, len(numbers)) for name, estimates in values.items()}
 
 
 def lengths(reports: Sequence[str], studies: Sequence[str]) -> dict:

@@ -67,8 +67,8 @@ MIMIC_NOTICE = "MIMIC-CXR is credentialed: see that everybody who can read the r
 Configs = dict[str, dict[str, Path]]  # a Parquet file by config and split
 
 
-def find_configs(dataset: str | Path, judgements: str | None, made: Path) -> Configs:
-    """The files of each config that the folder `dataset` has; `tlw` and `discbert` are written to the folder `made`.
+def find_configs(dataset: str | Path, judgements: str | None, scratch: Path) -> Configs:
+    """The files of each config that the folder `dataset` has; `tlw` and `discbert` are written to `scratch`.
 
     `judgements` is a file for `judged.read_judgements`; without it the folder's provenance.parquet, if there is one.
     Raises InputError where there is no built data set, or a file has no rows or is damaged.
@@ -90,20 +90,20 @@ def find_configs(dataset: str | Path, judgements: str | None, made: Path) -> Con
     provenance = Path(dataset) / "provenance.parquet"
     if judgements is None and provenance.is_file():
         judgements = str(provenance)
-    return configs | _write_tlw(configs, made / "tlw") | _write_discbert(judgements, made / "discbert")
+    return configs | _write_tlw(configs, scratch / "tlw") | _write_discbert(judgements, scratch / "discbert")
 
 
 def _write_tlw(configs: Configs, folder: Path) -> Configs:
-    found: dict[str, list[pyarrow.Table]] = {}
+    chunks: dict[str, list[pyarrow.Table]] = {}
     for files in configs.values():
         for split, file in files.items():
             if set(TLW) <= set(parquet.read_schema(file).names):
                 rows = parquet.read_table(file, columns=list(TLW))
                 rows = rows.filter(compute.is_valid(rows["key_spans"])).select(TLW)
-                found.setdefault(split, []).extend([rows] if len(rows) else [])
+                chunks.setdefault(split, []).extend([rows] if len(rows) else [])
     schema = Features({name: FEATURES[name] for name in TLW}).arrow_schema
     tables = {
-        split: pyarrow.concat_tables([one.cast(schema) for one in rows]) for split, rows in found.items() if rows
+        split: pyarrow.concat_tables([one.cast(schema) for one in rows]) for split, rows in chunks.items() if rows
     }
     return _write("tlw", tables, folder)
 
@@ -126,13 +126,13 @@ def _write(config: str, tables: dict[str, pyarrow.Table], folder: Path) -> Confi
 
 def read_column(configs: Configs, name: str) -> set[str]:
     """The values of a text column in all rows; `unknown` for null, and for files of a data set without it."""
-    found: set[str] = set()
+    values_of_column: set[str] = set()
     for config, files in configs.items():
         for file in files.values() if config != "discbert" else ():
-            known = name in parquet.read_schema(file).names
-            values = parquet.read_table(file, columns=[name])[name].unique().to_pylist() if known else [None]
-            found |= {value or UNKNOWN for value in values}
-    return found
+            has_column = name in parquet.read_schema(file).names
+            values = parquet.read_table(file, columns=[name])[name].unique().to_pylist() if has_column else [None]
+            values_of_column |= {value or UNKNOWN for value in values}
+    return values_of_column
 
 
 def write_card(configs: Configs, sources: set[str], build: dict, repository: str) -> str:
@@ -146,7 +146,7 @@ def write_card(configs: Configs, sources: set[str], build: dict, repository: str
     licences = [SOURCES[name].hub if name in SOURCES else {"license": "other"} for name in names]
     head = {
         "pretty_name": repository,
-        **(licences[0] if all(each == licences[0] for each in licences) else {"license": "other"}),
+        **(licences[0] if all(licence == licences[0] for licence in licences) else {"license": "other"}),
         "task_categories": ["image-to-text"],
         "tags": ["chest-x-ray", "radiology-report-generation", "rrg-recipes"],
         "configs": [
@@ -197,17 +197,17 @@ def push_dataset(dataset: str | Path, name: str, because: str | None = None, jud
 
     Raises InputError where the licence of its rows forbids it (`hub.check_allowed`), and as `hub.push_files` does.
     """
-    with TemporaryDirectory() as made:
-        configs = find_configs(dataset, judgements, Path(made))
+    with TemporaryDirectory() as scratch:
+        configs = find_configs(dataset, judgements, Path(scratch))
         sources = read_column(configs, "source") | ({UNKNOWN} if judgements else set())
-        again = f"complete it with: python recipes/push_dataset.py --dataset {dataset} --repo {name}"
-        again += f" --judgements {judgements}" if judgements else ""
-        repository = open_repository(name, "dataset", sources, bool(because), because, again=again)
+        retry_command = f"complete it with: python recipes/push_dataset.py --dataset {dataset} --repo {name}"
+        retry_command += f" --judgements {judgements}" if judgements else ""
+        repository = open_repository(name, "dataset", sources, bool(because), because, again=retry_command)
         if OPENI.name in map(normalise, sources):
             print(f"{name}: {OPENI_NOTICE}")
         if any(map(is_credentialed, sources)) and not because:
             print(f"{name}: {MIMIC_NOTICE}")
-        card = Path(made) / "README.md"
+        card = Path(scratch) / "README.md"
         card.write_text(write_card(configs, sources, read_build(dataset), repository.name))
         files = {
             f"{'' if config == 'default' else f'{config}/'}{split}.parquet": file

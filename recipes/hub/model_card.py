@@ -55,11 +55,11 @@ def read_run(folder: Path) -> dict:
     if not file.is_file():
         return {}
     saved = json.loads(file.read_text())
-    told = {"commit": saved.get("commit")}
+    facts = {"commit": saved.get("commit")}
     for block in saved.values():
         if isinstance(block, dict):
-            told |= {name: block[name] for name in ARGUMENTS if block.get(name) not in (None, -1)}
-    return {name: value for name, value in told.items() if value}
+            facts |= {name: block[name] for name in ARGUMENTS if block.get(name) not in (None, -1)}
+    return {name: value for name, value in facts.items() if value}
 
 
 def card_for_push(folder: str | Path, repository: str) -> Path:
@@ -127,8 +127,8 @@ def write_card(folder: str | Path, metrics: dict | None, repository: str | None 
 
 def _tabulate(metrics: dict) -> dict:
     systems = metrics["systems"]
-    own = next(name for name, system in systems.items() if system["kind"] == "model")
-    names = [own, *(name for name in systems if name != own)]
+    model = next(name for name, system in systems.items() if system["kind"] == "model")
+    names = [model, *(name for name in systems if name != model)]
     figures = dict.fromkeys(
         figure for preset in metrics["protocol"]["presets"].values() for figure in preset["figures"]
     )
@@ -139,11 +139,11 @@ def _tabulate(metrics: dict) -> dict:
     ]
     labels = []
     for label in FINDINGS:
-        found, errors = systems[own]["per_label"][label], systems[own]["errors"][label]
-        cells = [cell(found[quantity]) for quantity in ("precision", "recall", "f1")]
-        labels.append((label, [*cells, str(found["support"]), *(str(errors[kind]) for kind in KINDS)]))
-    what = metrics["looking"].get(own, {"control": None, "figures": {}})
-    looking = [
+        quantities, errors = systems[model]["per_label"][label], systems[model]["errors"][label]
+        cells = [cell(quantities[quantity]) for quantity in ("precision", "recall", "f1")]
+        labels.append((label, [*cells, str(quantities["support"]), *(str(errors[kind]) for kind in KINDS)]))
+    control = metrics["image_reliance"].get(model, {"control": None, "figures": {}})
+    image_reliance = [
         [
             metrics["figures"][figure]["title"],
             number(row["score"]),
@@ -151,15 +151,15 @@ def _tabulate(metrics: dict) -> dict:
             cell(row["drop"]),
             cell(row["share"]),
         ]
-        for figure, row in what["figures"].items()
+        for figure, row in control["figures"].items()
     ]
     return {
-        "name": own,
+        "name": model,
         "m": metrics,
         "columns": names,
         "rows": rows,
         "labels": labels,
         "kinds": KINDS,
-        "looking": looking,
-        "looking_control": what["control"],
+        "image_reliance": image_reliance,
+        "image_reliance_control": control["control"],
     }

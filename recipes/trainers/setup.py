@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from recipes.files import InputError, replacing
+from recipes.files import InputError, read_commit, replacing
 
 
 def choose_rewards(settings, labeler: Callable, references: Sequence[str], weights) -> list[Callable]:
@@ -42,13 +42,9 @@ def save_run(folder: str | Path, *arguments, sources: list[str] | None = None) -
     `changed` are the arguments that differ from their defaults, as a `--config` file would have them. `sources` are
     those of the data that the checkpoint is made of (recipes/hub/push.py: `sources_of`). Tokens are left out.
     """
-    import subprocess
     from dataclasses import MISSING, asdict
     from importlib.metadata import version
 
-    commit = subprocess.run(
-        ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets", "accelerate")}
     settings = {
         type(each).__name__: {name: value for name, value in asdict(each).items() if not name.endswith("_token")}
@@ -62,7 +58,7 @@ def save_run(folder: str | Path, *arguments, sources: list[str] | None = None) -
             value = kept.get(field.name, default)
             if str(value) != str(default) and not isinstance(value, dict):  # dicts: what the libraries fill in
                 changed[field.name] = value
-    noted = {"script": Path(sys.argv[0]).name, "commit": commit, "packages": packages, "sources": sources or []}
+    noted = {"script": Path(sys.argv[0]).name, "commit": read_commit(), "packages": packages, "sources": sources or []}
     Path(folder).mkdir(parents=True, exist_ok=True)
     with replacing(Path(folder) / "run_config.json") as file:
         file.write_text(json.dumps({**noted, **settings, "changed": changed}, indent=2, default=str) + "\n")

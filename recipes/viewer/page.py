@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -45,8 +46,6 @@ KEPT = 3600  # seconds that a study without a request stays in memory
 
 def check_address(host: str, port: int) -> None:
     """Raises InputError where no server can be started at `host`:`port`."""
-    if not 1 <= port <= 65535:
-        raise InputError(f"--port must be from 1 to 65535, not {port}")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -63,7 +62,7 @@ def check_address(host: str, port: int) -> None:
 def show_picture(picture: Picture) -> Markup:
     """The X-ray, its file's name and size, and the warnings about it."""
     image = base64.b64encode(picture.png).decode()
-    warnings = [Markup('<p class="warning">{}</p>').format(each) for each in picture.warnings]
+    warnings = [Markup('<p class="warning">{}</p>').format(warning) for warning in picture.warnings]
     width, height = picture.size
     return Markup(
         '<figure class="xray"><img src="data:image/png;base64,{}" alt="{}"><figcaption>{} · {} × {}</figcaption>{}'
@@ -71,36 +70,36 @@ def show_picture(picture: Picture) -> Markup:
     ).format(image, picture.name, picture.name, width, height, Markup("").join(warnings))
 
 
-def show_report(report: str, done: bool, cut: int | None = None) -> Markup:
-    """The report as text; once `done`, with its findings marked. `cut`: at how many tokens it was cut off."""
+def show_report(report: str, complete: bool, cut: int | None = None) -> Markup:
+    """The report as text; once `complete`, with its findings marked. `cut`: at how many tokens it was cut off."""
     note = Markup('<p class="warning">Cut off after {} tokens (--max_new_tokens).</p>').format(cut) if cut else ""
     if not report:
-        return Markup('<div class="written soft">{}</div>{}').format("(an empty report)" if done else "…", note)
+        return Markup('<div class="written soft">{}</div>{}').format("(an empty report)" if complete else "…", note)
     pieces, place = [], 0
-    for group in group_mentions(LexicalLabeler().mentions(report)) if done else ():
+    for group in group_mentions(LexicalLabeler().mentions(report)) if complete else ():
         states = [state for *_, state in group]
-        kind = KINDS[next(each for each in KINDS if each in states)]
-        start, end = group[0][0], max(each[1] for each in group)
+        kind = KINDS[next(candidate for candidate in KINDS if candidate in states)]
+        start, end = group[0][0], max(mention[1] for mention in group)
         pieces += [escape(report[place:start]), Markup('<mark class="{}">{}</mark>').format(kind, report[start:end])]
         place = end
     text = Markup("").join([*pieces, escape(report[place:])])
-    return Markup('<div class="written report{}">{}</div>{}').format("" if done else " growing", text, note)
+    return Markup('<div class="written report{}">{}</div>{}').format("" if complete else " growing", text, note)
 
 
-def show_findings(rows: list[tuple[str, str, list[str]]], other: list[tuple[str, str, list[str]]] | None) -> Markup:
-    """The table of findings; a row that the `other` model's report tells otherwise says so."""
-    told = {name: state for name, state, _ in other or ()}
+def show_findings(rows: list[tuple[str, str, list[str]]], others: list[tuple[str, str, list[str]]] | None) -> Markup:
+    """The table of findings; a row says so where it differs from `others`, the other model's."""
+    other_states = {name: state for name, state, _ in others or ()}
     lines = []
     for name, state, sentences in rows:
-        differs = other is not None and told.get(name, "not mentioned") != state
-        note = Markup('<span class="other">other model: {}</span>').format(told.get(name, "not mentioned"))
+        differs = others is not None and other_states.get(name, "not mentioned") != state
+        note = Markup('<span class="other">other model: {}</span>').format(other_states.get(name, "not mentioned"))
         lines.append(
             Markup('<tr class="{}"><th scope="row">{}</th><td class="state">{}{}</td><td>{}</td></tr>').format(
                 "absent" if name == "No Finding" else state,
                 name,
                 state,
                 note if differs else "",
-                Markup("<br>").join(escape(each) for each in sentences),
+                Markup("<br>").join(escape(sentence) for sentence in sentences),
             )
         )
     if not rows:
@@ -122,7 +121,7 @@ def describe(system: System) -> Markup:
 
 
 ################
-# What happens
+# Callbacks
 ################
 
 
@@ -133,50 +132,130 @@ def answers(systems: Sequence[System], labeler: Callable, study: dict) -> Iterat
     within `PACE` are shown together: a browser that lags behind would not hear of a stop.
     """
     evidence = Evidence()
-    told = [
+    progress = [
         {"report": "", "think": "", "asked": system.sample(study)[0], "findings": None, "done": False, "cut": None}
         for system in systems
     ]
-    for system, own in zip(systems, told, strict=True):
+    for system, answer in zip(systems, progress, strict=True):
         due = 0.0
         for completion, cut in system.write(study):
-            own["report"], own["think"] = read_completion(completion)
-            own["cut"] = system.max_new_tokens if cut else None
+            answer["report"], answer["think"] = read_completion(completion)
+            answer["cut"] = system.max_new_tokens if cut else None
             if time.monotonic() > due:
-                yield told
+                yield progress
                 due = time.monotonic() + PACE
-        own["done"] = True
-        own["findings"] = list_findings(own["report"], labeler, evidence)
-        yield told
+        answer["done"] = True
+        answer["findings"] = list_findings(answer["report"], labeler, evidence)
+        yield progress
 
 
-def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image_size: int) -> gr.Blocks:  # noqa: C901
+def say(sentence: str, kind: str = "error") -> str:
+    """A line of the page's status."""
+    return Markup('<p class="{}" role="alert">{}</p>').format(kind, sentence) if sentence else ""
+
+
+def draw(progress: list[dict]) -> Iterator:
+    """What the page shows of each answer: report, findings, reasoning with its fold, question with its fold."""
+    for answer, other_answer in zip(progress, progress[::-1] if len(progress) == 2 else [None], strict=True):
+        yield show_report(answer["report"], answer["done"], answer["cut"])
+        rows = answer["findings"]
+        yield "" if rows is None else show_findings(rows, other_answer and other_answer["findings"])
+        yield gr.Accordion(visible=bool(answer["think"]))
+        yield Markup('<div class="report">{}</div>').format(answer["think"])
+        yield gr.Accordion(visible=True)
+        yield Markup('<div class="report">{}</div>').format(answer["asked"])
+
+
+def blank_page(systems: int) -> list:
+    """The page's fields, its status and its answers as they are at the start, for so many systems."""
+    answer = [EMPTY, "", gr.Accordion(visible=False), "", gr.Accordion(visible=False), ""]
+    return ["not known", "findings", "", "", "", "", *answer * systems]
+
+
+def empty_drop() -> tuple:
+    """A place for an X-ray without one."""
+    return gr.File(value=None, visible=True), gr.HTML("", visible=False), gr.Button(visible=False), None
+
+
+@dataclass
+class Callbacks:
+    """What the page does when a file is dropped and when a report is asked for or stopped."""
+
+    systems: Sequence[System]
+    labeler: Callable
+    folder: Path
+    image_size: int
+    stops: dict[str, Event] = field(default_factory=dict)  # of the visitors whose reports are being written
+
+    def take(self, is_frontal: bool, payload: dict | None) -> tuple:
+        """Reads a dropped file: file, preview, button, picture, status and view."""
+        try:
+            picture = take_upload(payload or {}, self.folder, self.image_size, is_frontal)
+        except InputError as error:
+            return gr.File(value=None), gr.skip(), gr.skip(), None, say(str(error)), gr.skip()
+        view_name = picture.view if picture.view in VIEWS else gr.skip()
+        figure = gr.HTML(show_picture(picture), visible=True)
+        return gr.File(value=None, visible=False), figure, gr.Button(visible=True), picture, "", view_name
+
+    def write(
+        self, request: gr.Request, frontal: Picture | None, lateral: Picture | None, view: str, *texts
+    ) -> Iterator[list]:
+        """The status and, as they grow, the answers; `texts` are the further arguments of `make_study`."""
+        unchanged = [gr.skip()] * (6 * len(self.systems))
+        stopped = self.stops[request.session_hash] = Event()
+        began = time.monotonic()
+        try:
+            study = make_study(frontal, lateral, VIEWS[view], *texts)
+            with closing(answers(self.systems, self.labeler, study)) as telling:
+                for progress in telling:
+                    if stopped.is_set():
+                        yield [say("Stopped.", "soft"), *unchanged]
+                        return
+                    yield [say("Writing …", "soft"), *draw(progress)]
+        except InputError as error:
+            yield [say(str(error)), *unchanged]
+        else:
+            yield [say(f"Done in {time.monotonic() - began:.1f} s.", "soft"), *unchanged]
+
+    def end(self, request: gr.Request) -> None:
+        """Stops what is being written for this visitor."""
+        # Not gradio's own cancelling: what it had under way would come after the page has said that it stopped.
+        if request.session_hash in self.stops:
+            self.stops[request.session_hash].set()
+
+
+html = partial(gr.HTML, apply_default_css=False)  # gradio's own draws boxes around every cell
+
+
+def text_box(name: str, label: str, lines: int, fields: set[str]) -> gr.Textbox:
+    """A box for a text; one that no prompt's `fields` name takes none and says why."""
+    read = name in fields
+    return gr.Textbox(
+        label=label,
+        lines=lines if read else 1,
+        max_lines=12,
+        max_length=MAX_CHARACTERS,
+        interactive=read,
+        placeholder="optional" if read else f"not read: the prompt has no {{{name}}}",
+        elem_id=name,
+    )
+
+
+def drop_zone(name: str, label: str) -> tuple:
+    """A place for an X-ray: the file, its preview, the button that removes it, and the picture."""
+    with gr.Column(min_width=150, elem_id=name):
+        file = gr.File(label=label, height=150, elem_classes="drop")
+        preview = html(visible=False)
+        remove = gr.Button("Remove", size="sm", visible=False, elem_classes="remove")
+    return file, preview, remove, gr.State(None, time_to_live=KEPT)
+
+
+def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image_size: int) -> gr.Blocks:
     """The page; `folder` is where gradio puts uploads, and where they are deleted from."""
     fields = set().union(*(system.fields for system in systems))
     reads_lateral = any(system.reads_lateral for system in systems)
     private = {"api_visibility": "private", "show_progress": "hidden"}
-
-    html = partial(gr.HTML, apply_default_css=False)  # gradio's own draws boxes around every cell
-
-    def box(name: str, label: str, lines: int) -> gr.Textbox:
-        read = name in fields
-        why = f"not read: the prompt has no {{{name}}}"
-        return gr.Textbox(
-            label=label,
-            lines=lines if read else 1,
-            max_lines=12,
-            max_length=MAX_CHARACTERS,
-            interactive=read,
-            placeholder="optional" if read else why,
-            elem_id=name,
-        )
-
-    def drop(name: str, label: str) -> tuple:
-        with gr.Column(min_width=150, elem_id=name):
-            file = gr.File(label=label, height=150, elem_classes="drop")
-            shown = html(visible=False)
-            remove = gr.Button("Remove", size="sm", visible=False, elem_classes="remove")
-        return file, shown, remove, gr.State(None, time_to_live=KEPT)
+    callbacks = Callbacks(systems, labeler, folder, image_size)
 
     with gr.Blocks(
         title="RRG Recipes: try a model", analytics_enabled=False, delete_cache=(60, 300), fill_width=True
@@ -186,16 +265,16 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
         with gr.Row():
             with gr.Column(scale=2, min_width=320, elem_id="study"):
                 with gr.Row():
-                    frontal = drop("frontal", "Frontal X-ray")
+                    frontal = drop_zone("frontal", "Frontal X-ray")
                     if reads_lateral:
-                        lateral = drop("lateral", "Lateral X-ray")
+                        lateral = drop_zone("lateral", "Lateral X-ray")
                 if not reads_lateral:
                     html('<p class="soft">A lateral X-ray is not read: one image is looked at.</p>')
                 view = gr.Radio(list(VIEWS), value="not known", label="View", visible="view" in fields, elem_id="view")
                 sections = gr.Radio(SECTIONS, value="findings", label="Write", visible="sections" in fields)
-                indication = box("indication", "Indication", 2)
-                history = box("history", "History", 2)
-                prior = box("prior_report", "Prior report", 4)
+                indication = text_box("indication", "Indication", 2, fields)
+                history = text_box("history", "History", 2, fields)
+                prior = text_box("prior_report", "Prior report", 4, fields)
                 with gr.Row():
                     start = gr.Button(
                         "Write the report", variant="primary", size="md", scale=3, min_width=165, elem_id="start"
@@ -215,77 +294,25 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
                         asked = html()
                 shown += [report, findings, fold, think, ask, asked]
 
-        def say(sentence: str, kind: str = "error") -> str:
-            return Markup('<p class="{}" role="alert">{}</p>').format(kind, sentence) if sentence else ""
-
-        def take(is_frontal: bool, payload: dict | None):
-            try:
-                picture = take_upload(payload or {}, folder, image_size, is_frontal)
-            except InputError as error:
-                return gr.File(value=None), gr.skip(), gr.skip(), None, say(str(error)), gr.skip()
-            known = picture.view if picture.view in VIEWS else gr.skip()
-            figure = gr.HTML(show_picture(picture), visible=True)
-            return gr.File(value=None, visible=False), figure, gr.Button(visible=True), picture, "", known
-
-        def drop_again():
-            return gr.File(value=None, visible=True), gr.HTML("", visible=False), gr.Button(visible=False), None
-
-        stops: dict[str, Event] = {}  # of the visitors whose reports are being written
-
-        def write(request: gr.Request, *given) -> Iterator[list]:
-            pictures, (view, *rest) = given[: 1 + reads_lateral], given[1 + reads_lateral :]
-            unchanged = [gr.skip()] * len(shown)
-            stopped = stops[request.session_hash] = Event()
-            began = time.monotonic()
-            try:
-                study = make_study(*(*pictures, None)[:2], VIEWS[view], *rest)
-                with closing(answers(systems, labeler, study)) as telling:
-                    for told in telling:
-                        if stopped.is_set():
-                            yield [say("Stopped.", "soft"), *unchanged]
-                            return
-                        yield [say("Writing …", "soft"), *draw(told)]
-            except InputError as error:
-                yield [say(str(error)), *unchanged]
-            else:
-                yield [say(f"Done in {time.monotonic() - began:.1f} s.", "soft"), *unchanged]
-
-        def end(request: gr.Request) -> None:
-            # Not gradio's own cancelling: what it had under way would come after the page has said that it stopped.
-            if request.session_hash in stops:
-                stops[request.session_hash].set()
-
-        def draw(told: list[dict]) -> Iterator:
-            for own, other in zip(told, told[::-1] if len(told) == 2 else [None], strict=True):
-                yield show_report(own["report"], own["done"], own["cut"])
-                rows = own["findings"]
-                yield "" if rows is None else show_findings(rows, other and other["findings"])
-                yield gr.Accordion(visible=bool(own["think"]))
-                yield Markup('<div class="report">{}</div>').format(own["think"])
-                yield gr.Accordion(visible=True)
-                yield Markup('<div class="report">{}</div>').format(own["asked"])
-
         drops = [frontal, lateral] if reads_lateral else [frontal]
         for number, (file, preview, remove, picture) in enumerate(drops):
-            seen = view if number == 0 else gr.State()
+            view_output = view if number == 0 else gr.State()
             file.upload(
-                partial(take, number == 0),
+                partial(callbacks.take, number == 0),
                 file,
-                [file, preview, remove, picture, status, seen],
+                [file, preview, remove, picture, status, view_output],
                 preprocess=False,
                 **private,
             )
-            remove.click(drop_again, None, [file, preview, remove, picture], **private)
-            clear.click(drop_again, None, [file, preview, remove, picture], **private)
+            remove.click(empty_drop, None, [file, preview, remove, picture], **private)
+            clear.click(empty_drop, None, [file, preview, remove, picture], **private)
         typed = [view, sections, indication, history, prior]
-        start.click(write, [*(each[3] for each in drops), *typed], [status, *shown], **private)
-        stop.click(end, None, None, **private)
+        pictures = [frontal[3], lateral[3] if reads_lateral else gr.State()]
+        start.click(callbacks.write, [*pictures, *typed], [status, *shown], **private)
+        stop.click(callbacks.end, None, None, **private)
 
-        def forget() -> list:
-            blank = [EMPTY, "", gr.Accordion(visible=False), "", gr.Accordion(visible=False), ""] * len(systems)
-            return ["not known", "findings", "", "", "", "", *blank]
-
-        clear.click(end, None, None, **private).then(forget, None, [*typed, status, *shown], **private)
+        forget = partial(blank_page, len(systems))
+        clear.click(callbacks.end, None, None, **private).then(forget, None, [*typed, status, *shown], **private)
     return page
 
 

@@ -75,7 +75,7 @@ def _read_header(path: Path, picture: Picture, frontal: bool) -> None:
         if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:  # a few bytes may inflate to all memory
             raise InputError(f"{name} is a deflated DICOM file, which is not read; save it uncompressed")
         header = pydicom.dcmread(path, stop_before_pixels=True)
-        rows, columns, frames = (int(header.get(each) or 0) for each in ("Rows", "Columns", "NumberOfFrames"))
+        rows, columns, frames = (int(header.get(keyword) or 0) for keyword in ("Rows", "Columns", "NumberOfFrames"))
     except InputError:
         raise
     except (InvalidDicomError, OSError, EOFError, AttributeError, KeyError, ValueError, TypeError) as error:
@@ -85,8 +85,9 @@ def _read_header(path: Path, picture: Picture, frontal: bool) -> None:
     _check_size(name, columns, rows, max(frames, 1))
     modality, part = str(header.get("Modality") or ""), str(header.get("BodyPartExamined") or "").upper()
     if modality not in XRAYS:
-        says = f"is of the modality {modality}" if modality else "names no modality"
-        picture.warnings.append(f"{name} {says}, not an X-ray (CR or DX): no model here has learnt from such images.")
+        description = f"is of the modality {modality}" if modality else "names no modality"
+        difference = f"{name} {description}, not an X-ray (CR or DX)"
+        picture.warnings.append(f"{difference}: no model here has learnt from such images.")
     if part and part not in CHESTS:
         picture.warnings.append(f"{name} says that it shows {part}, not the chest.")
     picture.view = str(header.get("ViewPosition") or "").upper() or None
@@ -142,7 +143,7 @@ def make_study(
     asked = sections.split(" and ")
     return {
         "study_id": "of the page",
-        "images": [each.png for each in (frontal, lateral) if each],
+        "images": [picture.png for picture in (frontal, lateral) if picture],
         "views": [view or "FRONTAL", "LATERAL"][: 2 if lateral else 1],
         **{name: (text or "").strip() or None for name, text in texts.items()},
         # A data set's row says by its texts which sections its report is made of, so their names stand for them.

@@ -35,7 +35,7 @@ def trained_with(model: str) -> dict:
         groups = json.loads(file.read_text()).values()
     except (ValueError, AttributeError) as error:
         raise InputError(f"{file} is damaged; delete it and name the prompt with --prompt_files") from error
-    return next((each for each in groups if isinstance(each, dict) and "prompt_file" in each), {})
+    return next((group for group in groups if isinstance(group, dict) and "prompt_file" in group), {})
 
 
 @dataclass
@@ -69,10 +69,10 @@ class System:
         tokenizer = self.engine.processor.tokenizer
         marks = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         for name in TYPED:
-            found = [mark for mark in (*sorted(marks), PRIOR_START, PRIOR_END) if mark in (study[name] or "")]
-            if found and name in self.fields:
+            collisions = [mark for mark in (*sorted(marks), PRIOR_START, PRIOR_END) if mark in (study[name] or "")]
+            if collisions and name in self.fields:
                 words = name.replace("_", " ")
-                raise InputError(f"{self.name} reads {found[0]} as a mark of its own; take it out of the {words}")
+                raise InputError(f"{self.name} reads {collisions[0]} as a mark of its own; take it out of the {words}")
         return samples_of(study, self.prompt, self.views)[0]
 
     def write(self, study: dict) -> Iterator[tuple[str, bool]]:
@@ -81,7 +81,7 @@ class System:
         Closing the iterator ends the writing at the next token. Raises InputError where the processor refuses `study`.
         """
         prompt, encoded = self.sample(study)
-        images = [Image.open(io.BytesIO(each)).convert("RGB") for each in encoded]
+        images = [Image.open(io.BytesIO(image)).convert("RGB") for image in encoded]
         stopped = Event()
 
         def is_stopped(tokens: torch.Tensor, scores: torch.Tensor, **ignored) -> torch.Tensor:
@@ -144,12 +144,13 @@ def list_findings(report: str, labeler: Callable, evidence: Evidence) -> list[tu
     Sentences are those that say the state by `evidence`; where none does, those that speak of the condition.
     """
     rows = []
-    said = evidence(report)
+    mentions_by_label = evidence(report)
     for place, state in enumerate(labeler([report])[0]):
         if state == CheXpertState.BLANK:
             continue
-        mentions = said.get(place, [])
-        sentences = [sentence for own, sentence, _ in mentions if own == state] or [each for _, each, _ in mentions]
+        mentions = mentions_by_label.get(place, [])
+        matches = [sentence for mention_state, sentence, _ in mentions if mention_state == state]
+        sentences = matches or [sentence for _, sentence, _ in mentions]
         rows.append((CONDITIONS[place], WORDS[CheXpertState(state)], list(dict.fromkeys(sentences))))
     return rows
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import BertConfig, Gemma3Config, Qwen2_5_VLConfig
 from transformers.trainer_optimizer import _BITSANDBYTES_OPTIMIZERS
 from transformers.training_args import OptimizerNames
 
-from recipes import cli
+from recipes import cli, files
 from recipes.cli import check_hardware, parse, report, run
 from recipes.data.model_files import check_model
 from recipes.files import InputError, read_prompt, replacing
@@ -326,6 +327,20 @@ def test_resume_from_nothing(tmp_path, monkeypatch, named, sentence):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=sentence):
         resume_from(SimpleNamespace(output_dir="run", resume_from_checkpoint=named))
+
+
+def test_read_commit(monkeypatch, tmp_path):
+    """Of a checkout of this project alone: an environment with the wheel may lie in somebody else's repository."""
+    git = ("git", "-C", tmp_path, "-c", "user.name=N", "-c", "user.email=E")
+    for command in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "first")):
+        subprocess.run((*git, *command), check=True)
+    commit = subprocess.run((*git, "rev-parse", "HEAD"), check=True, capture_output=True, text=True).stdout.strip()
+    for file, expected in (("recipes/files.py", commit), ("site-packages/recipes/files.py", "")):
+        (tmp_path / file).parent.mkdir(parents=True)
+        monkeypatch.setattr(files, "__file__", str(tmp_path / file))
+        assert files.read_commit() == expected
+    monkeypatch.setenv("PATH", "")  # no git
+    assert files.read_commit() == ""
 
 
 def test_read_prompt(tmp_path):

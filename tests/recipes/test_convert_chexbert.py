@@ -85,17 +85,17 @@ def half_a_file(published: dict, folder: Path) -> Path:
         (lambda published, folder: save([torch.zeros(2)], folder), "no 'model_state_dict'"),
         (
             lambda published, folder: save(changed(published, **{"module__linear_heads__13__bias": None}), folder),
-            r"lacks 1 weights \(linear_heads.13.bias\)",
+            r"1 weights differ, such as linear_heads.13.bias \(shape none, and \(2,\) is expected\)",
         ),
         (
             lambda published, folder: save(changed(published, module__classifier__weight=torch.zeros(2, 2)), folder),
-            r"has 1 others \(classifier.weight\)",
+            r"1 weights differ, such as classifier.weight \(shape \(2, 2\), and none is expected\)",
         ),
         (
             lambda published, folder: save(
                 changed(published, **{"module__linear_heads__0__weight": torch.zeros(4, 9)}), folder
             ),
-            r"linear_heads.0.weight has shape \(4, 9\)",
+            r"such as linear_heads.0.weight \(shape \(4, 9\), and",
         ),
     ],
 )
@@ -108,7 +108,8 @@ def test_bad_checkpoints_are_refused(published, tmp_path, call, make, message):
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "message"), [("/no/such/folder", "no such folder"), ("gpt2", "is a gpt2 model; CheXbert is a BERT")]
+    ("tokenizer", "message"),
+    [("/no/such/folder", "no such folder"), ("gpt2", "is a gpt2 model, and the checkpoint's is a BERT")],
 )
 def test_bad_tokenizers_are_refused(published, tmp_path, call, tokenizer, message):
     if tokenizer == "gpt2":

@@ -248,5 +248,7 @@ def test_converted_discbert_is_the_published_one(tmp_path, call):
     assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "discbert"
     del weights["labeler.pp_heads.bias"]
     file = save(tmp_path / "half.pth", weights)
-    with pytest.raises(InputError, match=r"no DiscBERT on the --tokenizer's BERT: heads.1.bias \(2,\) stands"):
+    with pytest.raises(
+        InputError, match=r"no DiscBERT on the --tokenizer's BERT: 1 weights differ, such as heads.1.bias"
+    ):
         call(convert_discbert.main, "--checkpoint", file, "--tokenizer", tmp_path / "bert", "--out", tmp_path / "x")

@@ -186,12 +186,12 @@ def test_what_comes_from_looking(evaluate, tmp_path):
     control = write_lines(tmp_path / "shuffled.jsonl", swapped)
     metrics = evaluate(right, "--shuffled", f"ours={control}")
     assert metrics["systems"]["ours.shuffled"]["kind"] == "control"
-    looking = metrics["looking"]["ours"]
-    row = looking["figures"]["ce/13/positive/micro/f1"]
-    assert (looking["control"], row["score"], row["shuffled"]) == ("ours.shuffled", 1, 0)
+    reliance = metrics["image_reliance"]["ours"]
+    row = reliance["figures"]["ce/13/positive/micro/f1"]
+    assert (reliance["control"], row["score"], row["shuffled"]) == ("ours.shuffled", 1, 0)
     assert row["drop"]["value"] == row["share"]["value"] == 1
-    assert looking["figures"]["radcliq_lite-v1"]["drop"]["value"] > 0  # turned round: lower is better
-    assert looking["figures"]["radcliq_lite-v1"]["share"] is None
+    assert reliance["figures"]["radcliq_lite-v1"]["drop"]["value"] > 0  # turned round: lower is better
+    assert reliance["figures"]["radcliq_lite-v1"]["share"] is None
 
 
 @pytest.mark.parametrize(

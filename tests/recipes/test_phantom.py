@@ -329,7 +329,7 @@ def test_build_follows_the_schema_and_repeats(monkeypatch, tmp_path, labeler):
         (["--out", "x", "--seed", "-1"], "--seed"),
         (["--out", "x", "--shapes", "square,round"], "portrait, square, landscape, got 'round'"),
         (["--out", "x", "--abnormal", "1.5"], "--abnormal"),
-        (["--out", "x", "--style", "verse"], "--style is one of terse, prose, systematic, mimic, not 'verse'"),
+        (["--out", "x", "--style", "verse"], "invalid choice: 'verse'"),
         (["--out", "x", "--scenarios", "sn,xx"], "'xx'"),
         (["--out", "x", "--config", "missing.yaml"], "missing.yaml"),
         (["--out", "x", "--colour", "red"], "colour"),

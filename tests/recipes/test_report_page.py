@@ -210,7 +210,7 @@ def test_a_page_without_models_images_or_figures(tmp_path):
         each["states"] = {}
     metrics = make_metrics([case("s", "x", all_systems("x"))])
     metrics["systems"] = {"grpo": metrics["systems"]["grpo"] | {"kind": "baseline"}}
-    empty = {"looking": {}, "differences": [], "notes": [], "dataset": None, "split": None}
+    empty = {"image_reliance": {}, "differences": [], "notes": [], "dataset": None, "split": None}
     write_report_page(tmp_path / "r.html", metrics | empty, cases, LexicalLabeler())
     assert [row["images"] for row in json.loads(Page((tmp_path / "r.html").read_text()).texts["data"])["cases"]] == [
         [0],
@@ -464,7 +464,7 @@ def test_a_page_of_one_study(browser, tmp_path):
         case("s", reference, all_systems("<report>Edema. Possible pleural effusion.</report>"), scenario=scenario)
         for scenario, reference in (("sn", both), ("mw", one))
     ]
-    write_report_page(tmp_path / "case.html", make_metrics(cases), cases, LexicalLabeler(), alone="s")
+    write_report_page(tmp_path / "case.html", make_metrics(cases), cases, LexicalLabeler(), group="s")
     reader = Reader(browser, tmp_path / "case.html")
     assert reader.reading() and reader.texts("h1") == ["Study s: 2 systems,\n2 scenarios"]
     assert reader.run("return getComputedStyle(document.getElementById('cases')).display") == "none"

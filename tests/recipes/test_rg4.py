@@ -649,7 +649,7 @@ def test_a_model_in_this_process(tmp_path):
         ({"rewriter": "llm", "llm": "./absent"}, "./absent cannot be loaded"),
         ({"rewriter": "poet"}, "rewriter"),
         ({"guard": "title"}, "guard"),
-        ({"max_rounds": 0}, "at least 1"),
+        ({"max_rounds": 0}, "--max_rounds must be 1 or more, not 0"),
         ({"labeler": "nlp"}, "'nlp'"),
         ({"published": "sn:x.json"}, "either --dataset"),
         ({"target": "findings"}, "--target is of --published"),

@@ -208,7 +208,8 @@ def metrics():
             "presets": {"mrgr1": {**PRESETS["mrgr1"], "figures": names[:1], "absent": ["meteor"]}},
         },
         "figures": {name: describe(name) for name in names},
-        "labeler": "lexical", "studies": 3, "notes": ["50 % & more"], "references": {}, "looking": {}, "paper": [],
+        "labeler": "lexical", "studies": 3, "notes": ["50 % & more"], "references": {}, "paper": [],
+        "image_reliance": {},
         "systems": {"a|b": system("baseline", 0.3), "my_model": system("model", 0.4)},
         "differences": [{**difference, **p_values}],
     }  # fmt: skip

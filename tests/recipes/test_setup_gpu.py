@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,15 @@ def write_command(file: Path, output: str, status: int = 0) -> Path:
     return file
 
 
+@pytest.fixture(autouse=True)
+def metadata(monkeypatch):
+    """What the installed project says that it needs, as pyproject.toml has it today."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [f'{line}; extra == "{extra}"' for extra in extras for line in extras[extra]]
+    monkeypatch.setattr(setup_gpu, "requires", lambda package: [*project["dependencies"], *lines])
+
+
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A machine with a torch for CUDA 13.0, a GPU, nvcc of CUDA 13.1 and a C++ compiler; `PATH` is the folder bin."""
@@ -40,7 +50,7 @@ def machine(monkeypatch, tmp_path):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """The requirements files that are installed, each with its options; nothing is installed."""
+    """The extras that are installed, each with its options; nothing is installed."""
     calls = []
     monkeypatch.setattr(setup_gpu, "install", lambda *arguments: calls.append(arguments))
     return calls
@@ -48,13 +58,13 @@ def installed(monkeypatch):
 
 def test_order(machine, installed, call, capsys):
     call(setup_gpu.main)
-    assert installed == [("requirements-gpu.txt",), ("requirements-flash-attn.txt", "--no-build-isolation")]
+    assert installed == [("gpu",), ("flash-attn", "--no-build-isolation")]
     assert "for CUDA 13.0; GPUs: A100" in capsys.readouterr().out
 
 
 def test_nothing_is_compiled_where_it_is_not_wanted(machine, installed, call):
     call(setup_gpu.main, "--flash_attn", "false")
-    assert installed == [("requirements-gpu.txt",)]
+    assert installed == [("gpu",)]
 
 
 def no_toolkit(folder, monkeypatch):
@@ -86,12 +96,12 @@ def test_what_flash_attn_lacks(machine, installed, call, capsys, monkeypatch, sp
     spoil(machine, monkeypatch)
     call(setup_gpu.main)
     out = capsys.readouterr().out
-    assert installed == [("requirements-gpu.txt",)] and sentence in out
+    assert installed == [("gpu",)] and sentence in out
     assert "kernels-community/flash-attn2 from the Hub instead" in out
 
 
 def test_a_failed_build_of_flash_attn_is_no_failed_setup(machine, call, capsys, monkeypatch):
-    monkeypatch.setattr(setup_gpu, "install", lambda file, *_: "its words" if "flash" in file else None)
+    monkeypatch.setattr(setup_gpu, "install", lambda extra, *_: "its words" if extra == "flash-attn" else None)
     call(setup_gpu.main)
     assert "flash-attn is not installed: its words." in capsys.readouterr().out
 
@@ -145,6 +155,19 @@ def test_without_network(machine, call, monkeypatch, tmp_path):
         call(setup_gpu.main)
 
 
+def test_the_packages_of_an_extra(monkeypatch):
+    assert setup_gpu.read_extra("flash-attn") == ["flash-attn>=2.8.3"]
+    assert {line.split(">")[0] for line in setup_gpu.read_extra("gpu")} == {
+        "deepspeed",
+        "kernels<0.19,",
+        "ninja",
+        "wheel",
+    }
+    monkeypatch.setattr(setup_gpu, "requires", lambda package: None)  # installed by an earlier version
+    with pytest.raises(InputError, match="lists no extra gpu: make setup"):
+        setup_gpu.read_extra("gpu")
+
+
 def test_what_is_installed_is_the_constraint(monkeypatch):
     """uv is told the versions of the environment, so that a requirement which needs another torch is refused."""
     constraints = []
@@ -156,6 +179,6 @@ def test_what_is_installed_is_the_constraint(monkeypatch):
         return SimpleNamespace(stderr="error: No solution found: torch==2.15.0 and torch==2.13.0", returncode=1)
 
     monkeypatch.setattr(subprocess, "run", start)
-    assert "beside what is installed" in setup_gpu.install("requirements-gpu.txt")
+    assert "beside what is installed" in setup_gpu.install("gpu")
     assert constraints == ["torch==2.15.0\n"]
     assert setup_gpu.UV[0] == sys.executable
