@@ -1,133 +1,126 @@
-"""The ablations' tables as Markdown and as one HTML file."""
+"""The ablations' tables, as Markdown and as one HTML file."""
 
 import re
 from pathlib import Path
 
 from datasets import Dataset
 
-from recipes.demos.ablation_runs import report_file
-from recipes.demos.page import choose_studies
+from recipes.demos.ablation_runs import row_reports
+from recipes.demos.page import choose_studies, render
 from recipes.demos.reward_habits import HABITS, MEANING
+from recipes.demos.tables import Table, with_interval
 from recipes.evaluation.baselines import TEMPLATE
 from recipes.evaluation.figures import describe
 from recipes.evaluation.paper_comparison import read_results
 from recipes.evaluation.prediction_files import read_predictions
 from recipes.files import InputError, replacing
-from recipes.templates import html_environment
 
-ALONE = ("base", "nlg", "reasoning", "ce_f1", "mccs", "mccs_margin_0", "radcliq_lite", "mccs_reasoning")
+SAMPLED = ("base", "nlg", "reasoning", "ce_f1", "mccs", "mccs_margin_0", "radcliq_lite", "mccs_reasoning")
 DATA = {"mrgr1": "IU X-Ray / MIMIC-CXR", "lmrrg": "MIMIC-CXR", "llmrg4": "MIMIC-RG4"}
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
+SPREAD = "Spread of the rewards within a study's four samples, before anything was learned:"
 
 
-def sample_reports(rows: Dataset, out: str, seed: int, ran: list[str]) -> list[dict[str, str]]:
-    """Of three studies with a finding and one without, by place: the reference and what the rows of `ALONE` write."""
-    known = dict.fromkeys(rows["study_id"])
-    files = {row: read_predictions(report_file(f"{out}/seed{seed}", row, False), known) for row in ALONE if row in ran}
+def sample_reports(rows: Dataset, folder: str, seed: int, ran: list[str]) -> list[dict[str, str]]:
+    """Of three studies with a finding and one without, by place: the reference and what the rows `SAMPLED` write."""
+    ids = dict.fromkeys(rows["study_id"])
+    files = {row: read_predictions(row_reports(folder, seed, row), ids) for row in SAMPLED if row in ran}
     return [
         {"reference": rows[i]["report"], **{row: texts[rows[i]["study_id"]][0] for row, texts in files.items()}}
         for i in choose_studies(rows["labels"], abnormal=3, normal=1)
     ]
 
 
-def write_markdown(file: str | Path, results: dict) -> str:
-    """Writes the tables of a system's `results` to `file` and returns them."""
+def explain(results: dict) -> str:
+    """What the tables' cells hold."""
     seeds = ", ".join(map(str, results["seeds"]))
-    lines = [
+    return (
         f"Seeds {seeds}; {results['minutes']:.1f} minutes a seed. A cell: our value (95 % interval), with several "
         f"seeds the value of each, the paper's on {DATA[results['system']]}, ours with the images of other studies "
         "(sh.), and whether the difference to the row in bold has the paper's sign. Style: half of it or more is "
-        "there with other studies' images too.",
-        "",
-        "| claim | better minus worse | by seed | here |",
-        "|---|---|---|---|",
-    ]
-    for claim in results["claims"]:
-        said = claim["verdict"] + ", style" * claim["style"]
-        each = ", ".join(f"{value:+.3f}" for value in claim["gain"]["by_seed"])
-        lines.append(f"| {claim['name']} | {_signed(claim['gain'])} | {each} | {said} |")
-    for check in results["other_checks"]:
-        holds = "holds" if check["holds"] else "does not hold"
-        lines.append(f"| {check['name']} ({check['bar']}) | {check['value']:.3g} | | {holds} |")
+        "there with other studies' images too."
+    )
+
+
+def make_tables(results: dict) -> list[tuple[str, str, Table]]:
+    """The claims, the groups, the habits and the rewards' spread, each with its heading and the sentence before it."""
+    tables = [("What the paper says", "", _claims_table(results))]
     for group in results["groups"]:
-        titles = [describe(name)["short"] + ARROWS[describe(name)["better"]] for name in group["columns"]]
-        lines += [
-            "",
-            f"{group['title']}, {group['studies']} test studies:",
-            "",
-            "| row | " + " | ".join(titles) + " |",
-        ]
-        lines.append("|---" * (len(titles) + 1) + "|")
-        for row, figures in group["rows"].items():
-            name = group["names"][row].replace("|", "\\|")
-            name = f"**{name}**" if row == group["full"] else name
-            lines.append("| " + " | ".join([name, *(_cell(figures[figure]) for figure in group["columns"])]) + " |")
-        template = (f"{group[TEMPLATE][figure]:.3f}" for figure in group["columns"])
-        lines.append("| " + " | ".join([TEMPLATE, *template]) + " |")
-        lines += [f"| {group['names'][row]} | not run |" + " |" * (len(titles) - 1) for row in group["not_run"]]
+        tables.append((group["title"], f"{group['title']}, {group['studies']} test studies:", _group_table(group)))
     if habits := results["habits"]:
         names = results["groups"][0]["names"]
         studies = f"{habits['studies']} test studies, {habits['abnormal']} of them abnormal"
-        lines += ["", f"What the rows' reports name and leave out, {studies}. {MEANING}", ""]
-        lines += ["| row | " + " | ".join(HABITS.values()) + " |", "|---" * (len(HABITS) + 1) + "|"]
-        for row, figures in habits["rows"].items():
-            cells = "".join(f" {_habit(figures[figure])} |" for figure in HABITS)
-            lines.append(f"| {names.get(row, row)} |{cells}")
+        rows = [[names.get(row, row), *map(_habit, figures.values())] for row, figures in habits["rows"].items()]
+        sentence = f"What the rows' reports name and leave out, {studies}. {MEANING}"
+        tables.append(("What a reward learns alone", sentence, Table(["row", *HABITS.values()], rows)))
     if results["spread"]:
-        lines += ["", "Spread of the rewards within a study's four samples, before anything was learned:", ""]
-        lines += ["| reward | groups | standard deviation | groups without any | distinct rewards |"]
-        lines.append("|---" * 5 + "|")
-        for row, each in results["spread"].items():
-            lines.append(f"| {row} | {each['groups']} | {each['std']:.3f} | {each['equal']:.3f} | {each['values']} |")
+        columns = ["reward", "groups", "standard deviation", "groups without any", "distinct rewards"]
+        rows = [
+            [row, str(entry["groups"]), f"{entry['std']:.3f}", f"{entry['equal']:.3f}", str(entry["values"])]
+            for row, entry in results["spread"].items()
+        ]
+        tables.append(("What a reward has to go by", SPREAD, Table(columns, rows)))
+    return tables
+
+
+def _claims_table(results: dict) -> Table:
+    rows = []
+    for claim in results["claims"]:
+        gain = claim["gain"]
+        better = with_interval(gain["value"], gain["low"], gain["high"], "+.3f")
+        by_seed = ", ".join(f"{value:+.3f}" for value in gain["by_seed"])
+        rows.append([claim["name"], better, by_seed, claim["verdict"] + ", style" * claim["style"]])
+    for check in results["other_checks"]:
+        holds = "holds" if check["holds"] else "does not hold"
+        rows.append([f"{check['name']} ({check['bar']})", f"{check['value']:.3g}", "", holds])
+    return Table(["claim", "better minus worse", "by seed", "here"], rows)
+
+
+def _group_table(group: dict) -> Table:
+    columns = group["columns"]
+    titles = [describe(name)["short"] + ARROWS[describe(name)["better"]] for name in columns]
+    first = {row: f"{name}\n{row}" for row, name in group["names"].items()}
+    rows = [[first[row], *(_cell(figures[name]) for name in columns)] for row, figures in group["rows"].items()]
+    rows.append([TEMPLATE, *(f"{group[TEMPLATE][name]:.3f}" for name in columns)])
+    rows += [[first[row], "not run", *[""] * (len(columns) - 1)] for row in group["not_run"]]
+    return Table(["row", *titles], rows, first[group["full"]])
+
+
+def _cell(figure: dict) -> str:
+    lines = [with_interval(figure["value"], figure["low"], figure["high"])]
+    if len(figure["by_seed"]) > 1:
+        lines.append(", ".join(f"{value:.3f}" for value in figure["by_seed"]))
+    if figure["paper"]:
+        lines.append("paper " + " / ".join(f"{value:.3f}" for value in figure["paper"]))
+    lines.append(f"sh. {figure['shuffled']:.3f}")
+    if figure["paper"] and "verdict" in figure:
+        lines.append(figure["verdict"])
+    return "\n".join(lines) + "\nstyle" * figure.get("style", False)
+
+
+def _habit(figure: dict) -> str:
+    if figure["value"] is None:
+        return "–"
+    by_seed = ", ".join(f"{value:.3f}" for value in figure["by_seed"])
+    return f"{figure['value']:.3f}" + f"\n{by_seed}" * (len(figure["by_seed"]) > 1)
+
+
+def write_markdown(file: str | Path, results: dict) -> str:
+    """Writes the tables of a system's `results` to `file` and returns them."""
+    lines = [explain(results)]
+    for _, sentence, table in make_tables(results):
+        lines += [*(["", sentence] if sentence else []), "", *table.to_markdown()]
     text = "\n".join(lines) + "\n"
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text
 
 
-def _signed(each: dict) -> str:
-    return f"{each['value']:+.3f} ({each['low']:+.3f} to {each['high']:+.3f})"
-
-
-def _cell(each: dict) -> str:
-    parts = [f"{each['value']:.3f} ({each['low']:.3f} to {each['high']:.3f})"]
-    if len(each["by_seed"]) > 1:
-        parts.append(", ".join(f"{value:.3f}" for value in each["by_seed"]))
-    if each["paper"]:
-        parts.append("paper " + " / ".join(f"{value:.3f}" for value in each["paper"]))
-    parts.append(f"sh. {each['shuffled']:.3f}")
-    if each["paper"] and "verdict" in each:
-        parts.append(each["verdict"])
-    return "<br>".join(parts) + "<br>style" * each.get("style", False)
-
-
-def _habit(each: dict) -> str:
-    if each["value"] is None:
-        return "–"
-    by_seed = ", ".join(f"{value:.3f}" for value in each["by_seed"])
-    return f"{each['value']:.3f}" + f"<br>{by_seed}" * (len(each["by_seed"]) > 1)
-
-
 def write_page(file: str | Path, results: dict, shown: list[dict[str, str]]) -> None:
     """Writes the self-contained page of a system's `results`; `shown`: see `sample_reports`."""
-    columns = {figure: describe(figure) for group in results["groups"] for figure in group["columns"]}
-    page = (
-        html_environment(Path(__file__).parent)
-        .get_template("ablations.html.jinja")
-        .render(
-            **results,
-            paper=read_results()["papers"][results["system"]]["title"],
-            data=DATA[results["system"]],
-            template=TEMPLATE,
-            titles={name: each["short"] for name, each in columns.items()},
-            arrows={name: ARROWS[each["better"]] for name, each in columns.items()},
-            habit_titles=HABITS,
-            meaning=MEANING,
-            shown=shown,
-        )
-    )
-    with replacing(file) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    paper = read_results()["papers"][results["system"]]["title"]
+    values = {"paper": paper, "explanation": explain(results), "tables": make_tables(results), "shown": shown}
+    render(file, "ablations.html.jinja", **results, **values)
 
 
 def update_results(file: str | Path, system: str, table: str) -> None:
