@@ -55,10 +55,10 @@ demo: setup ## GRPO on two CPU cores, from nothing to outputs/demo/index.html (D
 	$(BIN)/python recipes/demo.py --data $(DATA) $(if $(SEEDS),--seeds $(SEEDS))
 
 demo-llmrg4: setup ## LLM-RG4's two stages on two CPU cores, to outputs/demo-llmrg4/index.html (SEEDS="0 1 2")
-	$(BIN)/python recipes/demo_llmrg4.py $(if $(SEEDS),--seeds $(SEEDS))
+	$(BIN)/python recipes/demo.py --system llmrg4 $(if $(SEEDS),--seeds $(SEEDS))
 
 demo-lmrrg: setup ## LM-RRG's stage 1 and PPO on RadCliQ on two CPU cores, to outputs/demo-lmrrg/index.html (SEEDS="0 1 2")
-	$(BIN)/python recipes/demo_lmrrg.py $(if $(SEEDS),--seeds $(SEEDS))
+	$(BIN)/python recipes/demo.py --system lmrrg $(if $(SEEDS),--seeds $(SEEDS))
 
 ablations: setup ## every ablation row of the papers on the phantom (SYSTEM=mrgr1|llmrg4|lmrrg, ROW="mccs ce_f1", SEEDS=0)
 	$(BIN)/python recipes/ablations.py $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(ROW),--row $(ROW))

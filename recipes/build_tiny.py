@@ -23,8 +23,7 @@ from modeling.tiny_lmrrg import build_lmrrg
 from recipes.cli import parse, run
 from recipes.data.samples import columns_of, fill_prompt, write_answer
 from recipes.data.schema import read_split
-from recipes.demos.warm_up import read_priors_with, warm_up_llmrg4
-from recipes.demos.warm_up_lmrrg import warm_up_lmrrg
+from recipes.demos.warm_up import read_priors_with, warm_up_llmrg4, warm_up_lmrrg
 from recipes.files import InputError, read_prompt, replacing
 from recipes.hub.push import sources_of
 from recipes.trainers.lmrrg import load_checkpoint

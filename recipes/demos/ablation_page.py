@@ -1,114 +1,149 @@
-"""The ablations' tables as Markdown and as one HTML file."""
+"""The ablations' tables, as Markdown and as one HTML file."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset
 
 from recipes.demos.ablation_figures import AGREE, BLEU, DISAGREE, MCCS, MICRO, RADCLIQ
-from recipes.demos.ablation_runs import report_file
-from recipes.demos.page import choose_studies
+from recipes.demos.ablation_runs import row_reports
+from recipes.demos.page import choose_studies, render
 from recipes.demos.reward_habits import HABITS, MEANING
+from recipes.demos.tables import Table, with_interval
 from recipes.evaluation.baselines import TEMPLATE
 from recipes.evaluation.bootstrap import efficacy_name
 from recipes.evaluation.figures import describe
 from recipes.evaluation.paper_comparison import read_results
 from recipes.evaluation.prediction_files import read_predictions
 from recipes.files import InputError, replacing
-from recipes.templates import html_environment
 
-ALONE = ("base", "nlg", "reasoning", "ce_f1", "mccs", "mccs_margin_0", "radcliq_lite", "mccs_reasoning")
+SAMPLED = ("base", "nlg", "reasoning", "ce_f1", "mccs", "mccs_margin_0", "radcliq_lite", "mccs_reasoning")
 DATA = {"mrgr1": "IU X-Ray / MIMIC-CXR", "lmrrg": "MIMIC-CXR", "llmrg4": "MIMIC-RG4"}
 F1_5, EXAMPLE_F1 = efficacy_name("5", "positive", "micro", "f1"), efficacy_name("14", "negative", "example", "f1")
 HEADLINE = (MICRO, F1_5, EXAMPLE_F1, MCCS, BLEU, RADCLIQ)  # what the Markdown shows; the page has all figures
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
+SPREAD = "Spread of the rewards within a study's four samples, before anything was learned:"
 
 
-def sample_reports(rows: Dataset, out: str, seed: int, ran: list[str]) -> list[dict[str, str]]:
-    """Of three studies with a finding and one without, by place: the reference and what the rows of `ALONE` write."""
-    known = dict.fromkeys(rows["study_id"])
-    files = {row: read_predictions(report_file(f"{out}/seed{seed}", row, False), known) for row in ALONE if row in ran}
+def sample_reports(rows: Dataset, folder: str, seed: int, ran: list[str]) -> list[dict[str, str]]:
+    """Of three studies with a finding and one without, by place: the reference and what the rows `SAMPLED` write."""
+    ids = dict.fromkeys(rows["study_id"])
+    files = {row: read_predictions(row_reports(folder, seed, row), ids) for row in SAMPLED if row in ran}
     return [
         {"reference": rows[i]["report"], **{row: texts[rows[i]["study_id"]][0] for row, texts in files.items()}}
         for i in choose_studies(rows["labels"], abnormal=3, normal=1)
     ]
 
 
-def write_markdown(file: str | Path, results: dict) -> str:
-    """Writes the headline tables of a system's `results` to `file` and returns them; `write_page` has every figure.
-
-    recipes/RESULTS.md says what a cell holds.
-    """
+def explain(results: dict) -> str:
+    """What the tables' cells hold."""
     seeds = ", ".join(map(str, results["seeds"]))
-    lines = [
-        f"Seeds {seeds}; the paper's figures are those on {DATA[results['system']]}.",
-        "",
-        "| claim | better minus worse | by seed | here |",
-        "|---|---|---|---|",
-    ]
+    return (
+        f"Seeds {seeds}; {results['minutes']:.1f} minutes a seed. A cell: our value (95 % interval), with several "
+        f"seeds the value of each, the paper's on {DATA[results['system']]}, ours with the images of other studies "
+        "(sh.), and whether the difference to the row in bold has the paper's sign. Style: half of it or more is "
+        "there with other studies' images too."
+    )
+
+
+def make_tables(results: dict) -> list[tuple[str, str, Table]]:
+    """The claims, the groups, the habits and the rewards' spread, each with its heading and the sentence before it."""
+    tables = [("What the paper says", "", _claims_table(results))]
+    for group in results["groups"]:
+        tables.append(
+            (group["title"], f"{group['title']}, {group['studies']} test studies:", _group_table(group, _cell))
+        )
+    if habits := results["habits"]:
+        names = results["groups"][0]["names"]
+        studies = f"{habits['studies']} test studies, {habits['abnormal']} of them abnormal"
+        rows = [[names.get(row, row), *map(_habit, figures.values())] for row, figures in habits["rows"].items()]
+        sentence = f"What the rows' reports name and leave out, {studies}. {MEANING}"
+        tables.append(("What a reward learns alone", sentence, Table(["row", *HABITS.values()], rows)))
+    if results["spread"]:
+        columns = ["reward", "groups", "standard deviation", "groups without any", "distinct rewards"]
+        rows = [
+            [row, str(entry["groups"]), f"{entry['std']:.3f}", f"{entry['equal']:.3f}", str(entry["values"])]
+            for row, entry in results["spread"].items()
+        ]
+        tables.append(("What a reward has to go by", SPREAD, Table(columns, rows)))
+    return tables
+
+
+def _claims_table(results: dict) -> Table:
+    rows = []
     for claim in results["claims"]:
-        said = claim["verdict"] + ", style" * claim["style"]
-        each = ", ".join(f"{value:+.3f}" for value in claim["gain"]["by_seed"])
-        lines.append(f"| {claim['name']} | {_signed(claim['gain'])} | {each} | {said} |")
+        gain = claim["gain"]
+        better = with_interval(gain["value"], gain["low"], gain["high"], "+.3f")
+        by_seed = ", ".join(f"{value:+.3f}" for value in gain["by_seed"])
+        rows.append([claim["name"], better, by_seed, claim["verdict"] + ", style" * claim["style"]])
     for check in results["other_checks"]:
         holds = "holds" if check["holds"] else "does not hold"
-        lines.append(f"| {check['name']} ({check['bar']}) | {check['value']:.3g} | | {holds} |")
+        rows.append([f"{check['name']} ({check['bar']})", f"{check['value']:.3g}", "", holds])
+    return Table(["claim", "better minus worse", "by seed", "here"], rows)
+
+
+def _group_table(group: dict, cell: Callable[[dict], str]) -> Table:
+    columns = group["columns"]
+    titles = [describe(name)["short"] + ARROWS[describe(name)["better"]] for name in columns]
+    first = {row: f"{name}\n{row}" for row, name in group["names"].items()}
+    rows = [[first[row], *(cell(figures[name]) for name in columns)] for row, figures in group["rows"].items()]
+    rows.append([TEMPLATE, *(f"{group[TEMPLATE][name]:.3f}" for name in columns)])
+    rows += [[first[row], "not run", *[""] * (len(columns) - 1)] for row in group["not_run"]]
+    return Table(["row", *titles], rows, first[group["full"]])
+
+
+def _cell(figure: dict) -> str:
+    lines = [with_interval(figure["value"], figure["low"], figure["high"])]
+    if len(figure["by_seed"]) > 1:
+        lines.append(", ".join(f"{value:.3f}" for value in figure["by_seed"]))
+    if figure["paper"]:
+        lines.append("paper " + " / ".join(f"{value:.3f}" for value in figure["paper"]))
+    lines.append(f"sh. {figure['shuffled']:.3f}")
+    if figure["paper"] and "verdict" in figure:
+        lines.append(figure["verdict"])
+    return "\n".join(lines) + "\nstyle" * figure.get("style", False)
+
+
+def _habit(figure: dict) -> str:
+    if figure["value"] is None:
+        return "–"
+    by_seed = ", ".join(f"{value:.3f}" for value in figure["by_seed"])
+    return f"{figure['value']:.3f}" + f"\n{by_seed}" * (len(figure["by_seed"]) > 1)
+
+
+def write_markdown(file: str | Path, results: dict) -> str:
+    """Writes the claims and the headline figures of a system's `results` to `file` and returns them.
+
+    `write_page` has every figure; recipes/RESULTS.md says what a cell holds.
+    """
+    seeds = ", ".join(map(str, results["seeds"]))
+    lines = [f"Seeds {seeds}; the paper's figures are those on {DATA[results['system']]}.", ""]
+    lines += _claims_table(results).to_markdown()
     for group in results["groups"]:
-        columns = [figure for figure in group["columns"] if figure in HEADLINE]
-        titles = [describe(figure)["short"] + ARROWS[describe(figure)["better"]] for figure in columns]
-        lines += [
-            "",
-            f"{group['title']}, {group['studies']} test studies:",
-            "",
-            "| row | " + " | ".join(titles) + " |",
-        ]
-        lines.append("|---" * (len(titles) + 1) + "|")
-        for row, figures in group["rows"].items():
-            name = group["names"][row].replace("|", "\\|")
-            name = f"**{name}**" if row == group["full"] else name
-            lines.append("| " + " | ".join([name, *(_cell(figures[figure]) for figure in columns)]) + " |")
-        template = (f"{group[TEMPLATE][figure]:.3f}" for figure in columns)
-        lines.append("| " + " | ".join([TEMPLATE, *template]) + " |")
-        lines += [f"| {group['names'][row]} | not run |" + " |" * (len(titles) - 1) for row in group["not_run"]]
+        columns = [name for name in group["columns"] if name in HEADLINE]
+        table = _group_table(group | {"columns": columns}, _headline_cell)
+        lines += ["", f"{group['title']}, {group['studies']} test studies:", "", *table.to_markdown()]
     text = "\n".join(lines) + "\n"
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text
 
 
-def _signed(each: dict) -> str:
-    return f"{each['value']:+.3f} ({each['low']:+.3f} to {each['high']:+.3f})"
-
-
-def _cell(each: dict) -> str:
-    parts = [f"{each['value']:.3f} ({each['low']:.3f}–{each['high']:.3f})"]
-    if each["paper"]:
-        parts.append(" / ".join(f"{value:.3f}" for value in each["paper"]))
-        if each.get("verdict") in (AGREE, DISAGREE):
-            parts.append(each["verdict"])
-    return "<br>".join(parts) + "<br>style" * each.get("style", False)
+def _headline_cell(figure: dict) -> str:
+    lines = [f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"]
+    if figure["paper"]:
+        lines.append(" / ".join(f"{value:.3f}" for value in figure["paper"]))
+        if figure.get("verdict") in (AGREE, DISAGREE):
+            lines.append(figure["verdict"])
+    return "\n".join(lines) + "\nstyle" * figure.get("style", False)
 
 
 def write_page(file: str | Path, results: dict, shown: list[dict[str, str]]) -> None:
     """Writes the self-contained page of a system's `results`; `shown`: see `sample_reports`."""
-    columns = {figure: describe(figure) for group in results["groups"] for figure in group["columns"]}
-    page = (
-        html_environment(Path(__file__).parent)
-        .get_template("ablations.html.jinja")
-        .render(
-            **results,
-            paper=read_results()["papers"][results["system"]]["title"],
-            data=DATA[results["system"]],
-            template=TEMPLATE,
-            titles={name: each["short"] for name, each in columns.items()},
-            arrows={name: ARROWS[each["better"]] for name, each in columns.items()},
-            habit_titles=HABITS,
-            meaning=MEANING,
-            shown=shown,
-        )
-    )
-    with replacing(file) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    paper = read_results()["papers"][results["system"]]["title"]
+    values = {"paper": paper, "explanation": explain(results), "tables": make_tables(results), "shown": shown}
+    render(file, "ablations.html.jinja", **results, **values)
 
 
 def update_results(file: str | Path, system: str, table: str) -> None:

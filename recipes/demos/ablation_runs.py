@@ -1,10 +1,17 @@
-"""What recipes/ablations.py runs: of each system its ablation rows on the phantom, as jobs of `demo_stages.Stages`.
+"""What recipes/ablations.py runs: of each system its ablation rows on the phantom, as levels of jobs.
 
 Rows share as much as they can: one data set, one start model per seed, and of LM-RRG and LLM-RG4 the first stage where
 the row changes the second. The numbers of steps are chosen so that a system with one seed takes 20 minutes at most on
 two cores, two jobs side by side.
 """
 
+from pathlib import Path
+
+import yaml
+
+from recipes.demos.llmrg4 import job_of_labeler, job_of_token_weights
+from recipes.demos.plans import Levels, make_job, report_file, side_by_side, train, write_reports
+from recipes.demos.stages import Job
 from recipes.files import InputError
 
 GRPO_STEPS = 40  # of 64 completions, for 16 studies; the row SFT has as many steps of 16 studies
@@ -12,27 +19,26 @@ STAGE1_STEPS, PPO_STEPS = 200, 64  # LM-RRG; 64 steps are 16 batches of completi
 MIXED_STEPS = 400  # LLM-RG4's stage 2 on four settings; on one the same number of epochs, a quarter of the steps
 TAGGED = 0.15  # of the base's answers: few enough to leave the format to be learned, enough to be sampled
 
-TEST = ["--shapes", "square", "--n_validation", "1", "--n_test", "500"]
-SN = ["recipes/build_phantom.py", "--scenarios", "sn", *TEST]
-PROSE = ["recipes/build_phantom.py", "--balanced", "--style", "prose", *TEST]
-WARM_UP = ["--balanced", "--n_train", "3000"]
-LAUNCH = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
-GENERATE = ["recipes/generate.py", "--split", "test", "--batch_size", "64"]
-TINY_PROMPT = ["--prompt_file", "prompts/mrgr1_tiny.txt"]  # in every row: a tiny model learns no instruction
+TEST = "--shapes square --n_validation 1 --n_test 500"
+SN = f"recipes/build_phantom.py --scenarios sn {TEST}"
+PROSE = f"recipes/build_phantom.py --balanced --style prose {TEST}"
+DATA = {  # words of the commands that make data and balanced data
+    "mrgr1": (f"{SN} --abnormal 0.6 --seed 80 --n_train 2500", f"{SN} --balanced --n_train 3000 --seed 81"),
+    "lmrrg": (f"{SN} --abnormal 0.6 --seed 82 --n_train 2500", f"{SN} --balanced --n_train 3000 --seed 83"),
+    "llmrg4": (
+        f"{PROSE} --scenarios sn,sw,mn,mw --seed 84 --n_train 4000",
+        f"{PROSE} --scenarios mn,mw --seed 85 --n_train 4000",
+    ),
+}
+GENERATE = "--split test --batch_size 64 --prompt_file"
+MRGR1_PROMPT = "--prompt_file prompts/mrgr1_tiny.txt"  # in every row: a tiny model learns no instruction
+CHANGED_NETWORKS = ("without_global", "without_region", "names", "without_instruction")  # of LM-RRG
 
-ROWS = {
-    "mrgr1": ("mccs_reasoning", "base", "nlg", "ce_f1", "reasoning", "ce_f1_reasoning", "mccs", "mccs_margin_0",
-              "radcliq_lite", "deepseekmath_kl", "whole_report",
-              "sft"),  # the short one last: what runs side by side takes as long as the longer one
-    "lmrrg": ("full", "without_global", "without_region", "names", "without_instruction", "without_disease",
-              "without_cqrl", "bleu", "fixed_lambda"),
-    "llmrg4": ("stage2_atf_tlw", "stage1_tlw", "stage1_without_tlw", "stage2_interleaved_without_tlw",
-               "stage2_interleaved_tlw", "stage2_atf_without_tlw", "single_sn", "single_sw", "single_mn", "single_mw",
-               "stage1_authors_perceiver", "stage2_authors_perceiver"),
-}  # fmt: skip
-MADE_OTHERWISE = ("without_global", "without_region", "names", "without_instruction")  # LM-RRG: another network
-
-Job = tuple[str, str, list[str]]  # name, out, command: see Stages.run
+TABLES = yaml.safe_load((Path(__file__).parent / "ablations.yaml").read_text(encoding="utf-8"))
+ROWS = {  # of each system all rows, the whole one first
+    system: list(dict.fromkeys([tables["full"], *(row for group in tables["groups"] for row in group["rows"])]))
+    for system, tables in TABLES.items()
+}
 
 
 def choose_rows(system: str, names: list[str]) -> list[str]:
@@ -47,134 +53,107 @@ def row_file(system: str, row: str) -> str:
     return f"recipes/configs/{system}/ablations/{row}.yaml"
 
 
-def plan(system: str, out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]], dict[str, str]]:
-    """The jobs of one seed in folder `out`, and row -> folder of its model.
-
-    The jobs of a list do not need each other, but those of the lists before it. `shared_jobs` come first.
-    """
-    return {"mrgr1": _plan_mrgr1, "lmrrg": _plan_lmrrg, "llmrg4": _plan_llmrg4}[system](out, seed, rows)
+def row_reports(folder: str, seed: int, row: str, shuffled: bool = False) -> str:
+    """Where the reports of a row stand in the folder of a system; `shuffled`: for the images of other studies."""
+    return report_file(f"{folder}/seed{seed}/{row}", shuffled)
 
 
-def shared_jobs(system: str, out: str) -> list[list[Job]]:
-    """The jobs of all seeds together: data sets, and LLM-RG4's labeler and token weights."""
-    data, balanced = f"{out}/data", f"{out}/balanced"
-    made = {
-        "mrgr1": ([*SN, "--abnormal", "0.6", "--seed", "80", "--n_train", "2500"], [*SN, *WARM_UP, "--seed", "81"]),
-        "lmrrg": ([*SN, "--abnormal", "0.6", "--seed", "82", "--n_train", "2500"], [*SN, *WARM_UP, "--seed", "83"]),
-        "llmrg4": (
-            [*PROSE, "--scenarios", "sn,sw,mn,mw", "--seed", "84", "--n_train", "4000"],
-            [*PROSE, "--scenarios", "mn,mw", "--seed", "85", "--n_train", "4000"],
-        ),
-    }[system]
-    jobs = [[("data", data, [*made[0], "--out", data]), ("balanced data", balanced, [*made[1], "--out", balanced])]]
+def plan(system: str, folder: str, seeds: list[int], rows: list[str]) -> Levels:
+    """The jobs of a system's rows: data sets, LLM-RG4's labeler and token weights, then those of every seed."""
+    data, balanced = DATA[system]
+    yield [make_job("data", f"{folder}/data", data), make_job("balanced data", f"{folder}/balanced", balanced)]
     if system == "llmrg4":
-        labeler, weighed = f"{out}/labeler", f"{out}/weighed"
-        learn = ["recipes/train_chexbert.py", "--texts", "20000", "--bar", "0.9", "--dataset", data]
-        weigh = ["recipes/weigh_tokens.py", "--splits", "train", "--dataset", data, "--model", labeler]
-        jobs.append([("labeler", labeler, [*learn, "--output_dir", labeler])])
-        jobs.append([("token weights", weighed, [*weigh, "--out", weighed])])
-    return jobs
+        yield [job_of_labeler(folder)]
+        yield [job_of_token_weights(folder)]
+    make_levels = {"mrgr1": _plan_mrgr1, "lmrrg": _plan_lmrrg, "llmrg4": _plan_llmrg4}[system]
+    yield from side_by_side([make_levels(folder, seed, rows) for seed in seeds])
 
 
-def _plan_mrgr1(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]], dict[str, str]]:
-    name, own, data = f"seed {seed}: ", f"{out}/seed{seed}", f"{out}/data"
-    models = {row: f"{own}/{row}" for row in rows}
-    start = models["base"] = f"{own}/base"
-    build = ["recipes/build_tiny.py", *TINY_PROMPT, "--dataset", data, "--warm_up", f"{out}/balanced"]
-    build += ["--warm_up_steps", "400", "--tagged", str(TAGGED), "--seed", str(seed), "--out", start]
-    jobs = []
-    for row in (row for row in rows if row != "base"):
-        script, base, more = "grpo_mrgr1", "demo", ["--stop_on_collapse", "0"]
-        if row == "sft":
-            script, base, more = "sft_mrgr1", "sft_demo", []
-        command = _train(script, f"mrgr1/{base}", row_file("mrgr1", row), seed, start, data, models[row])
-        jobs.append((name + row, models[row], [*command, *TINY_PROMPT, "--max_steps", str(GRPO_STEPS), *more]))
-    options = [*TINY_PROMPT, "--views", "frontal", "--max_new_tokens", "160"]
+def _report_jobs(folder: str, seed: int, row: str, model: str, prompt: str, options: str) -> list[Job]:
+    """The reports of a row, and its control: those of the images of other studies."""
+    words = f"{GENERATE} prompts/{prompt}.txt {options}"
     return [
-        [(f"{name}base", start, build)],
-        jobs,
-        _reports(name, own, data, models, dict.fromkeys(rows, options)),
-    ], models
+        write_reports(
+            f"seed {seed}: reports of {row}{', shuffled images' * shuffled}",
+            row_reports(folder, seed, row, shuffled),
+            words,
+            model,
+            f"{folder}/data",
+            shuffled,
+        )
+        for shuffled in (False, True)
+    ]
 
 
-def _plan_lmrrg(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]], dict[str, str]]:
-    name, own, data = f"seed {seed}: ", f"{out}/seed{seed}", f"{out}/data"
-    tiny = f"{own}/tiny"
-    build = ["recipes/build_tiny.py", "--system", "lmrrg", "--prompt_file", "prompts/lmrrg.txt", "--dataset", data]
-    build += ["--seed", str(seed)]
-    first = {row: row if row in (*MADE_OTHERWISE, "without_disease") else "full" for row in rows}
-    others, stage1, stage2, models = [], [], [], {}
+def _plan_mrgr1(folder: str, seed: int, rows: list[str]) -> Levels:
+    name, home, data = f"seed {seed}: ", f"{folder}/seed{seed}", f"{folder}/data"
+    build = {"dataset": data, "warm_up": f"{folder}/balanced", "warm_up_steps": 400, "tagged": TAGGED, "seed": seed}
+    yield [make_job(f"{name}base", f"{home}/base", f"recipes/build_tiny.py {MRGR1_PROMPT}", **build)]
+    jobs = []
+    for row in rows:
+        script, last = "grpo_mrgr1.py --config recipes/configs/mrgr1/demo.yaml", " --stop_on_collapse 0"
+        if row == "sft":
+            script, last = "sft_mrgr1.py --config recipes/configs/mrgr1/sft_demo.yaml", ""
+        if row != "base":
+            words = f"{script} --config {row_file('mrgr1', row)} --seed {seed}"
+            last = f"{MRGR1_PROMPT} --max_steps {GRPO_STEPS}{last}"
+            jobs.append(train(name + row, f"{home}/{row}", words, f"{home}/base", data, last))
+    yield jobs
+    options = "--views frontal --max_new_tokens 160"
+    yield [job for row in rows for job in _report_jobs(folder, seed, row, f"{home}/{row}", "mrgr1_tiny", options)]
+
+
+def _plan_lmrrg(folder: str, seed: int, rows: list[str]) -> Levels:
+    name, home, data = f"seed {seed}: ", f"{folder}/seed{seed}", f"{folder}/data"
+    tiny = f"{home}/tiny"
+    build = "recipes/build_tiny.py --system lmrrg --prompt_file prompts/lmrrg.txt"
+    first = {row: row if row in (*CHANGED_NETWORKS, "without_disease") else "full" for row in rows}
+    networks, stage1, stage2, reports = [], [], [], []
     for row in dict.fromkeys(first.values()):
-        start = f"{tiny}_{row}" if row in MADE_OTHERWISE else tiny
-        changed = row_file("lmrrg", row) if row != "full" else None
-        if row in MADE_OTHERWISE:
-            command = [*build, "--config", changed, "--parts_of", tiny, "--out", start]
-            others.append((f"{name}tiny model {row}", start, command))
-        command = _train("sft_lmrrg", "lmrrg/demo", changed, seed, start, data, f"{own}/{row}_stage1")
-        steps = ["--max_steps", str(STAGE1_STEPS)]
-        stage1.append((f"{name}stage 1 {row}", f"{own}/{row}_stage1", command + steps))
+        start = f"{tiny}_{row}" if row in CHANGED_NETWORKS else tiny
+        changed = f"--config {row_file('lmrrg', row)}" if row != "full" else ""
+        if row in CHANGED_NETWORKS:
+            options = {"dataset": data, "seed": seed, "config": row_file("lmrrg", row), "parts_of": tiny}
+            networks.append(make_job(f"{name}tiny model {row}", start, build, **options))
+        words = f"sft_lmrrg.py --config recipes/configs/lmrrg/demo.yaml {changed} --seed {seed}"
+        last = f"--max_steps {STAGE1_STEPS}"
+        stage1.append(train(f"{name}stage 1 {row}", f"{home}/{row}_stage1", words, start, data, last))
     for row in rows:
-        start = f"{own}/{first[row]}_stage1"
-        models[row] = start if row == "without_cqrl" else f"{own}/{row}"
+        start = f"{home}/{first[row]}_stage1"
+        model = start if row == "without_cqrl" else f"{home}/{row}"
         if row != "without_cqrl":
-            changed = row_file("lmrrg", row) if row in ("full", "bleu", "fixed_lambda") else None
-            command = _train("ppo_lmrrg", "lmrrg/demo_cqrl", changed, seed, start, data, models[row])
-            command += ["--max_steps", str(PPO_STEPS), "--stop_on_collapse", "0"]
-            if row == "bleu":  # reports of templates have more BLEU-4 than real ones
-                command += ["--theta", "0.4"]
-            stage2.append((name + row, models[row], command))
-    options = ["--prompt_file", "prompts/lmrrg.txt", "--views", "frontal", "--max_new_tokens", "100"]
-    built = [(f"{name}tiny model", tiny, [*build, "--warm_up", f"{out}/balanced", "--out", tiny])]
-    return [built, others, stage1, stage2, _reports(name, own, data, models, dict.fromkeys(rows, options))], models
+            changed = f"--config {row_file('lmrrg', row)}" if row in ("full", "bleu", "fixed_lambda") else ""
+            words = f"ppo_lmrrg.py --config recipes/configs/lmrrg/demo_cqrl.yaml {changed} --seed {seed}"
+            last = f"--max_steps {PPO_STEPS} --stop_on_collapse 0"
+            last += " --theta 0.4" * (row == "bleu")  # reports of templates have more BLEU-4 than real ones
+            stage2.append(train(name + row, model, words, start, data, last))
+        reports += _report_jobs(folder, seed, row, model, "lmrrg", "--views frontal --max_new_tokens 100")
+    warm_up = f"{folder}/balanced"
+    yield [make_job(f"{name}tiny model", tiny, build, dataset=data, seed=seed, warm_up=warm_up)]
+    yield from (networks, stage1, stage2, reports)
 
 
-def _plan_llmrg4(out: str, seed: int, rows: list[str]) -> tuple[list[list[Job]], dict[str, str]]:
-    name, own, data = f"seed {seed}: ", f"{out}/seed{seed}", f"{out}/data"
-    weighed = f"{out}/weighed"
-    build = ["recipes/build_tiny.py", "--system", "llmrg4", "--prompt_file", "prompts/llmrg4.txt", "--dataset", data]
-    build += ["--chexbert", f"{out}/labeler", "--warm_up", f"{out}/balanced", "--warm_up_steps", "650"]
-    build += ["--seed", str(seed)]
-    models = {row: f"{own}/{row}" for row in rows}
-    tiny_models, stage1, stage2, options = {}, {}, [], {}
+def _plan_llmrg4(folder: str, seed: int, rows: list[str]) -> Levels:
+    name, home, weighed = f"seed {seed}: ", f"{folder}/seed{seed}", f"{folder}/weighed"
+    data = {"dataset": f"{folder}/data", "chexbert": f"{folder}/labeler", "warm_up": f"{folder}/balanced"}
+    tiny_models, stage1, stage2, reports = {}, {}, [], []
     for row in rows:
-        start, network, kind = f"stage1{'_without' * row.endswith('without_tlw')}_tlw", [], ""
+        start, network, kind = f"stage1{'_without' * row.endswith('without_tlw')}_tlw", {}, ""
         if row.endswith("authors_perceiver"):  # another network from the warm-up on
             start, kind = "stage1_authors_perceiver", "_authors"
-            network = ["--config", row_file("llmrg4", start)]
-        tiny = f"{own}/tiny{kind}"
-        tiny_models[tiny] = (f"{name}tiny model{kind}", tiny, [*build, *network, "--out", tiny])
-        command = _train(
-            "sft_llmrg4", "llmrg4/demo_stage1", row_file("llmrg4", start), seed, tiny, weighed, f"{own}/{start}"
-        )
-        stage1[start] = (name + start, f"{own}/{start}", command)
+            network = {"config": row_file("llmrg4", start)}
+        tiny = f"{home}/tiny{kind}"
+        build = "recipes/build_tiny.py --system llmrg4 --prompt_file prompts/llmrg4.txt"
+        options = {**data, "warm_up_steps": 650, "seed": seed, **network}
+        tiny_models[tiny] = make_job(f"{name}tiny model{kind}", tiny, build, **options)
+        words = f"sft_llmrg4.py --config recipes/configs/llmrg4/demo_stage{{}}.yaml --config {{}} --seed {seed}"
+        stage1_words = words.format(1, row_file("llmrg4", start))
+        stage1[start] = train(name + start, f"{home}/{start}", stage1_words, tiny, weighed)
         if not row.startswith("stage1"):
-            steps = ["--max_steps", str(MIXED_STEPS // 4 if row.startswith("single_") else MIXED_STEPS)]
-            changed = row_file("llmrg4", row)
-            command = _train("sft_llmrg4", "llmrg4/demo_stage2", changed, seed, f"{own}/{start}", weighed, models[row])
-            stage2.append((name + row, models[row], command + steps))
-        prompt = f"prompts/llmrg4{'_stage1' * row.startswith('stage1')}.txt"
-        options[row] = ["--prompt_file", prompt, "--views", "frontal+lateral", "--max_new_tokens", "100"]
-    reports = _reports(name, own, data, models, options)
-    return [[*tiny_models.values()], [*stage1.values()], stage2, reports], models
-
-
-def _train(script: str, base: str, row: str | None, seed: int, model: str, data: str, out: str) -> list[str]:
-    files = ["--config", f"recipes/configs/{base}.yaml", *(["--config", row] if row else [])]
-    starts = ["--seed", str(seed), "--model_name_or_path", model, "--dataset", data, "--output_dir", out]
-    return [*LAUNCH, f"recipes/{script}.py", *files, *starts]
-
-
-def report_file(own: str, row: str, shuffled: bool) -> str:
-    """Where the reports of a row stand in the folder `own` of a seed."""
-    return f"{own}/{row}{'_shuffled' * shuffled}.jsonl"
-
-
-def _reports(name: str, own: str, data: str, models: dict[str, str], options: dict[str, list[str]]) -> list[Job]:
-    """The reports of each row, and its control: those of the images of other studies."""
-    jobs = []
-    for row, asked in options.items():
-        for shuffled in (False, True):
-            file, control = report_file(own, row, shuffled), ["--shuffle_images", "true"] * shuffled
-            command = [*GENERATE, *asked, *control, "--model", models[row], "--dataset", data, "--out", file]
-            jobs.append((f"{name}reports of {row}{', shuffled images' * shuffled}", file, command))
-    return jobs
+            last = f"--max_steps {MIXED_STEPS // 4 if row.startswith('single_') else MIXED_STEPS}"
+            stage2_words = words.format(2, row_file("llmrg4", row))
+            stage2.append(train(name + row, f"{home}/{row}", stage2_words, f"{home}/{start}", weighed, last))
+        prompt = f"llmrg4{'_stage1' * row.startswith('stage1')}"
+        options = "--views frontal+lateral --max_new_tokens 100"
+        reports += _report_jobs(folder, seed, row, f"{home}/{row}", prompt, options)
+    yield from ([*tiny_models.values()], [*stage1.values()], stage2, reports)

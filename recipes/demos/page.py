@@ -8,13 +8,13 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from datasets import Dataset, Image, List
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from recipes.demos.figures import GRPO, MEASURES, SFT, pooled
+from recipes.demos.figures import DISTINCT, MCCS, MICRO, Demo, Reports, pooled
+from recipes.demos.tables import Table, with_interval
 from recipes.evaluation.agreement import PRESENT, WORDS, mark_findings, missed_findings
-from recipes.evaluation.prediction_files import read_predictions
+from recipes.evaluation.baselines import encoded_images
 from recipes.files import replacing
 from recipes.templates import html_environment
 from rewards.completions import parse_completion
@@ -22,12 +22,6 @@ from rewards.labelers import LexicalLabeler
 from rewards.labels import FINDINGS, CheXpertState
 from rewards.mccs import mccs
 
-CURVES = {
-    "reward": "Reward",
-    "rewards/mccs_reward/mean": "MCCS",
-    "rewards/format_reward/mean": "Format",
-    "kl": "KL to the SFT model",
-}
 COLOURS = ("#1f5f8b", "#b5651d", "#4a7c3a", "#7a4a8c")
 
 
@@ -36,9 +30,12 @@ def choose_studies(labels: np.ndarray, abnormal: int = 9, normal: int = 3) -> li
 
     `labels`: CheXpert states (n, 14). No score takes part in the choice.
     """
-    found = np.isin(np.asarray(labels)[:, : len(FINDINGS)], PRESENT).any(1)
+    has_finding = np.isin(np.asarray(labels)[:, : len(FINDINGS)], PRESENT).any(1)
     return sorted(
-        [*islice(np.flatnonzero(found).tolist(), abnormal), *islice(np.flatnonzero(~found).tolist(), normal)]
+        [
+            *islice(np.flatnonzero(has_finding).tolist(), abnormal),
+            *islice(np.flatnonzero(~has_finding).tolist(), normal),
+        ]
     )
 
 
@@ -93,9 +90,7 @@ def describe_study(row: dict, completions: dict[str, str], margin: float) -> dic
             }
         )
     return {
-        "study_id": row["study_id"],
-        "scenario": row["scenario"],
-        "prior_report": row["prior_report"],
+        **{key: row[key] for key in ("study_id", "scenario", "prior_report")},
         "images": [base64.b64encode(image["bytes"]).decode() for image in row["images"]],
         "reference": row["report"],
         "states": {
@@ -106,50 +101,56 @@ def describe_study(row: dict, completions: dict[str, str], margin: float) -> dic
     }
 
 
-def write_page(
-    file: str | Path,
-    results: dict,
-    checks: list[dict],
-    rows: Dataset,
-    predictions: dict[str, str],
-    histories: dict[int, list[dict]],
-    template: str = "demo_page.html.jinja",
-    own: str = GRPO,
-    beside: str = SFT,
-    curves: dict[str, str] = CURVES,
-) -> None:
-    """Writes the self-contained page.
+def results_table(demo: Demo, results: dict) -> Table:
+    """The figures of every system, and what the best one has more, with intervals."""
+    table = results["table"]
+    highest = {measure: max(row[measure] for row in table.values()) for measure in (MCCS, MICRO)}
+    rows, best = [], set()
+    for i, (system, row) in enumerate(table.items()):
+        best |= {(i, j) for j, (title, value) in enumerate(row.items(), 1) if highest.get(title) == value}
+        cells = [f"{value:.0f}" if title == DISTINCT else f"{value:.3f}" for title, value in row.items()]
+        gains = ["–"] * len(highest)
+        if system != demo.best:
+            entries = (pooled(results["differences"], demo.best, system, measure) for measure in highest)
+            gains = [
+                with_interval(*(entry[key] for key in ("difference", "low", "high")), "+.3f") for entry in entries
+            ]
+        rows.append([system, *cells, *gains])
+    titles = [title.replace(" ", "\n") for title in table[demo.best]]
+    minus = [f"{demo.best} minus this,\n{measure}" for measure in highest]
+    return Table(["system", *titles, *minus], rows, demo.best, frozenset(best))
 
-    `results`: what results.json holds (`data`, `seeds`, `stages` and the figures of `compare_systems`). `rows`: the
-    test split with the labels of the same labeler. `predictions`: system -> JSONL file of the seed whose reports are
-    shown, those of the systems `beside` and `own`. `histories`: seed -> log of its run, of which `curves` are drawn.
+
+def checks_table(checks: list[dict]) -> Table:
+    """Each check with its value and bar."""
+    rows = [
+        [check["name"], f"{check['value']:.3g}", check["bar"], "yes" if check["holds"] else "no"] for check in checks
+    ]
+    return Table(["check", "value", "bar", "holds"], rows)
+
+
+def write_page(
+    file: str | Path, system: str, demo: Demo, results: dict, checks: list[dict], reports: Reports, folder: str
+) -> None:
+    """Writes the self-contained page from `system`.html.jinja.
+
+    `results`: what results.json holds (`data`, `seeds`, `stages` and the figures of `Demo.compare`). The reports are
+    those of the first seed; `folder`: of the demo, for the logs of the best system's training.
     """
-    encoded = rows.cast_column("images", List(Image(decode=False)))
-    known = dict.fromkeys(encoded["study_id"])
-    texts = {name: read_predictions(predictions[name], known) for name in (beside, own)}
-    studies = []
-    for i in choose_studies(encoded["labels"]):
-        row = encoded[i]
-        completions = {name: texts[name][row["study_id"]][0] for name in texts}
-        studies.append(describe_study(row, completions, results["margin"]))
-    margins = {
-        other: {measure: pooled(results, other, measure) for measure in MEASURES}
-        for other in results["table"]
-        if other != own
-    }
-    drawn = [draw_curve(histories, key, title) for key, title in curves.items()]
-    page = (
-        html_environment(Path(__file__).parent)
-        .get_template(template)
-        .render(
-            **results,
-            own=own,
-            checks=checks,
-            margins=margins,
-            curves=[curve for curve in drawn if curve],
-            shown=studies,
-            best={measure: max(row[measure] for row in results["table"].values()) for measure in MEASURES},
-        )
-    )
+    rows = encoded_images(reports.rows)
+    shown = []
+    for i in choose_studies(rows["labels"]):
+        completions = {name: reports.completions[name][0][i] for name in (demo.beside, demo.best)}
+        shown.append(describe_study(rows[i], completions, results["margin"]))
+    logs = {seed: read_history(f"{folder}/seed{seed}/{demo.systems[demo.best]}") for seed in reports.seeds}
+    curves = [draw_curve(logs, key, title) for key, title in demo.curves.items()]
+    tables = {"results": results_table(demo, results), "checks": checks_table(checks), "tables": demo.tables(results)}
+    render(file, f"{system}.html.jinja", **results | tables, curves=[curve for curve in curves if curve], shown=shown)
+
+
+def render(file: str | Path, template: str, stages: dict[str, float], **values) -> None:
+    """Writes a page from a template beside this module; `stages`: seconds, for the table of times at its end."""
+    time = Table(["stage", "minutes"], [[name, f"{seconds / 60:.1f}"] for name, seconds in stages.items()])
+    page = html_environment(Path(__file__).parent).get_template(template).render(**values, stages=stages, time=time)
     with replacing(file) as temporary:
         temporary.write_text(page, encoding="utf-8")

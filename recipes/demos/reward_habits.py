@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from recipes.demos.ablation_runs import report_file
+from recipes.demos.ablation_runs import row_reports
 from recipes.evaluation.baselines import NORMAL_REPORT, TEMPLATE
 from recipes.evaluation.prediction_files import read_predictions
 from recipes.evaluation.references import Truth
@@ -38,44 +38,43 @@ def report_habits(completions: Sequence[str], states: np.ndarray, labeler: Calla
     for `think` fewer than half of the completions with a `<think>` text.
     """
     parsed = [parse_completion(completion) for completion in completions]
-    labels, states = np.asarray(labeler([each.report for each in parsed])), np.asarray(states)
-    found, present = (to_binary(each)[:, : len(FINDINGS)] for each in (labels, states))
-    denied, absent = (each[:, : len(FINDINGS)] == CheXpertState.NEGATIVE for each in (labels, states))
+    labels, states = np.asarray(labeler([answer.report for answer in parsed])), np.asarray(states)
+    predicted, present = (to_binary(values)[:, : len(FINDINGS)] for values in (labels, states))
+    denied, absent = (values[:, : len(FINDINGS)] == CheXpertState.NEGATIVE for values in (labels, states))
     abnormal, scores = present.any(1), mccs(labels, states)
-    thinks = [row for row, each in enumerate(parsed) if each.think]
+    thinks = [row for row, answer in enumerate(parsed) if answer.think]
     same = None
     if 2 * len(thinks) >= len(parsed):
         thought = to_binary(labeler([parsed[row].think for row in thinks]))[:, : len(FINDINGS)]
-        same = float((thought == found[thinks]).all(1).mean())
+        same = float((thought == predicted[thinks]).all(1).mean())
     return {
         "f1": clinical_efficacy(labels, states, "13")["micro"]["f1"],
-        "findings": float(found.sum(1).mean()),
+        "findings": float(predicted.sum(1).mean()),
         "negatives": float(denied.sum(1).mean()),
         "negative_recall": float(denied[absent].mean()) if absent.any() else None,
-        "silent": float((~found.any(1))[abnormal].mean()) if abnormal.any() else None,
+        "silent": float((~predicted.any(1))[abnormal].mean()) if abnormal.any() else None,
         "mccs": float(scores.mean()),
         "mccs_abnormal": float(scores[abnormal].mean()) if abnormal.any() else None,
         "think": same,
     }
 
 
-def reward_habits(out: str, seeds: list[int], rows: list[str], truth: Truth, labeler: Callable) -> dict:
+def reward_habits(folder: str, seeds: list[int], rows: list[str], truth: Truth, labeler: Callable) -> dict:
     """`studies`, `abnormal` (their number), and `rows`: row -> figure -> `value` (mean over seeds) and `by_seed`.
 
-    Of the reports in folder `out`; the references themselves and the fixed normal report stand last, with one value.
+    Of the reports in a system's folder; the references themselves and the fixed normal report stand last.
     """
-    known, runs = dict.fromkeys(truth.ids), {}
+    ids, runs = dict.fromkeys(truth.ids), {}
     for row in rows:
-        files = [read_predictions(report_file(f"{out}/seed{seed}", row, False), known) for seed in seeds]
+        files = [read_predictions(row_reports(folder, seed, row), ids) for seed in seeds]
         runs[row] = [[texts[study][0] for study in truth.ids] for texts in files]
     runs |= {REFERENCES: [truth.reports], TEMPLATE: [[NORMAL_REPORT] * len(truth.ids)]}
-    found = {}
-    for row, texts in runs.items():
-        own = [report_habits(each, truth.states, labeler) for each in texts]
-        by_seed = {figure: [each[figure] for each in own] for figure in HABITS}
-        found[row] = {
-            figure: {"value": None if None in values else float(np.mean(values)), "by_seed": values}
-            for figure, values in by_seed.items()
-        }
+    habits = {}
+    for row, by_seed in runs.items():
+        figures = [report_habits(texts, truth.states, labeler) for texts in by_seed]
+        habits[row] = {}
+        for name in HABITS:
+            values = [run[name] for run in figures]
+            habits[row][name] = {"value": None if None in values else float(np.mean(values)), "by_seed": values}
     abnormal = to_binary(truth.states)[:, : len(FINDINGS)].any(1).sum()
-    return {"studies": len(truth.ids), "abnormal": int(abnormal), "rows": found}
+    return {"studies": len(truth.ids), "abnormal": int(abnormal), "rows": habits}

@@ -1,4 +1,4 @@
-"""Runs the demo's commands: printed, logged, timed, and not again once they are done."""
+"""Runs jobs, the commands of a plan: printed, logged, timed, and not again once they are done."""
 
 import json
 import os
@@ -12,10 +12,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from datasets import disable_progress_bars
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from recipes.files import replacing
+from recipes.files import InputError, replacing
 
 COUNT = re.compile(r"(\d+)/(\d+)(?: \[|:)")  # tqdm's "12/100 [", the tiny model's "epoch 1/4:"
 # GOMP_SPINCOUNT: two threads that wait for each other spin at first; with the default, any other work on the two
@@ -35,22 +37,47 @@ def last_lines(log: str, number: int = 15) -> str:
     return "\n".join([line for line in lines if line and not COUNT.search(line)][-number:])
 
 
-@dataclass
-class _Child:
+class Job(NamedTuple):
+    """Python with the arguments `command`, which writes `out`."""
+
     name: str
     out: str
     command: list[str]
+
+    @property
+    def shown(self) -> str:
+        """The command as one types it."""
+        return shlex.join(["python", *self.command])
+
+
+def prepare(seeds: list[int]) -> None:
+    """What the demos' scripts do before their first stage. Raises InputError on seeds that are not different."""
+    if min(seeds, default=-1) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds takes different numbers from 0 on, not {seeds}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a running stage is ended too
+    disable_progress_bars()  # they would break the table of the stages
+    os.chdir(Path(__file__).parents[2])
+
+
+def minutes_of_a_seed(seconds: dict[str, float], seeds: int) -> float:
+    """Wall time of a run with one seed, from the seconds of the stages of a run with `seeds` of them."""
+    return sum(value / (seeds if stage.startswith("seed ") else 1) for stage, value in seconds.items()) / 60
+
+
+@dataclass
+class _Child:
+    job: Job
     task: TaskID
     log: Path
     seconds: float = 0.0  # its share of the wall time
 
     def start(self, threads: int) -> None:
-        if Path(self.out).is_dir():
-            shutil.rmtree(self.out)
-        Path(self.out).unlink(missing_ok=True)
+        if Path(self.job.out).is_dir():
+            shutil.rmtree(self.job.out)
+        Path(self.job.out).unlink(missing_ok=True)
         with self.log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, *self.command],
+                [sys.executable, *self.job.command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={"OMP_NUM_THREADS": str(threads), **os.environ, **QUIET},
@@ -77,21 +104,15 @@ class _Child:
             self.process.wait()
 
 
-def score_stage(folder: str, dataset: str, files: dict[str, str], own: str, shuffled: str) -> tuple:
-    """The job in which recipes/evaluate.py scores one seed's reports and writes `folder`/scores/report.html.
-
-    `files`: system -> JSONL; that of the name `shuffled` is the control of the system `own`.
-    """
-    named = [f"{name}={file}" for name, file in files.items() if name != shuffled]
-    command = ["recipes/evaluate.py", "--dataset", dataset, "--meteor", "no", "--predictions", *named]
-    command += ["--shuffled", f"{own}={files[shuffled]}", "--out", f"{folder}/scores"]
-    return "scores and report page", f"{folder}/scores", command
-
-
 class Stages:
-    """A context manager with the terminal's progress display; `folder` gets stages.json and logs/."""
+    """A context manager with the terminal's progress display; `folder` gets stages.json and logs/.
 
-    def __init__(self, folder: str | Path):
+    `fresh`: what was there is removed first.
+    """
+
+    def __init__(self, folder: str | Path, fresh: bool = False):
+        if fresh and Path(folder).is_dir():
+            shutil.rmtree(folder)
         self.logs, self.record = Path(folder) / "logs", Path(folder) / "stages.json"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.finished: dict[str, dict] = json.loads(self.record.read_text()) if self.record.is_file() else {}
@@ -111,37 +132,38 @@ class Stages:
     def __exit__(self, *error) -> None:
         self.progress.stop()
 
-    def is_done(self, out: str, command: list[str]) -> bool:
-        """Whether `command` made `out` before, later than its config file and all it reads were made."""
-        before = self.finished.get(out)
-        if before is None or before["command"] != command or not Path(out).exists():
+    def is_done(self, job: Job) -> bool:
+        """Whether the job was done before, later than its config file and all it reads were made."""
+        before = self.finished.get(job.out)
+        if before is None or before["command"] != job.command or not Path(job.out).exists():
             return False
-        inputs = [self.finished[word]["finished"] for word in command if word in self.finished]
-        inputs += [Path(word).stat().st_mtime for word in command if word.endswith(".yaml") and Path(word).is_file()]
+        inputs = [self.finished[word]["finished"] for word in job.command if word in self.finished]
+        configs = (Path(word) for word in job.command if word.endswith(".yaml"))
+        inputs += [file.stat().st_mtime for file in configs if file.is_file()]
         return before["finished"] >= max(inputs)
 
-    def run(self, *jobs: tuple[str, str, list[str]]) -> None:
-        """Runs jobs (name, out, command), two at a time; a failure ends all.
+    def run(self, *jobs: Job) -> None:
+        """Runs jobs that do not need each other, two at a time; a failure ends all.
 
-        A job is Python with the arguments `command`, which writes `out`; it is left out if that was done before. The
-        next one starts as soon as one has ended. The cores are shared among those that run.
+        A job is left out if it was done before. The next one starts as soon as one has ended. The cores are shared
+        among those that run.
         """
         children = []
-        for name, out, command in jobs:
-            self.used.append(out)
-            task = self.progress.add_task(name, total=None, note="")
-            if self.is_done(out, command):
+        for job in jobs:
+            self.used.append(job.out)
+            task = self.progress.add_task(job.name, total=None, note="")
+            if self.is_done(job):
                 self.progress.update(task, total=1, completed=1, note="done before")
             else:
-                children.append(_Child(name, out, command, task, self.logs / f"{Path(out).name}-{task}.txt"))
+                children.append(_Child(job, task, self.logs / f"{Path(job.out).name}-{task}.txt"))
         places = min(len(children), 2)
         waiting, running, last = list(children), [], time.time()
         try:
             while waiting or running:
                 while waiting and len(running) < places:
                     child = waiting.pop(0)
-                    shown = shlex.join(["python", *child.command])
-                    self.progress.console.print(shown, style="dim", markup=False, highlight=False, soft_wrap=True)
+                    line = {"markup": False, "highlight": False, "soft_wrap": True}
+                    self.progress.console.print(child.job.shown, style="dim", **line)
                     child.start(threads=max(1, (os.cpu_count() or 1) // places))
                     running.append(child)
                 time.sleep(0.2)
@@ -151,35 +173,31 @@ class Stages:
                 last = now
                 for child in list(running):
                     if count := read_count(child.written(4000)):
-                        done, total = count
-                        self.progress.update(child.task, completed=done, total=total, note=f"{done}/{total}")
+                        completed, total = count
+                        self.progress.update(child.task, completed=completed, total=total, note=f"{completed}/{total}")
                     if child.has_ended():
                         running.remove(child)
                         self._finish(child)
             largest = sum(sorted((child.memory for child in children), reverse=True)[:places])
             for child in children:  # the largest at the same time: more than they ever had
-                self.finished[child.out]["peak_memory_gb"] = largest
+                self.finished[child.job.out]["peak_memory_gb"] = largest
             if children:
                 self._write_record()
         finally:
             for child in children:
                 child.end()
 
-    def _finish(self, child: "_Child") -> None:
-        if child.process.returncode or not Path(child.out).exists():
+    def _finish(self, child: _Child) -> None:
+        job = child.job
+        if child.process.returncode or not Path(job.out).exists():
             self.progress.stop()
             sys.exit(
-                f"{last_lines(child.written())}\n\nerror: the stage {child.name!r} failed (above: the end of "
-                f"{child.log}); its command is {shlex.join(['python', *child.command])}"
+                f"{last_lines(child.written())}\n\nerror: the stage {job.name!r} failed (above: the end of "
+                f"{child.log}); its command is {job.shown}"
             )
         self.progress.update(child.task, completed=1, total=1, note="done")
-        self.finished[child.out] = {
-            "name": child.name,
-            "command": child.command,
-            "seconds": child.seconds,
-            "finished": time.time(),
-            "peak_memory_gb": child.memory,
-        }
+        figures = {"seconds": child.seconds, "finished": time.time(), "peak_memory_gb": child.memory}
+        self.finished[job.out] = {"name": job.name, "command": job.command, **figures}
         self._write_record()
 
     def _write_record(self) -> None:
@@ -192,5 +210,5 @@ class Stages:
 
     def peak_memory_gb(self) -> float:
         """Resident memory in GB (1e9 bytes) of the largest stage, plus the demo's own."""
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        return own + max(self.finished[out]["peak_memory_gb"] for out in self.used)
+        demo = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        return demo + max(self.finished[out]["peak_memory_gb"] for out in self.used)

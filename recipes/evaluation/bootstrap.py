@@ -126,16 +126,31 @@ def add_up(statistics: np.ndarray, studies: np.ndarray) -> np.ndarray:
     return sums
 
 
-def bootstrap(part: Part, studies: np.ndarray, counts: np.ndarray, names: Sequence[str] | None = None) -> dict:
+def bootstrap(
+    part: Part,
+    studies: np.ndarray,
+    counts: np.ndarray,
+    names: Sequence[str] | None = None,
+    seed_counts: np.ndarray | None = None,
+) -> dict:
     """{figure: (1 + resamples,)}: the corpus's own value, then that of each resample.
 
     `studies`: (n,), the study's number of each report, so that all reports of a study are drawn together; `counts`:
     see `draw_counts`, the same for all systems, so that differences are paired. `names`: of these figures only.
+    `seed_counts`: (resamples, seeds), how often each training seed is drawn, independently of the studies; the reports
+    of a study then follow each other in the order of the seeds. Source: Efron and Tibshirani 1993, chapter 13.
     """
-    sums = add_up(part.statistics, studies)
-    batches = [part.figures(sums.sum(0)[None])]
+    if seed_counts is None:
+        seed_counts = np.ones((len(counts), 1))
+    seeds = seed_counts.shape[1]
+    # A report counts as often as its study times its seed was drawn: one sum per study and seed is all it takes.
+    sums = [add_up(part.statistics[seed::seeds], studies[seed::seeds]) for seed in range(seeds)]
+    batches = [part.figures(part.statistics.sum(0)[None])]
     for start in range(0, len(counts), CHUNK):
-        batches.append(part.figures(counts[start : start + CHUNK].astype(np.float64) @ sums))
+        rows = slice(start, start + CHUNK)
+        draws = counts[rows].astype(np.float64)
+        total = sum(seed_counts[rows, seed, None] * (draws @ sums[seed]) for seed in range(seeds))
+        batches.append(part.figures(total))
     return {name: np.concatenate([batch[name] for batch in batches]) for name in names or batches[0]}
 
 
@@ -175,38 +190,3 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, (len(ranked) - rank) * p))
         adjusted[i] = highest
     return adjusted
-
-
-def paired_bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    first: np.ndarray,
-    second: np.ndarray,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Difference `statistic(first) - statistic(second)` and its 95 % percentile interval: (difference, low, high).
-
-    `first`, `second`: shape (..., n), the n studies in the same order along the last axis. Each resample draws n
-    studies with replacement, the same ones for both systems; whatever the other axes hold of a study (counts, training
-    seeds) is drawn with it. `statistic` maps such an array to a number. Source: Efron and Tibshirani 1993, chapter 13.
-    Raises ValueError where the shapes differ or there is no study.
-    """
-    first, second = np.asarray(first), np.asarray(second)
-    if first.shape != second.shape or not first.size:
-        raise ValueError(f"two systems need numbers for the same studies; got shapes {first.shape} and {second.shape}")
-    studies = first.shape[-1]
-    draws = np.random.default_rng(seed).integers(studies, size=(n_resamples, studies))
-    differences = [statistic(first[..., rows]) - statistic(second[..., rows]) for rows in draws]
-    low, high = np.percentile(differences, [2.5, 97.5])
-    return float(statistic(first) - statistic(second)), float(low), float(high)
-
-
-def micro_f1(counts: np.ndarray) -> float:
-    """Micro-F1, 0 to 1, of `match_counts`, shape (3, n), or of several systems' together, (3, ..., n); 0/0 is 0."""
-    matched, predicted, actual = counts.reshape(3, -1).sum(1)
-    return float(2 * matched / max(predicted + actual, 1))
-
-
-def match_counts(generated: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """True positives, predicted and actual positives per study, shape (3, n), from boolean labels (n, labels)."""
-    return np.stack([(generated & reference).sum(1), generated.sum(1), reference.sum(1)])

@@ -7,7 +7,6 @@ import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,12 +18,13 @@ from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import parse
 from recipes.data.schema import read_split, write_dataset
 from recipes.demos import ablation_figures as figures_of
-from recipes.demos.ablation_figures import AGREE, DISAGREE, GROUPS, MICRO, NOTHING, OPEN, is_style, measure, verdict
+from recipes.demos.ablation_figures import AGREE, DISAGREE, GROUPS, NOTHING, OPEN, is_style, measure, verdict
 from recipes.demos.ablation_page import sample_reports, update_results, write_markdown, write_page
-from recipes.demos.ablation_runs import ROWS, choose_rows, plan, report_file, row_file, shared_jobs
+from recipes.demos.ablation_runs import ROWS, choose_rows, plan, row_file, row_reports
+from recipes.demos.figures import make_check
 from recipes.demos.reward_habits import report_habits, reward_habits
 from recipes.evaluation.baselines import NORMAL_REPORT, TEMPLATE
-from recipes.evaluation.bootstrap import bootstrap, means_part
+from recipes.evaluation.bootstrap import efficacy_name
 from recipes.evaluation.paper_comparison import read_results
 from recipes.evaluation.references import read_truth
 from recipes.files import InputError
@@ -72,6 +72,8 @@ CHANGES = [  # rows of the papers' ablations: row, its script, its bases, the ar
       for name in ("sn", "sw", "mn", "mw")),
 ]  # fmt: skip
 LABELER = LexicalLabeler()
+MICRO, RADCLIQ = efficacy_name("14", "positive", "micro", "f1"), "radcliq_lite-v1"
+TIME = "wall time of one seed without installation, minutes"
 
 
 def name_case(value) -> str:
@@ -88,11 +90,11 @@ def read(monkeypatch):
     """All arguments of a script's command line, by name, as its own `parse` call understands them."""
 
     def read(script, words: list[str]) -> dict:
-        found = {}
+        values = {}
 
         def stop(*types, **options):
-            for each in parse(*types, **options):
-                found.update({field.name: getattr(each, field.name) for field in fields(each)})
+            for arguments in parse(*types, **options):
+                values.update({field.name: getattr(arguments, field.name) for field in fields(arguments)})
             raise Parsed
 
         monkeypatch.setattr(script, "parse", stop)
@@ -100,7 +102,7 @@ def read(monkeypatch):
         monkeypatch.chdir(ROOT)
         with pytest.raises(Parsed):
             script.main()
-        return found
+        return values
 
     return read
 
@@ -143,9 +145,9 @@ def test_every_row_of_the_tables_has_its_file():
     tables = {"mrgr1": ["Table II"], "lmrrg": ["Table 3"], "llmrg4": ["Table 4", "Table 5"]}
     for system, names in tables.items():
         published = {
-            (each["table"], each["row"], each["setting"] if each["table"] == "Table 5" else None)
-            for each in read_results()["rows"]
-            if each["paper"] == system and each["table"] in names
+            (entry["table"], entry["row"], entry["setting"] if entry["table"] == "Table 5" else None)
+            for entry in read_results()["rows"]
+            if entry["paper"] == system and entry["table"] in names
         }
         ours = {
             (group.table, name, group.scenario if group.table == "Table 5" else None)
@@ -161,8 +163,8 @@ def test_every_row_of_the_tables_has_its_file():
 
 @pytest.mark.parametrize("system", ROWS)
 def test_every_command_of_the_plan_parses_and_has_its_inputs(read, system):
-    made = set()
-    levels = shared_jobs(system, "out") + plan(system, "out", 3, choose_rows(system, []))[0]
+    earlier = set()
+    levels = list(plan(system, "out", [3], choose_rows(system, [])))
     outs = {out for jobs in levels for _, out, _ in jobs}
     for jobs in levels:
         for _, out, command in jobs:
@@ -170,11 +172,11 @@ def test_every_command_of_the_plan_parses_and_has_its_inputs(read, system):
             script = importlib.import_module(words[0].removesuffix(".py").replace("/", "."))
             values = read(script, words[1:])
             assert out in (values.get("out"), values.get("output_dir"))
-            assert (set(command) & outs) - {out} <= made  # all that it reads was made at an earlier level
+            assert (set(command) & outs) - {out} <= earlier  # all that it reads was made at an earlier level
             assert "seed3" not in out or values["seed"] == 3 or "generate" in words[0]
-        made |= {out for _, out, _ in jobs}
+        earlier |= {out for _, out, _ in jobs}
     names = [name for jobs in levels for name, _, _ in jobs]
-    assert len(set(names)) == len(names) and made == outs
+    assert len(set(names)) == len(names) and earlier == outs
 
 
 @pytest.mark.parametrize(
@@ -182,30 +184,33 @@ def test_every_command_of_the_plan_parses_and_has_its_inputs(read, system):
     [
         ("mrgr1", {}),
         ("lmrrg", {"bleu": {"--theta 0.4"}}),  # said in RESULTS.md
-        ("llmrg4", {f"single_{each}": {"--max_steps 100"} for each in ("sn", "sw", "mn", "mw")}),  # as many epochs
+        (
+            "llmrg4",
+            {f"single_{scenario}": {"--max_steps 100"} for scenario in ("sn", "sw", "mn", "mw")},
+        ),  # as many epochs
     ],
 )
 def test_rows_are_trained_alike_but_for_their_files(system, excepted):
     """Beside its row's file, its folders and its start a training has the same words as the others of its base."""
     trainings = {}
-    for jobs in plan(system, "out", 0, choose_rows(system, []))[0]:
+    for jobs in plan(system, "out", [0], choose_rows(system, [])):
         for _, out, command in jobs:
             if "accelerate.commands.launch" in command and "generate" not in command[command.index("--cpu") + 1]:
                 options = " ".join(command[command.index("--cpu") + 1 :]).split(" --")
                 base = tuple(options[:2])  # script and first config file
-                own = {f"--{each}" for each in options[2:] if "ablations/" not in each and "out/seed0" not in each}
-                trainings.setdefault(base, {})[Path(out).name] = own
+                rest = {f"--{text}" for text in options[2:] if "ablations/" not in text and "out/seed0" not in text}
+                trainings.setdefault(base, {})[Path(out).name] = rest
     assert sum(map(len, trainings.values())) >= 9
     for rows in trainings.values():
-        usual = set.intersection(*(own for row, own in rows.items() if row not in excepted))
-        for row, own in rows.items():
-            assert own - usual == excepted.get(row, set()), row
+        usual = set.intersection(*(rest for row, rest in rows.items() if row not in excepted))
+        for row, rest in rows.items():
+            assert rest - usual == excepted.get(row, set()), row
 
 
 @pytest.mark.parametrize(
     ("system", "rows", "models"),
     [
-        ("mrgr1", ["mccs"], {"mccs_reasoning", "base", "mccs"}),  # the base is where the others start
+        ("mrgr1", ["mccs"], {"mccs_reasoning", "mccs"}),
         ("lmrrg", ["without_cqrl"], {"full", "full_stage1"}),  # its stage 1 is the whole system's
         ("lmrrg", ["names"], {"full", "names"}),
         ("llmrg4", ["stage1_tlw"], {"stage2_atf_tlw", "stage1_tlw"}),
@@ -213,26 +218,26 @@ def test_rows_are_trained_alike_but_for_their_files(system, excepted):
     ],
 )
 def test_a_plan_of_some_rows(system, rows, models):
-    levels, found = plan(system, "out", 0, choose_rows(system, rows))
-    assert {Path(folder).name for folder in found.values()} == models
-    made = {out for jobs in levels for _, out, _ in jobs}
-    assert set(found.values()) <= made  # nothing is scored that was not trained
+    jobs = [job for level in plan(system, "out", [0], choose_rows(system, rows)) for job in level]
+    scored = {job.command[job.command.index("--model") + 1] for job in jobs if "recipes/generate.py" in job.command}
+    assert {Path(folder).name for folder in scored} == models
+    assert scored <= {job.out for job in jobs}  # nothing is scored that was not trained
 
 
 def test_the_authors_perceiver_is_another_network_from_the_warm_up_on():
     rows = ["stage2_atf_tlw", "stage1_tlw", "stage2_authors_perceiver"]
-    words = {out: " ".join(command) for jobs in plan("llmrg4", "out", 0, rows)[0] for _, out, command in jobs}
-    own, file = "out/seed0/", f"--config {row_file('llmrg4', 'stage1_authors_perceiver')} "
-    assert {out for out in words if file in words[out]} == {own + "tiny_authors", own + "stage1_authors_perceiver"}
-    assert f"--config {row_file('llmrg4', rows[2])} " in words[own + rows[2]]
-    assert words[own + "tiny_authors"].replace(file, "") == words[own + "tiny"] + "_authors"
+    words = {out: " ".join(command) for jobs in plan("llmrg4", "out", [0], rows) for _, out, command in jobs}
+    home, file = "out/seed0/", f"--config {row_file('llmrg4', 'stage1_authors_perceiver')} "
+    assert {out for out in words if file in words[out]} == {home + "tiny_authors", home + "stage1_authors_perceiver"}
+    assert f"--config {row_file('llmrg4', rows[2])} " in words[home + rows[2]]
+    assert words[home + "tiny_authors"].replace(file, "") == words[home + "tiny"] + "_authors"
     for start, out in (
         ("tiny", "stage1_tlw"),
         ("stage1_tlw", "stage2_atf_tlw"),
         ("tiny_authors", "stage1_authors_perceiver"),
         ("stage1_authors_perceiver", "stage2_authors_perceiver"),
     ):
-        assert f"--model_name_or_path {own}{start} " in words[own + out]
+        assert f"--model_name_or_path {home}{start} " in words[home + out]
 
 
 def test_a_row_that_is_not_there():
@@ -308,24 +313,24 @@ def out(tmp_path_factory) -> Path:
     for seed in (0, 1):
         (folder / f"seed{seed}").mkdir()
         for row, pair in texts.items():
-            for shuffled, own in zip((False, True), pair, strict=True):
+            for shuffled, texts_of_row in zip((False, True), pair, strict=True):
                 lines = [
                     json.dumps({"study_id": row["study_id"], "completion": text})
-                    for row, text in zip(rows, own, strict=True)
+                    for row, text in zip(rows, texts_of_row, strict=True)
                 ]
-                Path(report_file(f"{folder}/seed{seed}", row, shuffled)).write_text("\n".join(lines))
+                Path(row_reports(folder, seed, row, shuffled)).write_text("\n".join(lines))
     return folder
 
 
 @pytest.fixture(scope="module")
 def results(out) -> dict:
-    chosen = ["mccs_reasoning", "base", "ce_f1"]
+    names = ["mccs_reasoning", "base", "ce_f1"]
     truth = read_truth(f"{out}/data", "test", LABELER)
-    found = measure("mrgr1", str(out), [0, 1], chosen, truth, LABELER)
-    habits = reward_habits(str(out), [0, 1], chosen, truth, LABELER)
-    others = figures_of.format_check(found["groups"]) + figures_of.time_check(21.0)
+    measured = measure("mrgr1", str(out), [0, 1], names, truth, LABELER)
+    habits = reward_habits(str(out), [0, 1], names, truth, LABELER)
+    others = [*figures_of.format_check(measured["groups"]), make_check(TIME, 21.0, "<= 20")]
     extra = {"system": "mrgr1", "seeds": [0, 1], "labeler": "lexical", "minutes": 21.0, "stages": {"data": 3.0}}
-    return {**extra, **found, "other_checks": others, "spread": {}, "habits": habits, "tokens": {}}
+    return {**extra, **measured, "other_checks": others, "spread": {}, "habits": habits, "tokens": {}}
 
 
 def test_figures_of_a_group(results):
@@ -348,40 +353,19 @@ def test_figures_of_a_group(results):
 def test_values_by_seed(out, tmp_path, monkeypatch):
     folder = shutil.copytree(out, tmp_path / "mrgr1")
     monkeypatch.setitem(figures_of.CLAIMS, "mrgr1", [figures_of.Claim("", "ce_f1", "base", MICRO)])
-    right = Path(report_file(f"{folder}/seed1", "ce_f1", False))
-    shutil.copy(right, report_file(f"{folder}/seed1", "base", False))  # the references; the normal report with seed 0
+    right = Path(row_reports(folder, 1, "ce_f1"))
+    shutil.copy(right, row_reports(folder, 1, "base"))  # the references; the normal report with seed 0
     truth = read_truth(f"{folder}/data", "test", LABELER)
-    found = measure("mrgr1", str(folder), [0, 1], ["base", "ce_f1"], truth, LABELER)
-    (group,) = found["groups"]
+    measured = measure("mrgr1", str(folder), [0, 1], ["base", "ce_f1"], truth, LABELER)
+    (group,) = measured["groups"]
     base, template = group["rows"]["base"][MICRO], group[TEMPLATE][MICRO]
     assert base["by_seed"] == pytest.approx([template, 1])
     assert template < base["value"] < 1
     assert base["low"] < template + 0.05 and base["high"] == 1  # one draw of two is a seed alone, twice
-    (claim,) = found["claims"]
+    (claim,) = measured["claims"]
     assert claim["gain"]["by_seed"] == pytest.approx([1 - template, 0])
     assert claim["gain"]["value"] > 0 and claim["verdict"] == OPEN  # 40 studies agree, two seeds do not
     assert group["rows"]["ce_f1"][MICRO]["by_seed"] == [1, 1]
-
-
-def test_resamples_of_one_seed_are_those_of_studies():
-    """Reports 3 and 1 of one study, drawn together, and 5 of another."""
-    part = means_part({"a": [3.0, 1.0, 5.0]})
-    counts, studies = np.array([[1, 1], [2, 0], [0, 2]], float), np.array([0, 0, 1])
-    system = SimpleNamespace(parts=[part], values={})
-    figures_of._resample(system, studies, counts, np.ones((3, 1)))
-    np.testing.assert_allclose(system.values["a"], [3, 3, 2, 5])
-    np.testing.assert_allclose(system.values["a"], bootstrap(part, studies, counts.astype(int))["a"])
-
-
-def test_resamples_of_two_seeds():
-    """Two studies, reports 1 and 2 (seed 0), 5 and 8 (seed 1)."""
-    system = SimpleNamespace(parts=[means_part({"a": [1.0, 5.0, 2.0, 8.0]})], values={})
-    counts, drawn = (
-        np.array([[1, 1], [2, 0], [1, 1], [0, 2]], float),
-        np.array([[1, 1], [1, 1], [2, 0], [0, 2]], float),
-    )
-    figures_of._resample(system, np.array([0, 0, 1, 1]), counts, drawn)
-    np.testing.assert_allclose(system.values["a"], [4, 4, 3, 1.5, 8])
 
 
 def test_claims_of_rows_that_were_run_alone(results):
@@ -392,22 +376,22 @@ def test_claims_of_rows_that_were_run_alone(results):
 
 
 @pytest.mark.parametrize(
-    ("claim", "said", "holds"),
+    ("claim", "judgement", "holds"),
     [
         (figures_of.Claim("", "mccs_reasoning", "base", MICRO), AGREE, True),
         (figures_of.Claim("", "base", "mccs_reasoning", MICRO), DISAGREE, False),
         (figures_of.Claim("", "ce_f1", "mccs_reasoning", MICRO), OPEN, False),  # exactly level
         (figures_of.Claim("", "ce_f1", "mccs_reasoning", MICRO, level=True), AGREE, True),
         (figures_of.Claim("", "base", "ce_f1", MICRO, level=True), DISAGREE, False),
-        (figures_of.Claim("", "ce_f1", "base", figures_of.RADCLIQ), AGREE, True),  # lower is better
+        (figures_of.Claim("", "ce_f1", "base", RADCLIQ), AGREE, True),  # lower is better
     ],
 )
-def test_claim(out, claim, said, holds, monkeypatch):
+def test_claim(out, claim, judgement, holds, monkeypatch):
     monkeypatch.setitem(figures_of.CLAIMS, "mrgr1", [claim])
-    chosen = ["mccs_reasoning", "base", "ce_f1"]
+    names = ["mccs_reasoning", "base", "ce_f1"]
     truth = read_truth(f"{out}/data", "test", LABELER)
-    (check,) = measure("mrgr1", str(out), [0], chosen, truth, LABELER)["claims"]
-    assert (check["verdict"], check["holds"]) == (said, holds)
+    (check,) = measure("mrgr1", str(out), [0], names, truth, LABELER)["claims"]
+    assert (check["verdict"], check["holds"]) == (judgement, holds)
 
 
 def test_tables_and_page(results, out, tmp_path):
@@ -423,7 +407,7 @@ def test_tables_and_page(results, out, tmp_path):
     spread = {"ce_f1": {"groups": 2, "std": 0.25, "equal": 0.5, "values": 2}}
     write_page(tmp_path / "page.html", results | {"spread": spread}, shown)
     page = (tmp_path / "page.html").read_text()
-    assert page.count('<div class="reports">') == len(shown) and "not medical data" in page
+    assert page.count('<div class="reports box">') == len(shown) and "not medical data" in page
     assert "recall of negatives" in page and "fixed normal report" in page
     assert "&lt;think&gt;" in page and "<think>" not in page  # what a model writes is text
     for tag in ("table", "tr", "td", "div", "p"):
@@ -433,7 +417,7 @@ def test_tables_and_page(results, out, tmp_path):
 class Done:
     """Stands for `Stages` when all stages are done."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, fresh: bool):
         self.names: list[str] = []
 
     def __enter__(self) -> "Done":
@@ -472,18 +456,20 @@ def test_tokens_of_both_fusions(tmp_path):
     args = BuildArguments(size=64)
     rows = [build_row("test", i, ("sn", "mw")[i % 2], args) for i in range(4)]
     write_dataset({"test": lambda: iter(rows)}, tmp_path / "data", {"labeler": "lexical"})
-    chosen = {"stage2_atf_tlw": "atf", "stage2_interleaved_tlw": "interleaved"}
-    for row, fusion in chosen.items():
+    fusions = {"stage2_atf_tlw": "atf", "stage2_interleaved_tlw": "interleaved"}
+    for row, fusion in fusions.items():
         texts = [row["report"] for row in rows]
         _, processor = build_llmrg4(texts, vocab_size=400, num_visual_tokens=4, fusion=fusion, text_layers=1)
         processor.save_pretrained(tmp_path / "seed0" / row)
-    counts = figures_of.count_inputs(str(tmp_path / "data"), str(tmp_path), [0], [*chosen])
+    counts = figures_of.count_inputs(str(tmp_path), [0], [*fusions])
     atf, interleaved = counts.values()
     assert (atf["visual, largest"], interleaved["visual, largest"]) == (4, 8)
     assert interleaved["prompt, largest"] > atf["prompt, largest"] + 4
     both = {"stage2_atf_tlw": (128, 204), "stage2_interleaved_tlw": (256, 502)}  # Table 4's N
-    named = {row: dict(zip(("visual, largest", "prompt, largest"), own, strict=True)) for row, own in both.items()}
-    assert [each["value"] for each in figures_of.token_check(named)] == [204 / 502, 128 / (502 - 76)]
+    tokens = {
+        row: dict(zip(("visual, largest", "prompt, largest"), counts, strict=True)) for row, counts in both.items()
+    }
+    assert [check["value"] for check in figures_of.token_check(tokens)] == [204 / 502, 128 / (502 - 76)]
     assert figures_of.token_check({"stage2_atf_tlw": atf}) == []  # one fusion alone was run
 
 
@@ -507,8 +493,8 @@ def test_reward_spread(tmp_path):
     file = tmp_path / "seed0/ce_f1/completions/completions_00001.parquet"
     file.parent.mkdir(parents=True)
     pd.DataFrame({"ce_f1_reward": [0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5]}).to_parquet(file)
-    found = figures_of.reward_spread(str(tmp_path), [0], ["ce_f1", "nlg"], steps=1)
-    assert found == {"ce_f1": {"groups": 2, "std": 0.25, "equal": 0.5, "values": 3}}
+    spread = figures_of.reward_spread(str(tmp_path), [0], ["ce_f1", "nlg"], steps=1)
+    assert spread == {"ce_f1": {"groups": 2, "std": 0.25, "equal": 0.5, "values": 3}}
 
 
 EFFUSION = "There is a right pleural effusion."
@@ -523,8 +509,8 @@ def test_report_habits_by_hand():
         f"<think>The heart is enlarged.</think><report>{CLEAR}</report>",  # silent in the report alone
         EFFUSION,  # one too many, its negative left out; no reasoning
     ]
-    found = report_habits(completions, np.asarray(LABELER(references)), LABELER)
-    assert found == pytest.approx({
+    habits = report_habits(completions, np.asarray(LABELER(references)), LABELER)
+    assert habits == pytest.approx({
         "f1": 2 * 1 / (2 * 1 + 1 + 1),
         "findings": 2 / 3,
         "negatives": 2 / 3,
@@ -541,7 +527,7 @@ def test_report_habits_by_hand():
 
 def test_reward_habits_by_seed(out, tmp_path):
     folder = shutil.copytree(out, tmp_path / "mrgr1")
-    shutil.copy(report_file(f"{folder}/seed1", "ce_f1", False), report_file(f"{folder}/seed1", "base", False))
+    shutil.copy(row_reports(folder, 1, "ce_f1"), row_reports(folder, 1, "base"))
     truth = read_truth(f"{folder}/data", "test", LABELER)
     rows = reward_habits(str(folder), [0, 1], ["base", "mccs_reasoning"], truth, LABELER)["rows"]
     for figure in ("f1", "findings", "silent", "mccs"):
@@ -572,11 +558,13 @@ def test_a_row_of_lmrrg_from_warmed_up_parts(call, phantom, tmp_path):
     row = ["--config", ROOT / row_file("lmrrg", "without_region")]
     call(build_tiny.main, *small, "--seed", 1, "--out", tmp_path / "other")
     call(build_tiny.main, *small, *row, "--parts_of", tmp_path / "other", "--out", tmp_path / "tiny")
-    other, own = (LMRRGForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("other", "tiny"))
-    assert own.config.use_region_features is False
-    assert own.config.num_visual_tokens == 1 and other.config.num_visual_tokens == 30  # the global one, and 29 regions
+    full, model = (LMRRGForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("other", "tiny"))
+    assert model.config.use_region_features is False
+    assert (
+        model.config.num_visual_tokens == 1 and full.config.num_visual_tokens == 30
+    )  # the global one, and 29 regions
     for part in ("visual_extractor.vision_model", "visual_extractor.visual_projection", "language_model"):
-        state, expected = (model.model.get_submodule(part).state_dict() for model in (own, other))
+        state, expected = (network.model.get_submodule(part).state_dict() for network in (model, full))
         assert all((state[name] == expected[name]).all() for name in expected), part
     arguments = ["--config", CONFIGS / "lmrrg/demo.yaml", *row, "--model_name_or_path", tmp_path / "tiny"]
     arguments += ["--dataset", phantom, "--output_dir", tmp_path / "run", "--max_steps", 1]

@@ -1,21 +1,20 @@
 """LLM-RG4's demo: its figures by scenario on studies whose answers are known, and its page; nothing is trained."""
 
-import json
 import re
 
 import numpy as np
 import pytest
+from demo_folders import score, write_reports
 
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.data.schema import read_split, write_dataset
-from recipes.demos import scenarios as demo_scenarios
-from recipes.demos.figures import compare_systems
+from recipes.data.schema import write_dataset
+from recipes.demos import llmrg4
+from recipes.demos.llmrg4 import PLAIN, SHUFFLED, TLW, LLMRG4Demo
 from recipes.demos.page import choose_studies, write_page
-from recipes.demos.scenarios import PLAIN, SHUFFLED, TLW
 from rewards.labelers import LexicalLabeler
 from rewards.scenarios import SCENARIOS
 
-LABELER = LexicalLabeler()
+DEMO, LABELER = LLMRG4Demo(), LexicalLabeler()
 NOTHING = "The heart is normal in size."
 
 
@@ -29,32 +28,21 @@ def rows(args) -> list[dict]:
     return [build_row("test", i, SCENARIOS[i % 4], args) for i in range(48)]
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory, rows, args) -> str:
-    folder = tmp_path_factory.mktemp("demo") / "data"
-    build = {"labeler": "lexical", **vars(args)}
-    write_dataset({"test": lambda: iter(rows)}, folder, build)
-    return str(folder)
-
-
 @pytest.fixture
-def predictions(rows, tmp_path) -> dict:
+def folder(tmp_path, rows, args, call):
     """Two seeds: with TLW the reference itself, without it that no finding is there, shuffled that of the next."""
+    write_dataset({"test": lambda: iter(rows)}, tmp_path / "data", {"labeler": "lexical", **vars(args)})
     reports = [row["report"] for row in rows]
     texts = {TLW: reports, PLAIN: [NOTHING] * len(rows), SHUFFLED: reports[4:] + reports[:4]}
-    files = {}
-    for seed in (0, 1):
-        for number, (name, own) in enumerate(texts.items()):
-            file = tmp_path / f"{seed}-{number}.jsonl"
-            lines = [{"study_id": row["study_id"], "completion": text} for row, text in zip(rows, own, strict=True)]
-            file.write_text("\n".join(map(json.dumps, lines)))
-            files.setdefault(seed, {})[name] = str(file)
-    return files
+    log = [{"step": step, "loss": "1.0"} for step in range(1, 6)]
+    write_reports(DEMO, tmp_path, texts, [row["study_id"] for row in rows], log)
+    score(call, DEMO, tmp_path)
+    return tmp_path
 
 
 def test_the_drawn_study_is_the_row_again(rows, args):
     for row in rows:
-        assert list(demo_scenarios.drawn_study(row["study_id"], vars(args)).states) == row["labels"]
+        assert list(llmrg4.drawn_study(row["study_id"], vars(args)).states) == row["labels"]
 
 
 @pytest.mark.parametrize(
@@ -70,16 +58,11 @@ def test_the_drawn_study_is_the_row_again(rows, args):
     ],
 )  # fmt: skip
 def test_find_changes(report, changes):
-    assert demo_scenarios.find_changes(report, LABELER) == changes
+    assert llmrg4.find_changes(report, LABELER) == changes
 
 
-def test_corpus_bleu_by_hand():
-    # 4 of 4 words, 3 of 3 pairs, 2 of 2 triples, 1 of 1 quadruples, one word short of 5: brevity penalty exp(1 - 5/4)
-    assert demo_scenarios.corpus_bleu(["a b c d"], ["a b c d e"]) == pytest.approx(np.exp(-0.25), rel=1e-6)
-
-
-def test_figures_by_scenario(dataset, predictions, rows):
-    figures = demo_scenarios.compare_scenarios(dataset, predictions, LABELER)
+def test_figures_by_scenario(folder, rows):
+    figures = DEMO.measure(DEMO.read(str(folder), [0, 1], LABELER))
     for scenario in SCENARIOS:
         right = figures["scenarios"][TLW][scenario]
         assert right["studies"] == 12
@@ -87,12 +70,10 @@ def test_figures_by_scenario(dataset, predictions, rows):
         assert figures["scenarios"][PLAIN][scenario]["f1"] == 0
     lateral = figures["lateral_only"]
     number = sum(lateral[TLW][scenario]["findings"] for scenario in SCENARIOS)
-    studies = [
-        demo_scenarios.drawn_study(row["study_id"], {"seed": 5, "abnormal": 0.4, "balanced": True}) for row in rows
-    ]
+    studies = [llmrg4.drawn_study(row["study_id"], {"seed": 5, "abnormal": 0.4, "balanced": True}) for row in rows]
     assert number == sum(len(study.lateral_only) for study in studies) > 0
-    known = [row for row in lateral[TLW].values() if row["findings"]]
-    assert all(row["recall"] == 1 for row in known)
+    present = [row for row in lateral[TLW].values() if row["findings"]]
+    assert all(row["recall"] == 1 for row in present)
     assert all(row["recall"] == 0 for row in lateral[PLAIN].values() if row["findings"])
     assert all(row["recall from the front"] == 1 for row in lateral[TLW].values())
 
@@ -110,22 +91,20 @@ def test_figures_by_scenario(dataset, predictions, rows):
         )  # fmt: skip
 
 
-def test_checks_and_page(dataset, predictions, rows, tmp_path):
-    figures = compare_systems(dataset, predictions, LABELER, own=TLW)
-    figures |= demo_scenarios.compare_scenarios(dataset, predictions, LABELER)
-    checks = demo_scenarios.make_checks(figures, minutes=13.0, minutes_bar=12, memory_gb=1.0)
-    held = [check["holds"] for check in checks if not check["name"].startswith("recall of lateral-only")]
-    assert held == [True, True, True, True, False, True]  # the references are right, and 13 minutes too many
+def test_checks_and_page(folder, rows, tmp_path):
+    reports = DEMO.read(str(folder), [0, 1], LABELER)
+    figures = DEMO.compare(reports)
+    checks = DEMO.check_all(figures, minutes=13.0, memory_gb=1.0)
+    holds = [check["holds"] for check in checks if not check["name"].startswith("recall of lateral-only")]
+    assert holds == [True, True, True, True, False, True]  # the references are right, and 13 minutes too many
     assert sum(check["name"].startswith("aim:") for check in checks) == 1
 
     results = {"data": "phantom", "seeds": [0, 1], "stages": {"data": 3.0}, **figures}
-    history = [{"step": step, "loss": "1.0"} for step in range(1, 6)]
-    file, curves = tmp_path / "index.html", {"loss": "Loss"}
-    write_page(file, results, checks, read_split(dataset, "test"), predictions[0], {0: history, 1: history},
-               template="demo_llmrg4.html.jinja", own=TLW, beside=PLAIN, curves=curves)  # fmt: skip
+    file = tmp_path / "index.html"
+    write_page(file, "llmrg4", DEMO, results, checks, reports, str(folder))
     page = file.read_text()
-    assert page.count('<section class="study">') == 12 and page.count("<svg") == 1
-    assert "GRPO" not in page and "SFT with TLW minus this" in page
+    assert page.count('<section class="study box">') == 12 and page.count("<svg") == 1
+    assert "GRPO" not in page and "SFT with TLW minus this" in page and "What only one input shows" in page
     shown = [rows[i] for i in choose_studies(np.asarray([row["labels"] for row in rows]))]
     assert page.count("prior report: ") == sum(row["scenario"][1] == "w" for row in shown)
     for tag in ("table", "tr", "td", "div", "section", "p"):

@@ -1,22 +1,22 @@
 """LM-RRG's demo: its figures on reports whose scores are known, and its page; nothing is trained."""
 
-import json
 import re
 
 import numpy as np
 import pytest
+from demo_folders import score, write_reports
 
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.data.schema import read_split, write_dataset
-from recipes.demos import table3 as demo_table3
-from recipes.demos.figures import compare_systems
+from recipes.data.schema import write_dataset
+from recipes.demos import lmrrg
+from recipes.demos.figures import pooled
+from recipes.demos.lmrrg import BLEU, BLEU4, CQRL, FIXED, PAIRS, RADCLIQ, SHUFFLED, STAGE1, LMRRGDemo
 from recipes.demos.page import write_page
-from recipes.demos.table3 import BLEU, BLEU4, CQRL, FIXED, PAIRS, RADCLIQ, SHUFFLED, STAGE1
 from recipes.evaluation.baselines import NORMAL_REPORT, TEMPLATE
 from rewards.labelers import LexicalLabeler
 from rewards.radcliq import radcliq_lite_reward
 
-LABELER = LexicalLabeler()
+DEMO, LABELER = LMRRGDemo(), LexicalLabeler()
 ZERO, PERFECT = 2.450143, -1.440690  # RadCliQ v1 of four zeros and of four ones, from the published coefficients
 
 
@@ -26,16 +26,10 @@ def rows() -> list[dict]:
     return [build_row("test", i, "sn", args) for i in range(40)]
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory, rows) -> str:
-    folder = tmp_path_factory.mktemp("demo") / "data"
-    write_dataset({"test": lambda: iter(rows)}, folder, {"labeler": "lexical"})
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def predictions(rows, tmp_path_factory) -> dict:
+@pytest.fixture
+def folder(rows, tmp_path, call):
     """Two seeds: after CQRL the reference itself, before it one normal report, with BLEU-4 the reference's half."""
+    write_dataset({"test": lambda: iter(rows)}, tmp_path / "data", {"labeler": "lexical"})
     reports = [row["report"] for row in rows]
     texts = {
         STAGE1: [NORMAL_REPORT] * len(rows),
@@ -44,20 +38,20 @@ def predictions(rows, tmp_path_factory) -> dict:
         FIXED: reports,
         SHUFFLED: reports[1:] + reports[:1],
     }
-    folder, files = tmp_path_factory.mktemp("reports"), {}
-    for seed in (0, 1):
-        for number, (name, own) in enumerate(texts.items()):
-            file = folder / f"{seed}-{number}.jsonl"
-            lines = [{"study_id": row["study_id"], "completion": text} for row, text in zip(rows, own, strict=True)]
-            file.write_text("\n".join(map(json.dumps, lines)))
-            files.setdefault(seed, {})[name] = str(file)
-    return files
+    log = [{"step": step, "reward": "0.5", "kl": 0.1} for step in range(1, 6)]
+    write_reports(DEMO, tmp_path, texts, [row["study_id"] for row in rows], log)
+    score(call, DEMO, tmp_path)
+    return tmp_path
 
 
-@pytest.fixture(scope="module")
-def figures(dataset, predictions) -> dict:
-    known = compare_systems(dataset, predictions, LABELER, own=CQRL)
-    return known | demo_table3.compare_rewards(dataset, predictions, LABELER)
+@pytest.fixture
+def reports(folder):
+    return DEMO.read(str(folder), [0, 1], LABELER)
+
+
+@pytest.fixture
+def figures(reports) -> dict:
+    return DEMO.compare(reports)
 
 
 def test_radcliq_is_that_of_the_reward(rows):
@@ -65,10 +59,10 @@ def test_radcliq_is_that_of_the_reward(rows):
     references = [row["report"] for row in rows]
     generated = [references[0], "", " ", NORMAL_REPORT, *references[5:]]
     references = references[: len(generated)]
-    found = demo_table3.radcliq_lite(generated, references)
-    assert found[:3] == pytest.approx([PERFECT, ZERO, ZERO], abs=1e-5)
+    scores = lmrrg.radcliq_lite(generated, references)
+    assert scores[:3] == pytest.approx([PERFECT, ZERO, ZERO], abs=1e-5)
     expected = radcliq_lite_reward(generated, report=references)
-    assert np.clip((ZERO - found) / (ZERO - PERFECT), 0, 1) == pytest.approx(expected, abs=1e-6)
+    assert np.clip((ZERO - scores) / (ZERO - PERFECT), 0, 1) == pytest.approx(expected, abs=1e-6)
 
 
 def test_figures(figures, rows):
@@ -80,39 +74,38 @@ def test_figures(figures, rows):
     assert right[RADCLIQ] == pytest.approx(PERFECT, abs=1e-5)
     some = np.mean([1 in row["labels"] for row in rows])  # a report without a finding has no recall: 0/0 is 0
     assert right["recall"] == right["precision"] == pytest.approx(some)
-    entry = demo_table3.gain(figures, CQRL, STAGE1, RADCLIQ)
+    entry = pooled(figures["gains"], CQRL, STAGE1, RADCLIQ)
     assert entry["difference"] == pytest.approx(PERFECT - table[STAGE1][RADCLIQ])
     assert entry["low"] < entry["difference"] < entry["high"] < 0
-    same = demo_table3.gain(figures, CQRL, FIXED, BLEU4)
+    same = pooled(figures["gains"], CQRL, FIXED, BLEU4)
     assert same["difference"] == same["low"] == same["high"] == 0
     assert len(figures["gains"]) == len(PAIRS) * 2 * 3
+    assert "format" not in figures["table"][CQRL]  # it writes no tags
 
 
 def unseeing(figures: dict) -> dict:
     """The same, had other images given the same findings."""
-    differences = [each | {"low": -0.01} if each["minus"] == SHUFFLED else each for each in figures["differences"]]
+    differences = [entry | {"low": -0.01} if entry["minus"] == SHUFFLED else entry for entry in figures["differences"]]
     return figures | {"differences": differences}
 
 
-def test_checks_and_page(figures, dataset, predictions, tmp_path):
-    checks = demo_table3.make_checks(figures, minutes=16.0, minutes_bar=15, memory_gb=1.0)
-    held = {check["name"]: check["holds"] for check in checks}
-    assert held[f"{CQRL} minus {STAGE1}, {RADCLIQ}, high end of the 95 % interval"]
-    assert held[f"{BLEU} minus {CQRL}, {RADCLIQ}, low end of the 95 % interval"]
-    assert held[f"{CQRL} minus {SHUFFLED}, {RADCLIQ}, high end of the 95 % interval"]
-    assert held[f"{CQRL} minus {SHUFFLED}, micro-F1 13, low end of the 95 % interval"]
-    assert not demo_table3.make_checks(unseeing(figures), 1.0, 15, 1.0)[6]["holds"]
-    assert not held[f"aim: {BLEU} minus {CQRL}, {BLEU4}, low end of the 95 % interval"]  # the reference has BLEU 1
-    assert not held[f"aim: {CQRL} minus {FIXED}, {RADCLIQ}, high end of the 95 % interval"]  # they are the same
-    assert not held["wall time of one seed without installation, minutes"]
+def test_checks_and_page(figures, reports, folder, tmp_path):
+    checks = DEMO.check_all(figures, minutes=16.0, memory_gb=1.0)
+    holds = {check["name"]: check["holds"] for check in checks}
+    assert holds[f"{CQRL} minus {STAGE1}, {RADCLIQ}, high end of the 95 % interval"]
+    assert holds[f"{BLEU} minus {CQRL}, {RADCLIQ}, low end of the 95 % interval"]
+    assert holds[f"{CQRL} minus {SHUFFLED}, {RADCLIQ}, high end of the 95 % interval"]
+    assert holds[f"{CQRL} minus {SHUFFLED}, micro-F1 13, low end of the 95 % interval"]
+    assert not DEMO.check(unseeing(figures))[6]["holds"]
+    assert not holds[f"aim: {BLEU} minus {CQRL}, {BLEU4}, low end of the 95 % interval"]  # the reference has BLEU 1
+    assert not holds[f"aim: {CQRL} minus {FIXED}, {RADCLIQ}, high end of the 95 % interval"]  # they are the same
+    assert not holds["wall time of one seed without installation, minutes"]
 
     results = {"data": "phantom", "seeds": [0, 1], "stages": {"data": 3.0}, **figures}
-    history = [{"step": step, "reward": "0.5", "kl": 0.1} for step in range(1, 6)]
-    file, curves = tmp_path / "index.html", {"reward": "Reward", "kl": "KL"}
-    write_page(file, results, checks, read_split(dataset, "test"), predictions[0], {0: history, 1: history},
-               template="demo_lmrrg.html.jinja", own=CQRL, beside=STAGE1, curves=curves)  # fmt: skip
+    file = tmp_path / "index.html"
+    write_page(file, "lmrrg", DEMO, results, checks, reports, str(folder))
     page = file.read_text()
-    assert page.count('<section class="study">') == 12 and page.count("<svg") == 2
+    assert page.count('<section class="study box">') == 12 and page.count("<svg") == 2
     assert "GRPO" not in page and "CQRL minus this" in page and "it is not RadCliQ" in page
     for tag in ("table", "tr", "td", "div", "section", "p"):
         assert len(re.findall(f"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag

@@ -12,27 +12,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from demo_folders import score, write_reports
 from PIL import Image
 
-from recipes.data.schema import read_dataset, write_dataset
+from recipes import demo as demo_script
+from recipes.data.schema import write_dataset
 from recipes.demos import figures as demo_figures
 from recipes.demos import page as demo_page
 from recipes.demos import stages as demo_stages
+from recipes.demos.mrgr1 import GRPO, SFT, SFT_MORE, SHUFFLED, PhantomDemo, steps_of_equal_time
+from recipes.demos.stages import Job
 from recipes.evaluation import agreement
+from recipes.evaluation.bootstrap import means_part
 from recipes.files import InputError
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, CheXpertState
 
 ROOT = Path(__file__).resolve().parents[2]
+DEMO = PhantomDemo()
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = CheXpertState
 EDEMA, EFFUSION = CONDITIONS.index("Edema"), CONDITIONS.index("Pleural Effusion")
 REPORTS = ["There is pulmonary edema.", "No edema or effusion.", "Small effusion & <b>no</b> edema.", "No effusion."]
 
 
-def states(**named: int) -> list[int]:
+def states(**findings: int) -> list[int]:
     values = {"edema": EDEMA, "effusion": EFFUSION}
     out = [int(BLANK)] * 14
-    for name, state in named.items():
+    for name, state in findings.items():
         out[values[name]] = int(state)
     return out
 
@@ -125,8 +131,8 @@ def test_a_finished_stage_runs_again_only_when_something_changed(tmp_path):
 
     def both(*options: str) -> int:
         with demo_stages.Stages(tmp_path) as stages:
-            stages.run(("one", first, ["-c", write, str(runs), *options, str(config), first]))
-            stages.run(("two", second, ["-c", write, str(runs), first, second]))
+            stages.run(Job("one", first, ["-c", write, str(runs), *options, str(config), first]))
+            stages.run(Job("two", second, ["-c", write, str(runs), first, second]))
         return len(runs.read_text())
 
     assert both() == 2
@@ -141,7 +147,7 @@ def test_a_failing_stage_ends_the_demo(tmp_path):
     command = ["-c", "import sys; print('line\\n' * 30); sys.exit('what went wrong')"]
     end = "error: the stage 'SFT' failed"
     with pytest.raises(SystemExit, match=end) as ended, demo_stages.Stages(tmp_path) as stages:
-        stages.run(("SFT", str(tmp_path / "out"), command))
+        stages.run(Job("SFT", str(tmp_path / "out"), command))
     *tail, empty, sentence = str(ended.value).split("\n")
     assert (tail, empty) == (["line"] * 14 + ["what went wrong"], "")
     assert sentence.startswith(end)
@@ -151,24 +157,25 @@ def test_a_failing_stage_ends_the_demo(tmp_path):
 def test_stages_side_by_side_wait_for_each_other_and_fail_together(tmp_path):
     meet = """if True:
         import os, sys, time
-        own, other = sys.argv[1:]
-        open(own, "w").close()
-        while not os.path.exists(other):
+        first, second = sys.argv[1:]
+        open(first, "w").close()
+        while not os.path.exists(second):
             time.sleep(0.01)"""
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     with demo_stages.Stages(tmp_path) as stages:
-        stages.run(("a", a, ["-c", meet, a, b]), ("b", b, ["-c", meet, b, a]))  # one after the other would hang
+        stages.run(Job("a", a, ["-c", meet, a, b]), Job("b", b, ["-c", meet, b, a]))  # one after the other would hang
     assert stages.seconds().keys() == {"a", "b"}
     wait, started = "import sys, time; time.sleep(float(sys.argv[1])); open(sys.argv[2], 'w')", time.time()
     with demo_stages.Stages(tmp_path) as stages:
-        jobs = [(name, str(tmp_path / name), ["-c", wait, name, str(tmp_path / name)]) for name in ("0.1", "1.5")]
+        jobs = [Job(name, str(tmp_path / name), ["-c", wait, name, str(tmp_path / name)]) for name in ("0.1", "1.5")]
         stages.run(*jobs)
     shares = stages.seconds()
     assert shares["0.1"] < shares["1.5"]
     assert sum(shares.values()) == pytest.approx(time.time() - started, abs=0.4)  # of the wall time, none twice
     with demo_stages.Stages(tmp_path) as stages:  # the third starts beside the second, which waits for it
         e, f, g = (str(tmp_path / name) for name in "efg")
-        stages.run(("e", e, ["-c", wait, "0", e]), ("f", f, ["-c", meet, f, g]), ("g", g, ["-c", wait, "0", g]))
+        commands = {e: [wait, "0", e], f: [meet, f, g], g: [wait, "0", g]}
+        stages.run(*(Job(out, out, ["-c", *command]) for out, command in commands.items()))
     note = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     fail = """if True:
         import os, sys, time
@@ -177,7 +184,8 @@ def test_stages_side_by_side_wait_for_each_other_and_fail_together(tmp_path):
         sys.exit("no")"""
     os.remove(b)
     with pytest.raises(SystemExit, match="no"), demo_stages.Stages(tmp_path) as stages:
-        stages.run(("endless", str(tmp_path / "c"), ["-c", note, b]), ("fails", str(tmp_path / "d"), ["-c", fail, b]))
+        commands = {"endless": note, "fails": fail}
+        stages.run(*(Job(name, str(tmp_path / name), ["-c", code, b]) for name, code in commands.items()))
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path(b).read_text()), 0)  # ended with the other one
 
@@ -186,25 +194,28 @@ def test_peak_memory_of_stages(tmp_path):
     # in a process of its own: what a stage counts begins with what the process that starts it ever had
     script = """if True:
         import json, sys
-        from recipes.demos.stages import Stages
+        from recipes.demos.stages import Job, Stages
 
         fill = "import sys; held = b'x' * int(sys.argv[1]); open(sys.argv[2], 'w')"
         for sizes in (["2000000000"], ["1"], ["2000000000", "1"]):
             folder = f"{sys.argv[1]}/{len(sizes)}{sizes[0]}"
             with Stages(folder) as stages:
-                stages.run(*((size, f"{folder}/{size}", ["-c", fill, size, f"{folder}/{size}"]) for size in sizes))
+                stages.run(*(Job(size, f"{folder}/{size}", ["-c", fill, size, f"{folder}/{size}"]) for size in sizes))
             record = json.load(open(f"{folder}/stages.json"))
-            print("peaks", json.dumps([each["peak_memory_gb"] for each in record.values()]))"""
+            print("peaks", json.dumps([stage["peak_memory_gb"] for stage in record.values()]))"""
     command = [sys.executable, "-c", script, tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = [line.removeprefix("peaks ") for line in done.stdout.splitlines() if line.startswith("peaks ")]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line.removeprefix("peaks ") for line in process.stdout.splitlines() if line.startswith("peaks ")]
     (large,), (small,), pair = map(json.loads, lines)
     assert large > 1.9 and small < large
     assert pair[0] == pair[1] == pytest.approx(large + small, rel=0.05)  # and not twice the larger one
 
 
+HISTORY = [{"step": step, "reward": step / 10, "kl": "0.1"} for step in range(1, 6)]
+
+
 @pytest.fixture
-def built(tmp_path):
+def built(tmp_path) -> Path:
     """Four test studies, and completions of the four systems for two seeds."""
     picture = io.BytesIO()
     Image.new("L", (8, 8), 90).save(picture, "PNG")
@@ -216,21 +227,15 @@ def built(tmp_path):
     ]
     write_dataset({"test": lambda: iter(rows)}, tmp_path / "data", {"labeler": "lexical"})
     right = [f"<think>x</think><report>{text}</report>" for text in REPORTS]
-    systems = {demo_figures.GRPO: right, demo_figures.SFT: ["No edema."] * 4}
-    systems |= {demo_figures.SFT_MORE: right[::-1], demo_figures.SHUFFLED: right[1:] + right[:1]}
-    predictions = {}
-    for seed in (0, 1):
-        for name, texts in systems.items():
-            file = tmp_path / f"{seed}{name}.jsonl"
-            lines = [json.dumps({"study_id": f"s{i}", "completion": text}) for i, text in enumerate(texts)]
-            file.write_text("\n".join(lines))
-            predictions.setdefault(seed, {})[name] = str(file)
-    return str(tmp_path / "data"), predictions
+    systems = {GRPO: right, SFT: ["No edema."] * 4, SFT_MORE: right[::-1], SHUFFLED: right[1:] + right[:1]}
+    write_reports(DEMO, tmp_path, systems, [row["study_id"] for row in rows], HISTORY)
+    return tmp_path
 
 
-def test_figures_and_page(built, tmp_path):
-    dataset, predictions = built
-    figures = demo_figures.compare_systems(dataset, predictions, LexicalLabeler())
+def test_figures_and_page(built, call, tmp_path):
+    score(call, DEMO, built)
+    reports = DEMO.read(str(built), [0, 1], LexicalLabeler())
+    figures = DEMO.compare(reports)
     table = figures["table"]
     assert table["GRPO"]["MCCS"] == pytest.approx(1.0)  # the references' own words
     assert (table["GRPO"]["micro-F1 13"], table["GRPO"]["format"]) == (1.0, 1.0)
@@ -239,37 +244,90 @@ def test_figures_and_page(built, tmp_path):
     # "No edema." against [edema +], [edema -, effusion -], [edema -, effusion +], [effusion -]: cosines -1, r, r, 0
     expected = 2 * (np.sqrt(0.5) - 0.2) / 0.8 / 4
     assert table["SFT"]["MCCS"] == pytest.approx(expected)
-    entry = demo_figures.pooled(figures, "SFT", "MCCS")
+    entry = demo_figures.pooled(figures["differences"], GRPO, SFT, "MCCS")
     assert entry["difference"] == pytest.approx(1 - expected)
     assert 0 <= entry["low"] <= entry["difference"] <= entry["high"] <= 1
-    assert {each["seed"] for each in figures["differences"]} == {"0", "1", "pooled"}
+    assert {entry["seed"] for entry in figures["differences"]} == {"0", "1", "pooled"}
 
-    checks = demo_figures.make_checks(figures, minutes=16.0, minutes_bar=15, memory_gb=1.0)
+    checks = DEMO.check_all(figures, minutes=16.0, memory_gb=1.0)
     assert [check["holds"] for check in checks[-3:]] == [True, False, True]  # format, time, memory
     assert sum(check["name"].startswith("aim:") for check in checks) == 2
 
     results = {"data": "openi", "seeds": [0, 1], "stages": {"data": 3.0}, **figures}
-    history = [{"step": step, "reward": step / 10, "kl": "0.1"} for step in range(1, 6)]
-    rows = read_dataset(dataset)["test"]
     file = tmp_path / "index.html"
-    demo_page.write_page(file, results, checks, rows, predictions[0], {0: history, 1: history})
+    demo_page.write_page(file, "mrgr1", DEMO, results, checks, reports, str(built))
     page = file.read_text()
-    assert page.count('<section class="study">') == 4
+    assert page.count('<section class="study box">') == 4
     assert page.count("<svg") == 2  # reward and KL; the others were not logged
     assert "Small effusion &amp; &lt;b&gt;no&lt;/b&gt; edema." in page  # a report cannot bring markup in
     assert "do not publish" in page  # Open-i's licence
+    assert '<td><b class="best">1.000</b></td>' in page and '<td class="no">no</td>' in page
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)  # self-contained
     assert "<script" not in page
     assert _unclosed(page) == []
 
 
-def test_several_reports_of_a_study_are_refused(built, tmp_path):
-    dataset, predictions = built
-    file = predictions[0]["SFT"]
-    with open(file, "a") as more:
+def test_several_reports_of_a_study_are_refused(built):
+    with open(DEMO.files(str(built), 0)[SFT], "a") as more:
         more.write("\n" + json.dumps({"study_id": "s0", "completion": "again"}))
     with pytest.raises(InputError, match="several reports of a study"):
-        demo_figures.compare_systems(dataset, predictions, LexicalLabeler())
+        DEMO.read(str(built), [0, 1], LexicalLabeler())
+
+
+def test_differences_by_hand():
+    """Two studies, two seeds: a resample is a study twice or both once, so that the ends are the two studies' own."""
+    parts = {"a": means_part({"x": [1.0, 0.0, 1.0, 1.0]}), "b": means_part({"x": [0.0, 0.0, 0.0, 1.0]})}
+    entries = demo_figures.differences({"x": parts}, [("a", "b")], [3, 5])
+    ends = {entry["seed"]: [entry[key] for key in ("difference", "low", "high")] for entry in entries}
+    assert ends == {"3": [0.5, 0.0, 1.0], "5": [0.5, 0.0, 1.0], "pooled": [0.5, 0.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("bar", "holds"), [("> 0.2", False), (">= 0.2", True), ("< 0.2", False), ("<= 0.2", True), ("> -0.02", True)]
+)
+def test_bars(bar, holds):
+    assert demo_figures.make_check("x", 0.2, bar) == {"name": "x", "value": 0.2, "bar": bar, "holds": holds}
+
+
+def test_steps_of_equal_time(tmp_path):
+    """60 s of GRPO, at SFT's pace of 100 steps in 20 s: 300 steps."""
+    for name, step, seconds in (("grpo", 40, 60.0), ("sft", 100, 20.0)):
+        log = {"log_history": [{"step": 1}, {"step": step, "train_runtime": seconds}]}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps(log))
+    assert steps_of_equal_time(str(tmp_path / "grpo"), str(tmp_path / "sft")) == 300
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--system", "lmrrg", "--data", "openi"], "--data openi is for --system mrgr1"),
+        (["--seeds", "1", "1"], "different numbers"),
+        (["--system", "mrg"], "mrg"),
+    ],
+)
+def test_mistakes(call, tmp_path, words, sentence):
+    with pytest.raises(InputError, match=sentence):
+        call(demo_script.main, *words, "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("system", "data"), [(system, data) for system, demos in demo_script.DEMOS.items() for data in demos]
+)
+def test_every_command_of_a_plan_has_its_inputs(system, data, monkeypatch):
+    """All that a job reads was made at an earlier level, and no two jobs write the same."""
+    monkeypatch.setattr("recipes.demos.mrgr1.steps_of_equal_time", lambda grpo, sft: 7)
+    levels = list(demo_script.DEMOS[system][data].plan("out", [0, 3]))
+    outs = {job.out for jobs in levels for job in jobs}
+    finished = set()
+    for jobs in levels:
+        for job in jobs:
+            words = {word.split("=")[-1] for word in job.command}
+            assert (words & outs) - {job.out} <= finished and job.out in words
+        finished |= {job.out for job in jobs}
+    assert len(outs) == sum(map(len, levels))
+    assert {f"seed {seed}: scores and report page" for seed in (0, 3)} == {job.name for job in levels[-1]}
 
 
 def _unclosed(page: str) -> list[str]:
