@@ -112,8 +112,8 @@ def section_of(name: str) -> str | None:
     ('impression', 'findings', None)
     """
     name = " ".join(name.split())
-    if known := _SECTION.get(name.lower()):
-        return known
+    if section := _SECTION.get(name.lower()):
+        return section
     if section := next((section for section, form in _FORMS if form.search(name)), None):
         return section
     if _VIEW.search(name):
