@@ -11,6 +11,7 @@ from datasets import Dataset, concatenate_datasets
 from modeling.processing_llmrg4 import check_views, mark_prior
 from recipes.data.images import PixelRange, check_image, decode_image, enlarged_by, pixel_range
 from recipes.data.sections import TARGETS, target_of
+from recipes.data.special_tokens import special_token
 from recipes.data.views import is_lateral
 from recipes.files import InputError, one_process_first
 from rewards.labels import FINDINGS, CheXpertState
@@ -76,12 +77,25 @@ def first_views(views: list[str]) -> list[int]:
     return list(range(len(views))) if 0 in laterals else [0, *laterals[:1]]
 
 
+def check_text(text: str | None, name: str) -> None:
+    """Raises InputError, calling the text `name`, where it holds what a model or a recipe reads as a mark of its own.
+
+    A tokenizer turns "<|image_pad|>" in a report into the place of an image, and "</report>" ends what is rewarded.
+    """
+    if token := special_token(text or ""):
+        raise InputError(
+            f"{name} holds {token!r}, which is no text for a model but a token of its own: mend it, or leave it out"
+        )
+
+
 def samples_of(study: dict, prompt: str, views: str) -> list[tuple[str, list]]:
     """What one row of the schema becomes, each a sample: the prompt's text and its images; `views` as of `to_samples`.
 
     `study` needs `study_id`, `images` and what `columns_of` names. Raises InputError naming the study where it has no
-    image, or other views than asked for, or a text that `fill_prompt` cannot take.
+    image, or other views than asked for, or a text that `fill_prompt` cannot take, or that holds a token of a model's.
     """
+    for name in FIELD.findall(prompt):
+        check_text(study.get(name), f"the {name} of study {study['study_id']}")
     images = study["images"]
     if not images:
         raise InputError(f"study {study['study_id']} has no image")
@@ -131,6 +145,9 @@ def to_samples(
     def explode(batch: dict, numbers: list[int]) -> dict:
         out = {name: [] for name in ("prompt", "images", *keep, *(("completion",) if completion else ()))}
         for i, report in enumerate(batch["report"]):
+            if completion:
+                study_id = batch["study_id"][i] if "study_id" in batch else numbers[i]
+                check_text(report, f"the report of study {study_id}")
             answer = write_answer(batch["labels"][i], report) if completion == "reasoning" else report
             study = {name: values[i] for name, values in batch.items()}
             study["images"] = [

@@ -1,12 +1,16 @@
 """The one dataset schema: every builder writes these columns as Parquet, every recipe reads them."""
 
 import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from tempfile import gettempdir
 
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_dataset_builder
@@ -116,8 +120,29 @@ def say_bare(number: int, rows: str, first: str) -> None:
 
 
 def cache_folder(path: str) -> str:
-    """Where the copy of the built folder `path` is that its rows are read from: HF_DATASETS_CACHE, or PATH/.cache."""
-    return os.environ.get("HF_DATASETS_CACHE") or str(Path(path) / ".cache")
+    """Where the copy of the built folder `path` is that its rows are read from.
+
+    HF_DATASETS_CACHE; without it PATH/.cache, which goes with the data set when that is deleted; or the user's own
+    cache, where PATH is on a share that cannot be written.
+    """
+    if os.environ.get("HF_DATASETS_CACHE"):
+        return os.environ["HF_DATASETS_CACHE"]
+    if os.access(path, os.W_OK):
+        return str(Path(path) / ".cache")
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rrg-recipes")
+
+
+def plain_path(path: str) -> str:
+    """`path`, or a link to it among the temporary files where datasets would read it as a pattern or a chain."""
+    if not re.search(r"[][*?{}]|::", path):
+        return path
+    absolute = Path(path).resolve()
+    name = hashlib.sha256(str(absolute).encode()).hexdigest()[:32]
+    link = Path(gettempdir()) / f"rrg-recipes-{os.getuid()}" / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        link.symlink_to(absolute, target_is_directory=True)
+    return str(link)
 
 
 def check_room(path: str, files: dict[str, str]) -> None:
@@ -126,7 +151,7 @@ def check_room(path: str, files: dict[str, str]) -> None:
     Not where it is there already. It takes what the files hold, uncompressed.
     """
     cache = cache_folder(path)
-    if Path(load_dataset_builder("parquet", data_files=files, cache_dir=cache).cache_dir).is_dir():
+    if Path(load_dataset_builder("parquet", data_files=files, cache_dir=plain_path(cache)).cache_dir).is_dir():
         return
     contents = map(parquet.read_metadata, files.values())
     size = sum(metadata.row_group(i).total_byte_size for metadata in contents for i in range(metadata.num_row_groups))
@@ -155,7 +180,7 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images"), bar
     """
     name, _, config = path.partition(":")
     if Path(path).is_dir():
-        files = {split: str(Path(path) / f"{split}.parquet") for split in SPLITS}
+        files = {split: str(Path(plain_path(path)) / f"{split}.parquet") for split in SPLITS}
         files = {split: file for split, file in files.items() if Path(file).is_file()}
         if not files:
             raise InputError(f"{path} holds no train.parquet; {HOW_TO_BUILD}")
@@ -166,7 +191,7 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images"), bar
                     raise InputError(f"{file} has no rows; delete the file, or build the data set again")
             with one_process_first():
                 check_room(path, files)
-                dataset = load_dataset("parquet", data_files=files, cache_dir=cache_folder(path))
+                dataset = load_dataset("parquet", data_files=files, cache_dir=plain_path(cache_folder(path)))
         except (ArrowInvalid, DatasetGenerationError) as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise error.__cause__ from None
