@@ -179,7 +179,28 @@ def read_table(file: Path, needed: tuple[str, ...], optional: tuple[str, ...] = 
         raise InputError(f"{file} cannot be read as a CSV ({error}); download it again") from error
     if table.empty:
         raise InputError(f"{file} has no row; download it again")
-    return table.fillna("").reindex(columns=[*needed, *optional], fill_value="")
+    return _plain_cells(table.fillna(""), file).reindex(columns=[*needed, *optional], fill_value="")
+
+
+def _plain_cells(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """`table` as PhysioNet wrote it, where a spreadsheet or pandas saved it again: "21530102.0", "2153-01-02", "pa".
+
+    Raises InputError where not one cell of a column of ids or dates can be read: then the column is at fault, no row.
+    """
+    for name in [name for name in ("subject_id", "study_id", "StudyDate") if name in table]:
+        cells = table[name].str.strip().str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
+        if name == "StudyDate":
+            cells = cells.str.replace(r"^(\d{4})-(\d{2})-(\d{2})(?: 00:00:00)?$", r"\1\2\3", regex=True)
+        filled = cells[cells != ""]
+        if len(filled) and not filled.str.fullmatch(r"\d{8}" if name == "StudyDate" else r"\d{1,18}").any():
+            raise InputError(
+                f"{file}: no row of the column {name} can be read, {filled.iloc[0]!r} first; the table was saved in "
+                "another form: take PhysioNet's file as it was downloaded"
+            )
+        table[name] = cells
+    if "ViewPosition" in table:
+        table["ViewPosition"] = table["ViewPosition"].str.strip().str.upper()
+    return table
 
 
 def read_split(file: Path) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from make_mimic_tree import make_tree, write_dicom
 from PIL import Image
@@ -842,3 +844,28 @@ def test_a_build_that_is_pushed(tmp_path, build, monkeypatch, reason):
     arguments = ["--push_to_hub", "me/mimic", *(["--public_because", reason] if reason else [])]
     built = build(write_tree(tmp_path / "mimic"), *arguments)
     assert calls == [(built.out, "me/mimic", reason)]
+
+
+def saved_again(tmp_path: Path, **columns: list[str]) -> Path:
+    pd.DataFrame(columns).to_csv(tmp_path / "table.csv", index=False)
+    return tmp_path / "table.csv"
+
+
+def test_a_table_that_pandas_saved_again_is_read(tmp_path):
+    file = saved_again(
+        tmp_path,
+        subject_id=["10000032.0", "10000198"],
+        StudyDate=["21530102.0", "2153-01-02"],
+        ViewPosition=["pa", " LATERAL"],
+    )
+    table = mimic.read_table(file, ("subject_id", "StudyDate", "ViewPosition"))
+    assert table.to_numpy().tolist() == [["10000032", "21530102", "PA"], ["10000198", "21530102", "LATERAL"]]
+
+
+@pytest.mark.parametrize(("name", "value"), [("StudyDate", "02/01/2153"), ("subject_id", "p10"), ("study_id", "5e7")])
+def test_a_column_of_which_no_row_can_be_read_stops_the_build(tmp_path, name, value):
+    file = saved_again(tmp_path, **{name: [value, value]})
+    with pytest.raises(InputError, match=rf"no row of the column {name} can be read, '{re.escape(value)}' first"):
+        mimic.read_table(file, (name,))
+    file = saved_again(tmp_path, **{name: [value, "21530102"]})
+    assert mimic.read_table(file, (name,))[name].tolist() == [value, "21530102"]  # one row: left out where it is used
