@@ -56,7 +56,8 @@ def scenario_folders(dataset: str) -> dict[str, str]:
 def read_truth(dataset: str, split: str, labeler: Callable) -> Truth:
     """The references of a built data set, or of a folder of four, one for each scenario.
 
-    Rows without a report are left out and counted. Raises InputError on a study that is there twice.
+    Rows of one study with one report, as of `--sample_unit image`, are one reference. Rows without a report are left
+    out and counted. Raises InputError on a study with two different reports.
     """
     tables = {}
     for prefix, folder in scenario_folders(dataset).items():
@@ -71,10 +72,18 @@ def read_truth(dataset: str, split: str, labeler: Callable) -> Truth:
         for value in (rows["scenario"] if "scenario" in rows.column_names else [prefix[:-1] or None] * len(rows))
     ]
     ids = [prefix + study for (prefix, _), study in zip(places, columns["study_id"], strict=True)]
-    if len(set(ids)) < len(ids):
-        twice = next(study for row, study in enumerate(ids) if study in ids[:row])
-        raise InputError(f"split {split} of {dataset} has {len(ids) - len(set(ids))} studies twice, {twice!r} first")
-    truth = Truth(ids, columns["report"], states, scenarios, number_studies(ids), tables, places)
+    first_rows: dict[str, int] = {}
+    for row, study in enumerate(ids):
+        if columns["report"][first_rows.setdefault(study, row)] != columns["report"][row]:
+            raise InputError(f"split {split} of {dataset} has two different reports of study {study!r}")
+    ids, reports, scenarios, places = (
+        [values[row] for row in first_rows.values()] for values in (ids, columns["report"], scenarios, places)
+    )
+    truth = Truth(ids, reports, states[list(first_rows.values())], scenarios, number_studies(ids), tables, places)
+    if len(first_rows) < len(states):  # a row for each image: its references are one reference
+        truth.notes.append(
+            f"{len(states)} rows of {dataset} are of {len(first_rows)} studies, each scored against one report"
+        )
     with_report = [study for study, report in zip(ids, truth.reports, strict=True) if report and report.strip()]
     if len(with_report) == len(ids):
         return truth

@@ -35,3 +35,18 @@ def test_studies_without_a_report_are_left_out_and_counted(build, tmp_path):
 def test_a_data_set_without_reports(build):
     with pytest.raises(InputError, match=r"split test of .* has no reports"):
         read_truth(build(a="", b=" "), "test", LexicalLabeler())
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_rows_of_one_study(tmp_path, equal):
+    """A row for each image has the study's report as often; the study is scored once, or refused where texts differ."""
+    reports = [("a", "Edema."), ("b", "Clear lungs."), ("a", "Edema." if equal else "No edema.")]
+    rows = [{"study_id": study, "report": report, "images": []} for study, report in reports]
+    write_dataset({"test": lambda: iter(rows)}, tmp_path / "data", {"labeler": "another"})
+    if not equal:
+        with pytest.raises(InputError, match="has two different reports of study 'a'"):
+            read_truth(str(tmp_path / "data"), "test", LexicalLabeler())
+        return
+    truth = read_truth(str(tmp_path / "data"), "test", LexicalLabeler())
+    assert truth.ids == ["a", "b"] and truth.reports == ["Edema.", "Clear lungs."] and len(truth.states) == 2
+    assert truth.notes == [f"3 rows of {tmp_path / 'data'} are of 2 studies, each scored against one report"]
