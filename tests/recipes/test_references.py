@@ -39,7 +39,7 @@ def test_a_data_set_without_reports(build):
 
 @pytest.mark.parametrize("equal", [True, False])
 def test_rows_of_one_study(tmp_path, equal):
-    """A row for each image has the study's report as often; the study is scored once, or refused where texts differ."""
+    """A row for each image repeats the report of its study, which is scored once; two different ones are refused."""
     reports = [("a", "Edema."), ("b", "Clear lungs."), ("a", "Edema." if equal else "No edema.")]
     rows = [{"study_id": study, "report": report, "images": []} for study, report in reports]
     write_dataset({"test": lambda: iter(rows)}, tmp_path / "data", {"labeler": "another"})
