@@ -194,9 +194,9 @@ def push_dataset(dataset: str | Path, name: str, because: str | None = None, jud
     with TemporaryDirectory() as made:
         configs = find_configs(dataset, judgements, Path(made))
         sources = read_column(configs, "source") | ({UNKNOWN} if judgements else set())
-        again = f"complete it with: python recipes/push_dataset.py --dataset {dataset} --repo {name}"
-        again += f" --judgements {judgements}" if judgements else ""
-        repository = open_repository(name, "dataset", sources, bool(because), because, again=again)
+        retry_command = f"complete it with: python recipes/push_dataset.py --dataset {dataset} --repo {name}"
+        retry_command += f" --judgements {judgements}" if judgements else ""
+        repository = open_repository(name, "dataset", sources, bool(because), because, retry_command=retry_command)
         if OPENI.name in map(normalise, sources):
             print(f"{name}: {OPENI_NOTICE}")
         if any(map(is_credentialed, sources)) and not because:

@@ -95,7 +95,7 @@ def read(monkeypatch):
                 found.update({field.name: getattr(each, field.name) for field in fields(each)})
             raise Parsed
 
-        monkeypatch.setattr(script, "parse", stop)
+        monkeypatch.setattr(script, "parse_run" if hasattr(script, "parse_run") else "parse", stop)
         monkeypatch.setattr(sys, "argv", ["script", *words])
         monkeypatch.chdir(ROOT)
         with pytest.raises(Parsed):
