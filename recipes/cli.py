@@ -1,4 +1,4 @@
-"""What every script shares at its edges: one clear sentence for a user's mistake, nothing half-written."""
+"""Shared by all scripts: argument parsing, one clear sentence for a user's mistake, checks of the machine."""
 
 import errno
 import importlib.util
@@ -78,7 +78,7 @@ def report(out: str | Path, figures: dict, checks: list[dict]) -> None:
     Console(width=120).print(table)
 
 
-def parse(*types: type, default_config: str | None = None) -> tuple:  # noqa: C901
+def parse(*types: type, default_config: str | None = None) -> tuple:
     """Parses dataclass arguments with TRL's parser; `--config FILE.yaml` gives defaults, the command line wins.
 
     `--config` may stand more than once: a later file wins over an earlier one, and may hold nothing but comments.
@@ -90,7 +90,40 @@ def parse(*types: type, default_config: str | None = None) -> tuple:  # noqa: C9
 
     from recipes.data.settings import check_settings, make_parser, read_values
 
-    arguments = [part for word in sys.argv[1:] for part in (word.split("=", 1) if word[:9] == "--config=" else [word])]
+    files, words = _config_files(sys.argv[1:], default_config)
+    blamed = " + ".join(files) or "command line"
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{blamed}: {message}; --help lists the arguments")
+
+    parser = make_parser(types)
+    parser.error = refuse  # argparse's own prints the usage of two hundred arguments first
+    try:
+        for file in files:
+            blamed = file
+            values = yaml.safe_load(Path(file).read_text())
+            if values is None and file != files[0]:
+                continue
+            values = _check_keys(values, file, types, refuse)
+            blamed = " + ".join(files)  # of several, either may have led to a value that is refused
+            parser.set_defaults_with_config(**read_values(values, types, refuse))
+        arguments = parser.parse_args_and_config(words)
+        for settings in arguments:
+            check_settings(settings)
+        return arguments
+    except InputError:
+        raise
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        if "bf16/gpu" in str(error):  # transformers' own check comes before ours, which names all that is missing
+            arguments = parser.parse_args_and_config([*words, "--bf16", "false"])
+            check_hardware(_with_field(arguments, "optim"), _with_field(arguments, "attn_implementation"))
+            raise InputError(NO_GPU) from error
+        raise InputError(f"{blamed}: {' '.join(str(error).split())}") from error
+
+
+def _config_files(arguments: list[str], default_config: str | None) -> tuple[list[str], list[str]]:
+    """The files that `--config` names on the command line, or the default one, and the words beside them."""
+    arguments = [part for word in arguments for part in (word.split("=", 1) if word[:9] == "--config=" else [word])]
     if "--config" not in arguments and default_config and not {"-h", "--help"} & set(arguments):
         arguments = ["--config", str(Path(__file__).parent / default_config), *arguments]
     files, rest = [], []
@@ -103,46 +136,42 @@ def parse(*types: type, default_config: str | None = None) -> tuple:  # noqa: C9
     for file in files:
         if not Path(file or "").is_file():
             raise InputError(f"there is no config file {file or 'named after --config'}")
-    blamed = " + ".join(files) or "command line"
+    return files, rest
 
-    def refuse(message: str) -> NoReturn:
-        raise InputError(f"{blamed}: {message}; --help lists the arguments")
 
-    known_names = {field.name for kind in types for field in fields(kind) if field.init}
-    parser = make_parser(types)
-    parser.error = refuse  # argparse's own prints the usage of two hundred arguments first
-    try:
-        for file in files:
-            blamed = file
-            values = yaml.safe_load(Path(file).read_text())
-            if values is None and file != files[0]:
-                continue
-            if not isinstance(values, dict):
-                raise InputError(f"{file} must contain a YAML mapping of arguments to values")
-            environment = values.pop("env", {})
-            if not isinstance(environment, dict):
-                refuse(f"env must be a mapping of variables to values, not {environment!r}")
-            os.environ.update({name: str(value) for name, value in environment.items()})
-            if unknown := [name for name in values if name not in known_names]:
-                refuse(f"there is no argument {unknown[0]}")
-            blamed = " + ".join(files)  # of several, either may have led to a value that is refused
-            parser.set_defaults_with_config(**read_values(values, types, refuse))
-        arguments = parser.parse_args_and_config(rest)
-        for each in arguments:
-            check_settings(each)
-        return arguments
-    except InputError:
-        raise
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        if "bf16/gpu" in str(error):  # transformers' own check comes before ours, which names all that is missing
-            given = parser.parse_args_and_config([*rest, "--bf16", "false"])
-            training, model = (
-                next((each for each in given if hasattr(each, name)), None)
-                for name in ("optim", "attn_implementation")
-            )
-            check_hardware(training, model)
-            raise InputError(NO_GPU) from error
-        raise InputError(f"{blamed}: {' '.join(str(error).split())}") from error
+def _check_keys(values: object, file: str, types: tuple[type, ...], refuse: Callable[[str], NoReturn]) -> dict:
+    """`values` of a YAML `file` without its `env`, which is set; every key must be a field of one of `types`."""
+    if not isinstance(values, dict):
+        raise InputError(f"{file} must contain a YAML mapping of arguments to values")
+    environment = values.pop("env", {})
+    if not isinstance(environment, dict):
+        refuse(f"env must be a mapping of variables to values, not {environment!r}")
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    names = {field.name for kind in types for field in fields(kind) if field.init}
+    if unknown := [name for name in values if name not in names]:
+        refuse(f"there is no argument {unknown[0]}")
+    return values
+
+
+def _with_field(arguments: tuple, name: str) -> object | None:
+    """The first of parsed `arguments` that has the field `name`."""
+    return next((settings for settings in arguments if hasattr(settings, name)), None)
+
+
+def parse_run(*types: type, default_config: str | None = None) -> tuple:
+    """`parse` of a training run, with what its settings ask of this machine and its disk.
+
+    Where a ModelConfig is among `types`, this machine must have what they ask for (`check_hardware`).
+    `resume_from_checkpoint: latest` becomes the run's latest whole checkpoint. Raises InputError as these.
+    """
+    from recipes.trainers.checkpoints import resume_from
+
+    arguments = parse(*types, default_config=default_config)
+    training_args, model_args = (_with_field(arguments, name) for name in ("optim", "attn_implementation"))
+    if model_args:
+        check_hardware(training_args, model_args)
+    training_args.resume_from_checkpoint = resume_from(training_args)
+    return arguments
 
 
 def check_hardware(training_args, model_args) -> None:
@@ -162,12 +191,14 @@ def check_hardware(training_args, model_args) -> None:
     eight_bit = optim in BITSANDBYTES
     vllm = getattr(training_args, "use_vllm", False)
     if not torch.cuda.is_available() and (flash or eight_bit or vllm or not training_args.use_cpu):
-        asked = {
+        needs = {
             f"attn_implementation {attention} (flash-attn)": flash,
             f"optim {optim} (bitsandbytes)": eight_bit,
             "use_vllm (vllm)": vllm,
         }
-        raise InputError("; ".join([NO_GPU, *(f"{what} is for GPUs" for what, is_asked in asked.items() if is_asked)]))
+        raise InputError(
+            "; ".join([NO_GPU, *(f"{setting} is for GPUs" for setting, is_set in needs.items() if is_set)])
+        )
     packages = {f"flash_attention_{version}": f"is_flash_attn_{version}_available" for version in (2, 3, 4)}
     package = getattr(utils, packages[attention]) if attention in packages else None  # None: a kernel by its own name
     if flash and not utils.is_kernels_available() and not (package and package()):

@@ -9,75 +9,49 @@
 Any value of the YAML can be overridden, e.g. `--learning_rate 1e-5`; `--resume_from_checkpoint latest` continues.
 """
 
-import sys
 from dataclasses import dataclass, field
 
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import check_hardware, parse, run
-from recipes.data.labels import load_labeler, read_labelled
-from recipes.data.model_files import check_model
-from recipes.data.processors import load_processor
-from recipes.data.samples import prepare_images, to_samples
-from recipes.files import InputError, read_prompt
-from recipes.hub.push import WHY_PUBLIC, claim, push_checkpoint, sources_of
-from recipes.trainers.checkpoints import resume_from, save_final
-from recipes.trainers.collapse import StopOnCollapse
-from recipes.trainers.config import check_run
+from recipes.cli import parse_run, run
+from recipes.data.samples import ImageArguments, read_samples
+from recipes.files import InputError
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
-from recipes.trainers.interrupt import SaveOnInterrupt
-from recipes.trainers.setup import choose_rewards, save_run
+from recipes.trainers.setup import choose_rewards, load_base_processor
 from rewards.table import RewardArguments
 
 
 @dataclass
-class RecipeArguments:
-    dataset: str = field(metadata={"help": "A built data set's folder, or its Hub id."})
+class RecipeArguments(ImageArguments):
     prompt_file: str = field(
-        default="prompts/mrgr1_reasoning.txt", metadata={"help": "The prompt: a path, or a file beside the recipes."}
+        default="prompts/mrgr1_reasoning.txt", metadata={"help": "Prompt file: a path, or a name beside the recipes."}
     )
-    views: str = field(default="each", metadata={"help": "each image a sample (paper), frontal, or all at once."})
-    max_samples: int | None = field(default=None, metadata={"help": "Use this many training samples at most."})
-    min_pixels: int | None = field(default=None, metadata={"help": "Images are scaled up to this many pixels."})
-    max_pixels: int | None = field(default=None, metadata={"help": "Images are scaled down to this many pixels."})
-    stop_on_collapse: int = field(
-        default=256, metadata={"help": "Stop once 0.95 of this many completions are one report; 0: never."}
-    )
-    allow_no_kl: bool = field(default=False, metadata={"help": "Allow beta 0: no KL term, unlike Eq. 1."})
-    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
+    allow_no_kl: bool = field(default=False, metadata={"help": "Permission for beta 0: no KL term, unlike Eq. 1."})
 
 
 def main() -> None:
-    args, reward_args, training_args, model_args = parse(
+    args, reward_args, training_args, model_args = parse_run(
         RecipeArguments, RewardArguments, MRGR1Config, ModelConfig, default_config="configs/mrgr1/iu.yaml"
     )
     if training_args.beta == 0 and not args.allow_no_kl:
         raise InputError("beta is 0, so Eq. 1's KL term would be off: set beta (ours: 0.04) or pass --allow_no_kl")
-    check_hardware(training_args, model_args)
-    resume = resume_from(training_args)
 
     ################
     # Dataset
     ################
-    prompt, labeler = read_prompt(args.prompt_file), load_labeler(reward_args.labeler)
-    rows, data, keep = {}, {}, ("study_id", "report", "labels")
-    for split in ("train", "validation") if training_args.eval_strategy != "no" else ("train",):
-        rows[split] = read_labelled(args.dataset, split, labeler)
-        data[split] = to_samples(rows[split], prompt, args.views, keep=keep, limit=args.max_samples)
-    sources = sources_of(rows, model_args.model_name_or_path, resume)
-    repository = claim(training_args, sources, args.public_because)
+    data = read_samples(
+        args,
+        training_args,
+        args.views,
+        keep=("study_id", "report", "labels"),
+        labeler=reward_args.labeler,
+        limited=("train", "validation"),
+    )
 
     ################
     # Model
     ################
-    check_model(model_args.model_name_or_path, attention=model_args.attn_implementation)
-    processor = load_processor(
-        model_args.model_name_or_path,
-        model_args.model_revision,
-        min_pixels=args.min_pixels,
-        max_pixels=args.max_pixels,
-    )
-    data = prepare_images(data, processor)
+    processor = load_base_processor(model_args, args.min_pixels, args.max_pixels)
     training_args.model_init_kwargs = {
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation,
@@ -87,38 +61,35 @@ def main() -> None:
     ################
     # Rewards
     ################
-    reward_funcs = choose_rewards(reward_args, labeler, rows["train"]["report"], training_args.reward_weights)
-    check_run(training_args, len(data["train"]), rewards=reward_funcs)
+    references = data.rows["train"]["report"]
+    reward_funcs = choose_rewards(reward_args, data.labeler, references, training_args.reward_weights)
 
     ################
     # Training
     ################
-    interrupt = SaveOnInterrupt()
     trainer = MRGR1Trainer(
         model=model_args.model_name_or_path,
         reward_funcs=reward_funcs,
         args=training_args,
-        train_dataset=data["train"],
-        eval_dataset=data.get("validation"),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
         processing_class=processor,
         peft_config=get_peft_config(model_args),
-        callbacks=[interrupt],
+        setup=MRGR1Trainer.prepare(
+            *(args, reward_args, training_args, model_args),
+            samples=len(data.train),
+            rows=data.rows,
+            starts=[model_args.model_name_or_path],
+            rewards=reward_funcs,
+        ),
     )
-    collapse = StopOnCollapse(trainer, args.stop_on_collapse)
-    trainer.add_callback(collapse)
-    save_run(training_args.output_dir, args, reward_args, training_args, model_args, sources=sources)
-    trainer.train(resume_from_checkpoint=resume)
-    if collapse.sentence:
-        sys.exit(collapse.sentence)
-    if interrupt.interrupted:
-        sys.exit(f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint latest")
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
     ################
     # Saving
     ################
-    save_final(trainer, training_args.output_dir)
-    if repository:
-        push_checkpoint(repository, training_args.output_dir)
+    trainer.save_model(training_args.output_dir)
+    trainer.push_to_hub()
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from transformers import AutoModelForImageTextToText
 import modeling  # noqa: F401  (registers our own systems)
 from recipes.cli import parse, run
 from recipes.data.model_files import read_adapter
+from recipes.data.privacy import WHY_PUBLIC
 from recipes.data.processors import load_processor
 from recipes.files import InputError, replacing
-from recipes.hub.push import WHY_PUBLIC, open_repository, push_checkpoint, sources_of
+from recipes.hub.push import open_repository, push_checkpoint, sources_of
 
 
 @dataclass

@@ -17,8 +17,8 @@ their licence allows no changed copies. recipes/sharing.md says more.
 from dataclasses import dataclass, field
 
 from recipes.cli import parse, run
+from recipes.data.privacy import WHY_PUBLIC
 from recipes.hub.dataset import push_dataset
-from recipes.hub.push import WHY_PUBLIC
 
 
 @dataclass

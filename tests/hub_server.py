@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             if (asked["organization"] or OWNER) != OWNER:
                 return self._error(403, "You don't have the rights to create a model under this namespace")
-            name, kind = f"{OWNER}/{asked['name']}", asked["type"]
+            name, kind = f"{OWNER}/{asked['name']}", asked.get("type", "model")
             there = (kind, name) in state.repositories
             private = asked.get("visibility") == "private" or asked.get("private", False)
             state.repositories.setdefault((kind, name), Repository(private))

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,19 @@ FORBIDDEN = {"recipes": set(), "rewards": {"recipes"}, "modeling": {"recipes", "
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 ALL_PYTHON = MODULES + sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
 LIBRARY = {"__init__.py", "cli.py", "files.py", "templates.py"}  # in recipes/, but nobody's script
-# A module imports from rooms of lower numbers and from its own: scripts -> demos -> viewer | hub | trainers ->
+# A module imports from rooms of lower numbers and from its own: scripts -> demos -> viewer | trainers -> hub ->
 # evaluation -> rg4 -> data -> the files of every room -> rewards -> modeling.
 LEVELS = {
-    "certificate": 9, "examples": 9, "scripts": 8, "demos": 7, "viewer": 6, "hub": 6, "trainers": 6, "evaluation": 5,
+    "certificate": 10, "examples": 10, "scripts": 9, "demos": 8, "viewer": 7, "trainers": 7, "hub": 6, "evaluation": 5,
     "rg4": 4, "data": 3, "files": 2, "rewards": 1, "modeling": 0,
 }  # fmt: skip
 LARGEST = 0.2  # of all lines in one room: more, and it has two jobs
+TRAINING = ("grpo_mrgr1", "sft_mrgr1", "sft_llmrg4", "sft_lmrrg", "ppo_lmrrg", "train_chexbert", "train_discbert")
+MOST_LINES, MOST_NAMES = 60, 10  # of code in a training script, and of ours that it imports
+PLUMBING = {  # of a run, which recipes/trainers/base.py does
+    "resume_from", "save_run", "SaveOnInterrupt", "StopOnCollapse", "ClinicalEvaluation", "save_final", "save_merged",
+    "sources_of", "prepare_push", "push_checkpoint", "check_hardware", "check_run", "prepare_images", "exit",
+}  # fmt: skip
 SCRIPTS = sorted(path for path in (ROOT / "recipes").glob("*.py") if path.name not in LIBRARY)
 
 
@@ -128,6 +135,61 @@ def test_modeling_files_import_siblings_relatively(module):
 def test_scripts_are_thin(script):
     """Its end is the call; ruff's C901 sees to it that no function branches too much."""
     assert script.read_text().endswith('if __name__ == "__main__":\n    run(main)\n')
+
+
+def lines_of_code(source: str) -> int:
+    """Lines of `source` but docstrings, blank lines, comments, and lines that hold brackets alone."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = [
+        node.body[0]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, documented) and ast.get_docstring(node)
+    ]
+    prose = {line for text in docstrings for line in range(text.lineno, text.end_lineno + 1)}
+    lines = [line.strip() for number, line in enumerate(source.splitlines(), 1) if number not in prose]
+    return sum(not line.startswith("#") and line.strip("()[]{},:") != "" for line in lines)
+
+
+def names_of_ours(tree: ast.Module) -> list[str]:
+    """What a module imports from this project's packages."""
+    return [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES
+        for alias in node.names
+    ]
+
+
+def test_lines_of_code_are_counted():
+    head = '"""Two\nlines."""\n\nimport a  # why\n\n\n# a comment\n'
+    body = 'def f(\n    x,\n):\n    """Text."""\n    return [\n        x,\n    ]\n'
+    assert lines_of_code(head + body) == 5  # import, def, x, return, x
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_training_scripts_are_their_method(script):
+    """They end as TRL's do; what all runs need beside their method is hooks of the trainers' base."""
+    source = (ROOT / f"recipes/{script}.py").read_text()
+    tree = ast.parse(source)
+    assert lines_of_code(source) <= MOST_LINES
+    assert len(names_of_ours(tree)) <= MOST_NAMES, names_of_ours(tree)
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = [call.id if isinstance(call, ast.Name) else call.attr for call in calls]
+    assert not PLUMBING & set(names)
+    assert [name for name in names if name in ("train", "save_model", "push_to_hub")] == [
+        "train", "save_model", "push_to_hub"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "recipes/trainers").glob("*.py")), ids=lambda path: path.name)
+def test_trainers_and_their_configs_show_an_example(module):
+    """One that Python can parse, in the docstring of each public class whose name ends so."""
+    for node in ast.parse(module.read_text()).body:
+        if isinstance(node, ast.ClassDef) and node.name.endswith(("Trainer", "Config")):
+            example = (ast.get_docstring(node) or "").partition("Example:\n\n")[2]
+            assert example, f"{node.name} has no example"
+            ast.parse(textwrap.dedent(example))
+            assert any(name in example for name in (node.name, "My")), f"{node.name}'s example does not use it"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

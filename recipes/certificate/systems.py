@@ -26,7 +26,6 @@ from recipes.data.samples import to_samples
 from recipes.data.schema import read_split
 from recipes.evaluation.generation import chat_texts
 from recipes.files import read_prompt
-from recipes.trainers.checkpoints import save_final
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.disease_sft import DiseaseSFTTrainer
 from recipes.trainers.scenario_sft import ScenarioSFTConfig, ScenarioSFTTrainer
@@ -161,7 +160,7 @@ def train_a_step(lab: Lab, system: str) -> dict:
     loss = trainer.state.log_history[0]["loss"]
     changed = sum(not torch.equal(value, model.get_parameter(name).detach().cpu()) for name, value in before.items())
     logits = logits_of(lab, model, processor, samples)
-    save_final(trainer, folder)
+    trainer.save_model(folder)
     del trainer, model
     gc.collect()
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from recipes.data.sources import OPENI, PHANTOM
 from recipes.files import InputError
 
+WHY_PUBLIC = "Reason why these data may be public, which makes a push public; none: the push is private."
 UNKNOWN = "unknown"  # the source of data that do not name theirs
 FREE = (PHANTOM.name,)  # for everything: drawings and sentences of this project
 FREE_FOR_WEIGHTS = (*FREE, OPENI.name)  # its licence allows no changed copies of the reports; a model is none

@@ -1,24 +1,78 @@
 """From a row of the schema to what TRL's trainers read: `prompt`, `images` and, for SFT, `completion`."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
 from modeling.processing_llmrg4 import check_views, mark_prior
 from recipes.data.images import PixelRange, check_image, decode_image, enlarged_by, pixel_range
+from recipes.data.labels import load_labeler, read_labelled
+from recipes.data.privacy import WHY_PUBLIC
+from recipes.data.schema import read_split
 from recipes.data.sections import TARGETS, target_of
 from recipes.data.special_tokens import special_token
 from recipes.data.views import is_lateral
-from recipes.files import InputError, one_process_first
+from recipes.files import InputError, one_process_first, read_prompt
 from rewards.labels import FINDINGS, CheXpertState
 
 VIEWS = ("each", "frontal", "all", "frontal+lateral")
 FIELD = re.compile(r"\{(prior_report|indication|history|sections|view)\}")  # what a prompt may have of each study
 FRONTAL = {"PA": "posteroanterior (PA)", "AP": "anteroposterior (AP)"}
+
+
+@dataclass
+class DataArguments:
+    """What a training recipe reads: the same settings in every recipe."""
+
+    dataset: str = field(metadata={"help": "Built data set: a folder, or a Hub id."})
+    prompt_file: str = field(
+        default="prompts/mrgr1_plain.txt", metadata={"help": "Prompt file: a path, or a name beside the recipes."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Largest number of training samples; none: all."})
+    public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
+
+
+@dataclass
+class ImageArguments(DataArguments):
+    """DataArguments of a model that takes any number of images, in a range of pixels."""
+
+    views: str = field(
+        default="each", metadata={"help": "Images of a sample: each alone (paper), the frontal one, or all at once."}
+    )
+    min_pixels: int | None = field(
+        default=None,
+        metadata={"help": "Number of pixels that smaller images are scaled up to; none: the model's own."},
+    )
+    max_pixels: int | None = field(
+        default=None,
+        metadata={"help": "Number of pixels that larger images are scaled down to; none: the model's own."},
+    )
+
+
+class TrainingData(NamedTuple):
+    """What a run is trained on: by split its rows (of the schema) and the samples made of them.
+
+    `labeler` is what labelled the rows, or None.
+    """
+
+    rows: dict[str, Dataset]
+    samples: dict[str, Dataset]
+    labeler: Callable | None = None
+
+    @property
+    def train(self) -> Dataset:
+        """Samples that are trained on."""
+        return self.samples["train"]
+
+    @property
+    def validation(self) -> Dataset | None:
+        """Samples of evaluations, or None."""
+        return self.samples.get("validation")
 
 
 def write_reasoning(labels: list[int]) -> str:
@@ -175,6 +229,43 @@ def to_samples(
     return samples.with_transform(ImageReader(images))
 
 
+def splits_of(training_args) -> tuple[str, ...]:
+    """The splits that a run reads: train, and validation where it evaluates."""
+    return ("train", "validation") if training_args.eval_strategy != "no" else ("train",)
+
+
+def read_samples(
+    args: DataArguments,
+    training_args,
+    views: str,
+    completion: str | None = None,
+    keep: tuple[str, ...] = (),
+    labeler: str | None = None,
+    labels: str = "labels",
+    limited: tuple[str, ...] = ("train",),
+) -> TrainingData:
+    """The samples of a run (`to_samples`) from the data set and with the prompt that `args` names.
+
+    `labeler`: the name of one (`load_labeler`), whose labels the rows then have in the column `labels`. `limited`: the
+    splits of which `max_samples` are taken. Raises InputError naming the file or the column that is missing.
+
+        read_samples(args, training_args, "each", keep=("study_id", "report", "labels"), labeler="lexical")
+    """
+    prompt = read_prompt(args.prompt_file)
+    columns, labeling = columns_of(prompt, views), load_labeler(labeler) if labeler else None
+    rows, samples = {}, {}
+    for split in splits_of(training_args):
+        if labeling:
+            rows[split] = read_labelled(args.dataset, split, labeling, columns)
+            if labels != "labels":
+                rows[split] = rows[split].rename_column("labels", labels)
+        else:
+            rows[split] = read_split(args.dataset, split, columns)
+        limit = args.max_samples if split in limited else None
+        samples[split] = to_samples(rows[split], prompt, views, completion, keep, limit)
+    return TrainingData(rows, samples, labeling)
+
+
 def name_images(images: list[dict] | None, study: str | None, row: int) -> list[dict]:
     """The encoded `images` of a row, each with a name for sentences about it instead of its path; one that is only a
     path keeps it.
@@ -250,9 +341,9 @@ class ImageReader:
         return self.pixels(pixels, image["path"]) if self.pixels else pixels
 
 
-def image_reader(samples: Dataset) -> ImageReader:
-    """What reads the images of `samples` when one is asked for."""
-    return samples.format["format_kwargs"]["transform"]
+def image_reader(samples: Dataset) -> ImageReader | None:
+    """What reads the images of `samples` when one is asked for; None where they are not `to_samples`'s."""
+    return samples.format["format_kwargs"].get("transform")
 
 
 def image_places(samples: Dataset) -> Iterator[dict]:

@@ -7,9 +7,8 @@ python recipes/examples/ppo_text.py --model_name_or_path FOLDER --use_cpu --bf16
 from datasets import Dataset
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import parse, run
+from recipes.cli import parse_run, run
 from recipes.files import InputError
-from recipes.trainers.checkpoints import resume_from
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
 
 TOPICS = ["the heart", "the lungs", "the ribs", "the spine", "a pleural effusion", "a pneumothorax", "an X-ray"]
@@ -22,7 +21,7 @@ def ten_words_reward(completions: list, **kwargs) -> list[float]:
 
 
 def main() -> None:
-    args, model_args = parse(PPOConfig, ModelConfig)
+    args, model_args = parse_run(PPOConfig, ModelConfig)
     if args.push_to_hub or args.log_completions_hub_repo:
         raise InputError("an example puts nothing on the Hub: leave --push_to_hub and --log_completions_hub_repo out")
     prompts = [[{"role": "user", "content": f"What is {topic}? Answer in one sentence."}] for topic in TOPICS]
@@ -33,7 +32,7 @@ def main() -> None:
         train_dataset=Dataset.from_dict({"prompt": prompts * 8}),
         peft_config=get_peft_config(model_args),  # --use_peft: LoRA; the reference is the model without it
     )
-    trainer.train(resume_from_checkpoint=resume_from(args))
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
 
 

@@ -202,7 +202,7 @@ def push_dataset(dataset: str | Path, name: str, because: str | None = None, jud
         sources = read_column(configs, "source") | ({UNKNOWN} if judgements else set())
         retry_command = f"complete it with: python recipes/push_dataset.py --dataset {dataset} --repo {name}"
         retry_command += f" --judgements {judgements}" if judgements else ""
-        repository = open_repository(name, "dataset", sources, bool(because), because, again=retry_command)
+        repository = open_repository(name, "dataset", sources, bool(because), because, retry_command=retry_command)
         if OPENI.name in map(normalise, sources):
             print(f"{name}: {OPENI_NOTICE}")
         if any(map(is_credentialed, sources)) and not because:

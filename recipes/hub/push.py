@@ -44,7 +44,6 @@ from recipes.data.sources import OPENI
 from recipes.files import InputError, replacing
 from recipes.hub.model_card import card_for_push
 
-WHY_PUBLIC = "Makes a push public, and says why these data allow it; without it a push is private."
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -74,7 +73,7 @@ class Repository:
     kind: str  # "model" or "dataset"
     public: bool
     sources: tuple[str, ...]
-    again: str  # the command that completes a push that failed
+    retry_command: str  # completes a push that failed
 
 
 # --- where data come from ------------------------------------------------------------------------------------------
@@ -86,13 +85,13 @@ def sources_of(rows: Dataset | dict[str, Dataset] | None, *starts: str | None) -
     A start is a folder or a Hub id, or None. `unknown` is among them where rows name no source, and where a folder
     does not tell what its weights were trained on. A model of the Hub without a run_config.json adds nothing.
     """
-    found: set[str] = set()
+    sources: set[str] = set()
     for split in rows.values() if isinstance(rows, dict) else filter(None, [rows]):
-        named = split.unique("source") if "source" in split.column_names else [None]
-        found |= {source if normalise(source) != UNKNOWN else UNKNOWN for source in named}
+        names = split.unique("source") if "source" in split.column_names else [None]
+        sources |= {name if normalise(name) != UNKNOWN else UNKNOWN for name in names}
     for start in filter(None, starts):
-        found |= set(_sources_of_checkpoint(start))
-    return sorted(found)
+        sources |= set(_sources_of_checkpoint(start))
+    return sorted(sources)
 
 
 def _sources_of_checkpoint(name: str) -> list[str]:
@@ -118,8 +117,8 @@ def _find_run_config(folder: Path) -> Path | None:
 
 def read_sources(run_config: Path) -> list[str]:
     """The sources in a run_config.json; `unknown` where it was written before they were noted, or by somebody else."""
-    named = json.loads(run_config.read_text()).get("sources") or [UNKNOWN]
-    return [source if normalise(source) != UNKNOWN else UNKNOWN for source in named]
+    names = json.loads(run_config.read_text()).get("sources") or [UNKNOWN]
+    return [name if normalise(name) != UNKNOWN else UNKNOWN for name in names]
 
 
 def check_allowed(name: str, kind: str, sources: Iterable[str], public: bool, because: str | None) -> None:
@@ -156,8 +155,8 @@ def check_allowed(name: str, kind: str, sources: Iterable[str], public: bool, be
 
 
 @contextmanager
-def _explained(name: str, again: str) -> Iterator[None]:
-    """Turns what the Hub or the network says into one sentence that ends in `again`."""
+def hub_errors_as_input_errors(name: str, advice: str) -> Iterator[None]:
+    """Turns what the Hub or the network says about the repository `name` into one InputError that ends in `advice`."""
     try:
         yield
     except InputError:
@@ -168,12 +167,13 @@ def _explained(name: str, again: str) -> Iterator[None]:
             cause.__cause__, (HTTPError, OSError)
         ):
             cause = cause.__cause__  # an upload's error wraps the answer
-        raise InputError(f"{name}: {_say(cause, name)}; {again}") from error
+        raise InputError(f"{name}: {describe_hub_error(cause, name)}; {advice}") from error
 
 
-def _say(error: Exception, name: str) -> str:
+def describe_hub_error(error: Exception, name: str) -> str:
+    """What the Hub's `error` about the repository `name` means, and what to do, in words of one sentence."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    said = getattr(error, "server_message", None) or ""
+    message = getattr(error, "server_message", None) or ""
     owner = name.rpartition("/")[0] or "your name"
     if isinstance(error, HFValidationError):
         return f"that is no name of a repository, which is NAME/x ({' '.join(str(error).split())})"
@@ -184,16 +184,16 @@ def _say(error: Exception, name: str) -> str:
     if status == 403:
         return (
             f"your token may not write there: take one with write access to {owner} "
-            f"(huggingface.co/settings/tokens), or name a repository of your own ({said or 'status 403'})"
+            f"(huggingface.co/settings/tokens), or name a repository of your own ({message or 'status 403'})"
         )
     if isinstance(error, RepositoryNotFoundError) or status == 404:
         return f"there is no such repository, or your token may not see it: check the name and the rights on {owner}"
     if status == 409:
-        return f"the Hub sees a conflict ({said or 'status 409'}): another push is under way, or the name is taken"
+        return f"the Hub sees a conflict ({message or 'status 409'}): another push is under way, or the name is taken"
     if status == 412:
         return "somebody changed the repository while this push was under way"
     if status is not None:
-        return f"the Hub answered with status {status}" + (f" ({said})" if said else "")
+        return f"the Hub answered with status {status}" + (f" ({message})" if message else "")
     if isinstance(error, HTTPError):
         return f"the connection to the Hub failed ({str(error) or type(error).__name__})"
     return " ".join(str(error).split())
@@ -206,7 +206,7 @@ def open_repository(
     public: bool = False,
     because: str | None = None,
     token: str | None = None,
-    again: str = "the same command again completes it",
+    retry_command: str = "the same command again completes it",
 ) -> Repository:
     """Makes the repository `name` of `kind` "model" or "dataset" where there is none, private unless `public`.
 
@@ -216,9 +216,9 @@ def open_repository(
     sources = tuple(sorted(sources))
     check_allowed(name, kind, sources, public, because)
     api = HfApi(token=token)
-    with _explained(name, "nothing was pushed"):
+    with hub_errors_as_input_errors(name, "nothing was pushed"):
         name = api.create_repo(name, repo_type=kind, private=not public, exist_ok=True).repo_id
-        repository = Repository(api, name, kind, public, sources, again)
+        repository = Repository(api, name, kind, public, sources, retry_command)
         _check_visibility(repository)
     return repository
 
@@ -242,10 +242,10 @@ def push_files(repository: Repository, files: dict[str, Path], patterns: Iterabl
     Files in the repository that fit `patterns` and are not among `files` go with the same commit: they are of an
     earlier push. Raises InputError where the Hub refuses, or somebody else committed meanwhile.
     """
-    with _explained(repository.name, f"nothing half-pushed is visible; {repository.again}"):
+    with hub_errors_as_input_errors(repository.name, f"nothing half-pushed is visible; {repository.retry_command}"):
         info = _check_visibility(repository)
-        there = [each.rfilename for each in info.siblings or ()]
-        stale = [path for path in there if path not in files and _fits(path, patterns)]
+        paths = [sibling.rfilename for sibling in info.siblings or ()]
+        stale = [path for path in paths if path not in files and _fits(path, patterns)]
         commit = repository.api.create_commit(
             repository.name,
             operations=[
@@ -269,11 +269,11 @@ def _fits(path: str, patterns: Iterable[str]) -> bool:
 def files_of(folder: str | Path, patterns: Iterable[str]) -> dict[str, Path]:
     """The files of `folder` that fit `patterns` (as many slashes as the pattern), by their path in it."""
     folder, patterns = Path(folder), tuple(patterns)
-    found = {path.relative_to(folder).as_posix(): path for pattern in patterns for path in folder.glob(pattern)}
-    return {name: path for name, path in sorted(found.items()) if path.is_file() and not path.name.startswith(".")}
+    paths = {path.relative_to(folder).as_posix(): path for pattern in patterns for path in folder.glob(pattern)}
+    return {name: path for name, path in sorted(paths.items()) if path.is_file() and not path.name.startswith(".")}
 
 
-def claim(training_args, sources: Iterable[str], because: str | None) -> Repository | None:
+def prepare_push(training_args, sources: Iterable[str], because: str | None) -> Repository | None:
     """The repository that a run with `--push_to_hub` ends in, made before training; None where this process has none.
 
     Trainer's own push is switched off: it uploads pickles, training_args.bin and each checkpoint's optimizer, and
@@ -305,11 +305,11 @@ def claim(training_args, sources: Iterable[str], because: str | None) -> Reposit
     check_allowed(name, "model", sources, public, because)
     if training_args.process_index:
         return None
-    again = (
+    retry_command = (
         "when the Hub is in reach again, push what was saved with: python recipes/push_checkpoint.py "
         f"--model {training_args.output_dir} --repo {name}"
     )
-    return open_repository(name, "model", sources, public, because, training_args.hub_token, again)
+    return open_repository(name, "model", sources, public, because, training_args.hub_token, retry_command)
 
 
 def push_checkpoint(repository: Repository, folder: str | Path) -> str:

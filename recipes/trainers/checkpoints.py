@@ -1,4 +1,4 @@
-"""Checkpoints that are whole whenever a run is killed, and which of those found a run can go on from."""
+"""The checkpoints of a run: which of them are whole, which one to go on from, what could not be saved."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, is_peft_model, parse_flag_from_env
+from accelerate.utils import is_peft_model, parse_flag_from_env
 from peft import get_peft_model
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -21,8 +21,6 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 from trl.trainer.utils import RepeatSampler
 
 from recipes.files import InputError
-from recipes.trainers.interrupt import shield_workers
-from recipes.trainers.run_summary import RunSummary
 
 STAGING = ".checkpoints.tmp"  # in a run's folder: what is being written or deleted
 WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")  # of a model or adapter, of FSDP, of DeepSpeed
@@ -44,7 +42,7 @@ def find_damage(checkpoint: str | Path) -> str | None:
         return "has half a trainer_state.json"
     if not any(next(checkpoint.glob(pattern), None) for pattern in WEIGHTS):
         return "has no weights"
-    optimizer, generators = (any(checkpoint.glob(each)) for each in ("optimizer*", "rng_state*"))
+    optimizer, generators = (any(checkpoint.glob(pattern)) for pattern in ("optimizer*", "rng_state*"))
     if optimizer and not generators:  # neither: save_only_model
         return "has no rng_state.pth"
     if generators and not optimizer and not any(checkpoint.glob("global_step*")):  # DeepSpeed's holds the optimizer
@@ -62,8 +60,8 @@ def find_damage(checkpoint: str | Path) -> str | None:
 
 def all_checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoint folders of a run, the latest one first."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    checkpoints = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
+    return sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
@@ -81,33 +79,33 @@ def resume_from(training_args) -> str | None:
     A damaged one (`find_damage`) is passed over by `latest`; InputError where it is named, or where no other is. With
     a `save_total_limit`, which would count them, all such ones of the run are removed.
     """
-    named, output_dir = training_args.resume_from_checkpoint, training_args.output_dir
-    if not named:
+    request, output_dir = training_args.resume_from_checkpoint, training_args.output_dir
+    if not request:
         return None
     processes = PartialState()
     with processes.main_process_first(), processes.local_main_process_first():  # nobody looks at what another removes
-        found = {checkpoint: find_damage(checkpoint) for checkpoint in all_checkpoints(output_dir)}
-        latest = next((str(checkpoint) for checkpoint, damage in found.items() if damage is None), None)
-        chosen = latest if named == "latest" else named
-        wrong = find_damage(named) if named != "latest" else None  # the latest was just looked at
-        for checkpoint, damage in found.items():
-            if damage and chosen and not wrong and training_args.save_total_limit:
+        damages = {checkpoint: find_damage(checkpoint) for checkpoint in all_checkpoints(output_dir)}
+        latest = next((str(checkpoint) for checkpoint, damage in damages.items() if damage is None), None)
+        start = latest if request == "latest" else request
+        fault = find_damage(request) if request != "latest" else None  # the latest was just looked at
+        for checkpoint, damage in damages.items():
+            if damage and start and not fault and training_args.save_total_limit:
                 remove_checkpoint(checkpoint)
                 print(f"{checkpoint} {damage}: it is removed, since save_total_limit would count it", flush=True)
-            elif damage and named == "latest":
+            elif damage and request == "latest":
                 print(f"{checkpoint} {damage}: it was not written to its end and is passed over", flush=True)
-    if wrong:
-        raise InputError(f"--resume_from_checkpoint: {chosen} is no checkpoint to go on from: it {wrong}")
-    if chosen is None:
+    if fault:
+        raise InputError(f"--resume_from_checkpoint: {start} is no checkpoint to go on from: it {fault}")
+    if start is None:
         raise InputError(f"--resume_from_checkpoint latest: there is no checkpoint in {output_dir}")
-    return chosen
+    return start
 
 
-def limit_checkpoints(run_dir: Path, limit: int, kept: set[Path]) -> None:
-    """Removes the checkpoints of a run that were written first until `limit` are left, but none of `kept`."""
-    found = sorted(all_checkpoints(run_dir), key=lambda path: path.stat().st_mtime)
-    others = [path for path in found if path not in kept]
-    for path in others[: max(0, len(found) - max(limit, len(kept)))]:
+def limit_checkpoints(run_dir: Path, limit: int, protected: set[Path]) -> None:
+    """Removes the checkpoints of a run that were written first until `limit` are there, but none of `protected`."""
+    checkpoints = sorted(all_checkpoints(run_dir), key=lambda path: path.stat().st_mtime)
+    removable = [path for path in checkpoints if path not in protected]
+    for path in removable[: max(0, len(checkpoints) - max(limit, len(protected)))]:
         remove_checkpoint(path)
 
 
@@ -118,7 +116,7 @@ def sample_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     puts several together, for which one number each will not do.
     """
     conversions = getattr(model, "_weight_conversions", None) or ()
-    if any(isinstance(each, WeightConverter) for each in conversions):
+    if any(isinstance(conversion, WeightConverter) for conversion in conversions):
         return {}
     return {
         name: value[(slice(1),) * value.dim()]
@@ -138,9 +136,9 @@ def find_unsavable(trainer: Trainer) -> str | None:
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     adapted = is_peft_model(model)
     base = model.get_base_model() if adapted else model
-    merges = adapted and any(config.modules_to_save for config in model.peft_config.values())  # see save_merged
-    parameters = [each for each in model.parameters() if each.requires_grad or not adapted or merges]
-    size = sum(getattr(each, "ds_numel", each.numel()) * each.element_size() for each in parameters)
+    merges = needs_merging(model)
+    weights = [weight for weight in model.parameters() if weight.requires_grad or not adapted or merges]
+    size = sum(getattr(weight, "ds_numel", weight.numel()) * weight.element_size() for weight in weights)
     trial = Path(args.output_dir) / STAGING / "trial"
     part = "the run"
     try:
@@ -192,97 +190,14 @@ def names_in_memory(model: torch.nn.Module) -> Iterator[None]:
         model._weight_conversions = conversions
 
 
-class WholeCheckpoints:
-    """Before a Trainer among a class's bases: its checkpoints are whole, whenever it is killed.
-
-    Trainer writes into `checkpoint-N` file by file. Here a checkpoint gets that name once all processes have written
-    their parts, and loses it before its files are deleted (`save_total_limit`). Not with `enable_jit_checkpoint`.
-    Weights are in it by the names by which Trainer reads them back. Its data loaders' workers outlive an interrupt.
-    `train` raises InputError before the first step where saving would fail (`find_unsavable`) or the GPU is too small,
-    and says what the run will do (`RunSummary`).
-    """
-
-    _saving = False
-
-    def train(self, *args, **kwargs):
-        """Trainer's, after a check that what is trained can be saved, and with a summary."""
-        [sentence] = broadcast_object_list([find_unsavable(self) if self.is_world_process_zero() else None])
-        if sentence:
-            raise InputError(sentence)
-        self.remove_callback(RunSummary)  # of an earlier call
-        self.add_callback(RunSummary(self))
-        return super().train(*args, **kwargs)
-
-    def _get_dataloader(self, *args, **kwargs):
-        return shield_workers(super()._get_dataloader(*args, **kwargs))
-
-    def _get_output_dir(self, trial):
-        run_dir = super()._get_output_dir(trial)
-        return os.path.join(run_dir, STAGING) if self._saving else run_dir
-
-    def _save_checkpoint(self, model, trial):
-        run_dir, state = Path(self._get_output_dir(trial)), self.state
-        staging, name = run_dir / STAGING, f"checkpoint-{state.global_step}"
-        if self.is_local_process_zero():
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._saving, written = True, False
-        try:
-            with names_in_memory(self.model):
-                super()._save_checkpoint(model, trial)
-            written = True
-        finally:
-            self._saving = False
-            if not written:
-                shutil.rmtree(staging, ignore_errors=True)
-        push = getattr(self, "push_in_progress", None)
-        if push and self.args.hub_strategy in ("checkpoint", "all_checkpoints"):
-            push.wait_until_done()  # it reads what is renamed next
-        if state.best_model_checkpoint:
-            state.best_model_checkpoint = str(run_dir / Path(state.best_model_checkpoint).name)
-        if self.args.should_save:
-            state.save_to_json(str(staging / name / "trainer_state.json"))
-        self.accelerator.wait_for_everyone()
-        with self.accelerator.main_process_first():  # the other nodes' find it only where they have disks of their own
-            if self.is_local_process_zero() and (staging / name).is_dir():
-                if (run_dir / name).is_dir():
-                    os.replace(run_dir / name, staging / f"{name}.old")
-                os.replace(staging / name, run_dir / name)
-                if self.args.save_total_limit:
-                    best = {Path(state.best_model_checkpoint)} if state.best_model_checkpoint else set()
-                    limit_checkpoints(run_dir, self.args.save_total_limit, {run_dir / name} | best)
-                shutil.rmtree(staging, ignore_errors=True)
-
-    def _issue_warnings_after_load(self, load_result):
-        super()._issue_warnings_after_load(load_result)
-        weights, lacking = self.model.state_dict(), set(load_result.missing_keys)
-        places = {weights[name].data_ptr() for name in weights.keys() - lacking}  # a tied weight is there by its twin
-        lacking -= set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())  # PPO's value head has its own file
-        missing = sorted(name for name in lacking if weights[name].data_ptr() not in places)
-        if missing:
-            raise InputError(
-                f"the checkpoint lacks {len(missing)} weights of the model, {missing[0]} first: it is of another one "
-                "or of an earlier version of this project; train from the start"
-            )
-
-    def _finalize_training(self, *arguments):
-        best = self.state.best_model_checkpoint
-        if self.args.should_save and self.args.save_total_limit == 1 and best:
-            limit_checkpoints(Path(best).parent, 1, {Path(best)})
-        return super()._finalize_training(*arguments)
-
-
 def weights_are_split(args: TrainingArguments) -> bool:
     """Whether a process of this run holds a part of the weights only: FSDP, DeepSpeed's ZeRO-3."""
     return parse_flag_from_env("ACCELERATE_USE_FSDP") or bool(args.fsdp) or is_deepspeed_zero3_enabled()
 
 
-def check_whole(args: TrainingArguments, model: str) -> None:
-    """Raises InputError where the weights of `model`, which fits any GPU, would be split."""
-    if weights_are_split(args):
-        raise InputError(
-            f"{model} is too small to be split: take accelerate_configs/multi_gpu.yaml, no FSDP or ZeRO-3"
-        )
+def needs_merging(model: torch.nn.Module) -> bool:
+    """Whether `model` is trained by an adapter that has whole modules, which transformers does not read."""
+    return is_peft_model(model) and any(config.modules_to_save for config in model.peft_config.values())
 
 
 def save_merged(trainer: Trainer, folder: Path) -> None:
@@ -293,38 +208,15 @@ def save_merged(trainer: Trainer, folder: Path) -> None:
         policy = trained.get_base_model()
         unset_hf_deepspeed_config()  # under ZeRO-3 a new model would be split too
         with torch.device("meta"):
-            whole = get_peft_model(type(policy)(policy.config), trained.peft_config["default"])
+            adapted = get_peft_model(type(policy)(policy.config), trained.peft_config["default"])
         weights = {name: value.to("cpu", copy=True) for name, value in weights.items()}
-        missing = whole.load_state_dict(weights, strict=False, assign=True).missing_keys
+        missing = adapted.load_state_dict(weights, strict=False, assign=True).missing_keys
         if missing:
             raise RuntimeError(f"the trained model cannot be merged: it has no {missing[0]}")
-        whole.get_base_model().tie_weights()
-        whole.get_base_model().generation_config = policy.generation_config
-        whole.merge_and_unload().save_pretrained(folder)
+        adapted.get_base_model().tie_weights()
+        adapted.get_base_model().generation_config = policy.generation_config
+        adapted.merge_and_unload().save_pretrained(folder)
         trainer.processing_class.save_pretrained(folder)
-
-
-def save_final(trainer: Trainer, folder: str | Path, merged: bool = False) -> None:
-    """Saves the trained model to `folder`, which other files may be in, and Trainer's state beside it.
-
-    `merged`: without the LoRA adapter that it was trained with, its changes added to the weights. All is written
-    elsewhere first and then renamed file by file: a kill leaves each file old or new, never half. Raises InputError
-    where no step was trained.
-    """
-    if not trainer.state.global_step:
-        raise InputError(f"no step was trained, so nothing is saved to {folder}: see the log above for the reason")
-    staging = Path(folder) / ".model.tmp"
-    if merged:
-        save_merged(trainer, staging)
-    else:
-        trainer.save_model(str(staging))
-    if trainer.is_world_process_zero():
-        for file in sorted(path for path in staging.rglob("*") if path.is_file()):
-            target = Path(folder) / file.relative_to(staging)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
-        shutil.rmtree(staging)
-    trainer.save_state()
 
 
 def shuffle_by_epoch(sampler: RepeatSampler) -> RepeatSampler:

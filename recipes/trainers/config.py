@@ -9,8 +9,9 @@ import torch
 from transformers import TrainingArguments
 from trl import GRPOConfig, SFTConfig
 
-from recipes.data.settings import Range, check_settings
+from recipes.data.settings import POSITIVE, Range, check_settings
 from recipes.files import InputError
+from recipes.trainers.checkpoints import weights_are_split
 
 
 @dataclass
@@ -20,6 +21,15 @@ class RecipeConfig:
     `ranges` are numbers that a class allows otherwise than recipes/data/settings.py, `metrics` the names that its
     trainer logs in an evaluation, without `eval_`. Raises InputError on a setting that is not allowed, and where
     `effective_batch_size` cannot be shared by the processes.
+
+    Example:
+
+        @dataclass
+        class MyConfig(RecipeConfig, TrainingArguments):
+            ranges: ClassVar[dict[str, Range]] = {"my_weight": NOT_NEGATIVE}
+            my_weight: float = 1.0
+
+        MyConfig("out", effective_batch_size=16)  # over all processes
     """
 
     ranges: ClassVar[dict[str, Range]] = {}
@@ -32,11 +42,17 @@ class RecipeConfig:
             "gradient_accumulation_steps, and lowers per_device_train_batch_size where many processes take more."
         },
     )
+    gradient_accumulation_steps: int | None = field(
+        default=None,
+        metadata={"help": "Batches of each process per optimizer step; none: 1, or effective_batch_size's number."},
+    )
 
     def __post_init__(self):
         check_settings(self)
         if self.effective_batch_size is not None:
             self._share_batch()
+        elif self.gradient_accumulation_steps is None:
+            self.gradient_accumulation_steps = 1
         super().__post_init__()
 
     def _share_batch(self) -> None:
@@ -60,7 +76,7 @@ class RecipeConfig:
                 )
         share = self.per_device_train_batch_size * devices
         check_multiple(share, "per_device_train_batch_size x processes")
-        if self.gradient_accumulation_steps not in (1, batch // share):
+        if self.gradient_accumulation_steps not in (None, batch // share):
             raise InputError(
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) contradicts effective_batch_size "
                 f"({batch}), which makes it {batch // share}: set effective_batch_size alone"
@@ -70,14 +86,78 @@ class RecipeConfig:
 
 @dataclass
 class SFTRecipeConfig(RecipeConfig, SFTConfig):
-    """TRL's SFTConfig with what RecipeConfig adds."""
+    """TRL's SFTConfig with what RecipeConfig adds, and evaluations that write reports (`ClinicalEvaluation`).
 
-    metrics: ClassVar[tuple[str, ...]] = ("entropy", "mean_token_accuracy", "num_tokens")
+    Example:
+
+        SFTRecipeConfig("out", eval_strategy="epoch", clinical_samples=64, metric_for_best_model="clinical_f1")
+    """
+
+    clinical_samples: int = field(
+        default=0,
+        metadata={
+            "help": "Number of reports written and scored at each evaluation; metric_for_best_model can then be "
+            "clinical_f1 or mccs."
+        },
+    )
+    clinical_labeler: str = field(
+        default="lexical", metadata={"help": "Labeler of these reports: lexical, chexbert or chexbert:MODEL."}
+    )
+    clinical_max_new_tokens: int = field(default=256, metadata={"help": "Largest number of tokens of such a report."})
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What an evaluation logs, without `eval_`."""
+        return (
+            "entropy",
+            "mean_token_accuracy",
+            "num_tokens",
+            *(("clinical_f1", "mccs") * bool(self.clinical_samples)),
+        )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.clinical_samples and weights_are_split(self):
+            raise InputError(
+                "--clinical_samples needs the whole model in each process: take accelerate_configs/multi_gpu.yaml, "
+                "zero1.yaml or zero2.yaml, or leave it out and score checkpoints with generate.py and evaluate.py"
+            )
+        if self.clinical_samples and self.eval_strategy == "no":
+            raise InputError("--clinical_samples writes reports at each evaluation: set eval_strategy and eval_steps")
+
+
+@dataclass
+class PolicyConfig(RecipeConfig, GRPOConfig):
+    """TRL's GRPOConfig with what RecipeConfig adds, for policies that write reports and are rewarded for them.
+
+    Example:
+
+        PolicyConfig("out", stop_on_collapse=0)  # trains on, whatever the policy writes
+    """
+
+    ranges: ClassVar[dict[str, Range]] = {"temperature": POSITIVE}  # completions are sampled
+
+    stop_on_collapse: int = field(
+        default=256,
+        metadata={"help": "Number of last completions, the run ending once 0.95 of them are one report; 0: never."},
+    )
 
 
 @dataclass
 class LabelerConfig(RecipeConfig, TrainingArguments):
-    """transformers' TrainingArguments with what RecipeConfig adds, of a CheXbert or a DiscBERT."""
+    """transformers' TrainingArguments with what RecipeConfig adds, of a CheXbert or a DiscBERT, which fit any GPU.
+
+    Example:
+
+        LabelerConfig("outputs/chexbert", effective_batch_size=64, num_train_epochs=3)
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if weights_are_split(self):
+            raise InputError(
+                "a labeler is too small to be split: take accelerate_configs/multi_gpu.yaml, no FSDP or ZeRO-3"
+            )
 
 
 def check_run(

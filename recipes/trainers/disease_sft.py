@@ -11,7 +11,7 @@ from accelerate.utils import is_peft_model
 from trl import SFTConfig, SFTTrainer
 
 from recipes.files import InputError
-from recipes.trainers.checkpoints import WholeCheckpoints
+from recipes.trainers.base import RecipeTrainer
 from rewards.labels import CONDITIONS, CheXpertState
 
 UNKNOWN = -100
@@ -27,21 +27,28 @@ class DiseaseCollator:
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         labels = [row.get("disease_labels") or [UNKNOWN] * len(CONDITIONS) for row in rows]
-        for each in labels:
-            if len(each) != len(CONDITIONS) or not set(each) <= KNOWN or each[-1] not in NO_FINDING:
+        for states in labels:
+            if len(states) != len(CONDITIONS) or not set(states) <= KNOWN or states[-1] not in NO_FINDING:
                 raise InputError(
-                    f"disease_labels must be 14 CheXpert states (0 to 3, No Finding 0 or 1) or -100, not {list(each)}"
+                    "disease_labels must be 14 CheXpert states (0 to 3, No Finding 0 or 1) or -100, not "
+                    f"{list(states)}"
                 )
         batch = self.collator([{name: row[name] for name in row if name != "disease_labels"} for row in rows])
         batch["disease_labels"] = torch.tensor(labels)
         return batch
 
 
-class DiseaseSFTTrainer(WholeCheckpoints, SFTTrainer):
+class DiseaseSFTTrainer(RecipeTrainer, SFTTrainer):
     """SFTTrainer whose loss is L_report + `lambda_disease` x L_disease, both from the one pass that TRL makes.
 
     `lambda_disease` is the model's (config). L_disease is the mean over the known labels of the whole batch, as TRL's
     L_report is over its tokens: under any accumulation and in any processes. Logs `report_loss` and `disease_loss`.
+
+    Example:
+
+        rows = {"prompt": [...], "completion": [...], "images": [...], "disease_labels": [[0] * 13 + [1]]}
+        model = LMRRGForConditionalGeneration.from_pretrained("outputs/lmrrg", lambda_disease=1.0)
+        trainer = DiseaseSFTTrainer(model, SFTRecipeConfig("out"), Dataset.from_dict(rows))
     """
 
     def __init__(self, model, args: SFTConfig, train_dataset, **kwargs):
@@ -71,10 +78,10 @@ class DiseaseSFTTrainer(WholeCheckpoints, SFTTrainer):
         number = super()._get_num_items_in_batch(batch_samples, device)
         self._known_labels = None
         if self.lambda_disease and number is not None:
-            known = sum(batch["disease_labels"].ne(UNKNOWN).sum() for batch in batch_samples).to(device)
+            count = sum(batch["disease_labels"].ne(UNKNOWN).sum() for batch in batch_samples).to(device)
             if self.args.average_tokens_across_devices and self.args.world_size > 1:
-                known = self.accelerator.gather(known).sum()
-            self._known_labels = known.clamp(min=1)
+                count = self.accelerator.gather(count).sum()
+            self._known_labels = count.clamp(min=1)
         return number
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -6,15 +6,19 @@ import re
 from bisect import bisect_left
 from collections import defaultdict
 
+import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import Trainer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
 
-from modeling.modeling_chexbert import STATES
+from modeling.modeling_chexbert import STATES, CheXbertModel
+from modeling.tiny import build_chexbert
+from recipes.data.model_files import load_bert
 from recipes.data.schema import has_text, say_bare
 from recipes.files import InputError
-from recipes.trainers.checkpoints import WholeCheckpoints
-from rewards.chexbert import clean_text
+from recipes.trainers.base import RecipeTrainer
+from rewards.chexbert import CheXbertLabeler, clean_text, encode
+from rewards.clinical_efficacy import clinical_efficacy
 from rewards.labelers import LexicalLabeler
 from rewards.labels import CONDITIONS, FINDINGS, NO_FINDING, CheXpertState, from_csv
 
@@ -52,11 +56,11 @@ def mix(reports: list[str], count: int, teacher: LexicalLabeler, rng: random.Ran
     negation reaches, which the same few phrases in their usual places do not.
     """
     sentences = list({s: None for text in reports for s in re.split(r"(?<=[.?!])\s+", text)})
-    said = defaultdict(list)  # sentences by condition and state
+    mentioning = defaultdict(list)  # sentences by condition and state
     for sentence in sentences:
-        for each in {(condition, state) for _, _, condition, state in teacher.mentions(sentence)}:
-            said[each].append(sentence)
-    by_state, phrases = [said[each] for each in sorted(said)], teacher.phrases()
+        for mention in {(condition, state) for _, _, condition, state in teacher.mentions(sentence)}:
+            mentioning[mention].append(sentence)
+    by_state, phrases = [mentioning[mention] for mention in sorted(mentioning)], teacher.phrases()
 
     def draw() -> list[str]:
         return rng.choice(rng.choice(by_state) if by_state and rng.random() < 0.6 else sentences).split()
@@ -85,17 +89,17 @@ def find_evidence(tokenizer, texts: list[str], teacher: LexicalLabeler) -> list[
     """(token, condition, state) of the words in which the teacher found each state of each cleaned text."""
     distinct = list(dict.fromkeys(texts))
     offsets = tokenizer(distinct, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    found = {}
+    evidence = {}
     for text, spans in zip(distinct, offsets, strict=True):
         tokens = [(token, *span) for token, span in enumerate(spans) if span[0] < span[1]]  # without [CLS] and [SEP]
         starts = [start for _, start, _ in tokens]
-        found[text] = [
+        evidence[text] = [
             (token, condition, int(state))
             for first, last, condition, state in teacher.mentions(text)
             for token, _, end in tokens[bisect_left(starts, first) : bisect_left(starts, last)]
             if end <= last
         ]
-    return [found[text] for text in texts]
+    return [evidence[text] for text in texts]
 
 
 class EvidenceCollator:
@@ -113,20 +117,20 @@ class EvidenceCollator:
         batch["labels"] = torch.tensor([row["labels"] for row in rows])
         if "evidence" in rows[0]:
             words = torch.zeros(*batch["input_ids"].shape, len(FINDINGS), dtype=torch.long)
-            known = [
-                (number, *each)
+            places = [
+                (number, *evidence)
                 for number, row in enumerate(rows)
-                for each in row["evidence"]
-                if each[0] < words.shape[1]  # else it was cut off
+                for evidence in row["evidence"]
+                if evidence[0] < words.shape[1]  # else it was cut off
             ]
-            if known:
-                numbers, tokens, conditions, states = torch.tensor(known).unbind(1)
+            if places:
+                numbers, tokens, conditions, states = torch.tensor(places).unbind(1)
                 words[numbers, tokens, conditions] = states
             batch["word_labels"] = words.masked_fill(batch["attention_mask"][..., None] == 0, -100)
         return batch
 
 
-class EvidenceTrainer(WholeCheckpoints, Trainer):
+class EvidenceTrainer(RecipeTrainer, Trainer):
     """A Trainer whose model learns `word_labels` beside `labels`, with the same heads.
 
     The last layer's [CLS] collects what the layer below says of the words, so the heads read that layer's words too;
@@ -134,9 +138,53 @@ class EvidenceTrainer(WholeCheckpoints, Trainer):
     cross-entropy, summed over the 13 findings and averaged over the tokens, times `weight`. The average is over all
     tokens of a step, under any accumulation and in any processes. The model's own is over a batch's labels, so equal
     batches with all labels known are as one large one.
+
+    Example:
+
+        teacher, reports = LexicalLabeler(), ["No pleural effusion.", "Small pneumothorax."]
+        model, tokenizer = EvidenceTrainer.load_start(None, reports, seed=0)
+        rows = EvidenceTrainer.rows_of(tokenizer, reports, teacher(reports).tolist(), teacher)
+        trainer = EvidenceTrainer(model, LabelerConfig("out"), train_dataset=rows, processing_class=tokenizer)
     """
 
     weight = 1.0
+
+    def __init__(self, model, args, data_collator=None, processing_class=None, **kwargs):
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or EvidenceCollator(processing_class),
+            processing_class=processing_class,
+            **kwargs,
+        )
+
+    @staticmethod
+    def load_start(name: str | None, reports: list[str], seed: int) -> tuple[CheXbertModel, PreTrainedTokenizerBase]:
+        """The BERT `name`, a folder or Hub id, with new heads where it has none, and its tokenizer.
+
+        Without a name a tiny one, of random weights drawn by `seed`, and a tokenizer trained on `reports`. Raises
+        InputError as `load_bert`.
+        """
+        if name:
+            return load_bert(name, AutoTokenizer, CheXbertModel)
+        return build_chexbert(reports, seed=seed)
+
+    @staticmethod
+    def rows_of(
+        tokenizer, texts: list[str], labels: list[list[int]], teacher: LexicalLabeler | None = None
+    ) -> list[dict]:
+        """Rows to train on: the tokens of each text, its 14 states and, of a `teacher` who names it, the evidence."""
+        distinct = list(dict.fromkeys(texts))
+        ids = dict(zip(distinct, encode(tokenizer, distinct), strict=True))
+        columns = {"input_ids": [ids[text] for text in texts], "labels": labels}
+        if teacher:
+            columns["evidence"] = find_evidence(tokenizer, texts, teacher)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def measure(self, reports: list[str], labels: list[list[int]]) -> dict[str, dict[str, float]]:
+        """Precision, recall and F1 (`clinical_efficacy`) of the saved model on `reports` with known `labels`."""
+        states = CheXbertLabeler(self.args.output_dir, device=self.args.device)(reports)
+        return clinical_efficacy(states, np.array(labels), "13")
 
     def _get_num_items_in_batch(self, batch_samples, device):
         number = super()._get_num_items_in_batch(batch_samples, device)

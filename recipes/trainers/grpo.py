@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
-from recipes.data.settings import POSITIVE, Range
 from recipes.files import InputError
-from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch
-from recipes.trainers.config import RecipeConfig
+from recipes.trainers.base import RecipeTrainer
+from recipes.trainers.checkpoints import shuffle_by_epoch
+from recipes.trainers.config import PolicyConfig
 from recipes.trainers.vllm_images import ImageGeneration
 from rewards.completions import parse_completion
 
@@ -34,24 +34,28 @@ PASS_INPUTS = (
 
 
 @dataclass
-class MRGR1Config(RecipeConfig, GRPOConfig):
+class MRGR1Config(PolicyConfig):
     """TRL's GRPOConfig plus what the paper adds.
 
-    Raises InputError as RecipeConfig does, and on settings of TRL's normalisation that `advantage_norm` paper would
+    Raises InputError as PolicyConfig does, and on settings of TRL's normalisation that `advantage_norm` paper would
     pass over.
+
+    Example:
+
+        MRGR1Config("out", beta=0.04, advantage_norm="paper", effective_batch_size=16, num_generations=4)
     """
 
-    ranges: ClassVar[dict[str, Range]] = {"temperature": POSITIVE}  # completions are sampled
     metrics: ClassVar[tuple[str, ...]] = (*EVALUATED, "completions/untagged")
 
     advantage_norm: str = field(
         default="paper",
         metadata={
-            "help": "paper: population standard deviation with std_epsilon inside the root (Eq. 2). trl: TRL's own.",
+            "help": "Normalisation of advantages. paper: population standard deviation with std_epsilon inside the "
+            "root (Eq. 2). trl: TRL's own.",
             "choices": ["paper", "trl"],
         },
     )
-    std_epsilon: float = field(default=1e-8, metadata={"help": "The epsilon of Eq. 2; the paper: 1e-8 to 1e-6."})
+    std_epsilon: float = field(default=1e-8, metadata={"help": "Epsilon of Eq. 2; the paper: 1e-8 to 1e-6."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -84,11 +88,19 @@ def check_pass_inputs(fields: dict) -> None:
         )
 
 
-class MRGR1Trainer(WholeCheckpoints, GRPOTrainer):
+class MRGR1Trainer(RecipeTrainer, GRPOTrainer):
     """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's.
 
     The tokenizer of `processing_class` pads on the left from here on, however it was loaded or saved. Raises
     InputError on prompts of which the model would read more when it writes than in training (`check_pass_inputs`).
+
+    Example:
+
+        def short_reward(completions, **kwargs):
+            return [1 / (1 + len(completion[0]["content"].split())) for completion in completions]
+
+        dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": "Report."}]] * 8})
+        trainer = MRGR1Trainer("Qwen/Qwen2.5-VL-3B-Instruct", [short_reward], MRGR1Config("out"), dataset)
     """
 
     def __init__(self, *args, **kwargs):

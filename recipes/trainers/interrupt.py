@@ -12,13 +12,17 @@ from transformers import TrainerCallback
 
 
 class SaveOnInterrupt(TrainerCallback):
-    """On SIGINT or SIGTERM saves a checkpoint after the current step and stops; `interrupted` tells the script.
+    """On SIGINT or SIGTERM saves a checkpoint after the current step and stops; then `interrupted` is true.
 
     Every process agrees on the step, so that no rank waits for another. A second Ctrl-C interrupts at once; a SIGTERM
-    never does, since torchrun answers a Ctrl-C, which its processes get too, by sending them one.
+    never does, since torchrun answers a Ctrl-C, which its processes get too, by sending them one. Python takes signals
+    in its main thread alone: a trainer in another one goes on.
     """
 
     interrupted = False
+
+    def __init__(self):
+        self._previous = {}  # handlers by signal
 
     def _catch(self, signum, frame):
         if self.interrupted and signum == signal.SIGINT:
@@ -27,7 +31,8 @@ class SaveOnInterrupt(TrainerCallback):
         print("\nstopping after this step; a checkpoint will be written (again to stop at once)", flush=True)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._previous = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size > 1:
@@ -38,8 +43,12 @@ class SaveOnInterrupt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self.release()
+
+    def release(self) -> None:
+        """Gives the signals back to the handlers that they had before training; also after an error in it."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
 
 @dataclass

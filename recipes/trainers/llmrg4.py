@@ -1,12 +1,14 @@
-"""What LLM-RG4's two stages add to weighted SFT: their starts, the order of scenarios, counts of tokens."""
+"""What LLM-RG4's two stages add to weighted SFT: what they read, their starts, counts of tokens."""
 
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import nn
 from transformers import AutoConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -15,18 +17,109 @@ from trl import ModelConfig
 
 from modeling import LLMRG4ForConditionalGeneration, LLMRG4Processor
 from recipes.data.model_files import check_folder
-from recipes.files import InputError
+from recipes.data.prompt_tokens import count_tokens
+from recipes.data.samples import (
+    DataArguments,
+    TrainingData,
+    columns_of,
+    report_enlarged,
+    splits_of,
+    to_samples,
+)
+from recipes.data.schema import read_split
+from recipes.files import InputError, read_prompt
+from recipes.trainers.scenario_sft import ScenarioSFTConfig
 from recipes.trainers.weighted_sft import check_spans
+from rewards.scenarios import SCENARIOS
 
 NEW_IN_STAGE_2 = ("lateral_perceiver", "lateral_projection", "prior_perceiver", "prior_projection", "fusion")
 
 
-def load_start(args, model_args: ModelConfig) -> tuple[LLMRG4ForConditionalGeneration, LLMRG4Processor]:
-    """The model and processor that a stage of recipes/sft_llmrg4.py starts from, the fusion in float32.
+VIEWS = "frontal+lateral"  # images of a sample
 
-    Stage 1 reads `model_name_or_path`, or assembles the parts that `args` names. Stage 2 reads stage 1's checkpoint,
-    of which only the fusion's modules for lateral images and prior reports may be missing. Raises InputError on a
-    checkpoint that is not there, of another system or of another stage.
+
+@dataclass(kw_only=True)
+class ScenarioArguments(DataArguments):
+    """DataArguments of several data sets and of some of their scenarios."""
+
+    dataset: list[str] = field(
+        metadata={"help": "Built data sets, folders or Hub ids, whose train splits are put together."}
+    )
+    scenarios: list[str] = field(
+        default_factory=lambda: list(SCENARIOS), metadata={"help": "Scenarios whose rows are trained on (Table 5)."}
+    )
+    prompt_file: str = field(
+        default="prompts/llmrg4.txt", metadata={"help": "Prompt file: a path, or a name beside the recipes."}
+    )
+
+
+@dataclass
+class FusionParts:
+    """Of a model that is put together in stage 1."""
+
+    vision: str = field(
+        default="microsoft/rad-dino", metadata={"help": "Image encoder (stage 1, when no checkpoint is given)."}
+    )
+    text: str = field(
+        default="microsoft/BiomedVLP-CXR-BERT-specialized",
+        metadata={"help": "Text encoder of the prior report (stage 1, when no checkpoint is given)."},
+    )
+    decoder: str = field(
+        default="lmsys/vicuna-7b-v1.5",
+        metadata={"help": "Decoder, of the Llama family (stage 1, when no checkpoint is given)."},
+    )
+    projector: Literal["linear", "mlp"] | None = field(
+        default=None,
+        metadata={
+            "help": "Projections of a new fusion: one linear layer (the paper), or the authors' MLP; none: linear."
+        },
+    )
+    perceiver: Literal["paper", "authors"] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers of a new fusion's perceivers: our reading of the paper, or the authors' code; none: paper."
+        },
+    )
+    num_visual_tokens: int | None = field(
+        default=None, metadata={"help": "Number of visual tokens of a new fusion (N in the paper); none: 128."}
+    )
+
+    def network(self) -> dict[str, str | int]:
+        """What is set of a new fusion; a checkpoint's is as it is."""
+        settings = {key: getattr(self, key) for key in ("projector", "perceiver", "num_visual_tokens")}
+        return {key: value for key, value in settings.items() if value is not None}
+
+
+def read_scenarios(args: ScenarioArguments, training_args: ScenarioSFTConfig) -> TrainingData:
+    """The samples of the rows of `args.scenarios`, all data sets together; of each split `max_samples` at most.
+
+    A sample has the first frontal image and the first lateral one. Raises InputError where no row has such a scenario,
+    and with a key_weight as `check_key_spans`.
+    """
+    prompt = read_prompt(args.prompt_file)
+    columns = (*columns_of(prompt, VIEWS), "scenario", "prior_report", "key_spans")
+    rows = {}
+    for split in splits_of(training_args):
+        table = concatenate_datasets([read_split(name, split, columns) for name in args.dataset])
+        places = [place for place, scenario in enumerate(table["scenario"]) if scenario in args.scenarios]
+        if not places:
+            raise InputError(f"no row of {', '.join(args.dataset)} has a scenario of {', '.join(args.scenarios)}")
+        rows[split] = table.select(places[: args.max_samples])
+    if training_args.key_weight != 1:
+        check_key_spans(rows["train"], args.dataset)
+    keep = ("scenario", "key_spans", "report")
+    samples = {split: to_samples(table, prompt, VIEWS, completion="plain", keep=keep) for split, table in rows.items()}
+    return TrainingData(rows, samples)
+
+
+def load_start(
+    args, parts: FusionParts, model_args: ModelConfig
+) -> tuple[LLMRG4ForConditionalGeneration, LLMRG4Processor]:
+    """The model and processor that a stage starts from, the fusion in float32.
+
+    `args`: the RecipeArguments of recipes/sft_llmrg4.py. Stage 1 reads `model_name_or_path`, or assembles `parts`.
+    Stage 2 reads stage 1's checkpoint, of which only the fusion's modules for lateral images and prior reports may be
+    missing. Raises InputError on a checkpoint that is not there, of another system or of another stage.
     """
     name = model_args.model_name_or_path
     if name is None and args.stage == 2:
@@ -36,16 +129,15 @@ def load_start(args, model_args: ModelConfig) -> tuple[LLMRG4ForConditionalGener
         raise InputError("--dtype auto: name float32 or bfloat16")
     try:
         if name is None:
-            check_folder(args.vision)
-            check_folder(args.text)
-            check_folder(args.decoder)
+            for part in (parts.vision, parts.text, parts.decoder):
+                check_folder(part)
             model, processor = LLMRG4ForConditionalGeneration.from_pretrained_parts(
-                args.vision, args.text, args.decoder, getattr(torch, model_args.dtype),
-                fusion="interleaved", **_network(args),
+                parts.vision, parts.text, parts.decoder, getattr(torch, model_args.dtype),
+                fusion="interleaved", **parts.network(),
             )  # fmt: skip
             model.set_attn_implementation(model_args.attn_implementation or "sdpa")
         else:
-            model, processor = _load(name, args, model_args)
+            model, processor = _load(name, args, parts, model_args)
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -54,7 +146,9 @@ def load_start(args, model_args: ModelConfig) -> tuple[LLMRG4ForConditionalGener
     return model, processor
 
 
-def _load(name: str, args, model_args: ModelConfig) -> tuple[LLMRG4ForConditionalGeneration, LLMRG4Processor]:
+def _load(
+    name: str, args, parts: FusionParts, model_args: ModelConfig
+) -> tuple[LLMRG4ForConditionalGeneration, LLMRG4Processor]:
     config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)
     if config.model_type != "llmrg4":
         raise InputError(f"{name} is a {config.model_type} model, not an LLM-RG4")
@@ -65,7 +159,7 @@ def _load(name: str, args, model_args: ModelConfig) -> tuple[LLMRG4ForConditiona
         run = json.loads(Path(note).read_text()) if note else {}
         if config.fusion != "interleaved" or run.get("RecipeArguments", {}).get("stage") != 1:
             raise InputError(f"{name} is no checkpoint of stage 1, which stage 2 starts from: train --stage 1 first")
-    for key, value in _network(args).items():
+    for key, value in parts.network().items():
         if value != getattr(config, key):
             raise InputError(
                 f"--{key} {value} is for a new model, and {name} has {getattr(config, key)}: leave it out"
@@ -80,9 +174,9 @@ def _load(name: str, args, model_args: ModelConfig) -> tuple[LLMRG4ForConditiona
         output_loading_info=True,
     )
     new = [f"model.token_fusion.{part}." for part in NEW_IN_STAGE_2 if fusion == "atf"]
-    wrong = [key for key in loaded["missing_keys"] if not any(key.startswith(part) for part in new)]
-    if wrong := wrong + [str(key) for key in (*loaded["unexpected_keys"], *loaded["mismatched_keys"])]:
-        raise InputError(f"the weights of {name} are not those of its config.json: {sorted(wrong)[0]} does not fit")
+    misfits = [key for key in loaded["missing_keys"] if not any(key.startswith(part) for part in new)]
+    if misfits := misfits + [str(key) for key in (*loaded["unexpected_keys"], *loaded["mismatched_keys"])]:
+        raise InputError(f"the weights of {name} are not those of its config.json: {sorted(misfits)[0]} does not fit")
     if fusion == "atf" and args.lateral_start == "frontal":
         atf = model.model.token_fusion
         linear = atf.fusion[0] if config.projector == "mlp" else atf.fusion
@@ -92,12 +186,6 @@ def _load(name: str, args, model_args: ModelConfig) -> tuple[LLMRG4ForConditiona
             atf.lateral_projection.load_state_dict(atf.frontal_projection.state_dict())
             linear.weight[:, size : 2 * size] += 0.5 * torch.eye(size)
     return model, LLMRG4Processor.from_pretrained(name, fusion=fusion)
-
-
-def _network(args) -> dict:
-    """What `args` says of a new fusion; a checkpoint's is as it is."""
-    values = {key: getattr(args, key) for key in ("projector", "perceiver", "num_visual_tokens")}
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _put_together(module: nn.Module):
@@ -131,3 +219,11 @@ def report_long_priors(rows: Dataset, processor: LLMRG4Processor) -> int:
         print(f"{len(long)} of {len(priors)} prior reports have more than {longest} tokens and are cut there, that of "
               f"study {long[0]} first")  # fmt: skip
     return len(long)
+
+
+def report_inputs(data: TrainingData, processor: LLMRG4Processor, folder: str | Path) -> None:
+    """Prints what the processor makes of the training samples: images enlarged, prior reports cut, and how many tokens
+    the prompts of each scenario have, which go to input_tokens.json in `folder` too."""
+    report_enlarged(data.train, processor)
+    report_long_priors(data.rows["train"], processor)
+    count_tokens(data.train, processor, folder)

@@ -1,24 +1,146 @@
-"""What LM-RRG's two stages start from, and the published RadCliQ."""
+"""What LM-RRG's two stages read and start from."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
+from peft import PeftConfig
 from transformers import AutoConfig
 from transformers.utils import cached_file
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 
 from modeling import LMRRGForConditionalGeneration, LMRRGProcessor
 from recipes.data.model_files import check_folder
+from recipes.data.samples import DataArguments
 from recipes.files import InputError
+from recipes.trainers.ppo import PPOConfig
+
+
+@dataclass
+class LMRRGArguments(DataArguments):
+    """DataArguments of both stages."""
+
+    prompt_file: str = field(
+        default="prompts/lmrrg.txt",
+        metadata={"help": "Prompt file, the same one in both stages: a path, or a name beside the recipes."},
+    )
+    views: Literal["frontal", "each"] = field(
+        default="frontal", metadata={"help": "Images of a study: the frontal one, or every image as a sample."}
+    )
+
+
+@dataclass
+class CQRLConfig(PPOConfig):
+    """PPOConfig of stage 2. Raises InputError where reports are to be written by vLLM.
+
+    Example:
+
+        CQRLConfig("outputs/cqrl", theta=0.5, lam=1.0)
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.use_vllm:
+            raise InputError("vLLM does not know LM-RRG: set use_vllm: false")
+
+
+@dataclass
+class ModelParts:
+    """Of a model that is put together; what is None is as in the paper (modeling/configuration_lmrrg.py)."""
+
+    biomedclip: str = field(
+        default="outputs/biomedclip",
+        metadata={"help": "Folder of a BiomedCLIP converted by recipes/convert_biomedclip.py."},
+    )
+    decoder: str = field(
+        default="Salesforce/blip2-opt-2.7b", metadata={"help": "Decoder: a BLIP-2 or any causal language model."}
+    )
+    region_descriptions: str | None = field(
+        default=None, metadata={"help": "JSON file with the regions' names and descriptions; none: the 29 shipped."}
+    )
+    region_prompt: Literal["description", "name"] | None = field(
+        default=None,
+        metadata={"help": "Text of a region: its description or its bare name (Table 3); none: description."},
+    )
+    region_attn_mode: Literal["image_query", "text_query"] | None = field(
+        default=None,
+        metadata={
+            "help": "Query of the cross-attention: image patches (the paper's wording) or the region's text; "
+            "none: image_query."
+        },
+    )
+    region_pool: Literal["mean", "text_attn", "cls"] | None = field(
+        default=None,
+        metadata={
+            "help": "Feature of a region from its patches: their mean, their mean weighted by likeness to the text, "
+            "or the class token's; none: mean."
+        },
+    )
+    region_text: Literal["pooled", "tokens"] | None = field(
+        default=None,
+        metadata={"help": "Features of a region's text: one for the whole text, or one for each token; none: pooled."},
+    )
+    region_chunk_size: int | None = field(
+        default=None,
+        metadata={"help": "Number of regions computed at once (fewer: less memory, more time); none: all."},
+    )
+    use_global_feature: bool | None = field(
+        default=None, metadata={"help": "Use of the whole image's feature in the prompt (Table 3); none: true."}
+    )
+    use_region_features: bool | None = field(
+        default=None, metadata={"help": "Use of the regions' features in the prompt (Table 3); none: true."}
+    )
+    use_instruction: bool | None = field(
+        default=None, metadata={"help": "Use of the instruction's text in the prompt (Table 3); none: true."}
+    )
+
 
 LORA_OF_DECODER = r".*language_model.*\.(q|v)_proj"  # the image encoder has a q_proj too
 
 
+def lora_of_decoder(model_args: ModelConfig, modules: list[str]) -> PeftConfig | None:
+    """The LoRA that `model_args` ask for, on the decoder's queries and values unless they name others; or None.
+
+    `modules` are trained as a whole beside it.
+    """
+    peft_config = get_peft_config(model_args)
+    if peft_config:
+        peft_config.target_modules = peft_config.target_modules or LORA_OF_DECODER
+        peft_config.modules_to_save = modules
+    return peft_config
+
+
+def load_stage1(
+    parts: ModelParts, lambda_disease: float, model_args: ModelConfig
+) -> tuple[LMRRGForConditionalGeneration, LMRRGProcessor, PeftConfig | None]:
+    """The model, processor and LoRA, if any, of stage 1, which trains E and VTrans as a whole (section 2.4).
+
+    The model is `model_name_or_path`, or put together from `parts`; its disease loss weighs `lambda_disease`. Raises
+    InputError as `load_checkpoint` and `load_parts`.
+    """
+    name = model_args.model_name_or_path
+    if name is None:
+        model, processor = load_parts(parts, lambda_disease, model_args)
+    else:
+        model, processor = load_checkpoint(
+            name, model_args, parts, freeze_extractor=False, lambda_disease=lambda_disease
+        )
+    return model, processor, lora_of_decoder(model_args, ["visual_extractor", "visual_transfer"])
+
+
+def load_stage2(model_args: ModelConfig) -> tuple[LMRRGForConditionalGeneration, LMRRGProcessor, PeftConfig | None]:
+    """The model, processor and LoRA, if any, of stage 2, in which E is frozen and VTrans trained as a whole
+    (section 2.3). Raises InputError as `load_checkpoint`."""
+    model, processor = load_checkpoint(model_args.model_name_or_path, model_args, freeze_extractor=True)
+    return model, processor, lora_of_decoder(model_args, ["visual_transfer"])
+
+
 def load_parts(
-    parts, lambda_disease: float, model_args: ModelConfig
+    parts: ModelParts, lambda_disease: float, model_args: ModelConfig
 ) -> tuple[LMRRGForConditionalGeneration, LMRRGProcessor]:
-    """A fresh LM-RRG from the pretrained parts and with the settings of `parts`, recipes/sft_lmrrg.py's ModelParts.
+    """A fresh LM-RRG from the pretrained parts and with the settings of `parts`.
 
     Raises InputError on a part that cannot be loaded, and on settings that LMRRGConfig refuses.
     """
@@ -39,7 +161,7 @@ def load_parts(
 
 
 def load_checkpoint(
-    name: str, model_args: ModelConfig, parts=None, **config
+    name: str, model_args: ModelConfig, parts: ModelParts | None = None, **config
 ) -> tuple[LMRRGForConditionalGeneration, LMRRGProcessor]:
     """The LM-RRG in folder or Hub id `name`, its configuration changed by `config`, and its processor.
 
@@ -47,9 +169,9 @@ def load_checkpoint(
     disease head alone may come or go with `lambda_disease`), or it was made otherwise than `parts` say.
     """
     try:
-        found = AutoConfig.from_pretrained(name, revision=model_args.model_revision).model_type
-        if found != "lmrrg":
-            raise InputError(f"{name} is a {found} model, not an LM-RRG")
+        model_type = AutoConfig.from_pretrained(name, revision=model_args.model_revision).model_type
+        if model_type != "lmrrg":
+            raise InputError(f"{name} is a {model_type} model, not an LM-RRG")
         check_folder(name, images=True)
         model, loaded = LMRRGForConditionalGeneration.from_pretrained(
             name,
@@ -65,9 +187,9 @@ def load_checkpoint(
     except (OSError, ValueError) as error:
         raise InputError(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from error
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id  # OPT's own is the newline
-    wrong = [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in loaded[kind]]
-    if wrong := sorted(key for key in wrong if "disease_head" not in key):
-        raise InputError(f"the weights of {name} are not those of its config.json: {wrong[0]} does not fit")
+    misfits = [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in loaded[kind]]
+    if misfits := sorted(key for key in misfits if "disease_head" not in key):
+        raise InputError(f"the weights of {name} are not those of its config.json: {misfits[0]} does not fit")
     for key, value in vars(parts).items() if parts else ():
         if key == "region_chunk_size":
             model.config.region_chunk_size = value

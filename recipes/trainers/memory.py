@@ -143,10 +143,12 @@ def memory_of_step(trainer: Trainer, tokens: int, answer_tokens: int) -> StepMem
     def size(parameter: torch.nn.Parameter) -> int:
         return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty one in place
 
-    held = {id(parameter): parameter for parameter in model.parameters()}
-    trained = [parameter for parameter in held.values() if parameter.requires_grad]
+    by_identity = {id(parameter): parameter for parameter in model.parameters()}
+    trained = [parameter for parameter in by_identity.values() if parameter.requires_grad]
     reference = getattr(trainer, "ref_model", None)
-    others = [] if reference is None else [weight for weight in reference.parameters() if id(weight) not in held]
+    others = (
+        [] if reference is None else [weight for weight in reference.parameters() if id(weight) not in by_identity]
+    )
     optim = str(getattr(args.optim, "value", args.optim))
     half = args.bf16 or args.fp16
     config = model.config.get_text_config()
@@ -156,7 +158,7 @@ def memory_of_step(trainer: Trainer, tokens: int, answer_tokens: int) -> StepMem
     if isinstance(args, GRPOConfig) and not args.use_vllm:  # vLLM has its share of the memory by its own setting
         written = args.per_device_train_batch_size * args.steps_per_generation
     return StepMemory(
-        weights=share[0] * sum(size(weight) * weight.element_size() for weight in held.values()),
+        weights=share[0] * sum(size(weight) * weight.element_size() for weight in by_identity.values()),
         gradients=share[1] * sum(size(weight) * weight.element_size() for weight in trained),
         optimizer=share[2] * sum(size(weight) * optimizer_bytes(optim, weight.element_size()) for weight in trained),
         reference=share[0] * sum(size(weight) * weight.element_size() for weight in others),

@@ -20,14 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedModel
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id
 
-from recipes.data.settings import POSITIVE, Range
 from recipes.files import InputError
-from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch, weights_are_split
-from recipes.trainers.config import RecipeConfig
+from recipes.trainers.base import RecipeTrainer
+from recipes.trainers.checkpoints import shuffle_by_epoch, weights_are_split
+from recipes.trainers.config import PolicyConfig
 from recipes.trainers.grpo import EVALUATED, PASS_INPUTS, check_pass_inputs
 from recipes.trainers.vllm_images import ImageGeneration
 
@@ -38,15 +38,18 @@ LOGIT_CHANGES = (
 
 
 @dataclass
-class PPOConfig(RecipeConfig, GRPOConfig):
+class PPOConfig(PolicyConfig):
     """TRL's GRPOConfig, and what PPO and LM-RRG add. Raises InputError on what cannot be combined.
 
     From GRPOConfig come `num_iterations` (PPO epochs over one batch of completions), `steps_per_generation`
     (mini-batches of it), `epsilon` (clip range of the policy) and `beta`, the scale of the KL term: with beta = 1 and
     `kl_controller` reward_threshold the weight of a completion's KL term is lambda_KL of Eq. 5.
+
+    Example:
+
+        PPOConfig("out", beta=1.0, theta=0.5, lam=1.0, num_iterations=4, value_learning_rate=1e-4)
     """
 
-    ranges: ClassVar[dict[str, Range]] = {"temperature": POSITIVE}  # completions are sampled
     metrics: ClassVar[tuple[str, ...]] = (
         *EVALUATED,
         *("completions/unscored_ratio", "kl_coef", "returns/mean"),
@@ -59,7 +62,7 @@ class PPOConfig(RecipeConfig, GRPOConfig):
         default=2, metadata={"help": "Completions of a prompt, 2 or more (TRL). Advantages do not depend on groups."}
     )
     disable_dropout: bool = field(
-        default=True, metadata={"help": "No dropout, so that a ratio is 1 until the policy changes."}
+        default=True, metadata={"help": "Training without dropout, so that a ratio is 1 until the policy changes."}
     )
     beta: float = field(default=1.0, metadata={"help": "Scale of the KL term; 0: none, and no reference."})
     gamma: float = field(default=1.0, metadata={"help": "Discount of a later token's reward, above 0 to 1."})
@@ -74,16 +77,16 @@ class PPOConfig(RecipeConfig, GRPOConfig):
     value_model: str = field(
         default="head",
         metadata={
-            "help": "head: a linear layer on the last hidden state. detached: the same, whose loss does not reach the "
-            "model. none: no critic; the mean of the batch's returns is the baseline.",
+            "help": "Critic. head: a linear layer on the last hidden state. detached: the same, whose loss does not "
+            "reach the model. none: no critic; the mean of the batch's returns is the baseline.",
             "choices": ["head", "detached", "none"],
         },
     )
     value_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the value head; learning_rate if not given."}
+        default=None, metadata={"help": "Learning rate of the value head; none: learning_rate."}
     )
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
-    cliprange_value: float = field(default=0.2, metadata={"help": "How far a value may move from its old one."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Largest distance of a value from its old one."})
     kl_controller: str = field(
         default="reward_threshold",
         metadata={
@@ -92,7 +95,7 @@ class PPOConfig(RecipeConfig, GRPOConfig):
             "choices": ["reward_threshold", "fixed", "ziegler"],
         },
     )
-    theta: float = field(default=0.5, metadata={"help": "theta of Eq. 5, the reward from which the weight is beta."})
+    theta: float = field(default=0.5, metadata={"help": "Reward from which the KL weight is beta (theta of Eq. 5)."})
     kl_mode: str = field(
         default="loss",
         metadata={
@@ -103,9 +106,9 @@ class PPOConfig(RecipeConfig, GRPOConfig):
     kl_direction: str = field(
         default="policy_ref",
         metadata={
-            "help": "policy_ref: KL(policy || reference), estimated at the sampled tokens. policy_ref_exact: the "
-            "same, summed over the vocabulary at each token. ref_policy: KL(reference || policy), the order of "
-            "Eq. 3, summed likewise. The last two need kl_mode loss.",
+            "help": "Divergence of the KL term. policy_ref: KL(policy || reference), estimated at the sampled tokens. "
+            "policy_ref_exact: the same, summed over the vocabulary at each token. ref_policy: KL(reference || "
+            "policy), the order of Eq. 3, summed likewise. The last two need kl_mode loss.",
             "choices": ["policy_ref", "policy_ref_exact", "ref_policy"],
         },
     )
@@ -116,13 +119,16 @@ class PPOConfig(RecipeConfig, GRPOConfig):
         default=10000.0, metadata={"help": "Completions over which the weight changes (ziegler controller)."}
     )
     missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Taken off the reward of a completion that was cut off at its maximal length."}
+        default=None,
+        metadata={"help": "Penalty on the reward of a completion cut off at its maximal length; none: 0."},
     )
     reward_range: list[float] | None = field(
-        default=None, metadata={"help": "Lowest and highest weighted sum of the rewards; one outside is an error."}
+        default=None,
+        metadata={"help": "Lowest and highest weighted sum of the rewards, one outside being an error; none: any."},
     )
     freeze_image_encoder: bool = field(
-        default=True, metadata={"help": "Keep the image encoder (E) as it is, in eval mode (LM-RRG, section 2.3)."}
+        default=True,
+        metadata={"help": "Freezing of the image encoder (E), which stays in eval mode (LM-RRG, section 2.3)."},
     )
 
     def __post_init__(self):
@@ -131,7 +137,7 @@ class PPOConfig(RecipeConfig, GRPOConfig):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)}")
         low, high = self.reward_range if self.reward_range and len(self.reward_range) == 2 else (0.0, 0.0)
-        for wrong, what in (
+        for refused, sentence in (
             (not 0 < self.theta < inf, f"theta must be above 0, not {self.theta}: rewards are divided by it (Eq. 5)"),
             (not 0 <= self.beta < inf, f"beta must not be below 0, and is {self.beta}"),
             (
@@ -164,8 +170,8 @@ class PPOConfig(RecipeConfig, GRPOConfig):
             ),
             (self.sync_ref_model, "the reference stays as it is (LM-RRG, section 2.3): sync_ref_model false"),
         ):
-            if wrong:
-                raise InputError(what)
+            if refused:
+                raise InputError(sentence)
         super().__post_init__()
 
 
@@ -189,11 +195,11 @@ def generalized_advantages(
     advantages = torch.zeros_like(values)
     following, next_value = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
     for token in reversed(range(values.shape[1])):
-        own = mask[:, token].bool()
+        answered = mask[:, token].bool()
         delta = rewards[:, token] + gamma * next_value - values[:, token]
-        following = torch.where(own, delta + gamma * lam * following, following)
-        next_value = torch.where(own, values[:, token], next_value)
-        advantages[:, token] = following * own
+        following = torch.where(answered, delta + gamma * lam * following, following)
+        next_value = torch.where(answered, values[:, token], next_value)
+        advantages[:, token] = following * answered
     return advantages
 
 
@@ -209,15 +215,48 @@ class Pass(NamedTuple):
     hidden_states: torch.Tensor | None  # (rows, tokens, width), those that chose the tokens; for an exact KL alone
 
 
-def _without_dropout(model: nn.Module) -> None:
+def _without_dropout(model: nn.Module | None) -> None:
     """TRL's `disable_dropout` reaches modules; OPT and others call the function with a probability of the layer's."""
-    for module in model.modules():
+    for module in model.modules() if model is not None else ():
         for name, value in list(vars(module).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 
-class PPOTrainer(WholeCheckpoints, GRPOTrainer):
+def check_policy(model: str | nn.Module, args: PPOConfig, adapted: bool, sharded: bool) -> None:
+    """Raises InputError on a model, a name or loaded, that PPO with `args` cannot train.
+
+    `adapted`: with LoRA. `sharded`: its weights are split over processes.
+    """
+    config = model.config if not isinstance(model, str) else None
+    if config is None:
+        try:
+            config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise InputError(f"the model {model} cannot be loaded: {str(error).splitlines()[0]}") from error
+    exact = args.beta > 0 and args.kl_direction != "policy_ref"
+    text_config = config.get_text_config()
+    for refused, sentence in (
+        (config.is_encoder_decoder, f"PPO needs a decoder-only model, and {config.model_type} has an encoder"),
+        (
+            args.beta > 0 and sharded and not adapted and not get_config_model_id(config),
+            "under ZeRO-3 or FSDP the reference is loaded from where the policy was, and this model was made "
+            "in memory: save it and give its folder, or train LoRA",
+        ),
+        (
+            exact and sharded,
+            f"kl_direction {args.kl_direction} needs the whole output layer: no ZeRO-3 and no FSDP",
+        ),
+        (
+            exact and any(getattr(text_config, name, None) not in (None, 1.0) for name in LOGIT_CHANGES),
+            f"{config.model_type} changes its logits after the output layer: kl_direction policy_ref",
+        ),
+    ):
+        if refused:
+            raise InputError(sentence)
+
+
+class PPOTrainer(RecipeTrainer, GRPOTrainer):
     """PPO with a value head on the policy's last hidden state. `reward_funcs` are TRL's, `args` a PPOConfig.
 
     The model is decoder-only: a causal language model or a vision-language model that GRPOTrainer takes. The reference
@@ -226,6 +265,14 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
     `encode_images(pixel_values)`, one row per image, each image is encoded once per batch of completions, for
     generation and all passes together. The tokenizer of `processing_class` pads on the left from here on, however it
     was loaded or saved. Raises InputError on a model or a reward that it cannot train on.
+
+    Example:
+
+        def short_reward(completions, **kwargs):
+            return [1 / (1 + len(completion[0]["content"].split())) for completion in completions]
+
+        dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": "What is the heart?"}]] * 8})
+        trainer = PPOTrainer("Qwen/Qwen2.5-0.5B-Instruct", [short_reward], PPOConfig("out"), dataset)
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
@@ -241,36 +288,10 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         "}",
     }
 
-    def __init__(self, model, reward_funcs, args: PPOConfig, train_dataset=None, **kwargs):  # noqa: C901
-        adapted = kwargs.get("peft_config") is not None
-        if isinstance(model, str):
-            try:
-                config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
-            except (OSError, ValueError) as error:
-                raise InputError(f"the model {model} cannot be loaded: {str(error).splitlines()[0]}") from error
-        else:
-            config, adapted = model.config, adapted or is_peft_model(model)
+    def __init__(self, model, reward_funcs, args: PPOConfig, train_dataset=None, **kwargs):
+        adapted = kwargs.get("peft_config") is not None or (not isinstance(model, str) and is_peft_model(model))
         sharded = weights_are_split(args)
-        exact = args.beta > 0 and args.kl_direction != "policy_ref"
-        text_config = config.get_text_config()
-        for wrong, what in (
-            (config.is_encoder_decoder, f"PPO needs a decoder-only model, and {config.model_type} has an encoder"),
-            (
-                args.beta > 0 and sharded and not adapted and not get_config_model_id(config),
-                "under ZeRO-3 or FSDP the reference is loaded from where the policy was, and this model was made "
-                "in memory: save it and give its folder, or train LoRA",
-            ),
-            (
-                exact and sharded,
-                f"kl_direction {args.kl_direction} needs the whole output layer: no ZeRO-3 and no FSDP",
-            ),
-            (
-                exact and any(getattr(text_config, name, None) not in (None, 1.0) for name in LOGIT_CHANGES),
-                f"{config.model_type} changes its logits after the output layer: kl_direction policy_ref",
-            ),
-        ):
-            if wrong:
-                raise InputError(what)
+        check_policy(model, args, adapted, sharded)
 
         beta, copied = args.beta, args.beta > 0 and not adapted and not sharded
         args.beta = 0.0 if copied else beta  # TRL would load the reference a second time, image encoder and all
@@ -284,8 +305,8 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.beta = beta
         self.kl_coef = beta  # of ziegler; it changes
         if args.disable_dropout:
-            for each in (self.model, *([self.ref_model] if self.ref_model is not None else [])):
-                _without_dropout(each)
+            _without_dropout(self.model)
+            _without_dropout(self.ref_model)
         policy: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._policy = policy
         self._passes: list[Pass] = []
@@ -293,7 +314,20 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._hidden_states: torch.Tensor | None = None
         self._images: dict[tuple[torch.Size, bytes], torch.Tensor] = {}
 
-        encoder = policy.get_encoder(modality="image")
+        self._freeze_encoder(policy)
+        if copied:
+            self.ref_model = self._make_reference(policy)
+        self.value_head = self._make_value_head(policy) if args.value_model != "none" else None
+        for core, model in ((policy, self.model), (self.ref_model, self.ref_model)):
+            if core is not None:
+                core.base_model.register_forward_hook(self._after_backbone)
+                model.register_forward_hook(self._after_model)
+                if self._encode is not None:
+                    core.base_model.encode_images = self._encode_images
+
+    def _freeze_encoder(self, policy: PreTrainedModel) -> None:
+        """E stays as it is, where `freeze_image_encoder` says so; `_encode` is its method, asked once an image."""
+        args, encoder = self.args, policy.get_encoder(modality="image")
         self._encode = getattr(policy.base_model, "encode_images", None) if args.freeze_image_encoder else None
         if args.freeze_image_encoder and encoder is not policy:
             encoder.requires_grad_(False)
@@ -303,31 +337,27 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
                 f"{type(policy).__name__} has encode_images but does not say what its image encoder is, so "
                 "freeze_image_encoder has nothing to freeze: give the class get_encoder(modality), or set it to false"
             )
-        if copied:
-            shared = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
-            reference = copy.deepcopy(policy, shared).requires_grad_(False).eval()
-            del reference.forward  # TRL's fused head, which is bound to the policy
-            add_fused_lm_head(reference, self.temperature, args.cast_lm_head_to_fp32)
-            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
 
-        self.value_head = None
-        if args.value_model != "none":
-            if hasattr(policy, "value_head"):
-                raise InputError(
-                    f"{type(policy).__name__} has a value_head already: load the model anew for each trainer"
-                )
-            width = policy.get_output_embeddings().in_features
-            self.value_head = policy.value_head = nn.Linear(width, 1, device=policy.device)  # so every wrapper sees it
-            nn.init.zeros_(self.value_head.weight)
-            nn.init.zeros_(self.value_head.bias)
-            ignored = {"value_head.weight", "value_head.bias"}  # no part of the generator: see STATE_FILE
-            policy._keys_to_ignore_on_save = set(policy._keys_to_ignore_on_save or ()) | ignored
-        for each, whole in ((policy, self.model), (self.ref_model, self.ref_model)):
-            if each is not None:
-                each.base_model.register_forward_hook(self._after_backbone)
-                whole.register_forward_hook(self._after_model)
-                if self._encode is not None:
-                    each.base_model.encode_images = self._encode_images
+    def _make_reference(self, policy: PreTrainedModel) -> nn.Module:
+        """A copy of what is trained; frozen parameters are the policy's."""
+        shared = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
+        reference = copy.deepcopy(policy, shared).requires_grad_(False).eval()
+        del reference.forward  # TRL's fused head, which is bound to the policy
+        add_fused_lm_head(reference, self.temperature, self.args.cast_lm_head_to_fp32)
+        return self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    @staticmethod
+    def _make_value_head(policy: PreTrainedModel) -> nn.Linear:
+        """A linear layer on the last hidden state, in the policy, so that every wrapper sees it; zero at first."""
+        if hasattr(policy, "value_head"):
+            raise InputError(f"{type(policy).__name__} has a value_head already: load the model anew for each trainer")
+        width = policy.get_output_embeddings().in_features
+        head = policy.value_head = nn.Linear(width, 1, device=policy.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        ignored = {"value_head.weight", "value_head.bias"}  # no part of the generator: see STATE_FILE
+        policy._keys_to_ignore_on_save = set(policy._keys_to_ignore_on_save or ()) | ignored
+        return head
 
     def _encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The model's own `encode_images`, asked only for images that it has not seen since the last generation."""
@@ -351,9 +381,9 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         hidden_states = hidden_states[:, :-1]
         values = torch.zeros_like(output.log_probs)
         if self.value_head is not None and module is self.model:
-            seen = hidden_states.detach() if self.args.value_model == "detached" else hidden_states
-            with torch.autocast(seen.device.type, enabled=False):
-                values = self.value_head(seen.to(self.value_head.weight.dtype)).squeeze(-1).float()
+            states = hidden_states.detach() if self.args.value_model == "detached" else hidden_states
+            with torch.autocast(states.device.type, enabled=False):
+                values = self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()
             output["loss"] = output["loss"] + 0.0 * values.sum()  # DDP finds the parameters in use from the output
         self._chunks.append((values, None if self.args.kl_direction == "policy_ref" else hidden_states))
 
@@ -370,7 +400,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
         if self.value_head is not None:
             head = list(self.value_head.parameters())
             for group in optimizer.param_groups:
-                group["params"] = [each for each in group["params"] if all(each is not own for own in head)]
+                group["params"] = [weight for weight in group["params"] if all(weight is not part for part in head)]
             rate = self.args.value_learning_rate
             rate = self.args.learning_rate if rate is None else rate
             optimizer.add_param_group({"params": head, "lr": rate, "weight_decay": 0.0})
@@ -391,10 +421,10 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             if not os.path.isfile(file):
                 raise InputError(f"{checkpoint} is no checkpoint of PPO: it has no {STATE_FILE}")
             state = load_file(file)
-            head = {name.removeprefix("value_head."): each for name, each in state.items() if name != "kl_coef"}
+            head = {name.removeprefix("value_head."): value for name, value in state.items() if name != "kl_coef"}
             if bool(head) != (self.value_head is not None):
-                was = "a value head" if head else "no value head"
-                raise InputError(f"{checkpoint} has {was}: go on with the value_model that it was trained with")
+                part = "a value head" if head else "no value head"
+                raise InputError(f"{checkpoint} has {part}: go on with the value_model that it was trained with")
         super()._load_optimizer_and_scheduler(checkpoint)
         if head and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # those load it with the model
             self.value_head.load_state_dict(head)
@@ -473,10 +503,10 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
             size = args.per_device_train_batch_size if mode == "train" else args.per_device_eval_batch_size
             ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
             attention_mask = torch.cat([output["prompt_mask"], completion_mask], dim=1)
-            given = {name: output[name] for name in PASS_INPUTS if name in output}
+            images = {name: output[name] for name in PASS_INPUTS if name in output}
             with torch.no_grad(), disable_gradient_checkpointing(self.model, args.gradient_checkpointing_kwargs):
                 self._get_per_token_logps_and_entropies(
-                    self.model, ids, attention_mask, mask.shape[1], batch_size=size, **given
+                    self.model, ids, attention_mask, mask.shape[1], batch_size=size, **images
                 )
             old = self._passes[-1]
             output["old_per_token_logps"] = old.log_probs
@@ -553,8 +583,8 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
                 metrics["value/explained_variance"].append((1 - unexplained / spread).item())
         per_row = self.accelerator.gather(advantages.sum(dim=1) / mask.sum(dim=1).clamp(min=1))
         logged = self._logs["advantages"]
-        for i, each in enumerate(per_row.tolist(), start=len(logged) - len(per_row)):
-            logged[i] = each
+        for i, advantage in enumerate(per_row.tolist(), start=len(logged) - len(per_row)):
+            logged[i] = advantage
 
         if self.beta != 0 and args.kl_controller == "ziegler" and mode == "train":  # Ziegler et al. 2019, section 2.2
             (kl,) = self._sums(log_ratio)
@@ -613,7 +643,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _sums(self, *tensors: torch.Tensor) -> torch.Tensor:
         """The sum of each of `tensors` over all processes, (number of tensors,)."""
-        return self.accelerator.reduce(torch.stack([each.sum().float() for each in tensors]), reduction="sum")
+        return self.accelerator.reduce(torch.stack([tensor.sum().float() for tensor in tensors]), reduction="sum")
 
     def _reduced(self, per_token: torch.Tensor, mask: torch.Tensor, inputs: dict) -> torch.Tensor:
         """One number from (rows, tokens), as `loss_type` reduces the surrogate: exact under any accumulation."""

@@ -70,7 +70,7 @@ def describe_run(trainer: Trainer, loader: DataLoader, memory: StepMemory, row: 
     """The block of lines that is printed before the first step; `row` is `longest_row`'s."""
     args, state, model = trainer.args, trainer.state, trainer.accelerator.unwrap_model(trainer.model)
     size = lambda parameter: getattr(parameter, "ds_numel", parameter.numel())  # noqa: E731  (of ZeRO-3)
-    whole = sum(map(size, model.parameters()))
+    total = sum(map(size, model.parameters()))
     trained = sum(size(parameter) for parameter in model.parameters() if parameter.requires_grad)
     base = model.get_base_model() if is_peft_model(model) else model
     name = base.config.name_or_path or type(base).__name__
@@ -92,12 +92,12 @@ def describe_run(trainer: Trainer, loader: DataLoader, memory: StepMemory, row: 
     saving = {"no": "no checkpoint before the end", "epoch": "a checkpoint after every epoch"}
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     saved = saving.get(strategy, f"a checkpoint every {state.save_steps} steps")
-    total = gpu_memory(trainer)
-    limit = f", of {total / 1e9:.1f} GB that this GPU has" if total else ""
+    room = gpu_memory(trainer)
+    limit = f", of {room / 1e9:.1f} GB that this GPU has" if room else ""
     need = f"{memory.peak / 1e9:.1f} GB" if memory.peak >= 0.05e9 else "less than 0.1 GB"
     parts = describe(memory)
     lines = {
-        "model": f"{name}, {trained:,} of {whole:,} parameters are trained",
+        "model": f"{name}, {trained:,} of {total:,} parameters are trained",
         "data": samples,
         "steps": f"{state.max_steps:,}{epochs}{start}; {step}",
         "writes to": f"{args.output_dir}, {saved}",
@@ -142,10 +142,10 @@ class RunSummary(TrainerCallback):
             self._start, self._first = time.perf_counter(), state.global_step
         elif state.global_step == self._first + self._steps and state.is_world_process_zero:
             seconds = (time.perf_counter() - self._start) / self._steps
-            left = seconds * (state.max_steps - state.global_step)
-            end = datetime.now().astimezone() + timedelta(seconds=left)
+            remaining = seconds * (state.max_steps - state.global_step)
+            end = datetime.now().astimezone() + timedelta(seconds=remaining)
             print(
-                f"{self._steps} steps took {seconds:.2f} s on average: {left / 3600:.1f} hours for the "
+                f"{self._steps} steps took {seconds:.2f} s on average: {remaining / 3600:.1f} hours for the "
                 f"{state.max_steps - state.global_step:,} steps that are left, until {end:%Y-%m-%d %H:%M} "
                 f"({seconds * state.max_steps / 3600:.1f} hours in all)",
                 flush=True,

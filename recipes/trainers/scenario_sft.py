@@ -25,8 +25,8 @@ class RoundRobinSampler(Sampler[int]):
             raise ValueError(f"block must be at least 1, not {block}")
         if unknown := sorted(set(scenarios) - set(order)):
             raise ValueError(f"there are rows of {unknown[0]!r}, which is not in the order {', '.join(order)}")
-        rows = {name: [i for i, own in enumerate(scenarios) if own == name] for name in order}
-        self.rows = [torch.tensor(own) for own in rows.values() if own]
+        rows = {name: [i for i, scenario in enumerate(scenarios) if scenario == name] for name in order}
+        self.rows = [torch.tensor(numbers) for numbers in rows.values() if numbers]
         self.block, self.seed, self.epoch = block, seed, 0
         self.rounds = -(-max(map(len, self.rows)) // block)
 
@@ -40,9 +40,9 @@ class RoundRobinSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         orders = []
-        for own in self.rows:
-            times = -(-self.rounds * self.block // len(own))
-            orders.append(torch.cat([own[torch.randperm(len(own), generator=generator)] for _ in range(times)]))
+        for rows in self.rows:
+            times = -(-self.rounds * self.block // len(rows))
+            orders.append(torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(times)]))
         for start in range(0, self.rounds * self.block, self.block):
             for order in orders:
                 yield from order[start : start + self.block].tolist()
@@ -50,12 +50,18 @@ class RoundRobinSampler(Sampler[int]):
 
 @dataclass
 class ScenarioSFTConfig(WeightedSFTConfig):
-    """WeightedSFTConfig, and the order in which scenarios come."""
+    """WeightedSFTConfig, and the order in which scenarios come.
+
+    Example:
+
+        ScenarioSFTConfig("out", scenario_sampling="round_robin", key_weight=1.75)
+    """
 
     scenario_sampling: str = field(
         default="mixed",
         metadata={
-            "help": "mixed: all rows shuffled; round_robin: batches of one scenario, in turn, small ones used again.",
+            "help": "Order of the rows. mixed: all shuffled; round_robin: batches of one scenario, in turn, small "
+            "ones used again.",
             "choices": ["mixed", "round_robin"],
         },
     )
@@ -67,6 +73,11 @@ class ScenarioSFTTrainer(WeightedSFTTrainer):
     With round_robin an optimizer step has one scenario, whatever the number of processes and accumulation steps. The
     log, and so trainer_state.json, says what this process's batches cost: `batch/seconds` forward and backward,
     `batch/input_tokens` of a sample (image, prompt and report) and `batch/largest_input`, since the last entry.
+
+    Example:
+
+        rows = {"prompt": [...], "completion": [...], "images": [...], "key_spans": [[[0, 9]]], "scenario": ["sn"]}
+        trainer = ScenarioSFTTrainer(model, ScenarioSFTConfig("out"), Dataset.from_dict(rows))
     """
 
     def training_step(self, model, inputs, num_items_in_batch=None):

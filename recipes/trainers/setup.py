@@ -1,12 +1,33 @@
-"""What a run is set up with: its rewards, and the record of its settings."""
+"""What a run is set up with: its model's processor, its rewards, and the record of its settings."""
 
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
+from transformers import ProcessorMixin
+from trl import ModelConfig
+
+from recipes.data.model_files import check_model
+from recipes.data.processors import load_processor
 from recipes.files import InputError, read_commit, replacing
+from recipes.hub.push import Repository
+
+
+def load_base_processor(
+    model_args: ModelConfig, min_pixels: int | None = None, max_pixels: int | None = None
+) -> ProcessorMixin:
+    """The processor of the vision-language model that `model_args` names, whose weights are not read.
+
+    `min_pixels`, `max_pixels`: the range of pixels that images are scaled to; None leaves the model's own. Raises
+    InputError where there is no such model, it reads no images, lacks the attention, or has no processor.
+    """
+    check_model(model_args.model_name_or_path, attention=model_args.attn_implementation)
+    return load_processor(
+        model_args.model_name_or_path, model_args.model_revision, min_pixels=min_pixels, max_pixels=max_pixels
+    )
 
 
 def choose_rewards(settings, labeler: Callable, references: Sequence[str], weights) -> list[Callable]:
@@ -36,6 +57,15 @@ def choose_rewards(settings, labeler: Callable, references: Sequence[str], weigh
         raise InputError(f"rewards {', '.join(names)}: {str(error).splitlines()[0]}") from error
 
 
+class RunSetup(NamedTuple):
+    """What a trainer's `prepare` returns: the dataclasses that a script was called with, its data's sources, and the
+    repository that its model is pushed to, None where this process pushes nothing."""
+
+    arguments: tuple
+    sources: list[str]
+    repository: Repository | None
+
+
 def save_run(folder: str | Path, *arguments, sources: list[str] | None = None) -> None:
     """Writes `run_config.json` beside a checkpoint: every argument, the package versions and the git commit.
 
@@ -46,19 +76,23 @@ def save_run(folder: str | Path, *arguments, sources: list[str] | None = None) -
     from importlib.metadata import version
 
     packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets", "accelerate")}
-    settings = {
-        type(each).__name__: {name: value for name, value in asdict(each).items() if not name.endswith("_token")}
-        for each in arguments
-    }
-    changed = {}
-    for each in arguments:
-        kept = settings[type(each).__name__]
-        for field in fields(each):
+    groups, changed = {}, {}
+    for settings in arguments:
+        values = {name: value for name, value in asdict(settings).items() if not name.endswith("_token")}
+        groups[type(settings).__name__] = values
+        for field in fields(settings):
             default = field.default if field.default_factory is MISSING else field.default_factory()
-            value = kept.get(field.name, default)
+            value = values.get(field.name, default)
             if str(value) != str(default) and not isinstance(value, dict):  # dicts: what the libraries fill in
                 changed[field.name] = value
-    noted = {"script": Path(sys.argv[0]).name, "commit": read_commit(), "packages": packages, "sources": sources or []}
+    if changed.get("effective_batch_size"):  # which sets the other one, by the number of processes
+        changed.pop("gradient_accumulation_steps", None)
+    record = {
+        "script": Path(sys.argv[0]).name,
+        "commit": read_commit(),
+        "packages": packages,
+        "sources": sources or [],
+    }
     Path(folder).mkdir(parents=True, exist_ok=True)
     with replacing(Path(folder) / "run_config.json") as file:
-        file.write_text(json.dumps({**noted, **settings, "changed": changed}, indent=2, default=str) + "\n")
+        file.write_text(json.dumps({**record, **groups, "changed": changed}, indent=2, default=str) + "\n")

@@ -15,34 +15,42 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from recipes.files import InputError
-from recipes.trainers.checkpoints import WholeCheckpoints
+from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.config import SFTRecipeConfig
 
 
 @dataclass
 class WeightedSFTConfig(SFTRecipeConfig):
-    """SFTRecipeConfig, and how tokens are weighed. Raises InputError on what cannot be combined with weights."""
+    """SFTRecipeConfig, and how tokens are weighed. Raises InputError on what cannot be combined with weights.
 
-    key_weight: float = field(default=1.75, metadata={"help": "lambda, the weight of the key sentences' tokens."})
+    Example:
+
+        WeightedSFTConfig("out", key_weight=1.75, weight_reduction="token_mean")
+    """
+
+    key_weight: float = field(
+        default=1.75, metadata={"help": "Weight of the key sentences' tokens (lambda in Eq. 10)."}
+    )
     weight_reduction: str = field(
         default="token_mean",
         metadata={
-            "help": "With c = key_weight at key tokens and else 1, the loss l and n tokens: token_mean, sum(c l) / n; "
-            "weight_mean, sum(c l) / sum(c); official, mean(l) + (key_weight - 1) mean(l of the key tokens).",
+            "help": "Reduction of the weighted losses. With c = key_weight at key tokens and else 1, the loss l and n "
+            "tokens: token_mean, sum(c l) / n; weight_mean, sum(c l) / sum(c); official, mean(l) + (key_weight - 1) "
+            "mean(l of the key tokens).",
             "choices": ["token_mean", "weight_mean", "official"],
         },
     )
 
     def __post_init__(self):
         super().__post_init__()
-        for wrong, what in (
+        for refused, sentence in (
             (self.key_weight <= 0, f"key_weight must be above 0, not {self.key_weight}"),
             (self.packing or self.padding_free, "weighted SFT pads its rows: set packing and padding_free to false"),
             (self.loss_type != "nll", f"weighted SFT weighs the loss_type nll, not {self.loss_type}"),
             (self.label_smoothing_factor > 0, "weighted SFT has no label smoothing: set label_smoothing_factor to 0"),
         ):
-            if wrong:
-                raise InputError(what)
+            if refused:
+                raise InputError(sentence)
 
 
 def weighted_text(row: dict) -> str:
@@ -72,10 +80,10 @@ class KeyTokenCollator:
         self.encode = partial(tokenizer, add_special_tokens=False, return_offsets_mapping=True)
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        known = [(row.get("key_spans"), weighted_text(row)) for row in rows]  # now: TRL's collators change the rows
+        texts = [(row.get("key_spans"), weighted_text(row)) for row in rows]  # now: TRL's collators change the rows
         batch = self.collator([{name: row[name] for name in row if name != "key_spans"} for row in rows])
         batch["key_tokens"] = torch.zeros_like(batch["labels"], dtype=torch.bool)
-        for number, (spans, text) in enumerate(known):
+        for number, (spans, text) in enumerate(texts):
             check_spans(spans, text, f"row {number} of a batch")
             if spans:
                 places = batch["labels"][number].ne(-100).nonzero().flatten()
@@ -91,9 +99,9 @@ class KeyTokenCollator:
         ids, encoded = ids.tolist(), self.encode(text)
         places = []
         for merged in (0, 1):  # the text's first token may have been merged with what stands before it
-            own = encoded["input_ids"][merged:]
-            starts = [s for s in range(merged, len(ids)) if own and ids[s : s + len(own)] == own[: len(ids) - s]]
-            places += [(min(len(own), len(ids) - start), start, merged) for start in starts]
+            tail = encoded["input_ids"][merged:]
+            starts = [s for s in range(merged, len(ids)) if tail and ids[s : s + len(tail)] == tail[: len(ids) - s]]
+            places += [(min(len(tail), len(ids) - start), start, merged) for start in starts]
         if not places:
             raise InputError(f"the tokens of {text[:60]!r} are not in its row: does the template change the text?")
         length, start, merged = max(places)
@@ -104,11 +112,16 @@ class KeyTokenCollator:
         return keys
 
 
-class WeightedSFTTrainer(WholeCheckpoints, SFTTrainer):
+class WeightedSFTTrainer(RecipeTrainer, SFTTrainer):
     """SFTTrainer whose tokens in `key_spans` weigh `args.key_weight`, under any accumulation and in any processes.
 
     TRL sums the tokens' log-probabilities and divides by their number in the whole batch; here they are weighed before
     it sums. With key_weight 1, or without spans, training is SFTTrainer's to the last bit.
+
+    Example:
+
+        rows = {"prompt": ["Report: "], "completion": ["Clear lungs. Large heart."], "key_spans": [[[13, 25]]]}
+        trainer = WeightedSFTTrainer("Qwen/Qwen2.5-0.5B-Instruct", WeightedSFTConfig("out"), Dataset.from_dict(rows))
     """
 
     def __init__(self, model, args: WeightedSFTConfig, train_dataset, **kwargs):
@@ -124,8 +137,8 @@ class WeightedSFTTrainer(WholeCheckpoints, SFTTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        wanted = ("key_spans", "completion", "text", "messages")
-        self._signature_columns += [name for name in wanted if name not in self._signature_columns]
+        columns = ("key_spans", "completion", "text", "messages")
+        self._signature_columns += [name for name in columns if name not in self._signature_columns]
 
     def _get_num_items_in_batch(self, batch_samples, device):
         number = super()._get_num_items_in_batch(batch_samples, device)

@@ -97,7 +97,7 @@ def read(monkeypatch):
                 values.update({field.name: getattr(arguments, field.name) for field in fields(arguments)})
             raise Parsed
 
-        monkeypatch.setattr(script, "parse", stop)
+        monkeypatch.setattr(script, "parse_run" if hasattr(script, "parse_run") else "parse", stop)
         monkeypatch.setattr(sys, "argv", ["script", *words])
         monkeypatch.chdir(ROOT)
         with pytest.raises(Parsed):

@@ -18,6 +18,7 @@ import torch
 import yaml
 from datasets import Dataset
 from hub_server import CUT, LOST, TOKEN, Repository, serve
+from test_long_runs import make_trainer
 from transformers import AutoModel
 from transformers.trainer_utils import HubStrategy
 
@@ -32,9 +33,9 @@ from recipes.hub.dataset import find_configs
 from recipes.hub.push import (
     CHECKPOINT,
     check_allowed,
-    claim,
     files_of,
     open_repository,
+    prepare_push,
     push_files,
     read_sources,
     sources_of,
@@ -389,7 +390,7 @@ def training(tmp_path, **values) -> SimpleNamespace:
 )
 def test_claims(hub, tmp_path, values, sources, because, private):
     args = training(tmp_path, **values)
-    repository = claim(args, sources, because)
+    repository = prepare_push(args, sources, because)
     assert repository.name == "me/run" and hub.repositories["model", "me/run"].private is private
     assert args.push_to_hub is False  # or Trainer would push its pickles by itself
     assert args.hub_private_repo is True  # of a tracker's Space, also beside a public model
@@ -397,19 +398,21 @@ def test_claims(hub, tmp_path, values, sources, because, private):
 
 def test_claims_that_are_refused_or_none(hub, tmp_path):
     with pytest.raises(InputError, match="run would be public"):
-        claim(training(tmp_path, hub_private_repo=False), ["mimic-cxr"], None)
+        prepare_push(training(tmp_path, hub_private_repo=False), ["mimic-cxr"], None)
     with pytest.raises(InputError, match="would be public"):
-        claim(training(tmp_path, hub_private_repo=False, process_index=1), ["mimic-cxr"], None)  # on every process
+        prepare_push(
+            training(tmp_path, hub_private_repo=False, process_index=1), ["mimic-cxr"], None
+        )  # on every process
     with pytest.raises(InputError, match="--public_because is about a push: add --push_to_hub"):
-        claim(training(tmp_path, push_to_hub=False), ["phantom"], "why not")
+        prepare_push(training(tmp_path, push_to_hub=False), ["phantom"], "why not")
     with pytest.raises(InputError, match="--hub_revision"):
-        claim(training(tmp_path, hub_revision="draft"), ["phantom"], None)
+        prepare_push(training(tmp_path, hub_revision="draft"), ["phantom"], None)
     with pytest.raises(InputError, match="--hub_strategy all_checkpoints would push pickles"):
-        claim(training(tmp_path, hub_strategy=HubStrategy.ALL_CHECKPOINTS), ["phantom"], None)
+        prepare_push(training(tmp_path, hub_strategy=HubStrategy.ALL_CHECKPOINTS), ["phantom"], None)
     unpushed = training(tmp_path, push_to_hub=False)
-    assert claim(unpushed, ["mimic-cxr"], None) is None
+    assert prepare_push(unpushed, ["mimic-cxr"], None) is None
     assert unpushed.hub_private_repo is True  # of a tracker's Space
-    assert claim(training(tmp_path, process_index=1), ["mimic-cxr"], None) is None  # one process asks the Hub
+    assert prepare_push(training(tmp_path, process_index=1), ["mimic-cxr"], None) is None  # one process asks the Hub
     assert not hub.asked
 
 
@@ -417,7 +420,7 @@ def test_a_public_space_is_refused_where_nothing_is_pushed(hub, tmp_path):
     for sources in (["mimic-cxr"], ["phantom"]):
         args = training(tmp_path, push_to_hub=False, hub_private_repo=False)
         with pytest.raises(InputError, match=r"^--hub_private_repo false is about a push: add --push_to_hub"):
-            claim(args, sources, None)
+            prepare_push(args, sources, None)
     assert not hub.asked
 
 
@@ -429,7 +432,7 @@ def test_completions_never_go_to_the_hub(hub, tmp_path, config, because, private
     """Whatever stands beside it: TRL uploads prompts and reports with or without a push, public if it is told so."""
     args = grpo(tmp_path, config, log_completions_hub_repo="me/log", push_to_hub=pushed, hub_private_repo=private)
     with pytest.raises(InputError, match=r"^--log_completions_hub_repo would .* keeps them in .*run/completions$"):
-        claim(args, ["mimic-cxr"], because)
+        prepare_push(args, ["mimic-cxr"], because)
     assert not hub.asked
 
 
@@ -455,18 +458,18 @@ def test_completions_go_to_no_space(hub, tmp_path, monkeypatch, place, pushed):
     else:
         monkeypatch.setenv("TRACKIO_SPACE_ID", "me/space")
     with pytest.raises(InputError, match=r"^Trackio would put prompts and reports into the Space me/space: "):
-        claim(args, ["mimic-cxr"], None)
+        prepare_push(args, ["mimic-cxr"], None)
     assert not hub.asked
     args.log_completions = False  # figures only
-    claim(args, ["mimic-cxr"], None)
+    prepare_push(args, ["mimic-cxr"], None)
     assert args.hub_private_repo is True
     args.log_completions, args.report_to = True, []  # no tracker, no Space
-    claim(args, ["mimic-cxr"], None)
+    prepare_push(args, ["mimic-cxr"], None)
 
 
 def test_trackio_on_this_machine_may_have_completions(hub, tmp_path, monkeypatch):
     monkeypatch.delenv("TRACKIO_SPACE_ID", raising=False)
-    assert claim(grpo(tmp_path), ["mimic-cxr"], None) is None
+    assert prepare_push(grpo(tmp_path), ["mimic-cxr"], None) is None
     assert not hub.asked
 
 
@@ -486,6 +489,23 @@ def test_the_example_puts_nothing_on_the_hub(hub, tmp_path, call, monkeypatch, g
     assert not hub.asked
 
 
+def test_a_trainer_without_a_script_is_guarded_too(hub, tmp_path, monkeypatch):
+    """Its data are not known, so that its model is private; no pickle goes up, and no checkpoint while it trains."""
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # one of an earlier test knows another server
+    settings = {"push_to_hub": True, "hub_model_id": "me/plain", "hub_token": TOKEN, "max_steps": 1, "save_steps": 1}
+    trainer = make_trainer("weighted_sft", tmp_path / "run", **settings)
+    trainer.train()
+    repository = hub.repositories["model", "me/plain"]
+    assert not set(repository.files) - {".gitattributes", "README.md"}
+    trainer.save_model(tmp_path / "run")
+    trainer.push_to_hub()
+    assert repository.private and "model.safetensors" in repository.files
+    assert not [path for path in repository.files if re.search(r"\.(bin|pt|pth|pkl)$|checkpoint-", path)]
+    assert json.loads(repository.files["run_config.json"])["sources"] == ["unknown"]
+    with pytest.raises(InputError, match="would be public, and what some of its data are is not known"):
+        make_trainer("weighted_sft", tmp_path / "run", **settings, hub_private_repo=False)
+
+
 def test_run_config_keeps_no_token_and_tells_what_was_changed(tmp_path):
     from transformers import TrainingArguments
 
@@ -501,17 +521,18 @@ TRAINING = ("grpo_mrgr1", "sft_mrgr1", "sft_llmrg4", "sft_lmrrg", "ppo_lmrrg", "
 
 
 @pytest.mark.parametrize("script", TRAINING)
-def test_every_recipe_claims_before_the_trainer_and_notes_its_sources(script):
-    calls = [
-        node for node in ast.walk(ast.parse((ROOT / f"recipes/{script}.py").read_text())) if type(node) is ast.Call
-    ]
-    calls.sort(key=lambda call: call.lineno)
-    names = [call.func.id if type(call.func) is ast.Name else getattr(call.func, "attr", "") for call in calls]
-    trainer = next(i for i, name in enumerate(names) if name.endswith("Trainer"))
-    assert names.index("claim") < trainer < names.index("push_checkpoint")
-    assert "push_to_hub" not in names  # the trainer's own
-    noted = calls[names.index("save_run")].keywords
-    assert [(word.arg, word.value.id) for word in noted] == [("sources", "sources")]
+def test_every_recipe_prepares_before_its_model_is_loaded(script):
+    """The guard of a push and the checks of a run come before the trainer, and before a model that is handed to it."""
+    tree = ast.parse((ROOT / f"recipes/{script}.py").read_text())
+    calls = [node for node in ast.walk(tree) if type(node) is ast.Call]
+    names = {call.func.id if type(call.func) is ast.Name else call.func.attr: call.lineno for call in calls}
+    trainer = next(line for name, line in names.items() if name.endswith("Trainer"))
+    models = [line for name, line in names.items() if name in ("load_start", "load_stage1", "load_stage2")]
+    keywords = [word for call in calls if call.lineno == trainer for word in call.keywords]
+    assert len(models) == ("mrgr1" not in script)
+    assert all(names["prepare"] < line for line in models)
+    assert "setup" in [word.arg for word in keywords]
+    assert trainer < names["train"] < names["save_model"] < names["push_to_hub"]
 
 
 # --- the recipes -----------------------------------------------------------------------------------------------------

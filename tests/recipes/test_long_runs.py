@@ -27,9 +27,9 @@ from recipes.cli import run
 from recipes.data.schema import read_split
 from recipes.files import InputError
 from recipes.trainers import checkpoints
-from recipes.trainers.checkpoints import all_checkpoints, find_damage, remove_checkpoint, resume_from, save_final
-from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
-from recipes.trainers.collapse import StopOnCollapse, commonest
+from recipes.trainers.checkpoints import all_checkpoints, find_damage, remove_checkpoint, resume_from
+from recipes.trainers.collapse import commonest
+from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
 from recipes.trainers.setup import choose_rewards
@@ -73,7 +73,7 @@ def make_trainer(kind: str, folder, reward=says_clear, validation: int = 0, mode
         data = Dataset.from_dict(texts | {"key_spans": [[[0, 2]], None] * 16})
         args = WeightedSFTConfig(**values | {"max_length": None, "save_total_limit": 2} | changes)
         return WeightedSFTTrainer(model or small_llama(), args, data, processing_class=make_words())
-    values |= {"max_completion_length": 4, "num_generations": 2, "save_total_limit": 2}
+    values |= {"max_completion_length": 4, "num_generations": 2, "save_total_limit": 2, "stop_on_collapse": 0}
     data = Dataset.from_dict({"prompt": PROMPTS * 8})
     trainer_class, args = MRGR1Trainer, MRGR1Config
     if kind == "ppo":
@@ -386,22 +386,22 @@ def test_a_kill_while_the_final_model_is_saved(tmp_path, monkeypatch):
     """What an earlier run left in the folder stays as it was."""
     trainer = make_trainer("weighted_sft", tmp_path, max_steps=1, save_strategy="no")
     trainer.train()
-    save_final(trainer, tmp_path)
+    trainer.save_model(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "trainer_state.json"} <= set(before)
 
-    def die(output_dir):
+    def die(output_dir, state_dict=None):
         Path(output_dir).mkdir()
         (Path(output_dir) / "config.json").write_text("{half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "save_model", die)
+    monkeypatch.setattr(trainer, "_save", die)
     with pytest.raises(KeyboardInterrupt):
-        save_final(trainer, tmp_path)
+        trainer.save_model(tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     monkeypatch.undo()
     trainer.model.lm_head.weight.data += 1
-    save_final(trainer, tmp_path)  # the next run ends as if nothing had been
+    trainer.save_model(tmp_path)  # the next run ends as if nothing had been
     assert not (tmp_path / ".model.tmp").exists()
     assert torch.equal(load_file(tmp_path / "model.safetensors")["lm_head.weight"], trainer.model.lm_head.weight)
 
@@ -512,7 +512,7 @@ def test_commonest(reports, report, share):
 )
 def test_a_policy_of_one_report_ends_the_run(kind, same, window, step, tmp_path, monkeypatch):
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    trainer = make_trainer(kind, tmp_path, max_steps=5, save_strategy="no")
+    trainer = make_trainer(kind, tmp_path, max_steps=5, save_strategy="no", stop_on_collapse=window)
 
     def says(prompts, trainer) -> dict:
         ids = trainer.processing_class(list(prompts))["input_ids"]
@@ -520,16 +520,14 @@ def test_a_policy_of_one_report_ends_the_run(kind, same, window, step, tmp_path,
         return {"prompt_ids": ids, "completion_ids": texts, "logprobs": [[0.0] * 3] * len(texts)}
 
     trainer.rollout_func = says
-    collapse = StopOnCollapse(trainer, window)
-    trainer.add_callback(collapse)
-    trainer.train()
+    if step:
+        sentence = rf"stopped at step {step}: 100% of the last {window} reports are the same text, 'lungs clear'"
+        with pytest.raises(SystemExit, match=rf"\A{sentence}"):
+            trainer.train()
+    else:
+        trainer.train()
     assert trainer.state.global_step == (step or 5)
     assert trainer.state.log_history[0]["reports/commonest_share"] == same
-    if step:
-        assert f"stopped at step {step}: 100% of the last {window} reports" in collapse.sentence
-        assert "'lungs clear'" in collapse.sentence
-    else:
-        assert collapse.sentence is None
 
 
 @pytest.fixture(scope="module")
@@ -600,7 +598,7 @@ def split_run(folder: Path) -> None:
                 shutil.copytree(folder / kind / "whole/checkpoint-2", out / "checkpoint-2")
             trainer.accelerator.wait_for_everyone()
             trainer.train(resume_from_checkpoint=str(out / "checkpoint-2") if name == "resumed" else None)
-            save_final(trainer, out)
+            trainer.save_model(out)
             logged[name] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         if trainer.is_world_process_zero():
             (folder / kind / "losses.json").write_text(json.dumps(logged))
@@ -648,12 +646,11 @@ def test_what_needs_the_whole_model(split_by, tmp_path, monkeypatch, call):
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     else:
         monkeypatch.setattr(checkpoints, "is_deepspeed_zero3_enabled", lambda: True)
-    for script, model in ((train_chexbert, "CheXbert"), (train_discbert, "DiscBERT")):
-        with pytest.raises(InputError, match=f"{model} is too small to be split: take accelerate_configs/multi_gpu"):
+    for script in (train_chexbert, train_discbert):
+        with pytest.raises(InputError, match="a labeler is too small to be split: take accelerate_configs/multi_gpu"):
             call(script.main, "--output_dir", tmp_path)
-    trainer = SimpleNamespace(args=SimpleNamespace(fsdp=None))
     with pytest.raises(InputError, match="--clinical_samples needs the whole model in each process"):
-        ClinicalEvaluation(trainer, ClinicalArguments(clinical_samples=2), [], "", "each")
+        SFTRecipeConfig(str(tmp_path), clinical_samples=2, eval_strategy="epoch", use_cpu=True, bf16=False)
 
 
 def save_late(folder: Path, kind: str) -> None:

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from recipes.data.privacy import is_credentialed, private_among
 from recipes.files import InputError
-from recipes.hub.push import check_allowed, claim, sources_of
+from recipes.hub.push import check_allowed, prepare_push, sources_of
 from recipes.rg4.pipeline import check_private
 
 SOURCES = [  # name, is text free, are weights free, why
@@ -84,19 +84,19 @@ def training(tmp_path, **values) -> SimpleNamespace:
 def test_completions_ask_the_list(tmp_path, tracker, source, text, weights, why):
     args = training(tmp_path, report_to=["tensorboard", tracker])
     if text:
-        assert claim(args, ["phantom", source], None) is None
+        assert prepare_push(args, ["phantom", source], None) is None
         return
     with pytest.raises(InputError, match=f"^--report_to {tracker} with log_completions .*--log_completions false, or"):
-        claim(args, ["phantom", source], None)
+        prepare_push(args, ["phantom", source], None)
     args.log_completions = False
-    assert claim(args, ["phantom", source], None) is None  # figures alone
+    assert prepare_push(args, ["phantom", source], None) is None  # figures alone
 
 
 @pytest.mark.parametrize("report_to", [[], ["tensorboard"], ["trackio"], ["codecarbon", "kubeflow"]])
 def test_trackers_of_this_machine_may_have_completions(tmp_path, monkeypatch, report_to):
     for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
         monkeypatch.delenv(name, raising=False)
-    assert claim(training(tmp_path, report_to=report_to), ["mimic-cxr"], None) is None
+    assert prepare_push(training(tmp_path, report_to=report_to), ["mimic-cxr"], None) is None
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ def test_trackio_elsewhere(tmp_path, monkeypatch, place, source, refused):
         monkeypatch.setenv(place, "me/space")
     if refused:
         with pytest.raises(InputError, match="the Space me/space: set --log_completions false"):
-            claim(args, [source], None)
+            prepare_push(args, [source], None)
     else:
-        claim(args, [source], None)
+        prepare_push(args, [source], None)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def test_trackers_take_no_private_weights(tmp_path, monkeypatch, tracker, variab
     args = training(tmp_path, report_to=[tracker], log_completions=False)
     if refused:
         with pytest.raises(InputError, match=f"^--report_to {tracker} would upload a model trained on "):
-            claim(args, [source], None)
+            prepare_push(args, [source], None)
     else:
-        assert claim(args, [source], None) is None
+        assert prepare_push(args, [source], None) is None
 
 
 @pytest.mark.parametrize(("source", "text", "weights", "why"), SOURCES, ids=lambda value: repr(value)[:30])

@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM,
 
 from recipes.files import InputError
 from recipes.trainers import run_summary
-from recipes.trainers.checkpoints import WholeCheckpoints
+from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.memory import StepMemory, memory_of_step, optimizer_bytes
 from recipes.trainers.run_summary import RunSummary
 
@@ -149,7 +149,7 @@ def test_memory_of_split_weights(stage, weights, gradients, optimizer, tmp_path)
     assert (step.gradients, step.optimizer) == (4 * LLAMA / gradients, 8 * LLAMA / optimizer)
 
 
-class PlainTrainer(WholeCheckpoints, Trainer):
+class PlainTrainer(RecipeTrainer, Trainer):
     """The base that all recipes share, alone."""
 
 

@@ -378,7 +378,9 @@ def without_report(folder: Path) -> Path:
 
 def without_train(folder: Path) -> Path:
     (folder / "test_only").mkdir()
-    Dataset.from_dict({"images": [[]], "report": ["x"]}).to_parquet(folder / "test_only/test.parquet")
+    Dataset.from_dict({"images": [[]], "report": ["x"], "study_id": ["s"]}).to_parquet(
+        folder / "test_only/test.parquet"
+    )
     return folder / "test_only"
 
 

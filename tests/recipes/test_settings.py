@@ -19,10 +19,11 @@ from recipes import generate, grpo_mrgr1, ppo_lmrrg, sft_llmrg4, sft_lmrrg, sft_
 from recipes.cli import parse
 from recipes.data.settings import RANGES, Range, check_settings, choices_of
 from recipes.files import InputError
-from recipes.trainers.checkpoints import save_final
-from recipes.trainers.clinical_evaluation import ClinicalArguments
+from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.config import LabelerConfig, SFTRecipeConfig, check_run
 from recipes.trainers.grpo import MRGR1Config
+from recipes.trainers.llmrg4 import FusionParts
+from recipes.trainers.lmrrg import CQRLConfig, ModelParts
 from recipes.trainers.ppo import PPOConfig
 from recipes.trainers.scenario_sft import ScenarioSFTConfig
 from rewards.table import RewardArguments
@@ -30,14 +31,14 @@ from rewards.table import RewardArguments
 CONFIGS = Path(sft_mrgr1.__file__).parent / "configs"
 SCRIPTS = {  # the dataclasses of each script, and a YAML of it that needs no GPU
     "grpo": ((grpo_mrgr1.RecipeArguments, RewardArguments, MRGR1Config, ModelConfig), "mrgr1/phantom.yaml"),
-    "sft": ((sft_mrgr1.RecipeArguments, ClinicalArguments, SFTRecipeConfig, ModelConfig), "mrgr1/sft_phantom.yaml"),
-    "ppo": ((ppo_lmrrg.RecipeArguments, RewardArguments, PPOConfig, ModelConfig), "lmrrg/demo_cqrl.yaml"),
+    "sft": ((sft_mrgr1.RecipeArguments, SFTRecipeConfig, ModelConfig), "mrgr1/sft_phantom.yaml"),
+    "ppo": ((ppo_lmrrg.RecipeArguments, RewardArguments, CQRLConfig, ModelConfig), "lmrrg/demo_cqrl.yaml"),
     "lmrrg": (
-        (sft_lmrrg.RecipeArguments, sft_lmrrg.ModelParts, ClinicalArguments, SFTRecipeConfig, ModelConfig),
+        (sft_lmrrg.RecipeArguments, ModelParts, SFTRecipeConfig, ModelConfig),
         "lmrrg/demo.yaml",
     ),
     "llmrg4": (
-        (sft_llmrg4.RecipeArguments, ClinicalArguments, ScenarioSFTConfig, ModelConfig),
+        (sft_llmrg4.RecipeArguments, FusionParts, ScenarioSFTConfig, ModelConfig),
         "llmrg4/demo_stage1.yaml",
     ),
     "chexbert": ((train_chexbert.RecipeArguments, LabelerConfig), "chexbert/openi.yaml"),
@@ -329,6 +330,7 @@ def test_a_batch_is_shared(processes, capsys, kind, number, size, batch, expecte
         (1, 5, 16, 1, r"effective_batch_size \(16\) must be a multiple of .* x processes \(5\)"),
         (3, 4, 16, 1, r"effective_batch_size \(16\) must be a multiple of the processes \(3\)"),
         (8, 18, 18, 1, r"effective_batch_size \(18\) must be a multiple of the processes \(8\)"),  # CheXbert's
+        (1, 4, 16, 1, r"gradient_accumulation_steps \(1\) contradicts effective_batch_size \(16\), which makes it 4"),
         (2, 4, 16, 4, r"gradient_accumulation_steps \(4\) contradicts effective_batch_size \(16\), which makes it 2"),
     ],
 )
@@ -440,10 +442,18 @@ def test_samples_of_all_processes(monkeypatch):
 
 
 def test_nothing_is_saved_at_step_0(tmp_path):
-    trainer = SimpleNamespace(state=SimpleNamespace(global_step=0))
+    trainer = RecipeTrainer.__new__(RecipeTrainer)
+    trainer.state = SimpleNamespace(global_step=0)
     with pytest.raises(InputError, match=f"no step was trained, so nothing is saved to {tmp_path}/run"):
-        save_final(trainer, tmp_path / "run")
+        trainer.save_model(tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+@dataclass
+class ClinicalConfig(SFTRecipeConfig):
+    """One that writes reports at each evaluation."""
+
+    clinical_samples: int = 2
 
 
 def reward(completions, **kwargs):
@@ -457,9 +467,8 @@ def reward(completions, **kwargs):
         (SFTRecipeConfig, "eval_loss", {}, True),
         (SFTRecipeConfig, "eval_mean_token_accuracy", {}, True),
         (SFTRecipeConfig, "clinical_f1", {}, False),  # nobody asked for it
-        (SFTRecipeConfig, "clinical_f1", {"metrics": ClinicalArguments(clinical_samples=2).metrics}, True),
-        (SFTRecipeConfig, "mccs", {"metrics": ClinicalArguments(clinical_samples=2).metrics}, True),
-        (SFTRecipeConfig, "clinical_f1", {"metrics": ClinicalArguments().metrics}, False),
+        (ClinicalConfig, "clinical_f1", {}, True),
+        (ClinicalConfig, "mccs", {}, True),
         (SFTRecipeConfig, "reward", {}, False),
         (ScenarioSFTConfig, "mean_token_accuracy", {}, True),
         (MRGR1Config, "reward", {}, True),

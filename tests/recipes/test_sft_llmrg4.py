@@ -31,7 +31,7 @@ from recipes.data.samples import fill_prompt, to_samples
 from recipes.data.schema import read_split, write_dataset
 from recipes.files import InputError, read_prompt
 from recipes.trainers import scenario_sft
-from recipes.trainers.llmrg4 import load_start, report_long_priors
+from recipes.trainers.llmrg4 import FusionParts, load_start, report_long_priors
 from recipes.trainers.scenario_sft import RoundRobinSampler, ScenarioSFTConfig, ScenarioSFTTrainer
 from recipes.trainers.weighted_sft import WeightedSFTTrainer
 from rewards.scenarios import SCENARIOS
@@ -452,10 +452,9 @@ def test_a_prior_of_exactly_the_most_tokens_is_not_counted(tiny, rows, tmp_path)
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_fusion_trains_in_float32_whatever_the_rest_has(stage1, tiny, stage):
     """It is trained whole, and bfloat16 would round its small steps away."""
-    network = dict.fromkeys(("projector", "perceiver", "num_visual_tokens"))
-    args = SimpleNamespace(stage=stage, fusion="atf", lateral_start="new", **network)
+    args = SimpleNamespace(stage=stage, fusion="atf", lateral_start="new")
     start = tiny if stage == 1 else stage1
-    model, _ = load_start(args, ModelConfig(model_name_or_path=start, dtype="bfloat16"))
+    model, _ = load_start(args, FusionParts(), ModelConfig(model_name_or_path=start, dtype="bfloat16"))
     kinds = defaultdict(set)
     for name, parameter in model.named_parameters():
         kinds[name.startswith(FUSION)].add(parameter.dtype)
@@ -638,7 +637,7 @@ def test_values_of_the_paper_and_its_code(variant, stage):
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_files_are_read_and_ordered(file, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script", "--config", str(file), "--use_cpu", "true"])
-    args, training_args, _ = parse(sft_llmrg4.RecipeArguments, ScenarioSFTConfig, ModelConfig)
+    args, _, training_args, _ = parse(sft_llmrg4.RecipeArguments, FusionParts, ScenarioSFTConfig, ModelConfig)
     assert f"stage{args.stage}" in file.name and training_args.output_dir.endswith(f"stage{args.stage}")
     read_prompt(args.prompt_file)
     text = file.read_text()

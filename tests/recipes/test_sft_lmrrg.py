@@ -27,7 +27,7 @@ from recipes.data.schema import read_split
 from recipes.files import InputError, read_prompt
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.disease_sft import UNKNOWN, DiseaseCollator, DiseaseSFTTrainer
-from recipes.trainers.ppo import PPOConfig
+from recipes.trainers.lmrrg import CQRLConfig, ModelParts
 from rewards.table import RewardArguments
 
 CONFIGS = Path(sft_lmrrg.__file__).parent / "configs/lmrrg"
@@ -108,7 +108,7 @@ def test_lora_is_merged(train, tiny_lmrrg, tmp_path):
 
 
 def test_without_disease_loss_there_is_no_head_and_no_label(train, tiny_lmrrg, tmp_path, monkeypatch):
-    monkeypatch.setattr(sft_lmrrg, "read_labelled", None)  # it may not be asked
+    monkeypatch.setattr("recipes.data.samples.read_labelled", None)  # it may not be asked
     out = train(tiny_lmrrg, tmp_path / "out", lambda_disease=0)
     assert not any("disease_head" in name for name in weights(out))
     again = train(out, tmp_path / "again", lambda_disease=0)
@@ -135,7 +135,7 @@ def test_new_modules_follow_the_seed(seed, train, tmp_path, monkeypatch):
     def load(*arguments, **config):
         raise InputError(f"seed {torch.initial_seed()}")
 
-    monkeypatch.setattr(sft_lmrrg, "load_checkpoint", load)
+    monkeypatch.setattr(sft_lmrrg, "load_stage1", load)
     with pytest.raises(InputError, match=f"^seed {seed}$"):
         train("x", tmp_path, seed=seed)
 
@@ -372,15 +372,13 @@ def test_weights_of_another_configuration(train, tiny_lmrrg, tmp_path):
 def test_configs(file, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script", "--config", str(file), "--use_cpu", "true"])
     if "cqrl" in file.name:
-        args, _, training_args, model_args = parse(ppo_lmrrg.RecipeArguments, RewardArguments, PPOConfig, ModelConfig)
+        args, _, training_args, model_args = parse(ppo_lmrrg.RecipeArguments, RewardArguments, CQRLConfig, ModelConfig)
         stage1 = yaml.safe_load((CONFIGS / file.name.replace("_cqrl", "")).read_text())
         assert model_args.model_name_or_path == stage1["output_dir"]
         assert training_args.kl_controller == "reward_threshold" and training_args.beta == 1.0  # Eqs. 4 and 5
         assert training_args.freeze_image_encoder
     else:
-        args, _, training_args, _ = parse(
-            sft_lmrrg.RecipeArguments, sft_lmrrg.ModelParts, SFTRecipeConfig, ModelConfig
-        )
+        args, _, training_args, _ = parse(sft_lmrrg.RecipeArguments, ModelParts, SFTRecipeConfig, ModelConfig)
     assert read_prompt(args.prompt_file) == DEFAULT_INSTRUCTION.strip()
     text = file.read_text()
     assert re.findall(r"^# (\w+)$", text, re.MULTILINE) == ["Model", "Data", "Trainer"]

@@ -22,6 +22,7 @@ from recipes.data.schema import write_dataset
 from recipes.files import InputError
 from recipes.rg4.judgements import mix, read_judgements, score_heads, write_sheet
 from recipes.rg4.rules import RuleJudge
+from recipes.trainers import discbert
 from recipes.trainers.config import LabelerConfig
 from rewards.discbert import DiscBertJudge
 from rewards.scenarios import CATEGORIES
@@ -259,6 +260,6 @@ def test_a_tiny_one_goes_on_with_its_own_tokenizer(call, dataset, tmp_path, monk
     run(call, **settings)
     vocabulary = (tmp_path / "checkpoint-2/tokenizer.json").read_text()
     shutil.rmtree(tmp_path / "checkpoint-2")
-    monkeypatch.setattr(train_discbert, "build_discbert", None)  # it may not be asked
+    monkeypatch.setattr(discbert, "build_discbert", None)  # it may not be asked
     run(call, resume_from_checkpoint="latest", **settings)
     assert (tmp_path / "tokenizer.json").read_text() == vocabulary

@@ -20,7 +20,6 @@ from PIL import Image
 from replicas import SENTENCES, huatuo
 from test_long_runs import PROMPTS, make_words, says_clear, small_llama
 from transformers import AutoModelForImageTextToText
-from trl import SFTConfig
 
 from modeling import LLMRG4ForConditionalGeneration
 from modeling.tiny_llmrg4 import build_llmrg4
@@ -31,7 +30,8 @@ from recipes.data.samples import to_samples
 from recipes.evaluation.generation import chat_texts
 from recipes.files import InputError
 from recipes.sft_mrgr1 import MRGR1SFTTrainer
-from recipes.trainers.clinical_evaluation import ClinicalArguments, ClinicalEvaluation
+from recipes.trainers.clinical_evaluation import ClinicalEvaluation
+from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.disease_sft import UNKNOWN, DiseaseSFTTrainer
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
@@ -48,10 +48,10 @@ STUDIES = (  # width and height of the images in pixels, indication, prior repor
 ROWS = len(STUDIES)
 GENERATING = {"grpo": (MRGR1Trainer, MRGR1Config), "ppo": (PPOTrainer, PPOConfig)}
 SUPERVISED = {
-    "sft": (MRGR1SFTTrainer, SFTConfig),
+    "sft": (MRGR1SFTTrainer, SFTRecipeConfig),
     "weighted_sft": (WeightedSFTTrainer, WeightedSFTConfig),
     "scenario_sft": (ScenarioSFTTrainer, ScenarioSFTConfig),
-    "disease_sft": (DiseaseSFTTrainer, SFTConfig),
+    "disease_sft": (DiseaseSFTTrainer, SFTRecipeConfig),
 }
 VIEWS = {"llmrg4-atf": "frontal+lateral", "llmrg4-interleaved": "frontal+lateral", "lmrrg": "frontal"}  # else all
 
@@ -372,22 +372,29 @@ def supervision(request, models, tmp_path_factory):
     trainer_class, config_class = SUPERVISED[kind]
     rows = studies(priors=system.startswith("llmrg4"))
     views = VIEWS.get(system, "all")
-    keep = ("scenario", "key_spans", "disease_labels")
+    keep = ("scenario", "key_spans", "disease_labels", "report")
     samples = to_samples(rows.rename_column("labels", "disease_labels"), PROMPT, views, completion="plain", keep=keep)
     folder = models(system)
     trainer = trainer_class(
         model=load(folder),
-        args=config_class(**settings_of(tmp_path_factory.mktemp("run")), max_length=None, eval_strategy="epoch"),
+        args=config_class(
+            **settings_of(tmp_path_factory.mktemp("run")),
+            max_length=None,
+            eval_strategy="epoch",
+            clinical_samples=ROWS,
+            clinical_max_new_tokens=6,
+        ),
         train_dataset=samples,
         eval_dataset=samples,
         processing_class=load_processor(str(folder)),
     )
     collate = lambda rows: trainer.data_collator([dict(row) for row in rows])  # noqa: E731
-    evaluation = ClinicalEvaluation(
-        trainer, ClinicalArguments(clinical_samples=ROWS, clinical_max_new_tokens=6), rows, PROMPT, views
-    )
     return SimpleNamespace(
-        trainer=trainer, model=load(folder), samples=list(samples), collate=collate, evaluation=evaluation
+        trainer=trainer,
+        model=load(folder),
+        samples=list(samples),
+        collate=collate,
+        evaluation=ClinicalEvaluation(trainer),
     )
 
 

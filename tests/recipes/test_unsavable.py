@@ -22,8 +22,9 @@ from modeling import CheXbertConfig, CheXbertModel
 from modeling.tiny_llmrg4 import build_llmrg4
 from recipes.files import InputError
 from recipes.sft_mrgr1 import MRGR1SFTTrainer
-from recipes.train_discbert import DiscBertTrainer
-from recipes.trainers.checkpoints import STAGING, WholeCheckpoints, find_unsavable, sample_weights
+from recipes.trainers.base import RecipeTrainer
+from recipes.trainers.checkpoints import STAGING, find_unsavable, sample_weights
+from recipes.trainers.discbert import DiscBertTrainer
 from recipes.trainers.disease_sft import DiseaseSFTTrainer
 from recipes.trainers.evidence import EvidenceTrainer
 from recipes.trainers.grpo import MRGR1Trainer
@@ -50,7 +51,7 @@ class StepCounter(TrainerCallback):
         self.steps += 1
 
 
-class WholeTrainer(WholeCheckpoints, Trainer):
+class WholeTrainer(RecipeTrainer, Trainer):
     """The base that all recipes share, alone."""
 
 
@@ -206,6 +207,6 @@ def test_every_recipes_trainer_checks(kind, monkeypatch):
     trainer = object.__new__(kind)
     trainer.accelerator = None
     monkeypatch.setattr(kind, "is_world_process_zero", lambda self: True)
-    monkeypatch.setattr("recipes.trainers.checkpoints.find_unsavable", lambda trainer: "it cannot be saved")
+    monkeypatch.setattr("recipes.trainers.base.find_unsavable", lambda trainer: "it cannot be saved")
     with pytest.raises(InputError, match=r"^it cannot be saved$"):
         trainer.train()
