@@ -43,7 +43,7 @@ class BuildArguments:
     columns: list[str] = field(default_factory=list, metadata={"help": "Columns by meaning, such as report=Befund."})
     reports: str | None = argument(None, "Folder of the text files that the column report_file names.")
     encoding: str | None = argument(None, "Encoding of a text table without a byte-order mark; default UTF-8.")
-    date_format: str | None = argument(None, "Form of the dates where it is not ISO's, such as %d/%m/%Y.")
+    date_format: str | None = argument(None, "Form of the dates where it is not ISO's, such as %%d/%%m/%%Y.")
     subjects: bool = argument(True, "Subjects are named by the table; --no_subjects takes each study as one.")
     target: str = argument("findings+impression", "Sections that are the report to write.", choices=list(TARGETS))
     cleaning: str = argument("plain", "Cleaning of the sections.", choices=list(CLEANINGS))
