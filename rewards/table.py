@@ -44,6 +44,12 @@ def _make_bertscore(material: Material) -> Reward:
     return make_bertscore_reward(material.settings.bertscore, untagged=material.settings.untagged)
 
 
+def _make_crepe(material: Material) -> Reward:
+    from rewards.crepe import make_crepe_reward
+
+    return make_crepe_reward(material.settings.crepe, untagged=material.settings.untagged)
+
+
 def _make_radcliq(material: Material) -> Reward:
     """RadCliQ of the parts that it was fitted on (LM-RRG, section 2.3)."""
     from rewards.bertscore import BERTScore
@@ -78,6 +84,7 @@ REWARDS: dict[str, Callable[[Material], Reward]] = {
         version=m.settings.radcliq_version, transform=m.settings.reward_transform, untagged=m.settings.untagged
     ),
     "radcliq": _make_radcliq,
+    "crepe": _make_crepe,
 }
 
 
@@ -116,6 +123,10 @@ class RewardArguments:
     chexbert: str = field(
         default="outputs/chexbert",
         metadata={"help": "CheXbert of radcliq: a folder that recipes/convert_chexbert.py wrote, or a Hub id."},
+    )
+    crepe: str = field(
+        default="outputs/crepe",
+        metadata={"help": "CREPE of the reward crepe: a folder of recipes/convert_crepe.py or train_crepe.py."},
     )
 
 

@@ -12,7 +12,8 @@ from rewards.labelers import LexicalLabeler
 from rewards.table import REWARDS, RewardArguments, import_reward, make_rewards
 
 TEXTS = ["There is a small left pleural effusion.", "The heart is enlarged. No pneumothorax."]
-WEIGHTS = {"bertscore", "radgraph", "radcliq"}  # tests/recipes/test_ppo_lmrrg.py makes these of tiny networks
+# tests/recipes/test_ppo_lmrrg.py makes these of tiny networks, and tests of their names the last two
+WEIGHTS = {"bertscore", "radgraph", "radcliq", "crepe", "ratescore"}
 OWN = """def length_reward(completions, **kwargs):
     return [float(len(completion)) for completion in completions]
 
