@@ -50,6 +50,13 @@ def _make_crepe(material: Material) -> Reward:
     return make_crepe_reward(material.settings.crepe, untagged=material.settings.untagged)
 
 
+def _make_ratescore(material: Material) -> Reward:
+    from rewards.ratescore import make_ratescore_reward
+
+    settings = material.settings
+    return make_ratescore_reward(settings.ratescore_ner, settings.ratescore_encoder, untagged=settings.untagged)
+
+
 def _make_radcliq(material: Material) -> Reward:
     """RadCliQ of the parts that it was fitted on (LM-RRG, section 2.3)."""
     from rewards.bertscore import BERTScore
@@ -85,6 +92,7 @@ REWARDS: dict[str, Callable[[Material], Reward]] = {
     ),
     "radcliq": _make_radcliq,
     "crepe": _make_crepe,
+    "ratescore": _make_ratescore,
 }
 
 
@@ -127,6 +135,14 @@ class RewardArguments:
     crepe: str = field(
         default="outputs/crepe",
         metadata={"help": "CREPE of the reward crepe: a folder of recipes/convert_crepe.py or train_crepe.py."},
+    )
+    ratescore_ner: str = field(
+        default="Angelakeke/RaTE-NER-Deberta",
+        metadata={"help": "Entity recogniser of the reward ratescore: a folder or a Hub id."},
+    )
+    ratescore_encoder: str = field(
+        default="FremyCompany/BioLORD-2023-C",
+        metadata={"help": "Encoder of entity names of the reward ratescore: a folder or a Hub id."},
     )
 
 
