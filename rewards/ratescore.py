@@ -43,6 +43,7 @@ AFFINITY = {
 NEGATION = {"long": 0.8716553966489615, "short": 0.3611577852354489}  # factor where one denies what the other affirms
 MAX_TOKENS = 512  # of a sentence
 NAME_TOKENS = 30  # of an entity
+TIE = 1e-6  # cosines that differ by less are equal
 SHORTEST = 3  # characters of a sentence that is read
 REMEMBERED = 8192  # sentences, and names of entities: 768 numbers each take 25 MB
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
@@ -98,9 +99,12 @@ def entity_score(
     """How well m entities of one report are found among n of the other: types, and vectors (m, d) and (n, d) of length
     1. The weighted mean of the cosines with the nearest entity; 0 where all weights are 0 (Zhao et al., Eq. 3)."""
     cosines = first_vectors @ second_vectors.T
-    nearest = cosines.argmax(1)
     total = weights = 0.0
-    for row, (kind, column) in enumerate(zip(first, nearest, strict=True)):
+    for row, kind in enumerate(first):
+        # One name may stand there with several types, whose cosines are equal but for rounding, by which the original
+        # takes one; the same type first, so that a report has 1 against itself.
+        nearest = np.flatnonzero(cosines[row] >= cosines[row].max() - TIE)
+        column = next((each for each in nearest if second[each] == kind), nearest[0])
         other = second[column]
         weight = AFFINITY[matrix][TYPES.index(kind)][TYPES.index(other)]
         opposed = (kind in AFFIRMED and other in DENIED) or (kind in DENIED and other in AFFIRMED)

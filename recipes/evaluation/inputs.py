@@ -14,9 +14,11 @@ from datasets import concatenate_datasets, disable_progress_bars
 from recipes.data.labels import CHEXBERT
 from recipes.data.schema import read_dataset
 from recipes.evaluation.baselines import NEAREST, NORMAL_REPORT, TEMPLATE, encoded_images, nearest_reports
-from recipes.evaluation.figures import HEADLINE, PRESETS, describe
+from recipes.evaluation.figures import HEADLINE, PRESETS, STAND_IN, describe
+from recipes.evaluation.judges import check_sources, load_judges
 from recipes.evaluation.prediction_files import odd_texts, read_predictions, split_id
 from recipes.evaluation.references import Truth, read_truth, read_truth_file, scenario_folders
+from recipes.evaluation.rexrank import board_truth, read_board
 from recipes.evaluation.scores import Metrics, System, lengths
 from recipes.files import InputError
 from recipes.rg4.pipeline import load_judge
@@ -85,6 +87,7 @@ def load_metrics(args, labeler: Callable) -> Metrics:
             metrics.semb = make_semb_part(own.embed, lite=False)
     except (OSError, ValueError) as error:
         raise InputError(f"--radgraph, --bertscore or --semb: {error}") from error
+    _load_learned(args, metrics)
     if args.hall_judge:
         metrics.judge = load_judge(args.hall_judge)
     if args.meteor == "yes":
@@ -97,6 +100,25 @@ def load_metrics(args, labeler: Callable) -> Metrics:
     if not -1 < args.margin < 1:
         raise InputError(f"--margin must lie in (-1, 1), not {args.margin}")
     return metrics
+
+
+def _load_learned(args, metrics: Metrics) -> None:
+    """CREPE, RaTEScore and the judges that `args` names."""
+    metrics.rexrank = args.preset == "rexrank"
+    if bool(args.ratescore_ner) != bool(args.ratescore_encoder):
+        raise InputError("RaTEScore needs both --ratescore_ner and --ratescore_encoder")
+    try:
+        if args.crepe:
+            from rewards.crepe import Crepe  # needs torch, as does the next one
+
+            metrics.crepe = Crepe(args.crepe)
+        if args.ratescore_ner:
+            from rewards.ratescore import RaTEScore
+
+            metrics.ratescore = RaTEScore(args.ratescore_ner, args.ratescore_encoder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--crepe, --ratescore_ner or --ratescore_encoder: {error}") from error
+    metrics.judges = load_judges(args, f"{args.out}.answers.sqlite")
 
 
 def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict[str, dict], list[str]]:  # noqa: C901
@@ -113,7 +135,13 @@ def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict
     if args.dataset:
         truth = read_truth(args.dataset, args.split, labeler)
     else:
-        truth = read_truth_file(args.references or next(iter(files.values()))["file"], labeler)
+        file = args.references or next(iter(files.values()))["file"]
+        board = read_board(file) if args.preset == "rexrank" else None
+        truth = board_truth(file, board, labeler) if board else read_truth_file(file, labeler)
+    sources = {
+        s for rows in truth.rows.values() for s in (rows.unique("source") if "source" in rows.features else [None])
+    }
+    check_sources(args, sources)
     known = dict.fromkeys(truth.ids)
     given, notes = {}, list(truth.notes)
     for name, what in files.items():
@@ -244,7 +272,7 @@ def describe_run(args, metrics: Metrics, truth: Truth, systems: dict[str, System
     ).stdout.strip()
     presets = {
         name: {**preset, "figures": [each for each in preset["figures"] if each in names],
-               "absent": [each for each in preset["figures"] if each not in names]}
+               "absent": [each for each in preset["figures"] if each not in names and STAND_IN not in each]}
         for name, preset in PRESETS.items()
     }  # fmt: skip
     part = metrics.bertscore.name if metrics.bertscore else "words in common"
@@ -267,6 +295,9 @@ def describe_run(args, metrics: Metrics, truth: Truth, systems: dict[str, System
             "semb": args.semb or (metrics.labeler.name if metrics.semb else "labels in common"),
             "hall_judge": metrics.judge.name if metrics.judge else None,
             "hall_mode": args.hall_mode if metrics.judge else None,
+            "crepe": metrics.crepe.name if metrics.crepe else None,
+            "ratescore": args.ratescore_ner,
+            "judges": f"{', '.join(metrics.judges.names)} by {args.llm}" if metrics.judges else None,
         },
         "figures": {name: describe(name) for name in names},
         "labeler": metrics.labeler.name,

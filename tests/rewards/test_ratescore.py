@@ -2,7 +2,7 @@
 
 The original itself, unmodified (MAGIC-AI4Med/RaTEScore a970406, medspaCy replaced by our splitter), agreed on random
 weights to 1e-7, and on the spans of every label sequence of up to five tokens; it is not here. Of two entities with
-one name and two types it takes one or the other by rounding, and ours the first.
+one name and two types it takes one or the other by rounding, and ours that of the same type.
 """
 
 import pickle
@@ -11,9 +11,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2ForTokenClassification
+from ratescore_networks import LABELS, save_networks
+from transformers import DebertaV2ForTokenClassification
 
-from modeling.tiny import build_chexbert
 from rewards.ratescore import (
     AFFINITY,
     NEGATION,
@@ -35,32 +35,12 @@ TEXTS = [
     "edema " * 700,
     "half \ud800 a pair",
 ]
-LABELS = ["O", *(f"{prefix}-{kind}" for kind in TYPES for prefix in "BI")]
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """A tiny DeBERTa that classifies tokens, and a tiny BERT: the architectures of the published networks."""
     folder = tmp_path_factory.mktemp("ratescore")
-    _, tokenizer = build_chexbert(TEXTS[:5] * 5, vocab_size=150, hidden_size=32, heads=4)
-    torch.manual_seed(0)
-    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
-    config = DebertaV2Config(
-        **sizes, hidden_size=32, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16,
-        type_vocab_size=0, pad_token_id=0, id2label=dict(enumerate(LABELS)),
-        label2id={label: number for number, label in enumerate(LABELS)},
-    )  # fmt: skip
-    for name, network in (
-        ("ner", DebertaV2ForTokenClassification(config)),
-        ("encoder", BertModel(BertConfig(**sizes, hidden_size=24))),
-    ):
-        for parameter in network.parameters():
-            parameter.data += 0.2 * torch.randn_like(parameter)
-        if name == "ner":
-            network.classifier.weight.data *= 5  # so that labels differ from token to token
-            network.classifier.bias.data[1::2] += 4  # and entities begin
-        network.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    save_networks(folder, TEXTS[:5])
     return folder
 
 
@@ -102,6 +82,13 @@ def test_the_score_of_two_lists_by_hand(matrix):
     assert same == pytest.approx(1)
     other = entity_score(["ANATOMY"], first[:1], ["NON-DISEASE"], second[:1], matrix)
     assert other == pytest.approx(0.6)  # anatomy denies nothing
+
+
+def test_of_one_name_with_two_types_the_same_type_is_nearest():
+    vectors = np.array([[1.0, 0.0], [1.0, 0.0]])
+    assert entity_score(["DISEASE", "NON-DISEASE"], vectors, ["NON-DISEASE", "DISEASE"], vectors, "long") == 1
+    found = entity_score(["ANATOMY"], vectors[:1], ["NON-DISEASE", "DISEASE"], vectors * [[0.5, 1], [0.5, 1]], "long")
+    assert found == 0.5
 
 
 def test_published_weights():

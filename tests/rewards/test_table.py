@@ -71,7 +71,10 @@ def test_a_dotted_path_is_imported_from_the_working_directory(lab):
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("radclick", "there is no reward 'radclick'; choose among mccs, .*radcliq, crepe, ratescore, or give the dotted path"),
+        (
+            "radclick",
+            "there is no reward 'radclick'; choose among mccs, .*radcliq, crepe, ratescore, or give the dotted path",
+        ),
         ("no_such_lab.mine", "the reward no_such_lab.mine cannot be imported: No module named 'no_such_lab'"),
         ("lab_of_this_test.mine", "the reward lab_of_this_test.mine cannot be imported: .* has no attribute 'mine'"),
         ("lab_of_this_test.number", "the reward lab_of_this_test.number is no function with a name, but 3"),
