@@ -75,26 +75,26 @@ _TITLES = {
     "cider": ("CIDEr-D, mean over reports", "CIDEr", "higher", [0, 10], "nlg"),
     "bertscore": ("BERTScore F1, rescaled, mean over reports", "BERTScore", "higher", None, "graph"),
     "temporal_f1": ("Temporal F1 (words of change), mean over reports", "temporal F1", "higher", [0, 1], "other"),
-    "crepe": ("CREPE, predicted errors, mean over reports", "CREPE", "lower", None, "learned"),
-    "ratescore": ("RaTEScore, mean over reports", "RaTEScore", "higher", None, "learned"),
-    "green": ("GREEN by a language model, mean over the reports with an answer", "GREEN", "higher", [0, 1], "judged"),
+    "crepe": ("CREPE, predicted errors, mean over reports", "CREPE", "lower", None, "other"),
+    "ratescore": ("RaTEScore, mean over reports", "RaTEScore", "higher", None, "other"),
+    "green": ("GREEN by a language model, mean over the reports with an answer", "GREEN", "higher", [0, 1], "other"),
     "crimson": (
         "CRIMSON by a language model, mean over the reports with an answer",
         "CRIMSON",
         "higher",
         [-1, 1],
-        "judged",
+        "other",
     ),
-    "radfact/precision": ("RadFact, logical precision by a language model", "RadFact P", "higher", [0, 1], "judged"),
-    "radfact/recall": ("RadFact, logical recall by a language model", "RadFact R", "higher", [0, 1], "judged"),
-    "radfact/f1": ("RadFact, F1 of mean precision and mean recall", "RadFact F1", "higher", [0, 1], "judged"),
+    "radfact/precision": ("RadFact, logical precision by a language model", "RadFact P", "higher", [0, 1], "other"),
+    "radfact/recall": ("RadFact, logical recall by a language model", "RadFact R", "higher", [0, 1], "other"),
+    "radfact/f1": ("RadFact, F1 of mean precision and mean recall", "RadFact F1", "higher", [0, 1], "other"),
     **{
         f"{name}/failed": (
             f"Share of reports without a usable answer for {name}",
             f"{name} failed",
             None,
             [0, 1],
-            "judged",
+            "other",
         )
         for name in ("green", "crimson", "radfact")
     },
@@ -121,7 +121,7 @@ def describe(name: str) -> dict:
         stand_in = ", of parts that stand in for the published ones" if short.endswith(STAND_IN) else ""
         metric = short.removesuffix(STAND_IN)
         mean = "one by the mean of RadCliQ-v1" if metric == BOARD_METRICS[0] else "mean over reports"
-        found = f"{metric} of ReXrank's board, {mean}{stand_in}", short, "higher", None, "rexrank"
+        found = f"{metric} of ReXrank's board, {mean}{stand_in}", short, "higher", None, "other"
     elif base.startswith("radgraph"):
         parser, level = base.split("/")
         stand_in = "" if parser == "radgraph" else " (lexical graphs stand in for RadGraph's)"

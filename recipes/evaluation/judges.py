@@ -183,6 +183,11 @@ def _scores(values: dict[str, list[float]], found: Sequence[object]) -> Scores:
 
 
 JUDGES = {"green": judge_green, "crimson": judge_crimson, "radfact": judge_radfact}
+PROMPTS = {
+    "green": ("judge_green.txt",),
+    "crimson": ("judge_crimson.txt",),
+    "radfact": ("judge_radfact_phrases.txt", "judge_radfact_entailment.txt"),
+}
 
 
 class Judges:
@@ -204,6 +209,8 @@ class Judges:
         """The figures of one system: means over the pairs that have an answer, and the share that has none."""
         parts = []
         for name in self.names:
+            calls = "one call a pair" if name != "radfact" else "one call a report and one a phrase"
+            print(f"{name} asks {self.chat.name} about {len(generated)} pairs of {system}: {calls}", flush=True)
             scores = self(name, generated, references)
             failed = int(scores.failed.sum())
             if failed:
@@ -256,6 +263,8 @@ def load_judges(args, file: str) -> Judges | None:
         return None
     if wrong := [name for name in args.judge if name not in JUDGES]:
         raise InputError(f"--judge takes some of {', '.join(JUDGES)}, not {wrong[0]!r}")
+    for file_name in (each for name in args.judge for each in PROMPTS[name]):
+        read_prompt(f"{args.judge_prompts}/{file_name}")  # a missing one is told before anything is asked
     if not args.llm:
         raise InputError("--judge needs --llm, the language model's name (and --endpoint, its server)")
     if args.endpoint:

@@ -259,6 +259,10 @@ def test_a_server_that_is_away_costs_no_other_figure(tmp_path, call, predictions
     [
         (["--judge", "blue", "--llm", "m"], "--judge takes some of green, crimson, radfact, not 'blue'"),
         (["--judge", "green"], "--judge needs --llm"),
+        (
+            ["--judge", "radfact", "--llm", "m", "--judge_prompts", "/no"],
+            "no prompt file /no/judge_radfact_phrases.txt",
+        ),
         (["--judge", "green", "--llm", "m", "--endpoint", "localhost"], "--endpoint must be a URL"),
         (["--judge", "green", "--llm", "m", "--endpoint", "http://a.example.org/v1"], "is another machine"),
     ],

@@ -11,8 +11,8 @@ from modeling.tiny import build_chexbert
 from recipes.data.labels import load_labeler
 from recipes.evaluation.comparisons import too_few_resamples
 from recipes.evaluation.figures import HEADLINE, PRESETS, SHOWN, describe
-from recipes.evaluation.judges import Scores, answered_part
 from recipes.evaluation.inputs import load_metrics, name_files
+from recipes.evaluation.judges import Scores, answered_part
 from recipes.evaluation.references import Truth
 from recipes.evaluation.score_tables import _latex, cell, make_tables, write_latex, write_markdown
 from recipes.evaluation.scores import Metrics, lengths, measure_systems, summarise
@@ -281,7 +281,8 @@ def test_names_of_systems():
 
 
 ARGUMENTS = {"margin": 0.2, "hall_mode": "scenario", "hall_judge": None, "meteor": "no", "resamples": 100,
-             "radgraph": None, "bertscore": None, "semb": None}  # fmt: skip
+             "radgraph": None, "bertscore": None, "semb": None, "crepe": None, "ratescore_ner": None,
+             "ratescore_encoder": None, "preset": "all", "judge": [], "out": "outputs/none"}  # fmt: skip
 
 
 def test_a_chexbert_labels_and_embeds_in_one_pass(tmp_path):
