@@ -4,10 +4,12 @@
     python tests/bench/learned_metrics.py --quick    # tiny ones: the bars are not meant for them
 
 Weights are random, alike on both sides, and so scores are compared. The original CREPE scores one pair at a time,
-padded to 512 tokens; the original RaTEScore puts one sentence at a time through its recogniser (`batch_size=1`, its
-default) and each report's names through its encoder. Both are written out here from what their code does. Pairs: a
-reference with the report of other studies, four for each, as a group of completions has. Time is this process's, of
-all its threads. The vocabulary is MiniLM's (BERT's 30,522 pieces) where that package is installed, else Open-i's.
+padded to 512 tokens, and its class knows eager attention alone; the original RaTEScore puts one sentence at a time
+through its recogniser (`batch_size=1`, its default) and each report's names through its encoder. Both are written out
+here from what their code does. Pairs: a reference with the reports of other studies, four for each, as a group of
+completions has; a report is the findings, as CREPE's authors take it, and what its padding saves depends on its
+length. Time is this process's, of all its threads. The vocabulary is MiniLM's (BERT's 30,522 pieces) where that
+package is installed, else Open-i's.
 Writes outputs/bench/learned_metrics/results.json. A figure is not a test: exits 0 whether or not the bars hold.
 """
 
@@ -131,7 +133,7 @@ def compare(name: str, ours: tuple, theirs: tuple) -> tuple[dict, dict]:
 
 def main() -> None:
     (args,) = parse(BenchArguments)
-    sections = [text_columns(study, "findings+impression", "plain") for study in read_studies()[0]]
+    sections = [text_columns(study, "findings", "plain") for study in read_studies()[0]]
     texts = list(dict.fromkeys(each["report"] for each in sections if each["report"]))
     rng = np.random.default_rng(0)
     chosen = [texts[i] for i in rng.choice(len(texts), args.references * (GROUP + 1), replace=False)]
@@ -145,7 +147,7 @@ def main() -> None:
         folder = Path(folder)
         save(CrepeModel(CrepeConfig(vocab_size=len(tokenizer), **sizes)), tokenizer, folder / "crepe")
         crepe = Crepe(folder / "crepe", device="cpu")
-        bert = BertModel(crepe.model.config).eval()
+        bert = BertModel._from_config(crepe.model.config, attn_implementation="eager").eval()
         bert.load_state_dict(crepe.model.bert.state_dict())
         crepe(generated[:2], references[:2])  # what is made at the first call
         ours = timed(crepe, generated, references)
@@ -153,6 +155,8 @@ def main() -> None:
             "CREPE", ours, timed(crepe_one_by_one, crepe, bert, generated[:some], references[:some])
         )
         checks.append(check)
+        tokens = crepe.tokenizer(references, generated)["input_ids"]
+        figures["crepe"]["tokens_of_a_pair"] = float(np.mean([len(each) for each in tokens]))
         config = DebertaV2Config(
             vocab_size=len(tokenizer), **sizes, relative_attention=True, pos_att_type=["p2c", "c2p"],
             position_buckets=256, type_vocab_size=0, pad_token_id=0, id2label=dict(enumerate(LABELS)),
