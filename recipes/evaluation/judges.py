@@ -179,6 +179,8 @@ def judge_radfact(answers: Answers, prompts: str, generated: Sequence[str], refe
 def _scores(values: dict[str, list[float]], found: Sequence[object]) -> Scores:
     failed = np.array([isinstance(each, str) for each in found], dtype=bool)
     reason = next((each for each in found if isinstance(each, str)), "")
+    if reason.startswith("the endpoint refused"):
+        reason = reason.partition(":")[0]  # what a server says of a request may quote the report
     return Scores({name: np.asarray(each, dtype=np.float64) for name, each in values.items()}, failed, reason)
 
 

@@ -1,6 +1,6 @@
 """Times CREPE and RaTEScore against the way in which their originals score, on Open-i's reports, at the real sizes.
 
-    python tests/bench/learned_metrics.py            # a BERT-base, a DeBERTa-base: about 4 minutes of one idle core
+    python tests/bench/learned_metrics.py            # a BERT-base, a DeBERTa-base: about 8 minutes of one core
     python tests/bench/learned_metrics.py --quick    # tiny ones: the bars are not meant for them
 
 Weights are random, alike on both sides, and so scores are compared. The original CREPE scores one pair at a time,
