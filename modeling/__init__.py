@@ -5,11 +5,13 @@ import os
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration_chexbert import CheXbertConfig
+from .configuration_crepe import CrepeConfig
 from .configuration_discbert import DiscBertConfig
 from .configuration_llmrg4 import LLMRG4Config
 from .configuration_lmrrg import BiomedCLIPConfig, LMRRGConfig
 from .configuration_radgraph import RadGraphConfig
 from .modeling_chexbert import CheXbertModel
+from .modeling_crepe import CrepeModel
 from .modeling_discbert import DiscBertModel
 from .modeling_llmrg4 import LLMRG4ForConditionalGeneration, LLMRG4Model
 from .modeling_lmrrg import BiomedCLIPModel, LMRRGForConditionalGeneration, LMRRGModel
@@ -22,6 +24,8 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 AutoConfig.register(CheXbertConfig.model_type, CheXbertConfig)
 AutoModel.register(CheXbertConfig, CheXbertModel)
+AutoConfig.register(CrepeConfig.model_type, CrepeConfig)
+AutoModel.register(CrepeConfig, CrepeModel)
 AutoConfig.register(DiscBertConfig.model_type, DiscBertConfig)
 AutoModel.register(DiscBertConfig, DiscBertModel)
 AutoConfig.register(LLMRG4Config.model_type, LLMRG4Config)
@@ -42,6 +46,8 @@ __all__ = [
     "BiomedCLIPModel",
     "CheXbertConfig",
     "CheXbertModel",
+    "CrepeConfig",
+    "CrepeModel",
     "DiscBertConfig",
     "DiscBertModel",
     "LLMRG4Config",

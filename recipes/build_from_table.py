@@ -15,6 +15,7 @@ test.parquet, build.json (arguments, counts), and skipped.csv: what was left out
 
 import json
 from dataclasses import dataclass, field
+from typing import Literal
 
 from recipes.cli import parse, run
 from recipes.data.columns import TableReader, match_columns
@@ -27,8 +28,8 @@ from recipes.data.tables import read_records
 from recipes.files import InputError
 
 
-def argument(default, help: str, **metadata):
-    return field(default=default, metadata={"help": help, **metadata})
+def argument(default, help: str):
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -45,10 +46,10 @@ class BuildArguments:
     encoding: str | None = argument(None, "Encoding of a text table without a byte-order mark; default UTF-8.")
     date_format: str | None = argument(None, "Form of the dates where it is not ISO's, such as %%d/%%m/%%Y.")
     subjects: bool = argument(True, "Subjects are named by the table; --no_subjects takes each study as one.")
-    target: str = argument("findings+impression", "Sections that are the report to write.", choices=list(TARGETS))
-    cleaning: str = argument("plain", "Cleaning of the sections.", choices=list(CLEANINGS))
+    target: Literal[*TARGETS] = argument("findings+impression", "Sections that are the report to write.")
+    cleaning: Literal[CLEANINGS] = argument("plain", "Cleaning of the sections.")
     image_size: int = argument(512, "Pixels of the side that --image_size_of names; 0 stores all pixels.")
-    image_size_of: str = argument("longest", "Side that is shrunk to --image_size.", choices=list(SIDES))
+    image_size_of: Literal[SIDES] = argument("longest", "Side that is shrunk to --image_size.")
     max_images: int = argument(0, "Images per study: a frontal one, a lateral one, then others; 0 for all.")
     prior_images: bool = argument(False, "Storing of the frontal image of the study before, too.")
     fractions: list[float] = field(

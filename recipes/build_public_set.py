@@ -14,6 +14,7 @@ skipped.csv: what was left out, and why. None of the sets may be given on: what 
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from recipes.build_from_table import argument, show
 from recipes.cli import parse, run
@@ -32,19 +33,17 @@ SETS = ("rexgradient-160k", "chexpert-plus", "padchest-gr", "rexrank")
 class BuildArguments:
     """Arguments of the builder."""
 
-    set: str = field(metadata={"help": "Public set to build.", "choices": list(SETS)})
+    set: Literal[SETS] = field(metadata={"help": "Public set to build."})
     root: str = field(metadata={"help": "Folder with the set's files as they came (rexrank: with its images)."})
     out: str = field(metadata={"help": "Folder to write; an earlier build there is replaced."})
     images: str | None = argument(None, "Folder of the images where they are not below --root.")
     files: list[str] = field(default_factory=list, metadata={"help": "JSON files of ReXrank (with --set rexrank)."})
-    split_scheme: str = argument(
-        "official", "Split of CheXpert Plus: its own, or ReXrank's.", choices=list(public_sets.SCHEMES)
-    )
-    language: str = argument("en", "Language of PadChest-GR's sentences.", choices=list(public_sets.LANGUAGES))
-    target: str = argument("findings+impression", "Sections that are the report to write.", choices=list(TARGETS))
-    cleaning: str = argument("plain", "Cleaning of the sections.", choices=list(CLEANINGS))
+    split_scheme: Literal[public_sets.SCHEMES] = argument("official", "Split of CheXpert Plus: its own, or ReXrank's.")
+    language: Literal[public_sets.LANGUAGES] = argument("en", "Language of PadChest-GR's sentences.")
+    target: Literal[*TARGETS] = argument("findings+impression", "Sections that are the report to write.")
+    cleaning: Literal[CLEANINGS] = argument("plain", "Cleaning of the sections.")
     image_size: int = argument(512, "Pixels of the side that --image_size_of names; 0 stores all pixels.")
-    image_size_of: str = argument("longest", "Side that is shrunk to --image_size.", choices=list(SIDES))
+    image_size_of: Literal[SIDES] = argument("longest", "Side that is shrunk to --image_size.")
     max_images: int = argument(0, "Images per study: a frontal one, a lateral one, then others; 0 for all.")
     prior_images: bool = argument(False, "Storing of the frontal image of the study before, too.")
     labeler: str = argument("lexical", "Labeler of the reports without labels: lexical, or chexbert:MODEL.")

@@ -11,6 +11,12 @@
     python recipes/evaluate.py --predictions medversa=rexrank.json --out outputs/scores            # with references
     python recipes/evaluate.py --predictions r2gen=res.json --references gts.json --out outputs/scores
 
+    python recipes/evaluate.py --preset rexrank --references ReXRank_IUXray_test.json --predictions mine=mine.jsonl \
+        --out outputs/rexrank                  # the board's seven metrics, and a submission, submission_mine.json
+
+    python recipes/evaluate.py --dataset outputs/data/phantom --predictions sft=outputs/phantom/sft.jsonl \
+        --judge green radfact --endpoint http://127.0.0.1:8000/v1 --llm Qwen/Qwen2.5-7B-Instruct --out outputs/judged
+
 `--out` is a folder: metrics.json (every figure, labeler, versions, protocol; no report text), tables.md, tables.tex,
 errors.jsonl (what each report gets wrong, with the sentences) and report.html; with `--case STUDY_ID` case.html, that
 study under all its scenarios. Two baselines stand beside every model: one fixed normal report, and the report of the
@@ -37,9 +43,11 @@ from recipes.evaluation.inputs import (
     name_files,
     reference_figures,
 )
+from recipes.evaluation.judges import WHY_MINE
 from recipes.evaluation.paper_comparison import PAPERS, compare_with_papers
 from recipes.evaluation.references import read_originals
 from recipes.evaluation.report_page import write_report_page
+from recipes.evaluation.rexrank import write_submissions
 from recipes.evaluation.score_tables import print_tables, write_latex, write_markdown
 from recipes.evaluation.scores import measure_systems, summarise
 from recipes.files import replacing
@@ -92,6 +100,28 @@ class EvaluateArguments:
             "help": "Hallucinations: the categories that a report's scenario forbids, or any, as the published script."
         },
     )
+    crepe: str | None = field(
+        default=None, metadata={"help": "CREPE, a folder of convert_crepe.py or train_crepe.py."}
+    )
+    ratescore_ner: str | None = field(
+        default=None, metadata={"help": "RaTEScore's entity recogniser, such as Angelakeke/RaTE-NER-Deberta."}
+    )
+    ratescore_encoder: str | None = field(
+        default=None, metadata={"help": "RaTEScore's encoder of names, such as FremyCompany/BioLORD-2023-C."}
+    )
+    judge: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Judges by language model, some of green, crimson and radfact: one call a report or more."},
+    )
+    llm: str | None = field(
+        default=None, metadata={"help": "The judges' language model: its name at --endpoint, else a folder or Hub id."}
+    )
+    endpoint: str | None = field(
+        default=None, metadata={"help": "The judges' server, as http://127.0.0.1:8000/v1; none: in this process."}
+    )
+    endpoint_is_mine: bool = field(default=False, metadata={"help": WHY_MINE})
+    judge_prompts: str = field(default="prompts", metadata={"help": "Folder of the judges' prompts, judge_*.txt."})
+    judge_retries: int = field(default=6, metadata={"help": "Number of times that a failed request is sent again."})
     margin: float = field(default=0.2, metadata={"help": "Margin m of MCCS."})
     compare: Literal["paper", *PAPERS] | None = field(
         default=None,
@@ -156,6 +186,8 @@ def main() -> None:
         if args.case is not None:
             cases = case_rows(truth, systems, args.case)
             write_report_page(folder / "case.html", figures, cases, metrics.labeler, args.case)
+        if args.preset == "rexrank":
+            write_submissions(folder, args.references, systems, truth)
     print_tables(figures)
     if args.write_model_card:
         print(f"{write_card(args.write_model_card, figures)} is the model's card")

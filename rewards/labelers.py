@@ -8,10 +8,10 @@ published with it), on whose output CheXbert was trained: "likely" is positive a
 is only called stable is uncertain, vascular congestion is uncertain edema, a granuloma is no lung lesion, lungs that
 are clear leave Lung Opacity blank. Two rules differ, since human indexers of Open-i read them otherwise: "no new
 opacity" is negative, and "A or B" leaves both uncertain only where they are rival diagnoses (see `_Scopes`). A third
-rule is ours: a mediastinum that is only called stable is blank, and together with the heart ("cardiomediastinal")
-uncertain without standing against No Finding. Where those rules are silent: clips and wires are support devices, a
-rib's deformity is an uncertain fracture, an illness of the past and what an earlier study showed are not said of this
-image, and what is said of a tube's tip or position is not said of the tube.
+rule is ours: a mediastinum or a cardiomediastinal silhouette that is only called stable is blank, since its size is
+not said; uncertain, it would earn a reward as a finding. Where those rules are silent: clips and wires are support
+devices, a rib's deformity is an uncertain fracture, an illness of the past and what an earlier study showed are not
+said of this image, and what is said of a tube's tip or position is not said of the tube.
 """
 
 import re
@@ -25,18 +25,8 @@ import numpy as np
 from rewards.labels import CONDITIONS, NO_FINDING, CheXpertState
 
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = (int(state) for state in CheXpertState)
-STEADY = len(
-    CheXpertState
-)  # uncertain, but no reason against No Finding: "the cardiomediastinal silhouette is stable"
-UNSIZED = STEADY + 1  # "the mediastinum is stable": neither wide nor normal
-_STRENGTH = (
-    BLANK,
-    UNSIZED,
-    NEGATIVE,
-    STEADY,
-    UNCERTAIN,
-    POSITIVE,
-)  # rising: of several mentions, the strongest decides
+UNSIZED = len(CheXpertState)  # "the mediastinum is stable": neither wide nor normal
+_STRENGTH = (BLANK, UNSIZED, NEGATIVE, UNCERTAIN, POSITIVE)  # rising: of several mentions, the strongest decides
 OTHER = len(CONDITIONS)  # stands for an abnormality outside the 13, which only blocks No Finding
 MEDIASTINUM = OTHER + 1  # stands for Enlarged Cardiomediastinum where the heart is not named
 ENLARGED_CARDIOMEDIASTINUM = CONDITIONS.index("Enlarged Cardiomediastinum")
@@ -119,7 +109,8 @@ MENTIONS = {
     ("Pneumonia",): """pneumonia, pneumonic, bronchopneumonia, pneumonitis, infection, superinfection, infectious,
         infectious process|etiology|disease""",
     ("Atelectasis",): """atelectasis, atelectases, atelectatic, atelectatic change, collapse, collapsed""",
-    ("Pneumothorax",): """pneumothorax, pneumothoraces, ptx, pleural air""",
+    ("Pneumothorax",): """pneumothorax, pneumothoraces, ptx, pleural air, air in|within the left|right|- pleural space,
+        pleural space is|are largely|completely|partially|- filled with air""",
     ("Pleural Effusion",): """effusion, pleural effusion, pleural fluid, pleural|fluid collection, hydrothorax,
         hemothorax, haemothorax, hemothoraces, empyema, pleural or|and|/ pericardial effusion, fissural fluid,
         fluid in the right|left|major|minor|- fissure""",
@@ -226,8 +217,8 @@ CUES = {
         differential diagnosis""",
     MAY: """may, might, could, would""",
     SUSPECT: """possible, possibility, presumed, potential, questionable, question, questioned, suspected, suspect,
-        unlikely, less likely, considered, consideration, doubtful, in the differential, to|must|should be excluded,
-        difficult|hard to entirely|completely|- exclude""",
+        unlikely, less likely, not|isn't very|- likely, considered, consideration, doubtful, in the differential,
+        to|must|should be excluded, difficult|hard to entirely|completely|- exclude""",
     EXCLUDE: """exclude, excludes, excluding, rule out""",
     EXCLUDED: """excluded, ruled out""",
     SEEN: """seen, identified, visualized, visualised, demonstrated, appreciated, evident, present, detected, noted,
@@ -848,7 +839,7 @@ _STATES = {
     NO_CHANGE: UNCERTAIN,
 }
 _STATES_OF = {
-    ENLARGED_CARDIOMEDIASTINUM: {**_STATES, STABLE: STEADY, NO_CHANGE: STEADY},
+    ENLARGED_CARDIOMEDIASTINUM: {**_STATES, STABLE: UNSIZED, NO_CHANGE: UNSIZED},
     MEDIASTINUM: {**_STATES, STABLE: UNSIZED, NO_CHANGE: UNSIZED},
     CONDITIONS.index("Cardiomegaly"): {**_STATES, PROMINENT: UNCERTAIN},
     LUNG_OPACITY: {**_STATES, OBSCURED: BLANK, STABLE: BLANK, NO_CHANGE: BLANK},
@@ -973,10 +964,10 @@ class LexicalLabeler:
     name = "lexical"
 
     def __init__(self, stable_mediastinum: CheXpertState = CheXpertState.BLANK):
-        """`stable_mediastinum`: the state of a mediastinum that is only called stable. With CheXpert's, uncertain, it
-        stands against No Finding too."""
-        self._output = (BLANK, POSITIVE, NEGATIVE, UNCERTAIN, UNCERTAIN, int(stable_mediastinum))
-        doubted = () if stable_mediastinum == BLANK else (STEADY, UNSIZED)
+        """`stable_mediastinum`: the state of a mediastinum, with the heart or without, that is only called stable.
+        With CheXpert's, uncertain, it stands against No Finding too."""
+        self._output = (BLANK, POSITIVE, NEGATIVE, UNCERTAIN, int(stable_mediastinum))
+        doubted = () if stable_mediastinum == BLANK else (UNSIZED,)
         self._abnormal = frozenset(_STRENGTH.index(state) for state in (POSITIVE, UNCERTAIN, *doubted))
 
     def __call__(self, texts: Iterable[str]) -> np.ndarray:

@@ -44,6 +44,19 @@ def _make_bertscore(material: Material) -> Reward:
     return make_bertscore_reward(material.settings.bertscore, untagged=material.settings.untagged)
 
 
+def _make_crepe(material: Material) -> Reward:
+    from rewards.crepe import make_crepe_reward
+
+    return make_crepe_reward(material.settings.crepe, untagged=material.settings.untagged)
+
+
+def _make_ratescore(material: Material) -> Reward:
+    from rewards.ratescore import make_ratescore_reward
+
+    settings = material.settings
+    return make_ratescore_reward(settings.ratescore_ner, settings.ratescore_encoder, untagged=settings.untagged)
+
+
 def _make_radcliq(material: Material) -> Reward:
     """RadCliQ of the parts that it was fitted on (LM-RRG, section 2.3)."""
     from rewards.bertscore import BERTScore
@@ -78,6 +91,8 @@ REWARDS: dict[str, Callable[[Material], Reward]] = {
         version=m.settings.radcliq_version, transform=m.settings.reward_transform, untagged=m.settings.untagged
     ),
     "radcliq": _make_radcliq,
+    "crepe": _make_crepe,
+    "ratescore": _make_ratescore,
 }
 
 
@@ -116,6 +131,18 @@ class RewardArguments:
     chexbert: str = field(
         default="outputs/chexbert",
         metadata={"help": "CheXbert of radcliq: a folder that recipes/convert_chexbert.py wrote, or a Hub id."},
+    )
+    crepe: str = field(
+        default="outputs/crepe",
+        metadata={"help": "CREPE of the reward crepe: a folder of recipes/convert_crepe.py or train_crepe.py."},
+    )
+    ratescore_ner: str = field(
+        default="Angelakeke/RaTE-NER-Deberta",
+        metadata={"help": "Entity recogniser of the reward ratescore: a folder or a Hub id."},
+    )
+    ratescore_encoder: str = field(
+        default="FremyCompany/BioLORD-2023-C",
+        metadata={"help": "Encoder of entity names of the reward ratescore: a folder or a Hub id."},
     )
 
 

@@ -18,7 +18,7 @@ NAMES = (
     *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "*.index.json"),
 )
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-BERTS = ("bert", "cxr-bert", "chexbert", "discbert")  # their encoder's weights have the same names
+BERTS = ("bert", "cxr-bert", "chexbert", "discbert", "crepe")  # their encoder's weights have the same names
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 
 

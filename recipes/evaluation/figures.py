@@ -5,6 +5,9 @@ import re
 from recipes.evaluation.bootstrap import QUANTITIES, efficacy_name
 
 ORIGINAL = "original/"  # before the name of a figure against the original references
+BOARD = "rexrank/"  # before a figure's name on ReXrank's board
+STAND_IN = " (stand-in)"  # behind it where a part stands in for the published model
+BOARD_METRICS = ("1/RadCliQ-v1", "BLEU", "BertScore", "SembScore", "RadGraph", "RaTEScore", "GREEN")
 PRESETS = {
     "mrgr1": {
         "title": "MRG-R1",
@@ -33,6 +36,12 @@ PRESETS = {
         "why": "Micro-averaged, 14 labels (Table 4 also 5), uncertain as positive as in its published code; "
         "NLG against the cleaned reports, and against the original ones with --original_references.",
     },
+    "rexrank": {
+        "title": "ReXrank",
+        "figures": [BOARD + name + suffix for name in BOARD_METRICS for suffix in ("", STAND_IN)],
+        "why": "The board's seven metrics by its names, in its order. 1/RadCliQ-v1 is one by the mean of RadCliQ-v1; "
+        "the others are means over reports. What says stand-in cannot be set beside the board's rows.",
+    },
 }
 HEADLINE = (
     efficacy_name("14", "positive", "micro", "f1"),
@@ -43,6 +52,7 @@ HEADLINE = (
     *("mccs", "bleu-1", "bleu-4", "meteor", "meteor_lite", "rouge-l", "cider"),
     *("radgraph/partial", "radgraph_lexical/partial", "bertscore", "lexical_words"),
     *("radcliq-v1", "radcliq_lite-v1", "hall", ORIGINAL + "bleu-4"),
+    *("crepe", "ratescore", "green", "crimson", "radfact/f1"),
 )
 
 
@@ -64,6 +74,30 @@ _TITLES = {
     "rouge-l": ("ROUGE-L, mean over reports", "ROUGE-L", "higher", [0, 1], "nlg"),
     "cider": ("CIDEr-D, mean over reports", "CIDEr", "higher", [0, 10], "nlg"),
     "bertscore": ("BERTScore F1, rescaled, mean over reports", "BERTScore", "higher", None, "graph"),
+    "temporal_f1": ("Temporal F1 (words of change), mean over reports", "temporal F1", "higher", [0, 1], "other"),
+    "crepe": ("CREPE, predicted errors, mean over reports", "CREPE", "lower", None, "other"),
+    "ratescore": ("RaTEScore, mean over reports", "RaTEScore", "higher", None, "other"),
+    "green": ("GREEN by a language model, mean over the reports with an answer", "GREEN", "higher", [0, 1], "other"),
+    "crimson": (
+        "CRIMSON by a language model, mean over the reports with an answer",
+        "CRIMSON",
+        "higher",
+        [-1, 1],
+        "other",
+    ),
+    "radfact/precision": ("RadFact, logical precision by a language model", "RadFact P", "higher", [0, 1], "other"),
+    "radfact/recall": ("RadFact, logical recall by a language model", "RadFact R", "higher", [0, 1], "other"),
+    "radfact/f1": ("RadFact, F1 of mean precision and mean recall", "RadFact F1", "higher", [0, 1], "other"),
+    **{
+        f"{name}/failed": (
+            f"Share of reports without a usable answer for {name}",
+            f"{name} failed",
+            None,
+            [0, 1],
+            "other",
+        )
+        for name in ("green", "crimson", "radfact")
+    },
     "lexical_words": ("F1 of words, mean over reports (instead of BERTScore)", "words F1", "higher", [0, 1], "graph"),
 }
 
@@ -82,6 +116,12 @@ def describe(name: str) -> dict:
         entry = f"BLEU-{base[5:]} of the corpus", f"BLEU-{base[5:]}", "higher", [0, 1], "nlg"
     elif base.startswith("errors/"):
         entry = f"Errors of the kind {base[7:]}, mean per report", base[7:], "lower", None, "errors"
+    elif base.startswith(BOARD):
+        short = base.removeprefix(BOARD)
+        stand_in = ", of parts that stand in for the published ones" if short.endswith(STAND_IN) else ""
+        metric = short.removesuffix(STAND_IN)
+        mean = "one by the mean of RadCliQ-v1" if metric == BOARD_METRICS[0] else "mean over reports"
+        entry = f"{metric} of ReXrank's board, {mean}{stand_in}", short, "higher", None, "other"
     elif base.startswith("radgraph"):
         parser, level = base.split("/")
         stand_in = "" if parser == "radgraph" else " (lexical graphs stand in for RadGraph's)"

@@ -14,9 +14,11 @@ from datasets import concatenate_datasets, disable_progress_bars
 from recipes.data.labels import CHEXBERT
 from recipes.data.schema import read_dataset
 from recipes.evaluation.baselines import NEAREST, NORMAL_REPORT, TEMPLATE, encoded_images, nearest_reports
-from recipes.evaluation.figures import HEADLINE, PRESETS, describe
+from recipes.evaluation.figures import HEADLINE, PRESETS, STAND_IN, describe
+from recipes.evaluation.judges import check_sources, load_judges
 from recipes.evaluation.prediction_files import odd_texts, read_predictions, split_id
 from recipes.evaluation.references import Truth, read_truth, read_truth_file, scenario_folders
+from recipes.evaluation.rexrank import board_truth, read_board
 from recipes.evaluation.scores import Metrics, System, lengths
 from recipes.files import InputError, read_commit
 from recipes.rg4.pipeline import load_judge
@@ -85,6 +87,7 @@ def load_metrics(args, labeler: Callable) -> Metrics:
             metrics.semb = make_semb_part(embedder.embed, lite=False)
     except (OSError, ValueError) as error:
         raise InputError(f"--radgraph, --bertscore or --semb: {error}") from error
+    _load_learned(args, metrics)
     if args.hall_judge:
         metrics.judge = load_judge(args.hall_judge)
     if args.meteor == "yes":
@@ -99,10 +102,31 @@ def load_metrics(args, labeler: Callable) -> Metrics:
     return metrics
 
 
+def _load_learned(args, metrics: Metrics) -> None:
+    """CREPE, RaTEScore and the judges that `args` names."""
+    metrics.rexrank = args.preset == "rexrank"
+    if bool(args.ratescore_ner) != bool(args.ratescore_encoder):
+        raise InputError("RaTEScore needs both --ratescore_ner and --ratescore_encoder")
+    try:
+        if args.crepe:
+            from rewards.crepe import Crepe  # needs torch, as does the next one
+
+            metrics.crepe = Crepe(args.crepe)
+        if args.ratescore_ner:
+            from rewards.ratescore import RaTEScore
+
+            metrics.ratescore = RaTEScore(args.ratescore_ner, args.ratescore_encoder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--crepe, --ratescore_ner or --ratescore_encoder: {error}") from error
+    metrics.judges = load_judges(args, f"{args.out}.answers.sqlite")
+
+
 def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict[str, dict], list[str]]:
     """References, each system's completions (see `scores.measure_systems`) with the baselines first, and notes."""
     disable_progress_bars()  # they would break the tables
     truth = _read_truth(args, files, labeler)
+    columns = [rows.unique("source") if "source" in rows.features else [None] for rows in truth.rows.values()]
+    check_sources(args, {source for column in columns for source in column})
     ids, notes = dict.fromkeys(truth.ids), list(truth.notes)
     entries = {
         name: entry | _read_system(entry["file"], ids, args.only_common, notes) for name, entry in files.items()
@@ -142,7 +166,9 @@ def _read_truth(args, files: dict[str, dict], labeler: Callable) -> Truth:
                 raise InputError(f"there is no predictions file {file}")
     if args.dataset:
         return read_truth(args.dataset, args.split, labeler)
-    return read_truth_file(args.references or next(iter(files.values()))["file"], labeler)
+    file = args.references or next(iter(files.values()))["file"]
+    board = read_board(file) if args.preset == "rexrank" else None
+    return board_truth(file, board, labeler) if board else read_truth_file(file, labeler)
 
 
 def _expand(file: str) -> dict[str | None, str]:
@@ -250,7 +276,7 @@ def describe_run(args, metrics: Metrics, truth: Truth, systems: dict[str, System
         versions["nltk"] = version("nltk")
     presets = {
         name: {**preset, "figures": [figure for figure in preset["figures"] if figure in names],
-               "absent": [figure for figure in preset["figures"] if figure not in names]}
+               "absent": [figure for figure in preset["figures"] if figure not in names and STAND_IN not in figure]}
         for name, preset in PRESETS.items()
     }  # fmt: skip
     part = metrics.bertscore.name if metrics.bertscore else "words in common"
@@ -273,6 +299,9 @@ def describe_run(args, metrics: Metrics, truth: Truth, systems: dict[str, System
             "semb": args.semb or (metrics.labeler.name if metrics.semb else "labels in common"),
             "hall_judge": metrics.judge.name if metrics.judge else None,
             "hall_mode": args.hall_mode if metrics.judge else None,
+            "crepe": metrics.crepe.name if metrics.crepe else None,
+            "ratescore": args.ratescore_ner,
+            "judges": f"{', '.join(metrics.judges.names)} by {args.llm}" if metrics.judges else None,
         },
         "figures": {name: describe(name) for name in names},
         "labeler": metrics.labeler.name,

@@ -41,6 +41,7 @@ from recipes.evaluation.figures import ORIGINAL, SHOWN
 from recipes.evaluation.meteor import meteor_lite, meteor_of_sums, meteor_statistics
 from recipes.evaluation.prediction_files import COSTS, HTML, LONG
 from recipes.evaluation.references import Truth
+from recipes.evaluation.rexrank import board_part, learned_parts
 from recipes.files import InputError
 from rewards.bleu import bleu_of_sums, match_statistics
 from rewards.ce_f1 import report_f1
@@ -69,6 +70,10 @@ class Metrics:
     judge: Callable | None = None  # of hallucinations
     hall_mode: str = "scenario"
     meteor: bool = True
+    crepe: Callable | None = None
+    ratescore: Callable | None = None
+    judges: Callable | None = None  # recipes.evaluation.judges.Judges
+    rexrank: bool = False  # also by the names and definitions of ReXrank's board
     evidence: Evidence = field(default_factory=Evidence)
 
 
@@ -144,7 +149,8 @@ def measure_systems(
         parts += _text_parts(reports, references, tables[0])
         if originals:
             parts += _text_parts(reports, [originals[row] for row in rows], tables[-1], ORIGINAL)
-        parts.append(_composite_part(reports, references, metrics))
+        parts += _composite_parts(reports, references, metrics)
+        parts += learned_parts(name, reports, references, metrics)
         kind = {key: entry.get(key) for key in ("kind", "of", "file")}
         systems[name] = System(name, kind.pop("kind"), rows, completions, reports, states, errors, parts, **kind)
         costs = [cost for study in entry["completions"] for cost in entry.get("costs", {}).get(study, ())]
@@ -162,6 +168,7 @@ def measure_systems(
             "METEOR was not computed: it needs Java and there is no `java` on the PATH; meteor_lite in its place, "
             "nltk's without synonyms, is not comparable with the papers'"
         )
+    notes += metrics.judges.notes if metrics.judges else []
     return systems, notes
 
 
@@ -199,7 +206,7 @@ def _text_parts(reports: list[str], references: list[str], table, prefix: str = 
     return [Part(counts, figures, figures(smooth)), means_part(means)]
 
 
-def _composite_part(reports: list[str], references: list[str], metrics: Metrics) -> Part:
+def _composite_parts(reports: list[str], references: list[str], metrics: Metrics) -> list[Part]:
     """RadGraph F1 of each level, BERTScore or words in common, and RadCliQ of both versions; an empty report is 0."""
     parser, lexical = metrics.radgraph or LexicalGraph(), make_lexical_parts()
     graph_name = "radgraph" if metrics.radgraph else "radgraph_lexical"
@@ -221,7 +228,11 @@ def _composite_part(reports: list[str], references: list[str], metrics: Metrics)
     for version in PARAMETERS:
         scores[f"radcliq{'' if published else '_lite'}-{version}"] = radcliq_score(**values, version=version)
     scores = {name: column * has_text if name.startswith("radgraph") else column for name, column in scores.items()}
-    return means_part({**scores, parts["bertscore"].name: values["bertscore"]})
+    composite = means_part({**scores, parts["bertscore"].name: values["bertscore"]})
+    if not metrics.rexrank:
+        return [composite]
+    stand_ins = {name for name in ("bertscore", "semb") if parts[name].lite} | ({"radgraph"} - {graph_name})
+    return [composite, board_part(values, stand_ins)]
 
 
 def _add_meteor(systems: list[System], references: dict[str, list[str]]) -> None:

@@ -189,6 +189,8 @@ def write_card(configs: Configs, sources: set[str], build: dict, repository: str
 def _name_type(feature) -> str:
     if isinstance(feature, Image):
         return "image"
+    if isinstance(feature, dict):
+        return "object"
     return f"list of {_name_type(feature.feature)}" if isinstance(feature, List) else str(feature.dtype)
 
 

@@ -12,6 +12,7 @@ from recipes.data.labels import load_labeler
 from recipes.evaluation.comparisons import too_few_resamples
 from recipes.evaluation.figures import HEADLINE, PRESETS, SHOWN, describe
 from recipes.evaluation.inputs import load_metrics, name_files
+from recipes.evaluation.judges import Scores, answered_part
 from recipes.evaluation.references import Truth
 from recipes.evaluation.score_tables import _latex, cell, make_tables, write_latex, write_markdown
 from recipes.evaluation.scores import Metrics, lengths, measure_systems, summarise
@@ -143,6 +144,18 @@ def expand(pattern: str) -> set[str]:
     return {before + choice + tail for choice in choices.split(",") for tail in expand(after)}
 
 
+class EveryJudge:
+    """Says 0.5 of every pair, as each of the judges."""
+
+    notes = ()
+
+    def parts(self, system, generated, references):
+        figures = {"green": ["green"], "crimson": ["crimson"], "radfact": ["radfact/precision", "radfact/recall"]}
+        for name, own in figures.items():
+            values = {each: np.full(len(generated), 0.5) for each in own}
+            yield answered_part(name, Scores(values, np.zeros(len(generated), dtype=bool), ""))
+
+
 def test_every_figure_is_documented():
     """The table of recipes/scoring.md has all names, and no others."""
     text = (Path(__file__).parents[2] / "recipes" / "scoring.md").read_text()
@@ -151,9 +164,17 @@ def test_every_figure_is_documented():
     judge = lambda texts: np.zeros((len(texts), 4), int)  # noqa: E731
     own = {prefix + name for prefix in ("", "original/") for name in ("meteor", "meteor_lite")}  # by or without Java
     for metrics in (
-        Metrics(LexicalLabeler(), meteor=False, judge=judge, hall_mode="any"),
+        Metrics(LexicalLabeler(), meteor=False, judge=judge, hall_mode="any", rexrank=True),
         Metrics(
-            LexicalLabeler(), radgraph=Parser(), bertscore=part("bertscore", 0.4), semb=part("semb", 0.6), meteor=False
+            LexicalLabeler(),
+            radgraph=Parser(),
+            bertscore=part("bertscore", 0.4),
+            semb=part("semb", 0.6),
+            meteor=False,
+            crepe=part("crepe", 2.0),
+            ratescore=part("ratescore", 0.5),
+            judges=EveryJudge(),
+            rexrank=True,
         ),
     ):
         labeler = metrics.labeler
@@ -261,7 +282,8 @@ def test_names_of_systems():
 
 
 ARGUMENTS = {"margin": 0.2, "hall_mode": "scenario", "hall_judge": None, "meteor": "no", "resamples": 100,
-             "radgraph": None, "bertscore": None, "semb": None}  # fmt: skip
+             "radgraph": None, "bertscore": None, "semb": None, "crepe": None, "ratescore_ner": None,
+             "ratescore_encoder": None, "preset": "all", "judge": [], "out": "outputs/none"}  # fmt: skip
 
 
 def test_a_chexbert_labels_and_embeds_in_one_pass(tmp_path):

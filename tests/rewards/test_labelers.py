@@ -262,6 +262,20 @@ TYPESET = [
     ("Mild effusion -\nno edema.", "+EF -ED", "a dash"),
 ]
 
+IMPROBABLE = [
+    ("Opacity not likely secondary to edema.", "+LO ?ED", "as unlikely"),
+    ("Pneumonia is not likely.", "?PN", "behind the finding"),
+    ("This is not very likely pneumonia.", "?PN", "not very likely"),
+    ("Likely pneumonia.", "+PN", "likely alone is positive in CheXpert"),
+]
+
+PLEURAL_AIR = [
+    ("The right pleural space is largely filled with air.", "+PX", "what a pneumothorax is"),
+    ("Air in the left pleural space.", "+PX", "in the space"),
+    ("No air within the pleural space.", "-PX", "denied"),
+    ("Air in the stomach.", "", "elsewhere"),
+]
+
 CONGESTION = [
     ("Vascular congestive changes.", "?ED", "as vascular congestion"),
     ("Mild central pulmonary venous congestive changes.", "?ED", "as venous congestion"),
@@ -285,7 +299,13 @@ HEART = [
     ("Stable mediastinal silhouette.", "", "its size is not named"),
     ("The heart and mediastinum are stable.", "?CM", "the heart alone"),
     ("The mediastinum is widened and stable.", "+EC", "stable yields to a finding"),
-    ("Stable cardiomediastinal silhouette with normal heart size.", "?EC -CM", "each its own"),
+    (
+        "Stable cardiomediastinal silhouette with normal heart size.",
+        "-CM",
+        "the heart has a size, the silhouette none",
+    ),
+    ("The cardiomediastinal silhouette is unchanged.", "", "as little a finding as a stable mediastinum"),
+    ("The cardiomediastinal silhouette is stable. The mediastinum is normal.", "-EC", "normal says more"),
     ("The heart is stable in size and mildly enlarged.", "+CM", "stable yields to a finding"),
     ("The cardiac silhouette is mildly enlarged.", "+CM", "enlarged"),
     ("Mild enlargement of the cardiac silhouette.", "+CM", "enlargement of"),
@@ -338,7 +358,7 @@ SECTIONS = [
 ]
 
 
-READ_WRONGLY_ONCE = [*COMMAS, *CLAUSES, *DEVICES, *CHANGE, *EARLIER, *TYPESET, *CONGESTION]
+READ_WRONGLY_ONCE = [*COMMAS, *CLAUSES, *DEVICES, *CHANGE, *EARLIER, *TYPESET, *CONGESTION, *IMPROBABLE, *PLEURAL_AIR]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from rewards.labelers import LexicalLabeler
 from rewards.table import REWARDS, RewardArguments, import_reward, make_rewards
 
 TEXTS = ["There is a small left pleural effusion.", "The heart is enlarged. No pneumothorax."]
-WEIGHTS = {"bertscore", "radgraph", "radcliq"}  # tests/recipes/test_ppo_lmrrg.py makes these of tiny networks
+# tests/recipes/test_ppo_lmrrg.py makes these of tiny networks, and tests of their names the last two
+WEIGHTS = {"bertscore", "radgraph", "radcliq", "crepe", "ratescore"}
 OWN = """def length_reward(completions, **kwargs):
     return [float(len(completion)) for completion in completions]
 
@@ -70,7 +71,10 @@ def test_a_dotted_path_is_imported_from_the_working_directory(lab):
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("radclick", "there is no reward 'radclick'; choose among mccs, .*radcliq, or give the dotted path"),
+        (
+            "radclick",
+            "there is no reward 'radclick'; choose among mccs, .*radcliq, crepe, ratescore, or give the dotted path",
+        ),
         ("no_such_lab.mine", "the reward no_such_lab.mine cannot be imported: No module named 'no_such_lab'"),
         ("lab_of_this_test.mine", "the reward lab_of_this_test.mine cannot be imported: .* has no attribute 'mine'"),
         ("lab_of_this_test.number", "the reward lab_of_this_test.number is no function with a name, but 3"),
