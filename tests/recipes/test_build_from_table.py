@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -120,19 +121,59 @@ def test_every_kind_of_table_gives_the_same_rows(lab, monkeypatch):
         assert build(lab, lab / name, monkeypatch=monkeypatch) == expected, name
 
 
+def write_sheet(file: Path, rows: list[list]) -> None:
+    """An Excel workbook by hand: texts inline, numbers as floats, dates as days since 1899-12-30 in a date's style."""
+    from datetime import date
+
+    def cell(value) -> str:
+        if isinstance(value, str):
+            return f'<c t="inlineStr"><is><t>{value}</t></is></c>'
+        number, style = (
+            ((value - date(1899, 12, 30)).days, ' s="1"') if isinstance(value, date) else (float(value), "")
+        )
+        return f"<c{style}><v>{number}</v></c>"
+
+    lines = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in rows)
+    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    package = "http://schemas.openxmlformats.org/package/2006"
+    kinds = {"workbook": "xl/workbook.xml", "worksheet": "worksheets/sheet1.xml", "styles": "styles.xml"}
+    relation = {
+        kind: f'<Relationship Id="{kind}" Type="{office}/{kind}" Target="{path}"/>' for kind, path in kinds.items()
+    }
+    relation["workbook"] = relation["workbook"].replace(f"{office}/workbook", f"{office}/officeDocument")
+    links = f'<Relationships xmlns="{package}/relationships">{{}}</Relationships>'
+    sheet = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+    parts = {
+        "[Content_Types].xml": f'<Types xmlns="{package}/content-types"><Default Extension="rels" ContentType='
+        '"application/vnd.openxmlformats-package.relationships+xml"/><Default Extension="xml" ContentType='
+        f'"application/xml"/><Override PartName="/xl/workbook.xml" ContentType="{sheet}.sheet.main+xml"/></Types>',
+        "_rels/.rels": links.format(relation["workbook"]),
+        "xl/workbook.xml": f'<workbook {main} xmlns:r="{office}"><sheets>'
+        '<sheet name="a" sheetId="1" r:id="worksheet"/></sheets></workbook>',
+        "xl/_rels/workbook.xml.rels": links.format(relation["worksheet"] + relation["styles"]),
+        "xl/styles.xml": f'<styleSheet {main}><cellXfs count="2"><xf numFmtId="0"/><xf numFmtId="14"/></cellXfs>'
+        "</styleSheet>",
+        "xl/worksheets/sheet1.xml": f"<worksheet {main}><sheetData>{lines}</sheetData></worksheet>",
+    }
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, text in parts.items():
+            archive.writestr(name, f'<?xml version="1.0" encoding="UTF-8"?>{text}')
+
+
 def test_sheets_dates_and_numbers_are_read_as_a_csv_has_them(lab, monkeypatch):
-    pytest.importorskip("python_calamine", reason="sheets are read by python-calamine")
-    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl writes the sheet of this test")
     from datetime import datetime
 
-    book = openpyxl.Workbook()
-    book.active.append(["study_id", "subject_id", "image", "report", "study_date"])
+    lines = [["study_id", "subject_id", "image", "report", "study_date"]]
     for row in ROWS:
-        date = datetime.strptime(row["study_date"], "%Y%m%d")
-        book.active.append([int(row["study_id"][1:]), row["subject_id"], row["image"], row["report"], date])
-    book.save(lab / "studies.xlsx")
+        date = datetime.strptime(row["study_date"], "%Y%m%d").date()
+        lines.append([int(row["study_id"][1:]), row["subject_id"], row["image"], row["report"], date])
+    write_sheet(lab / "studies.xlsx", lines)
     rows = by_study(build(lab, lab / "studies.xlsx", monkeypatch=monkeypatch))
     assert set(rows) == {"1", "2", "3", "4"} and rows["2"]["prior_report"] == rows["1"]["report"]
+    (lab / "broken.xlsx").write_bytes((lab / "studies.xlsx").read_bytes()[:300])
+    with pytest.raises(InputError, match=r"broken\.xlsx is no workbook"):
+        read_records(lab / "broken.xlsx")
 
 
 def test_r2gen_annotation_with_one_row_per_image_and_other_folders(lab, monkeypatch):
