@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, PreTrainedConfig
 
 from modeling import CrepeConfig, CrepeModel
 from recipes.cli import parse, run
+from recipes.data.conversion import are_tensors, load_exactly, save_folder
 from recipes.data.pickles import read_pickle
-from recipes.files import InputError, replacing
+from recipes.files import InputError
 
 HUB = "gihuncho/crepe-biomedbert"
 FILES = ("*.json", "vocab.txt", "model.safetensors", "pytorch_model.bin")
@@ -59,7 +60,7 @@ def read_folder(checkpoint: str) -> tuple[dict[str, torch.Tensor], CrepeConfig, 
         tensors = load_file(weights[0]) if weights[0].suffix == ".safetensors" else read_pickle(weights[0])
     except SafetensorError as error:
         raise InputError(f"{weights[0]} is damaged ({error}): download it again") from error
-    if not isinstance(tensors, dict) or not all(isinstance(each, torch.Tensor) for each in tensors.values()):
+    if not are_tensors(tensors):
         raise InputError(f"{weights[0]} holds no weights by name, so it is no CREPE checkpoint")
     settings = {name: value for name, value in settings.items() if name not in ("model_type", "architectures")}
     return tensors, CrepeConfig.from_dict(settings), folder
@@ -70,18 +71,8 @@ def convert(weights: dict[str, torch.Tensor], config: CrepeConfig) -> CrepeModel
 
     The original loads without looking, so that a checkpoint without its heads would count errors at random.
     """
-    model = CrepeModel(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     weights = {name: tensor.float() for name, tensor in weights.items() if name not in UNUSED}
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if misfits := sorted(shapes.items() ^ expected.items()):
-        name, shape = misfits[0]
-        raise InputError(
-            f"the checkpoint is no CREPE of its config.json: {name} {shape} stands on one side alone "
-            f"(and {len(misfits) - 1} others)"
-        )
-    model.load_state_dict(weights)
-    return model.eval()
+    return load_exactly(CrepeModel(config), weights, "the checkpoint is no CREPE of its config.json")
 
 
 def main() -> None:
@@ -97,10 +88,7 @@ def main() -> None:
         raise InputError(
             f"{args.checkpoint} has no tokenizer of its own: {len(tokenizer)} tokens and {config.vocab_size} rows"
         )
-    with replacing(args.out, marker="config.json") as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    save_folder(args.out, model, tokenizer)
 
 
 if __name__ == "__main__":

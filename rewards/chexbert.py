@@ -84,7 +84,7 @@ class CheXbertLabeler:
     @torch.inference_mode()
     def _pass(self, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
         """Labels and embedding of each text, those of equal tokens from one row of a batch."""
-        rows = [tuple(row) for row in encode(self.tokenizer, texts, self.max_tokens)]
+        rows = [(tuple(row),) for row in encode(self.tokenizer, texts, self.max_tokens)]
         return map_rows(self._label_batch, rows, self.tokenizer, self.token_budget, self.device)
 
     def _label_batch(self, batch: BatchEncoding) -> Iterable[tuple[list[int], np.ndarray]]:

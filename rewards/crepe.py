@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from modeling import CrepeModel
-from rewards.batches import run_rows, token_rows
-from rewards.encoders import load_checkpoint, process_device
+from rewards.encoders import load_checkpoint, map_rows, process_device, token_rows
 from rewards.inputs import TextReward, check_untagged
 
 CATEGORIES = (
@@ -46,7 +45,7 @@ class Crepe:
                 f"{HOW_TO_GET}"
             )
         self.max_tokens = min(MAX_TOKENS, self.model.config.max_position_embeddings)
-        heads = b"".join(each.detach().numpy().tobytes() for each in self.model.error_regressors.parameters())
+        heads = b"".join(weight.detach().numpy().tobytes() for weight in self.model.error_regressors.parameters())
         self.name = f"crepe-{hashlib.blake2b(heads, digest_size=4).hexdigest()}"
         device = torch.device(device) if device is not None else process_device()
         self.model.eval().requires_grad_(False).to(device)
@@ -55,6 +54,7 @@ class Crepe:
         """The sum of the six counts of each pair, float64 of shape (n,), at least 0; lower is better."""
         return self.counts(generated, references).sum(1)
 
+    @torch.inference_mode()
     def counts(self, generated: Sequence[str], references: Sequence[str]) -> np.ndarray:
         """The predicted number of errors of each of `CATEGORIES`, float64 of shape (n, 6), at least 0.
 
@@ -63,10 +63,14 @@ class Crepe:
         if len(generated) != len(references):
             raise ValueError(f"CREPE got {len(generated)} reports and {len(references)} references")
         rows = token_rows(self.tokenizer, list(references), list(generated), self.max_tokens)
-        found = run_rows(
-            self.model, self.tokenizer, rows, lambda output, mask: output.counts.tolist(), self.token_budget
+        counts = map_rows(
+            lambda batch: self.model(**batch).counts.tolist(),
+            rows,
+            self.tokenizer,
+            self.token_budget,
+            self.model.device,
         )
-        return np.array(found, dtype=np.float64).reshape(len(rows), len(CATEGORIES))
+        return np.array(counts, dtype=np.float64).reshape(len(rows), len(CATEGORIES))
 
 
 class CrepeScore:

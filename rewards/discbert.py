@@ -39,7 +39,7 @@ class DiscBertJudge:
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """0 (absent) or 1 (present), int8, shape (n, 4), in the order of `CATEGORIES`. Any string is judged."""
         texts = list(texts)
-        rows = [tuple(row) for row in encode(self.tokenizer, texts, self.max_tokens)]
+        rows = [(tuple(row),) for row in encode(self.tokenizer, texts, self.max_tokens)]
         labels = map_rows(
             lambda batch: self.model(**batch).labels.tolist(), rows, self.tokenizer, self.token_budget, self.device
         )

@@ -11,6 +11,9 @@ from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrain
 
 PASS_COST = {"cpu": 32}  # what a pass costs beside its tokens, in tokens: few on a CPU, which is busy with one report
 ACCELERATOR_COST = 2048
+COLUMNS = ("input_ids", "token_type_ids")  # of a row
+
+Row = tuple[tuple[int, ...], ...]  # token ids and, where the network reads them, token types
 
 
 def process_device() -> torch.device:
@@ -50,19 +53,44 @@ def plan_batches(sizes: Sequence[tuple[int, int]], budget: int, cost: int) -> li
     return batches[::-1]
 
 
+def token_rows(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None = None, max_tokens: int = 512
+) -> list[Row]:
+    """Rows of n texts, or of n pairs of texts, cut to `max_tokens`, the longer of a pair first.
+
+    An empty second text adds nothing, not even its separator, as where transformers encodes one pair alone. A
+    character that has no encoding (half of a surrogate pair) becomes "?", since a tokenizer refuses it.
+    """
+    texts, pairs = ([text.encode(errors="replace").decode() for text in column or ()] for column in (texts, pairs))
+    rows: dict[int, Row] = {}
+    paired = [row for row, pair in enumerate(pairs) if pair]
+    for numbers, columns in ((paired, (texts, pairs)), (sorted(set(range(len(texts))) - set(paired)), (texts,))):
+        if numbers:
+            selection = [[column[row] for row in numbers] for column in columns]
+            encoded = tokenizer(*selection, truncation=True, max_length=max_tokens, verbose=False)
+            parts = (map(tuple, encoded[name]) for name in COLUMNS if name in encoded)
+            rows |= zip(numbers, zip(*parts, strict=True), strict=True)
+    return [rows[row] for row in range(len(texts))]
+
+
 def map_rows(
     compute: Callable[[BatchEncoding], Iterable],
-    rows: Sequence[tuple[int, ...]],
+    rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     token_budget: int,
     device: torch.device,
 ) -> list[Any]:
-    """The result of each row of token ids; `compute` gives those of one padded batch. Equal rows are computed once."""
-    distinct = sorted(dict.fromkeys(rows), key=len, reverse=True)
-    results: dict[tuple[int, ...], Any] = {}
-    for span in plan_batches([(1, len(row)) for row in distinct], token_budget, pass_cost(device)):
+    """The result of each row, equal rows from one pass; `compute` gives those of one padded batch.
+
+    A batch has at most `token_budget` tokens, padding included, but for a row that alone has more. Its
+    `attention_mask` is 0 at the padding, so that no row depends on the others of its batch but for rounding.
+    """
+    distinct = sorted(dict.fromkeys(rows), key=lambda row: len(row[0]), reverse=True)
+    results: dict[Row, Any] = {}
+    for span in plan_batches([(1, len(row[0])) for row in distinct], token_budget, pass_cost(device)):
         members = distinct[span.start : span.stop]
-        batch = tokenizer.pad({"input_ids": [list(row) for row in members]}, return_tensors="pt")
+        columns = dict(zip(COLUMNS, zip(*members, strict=True), strict=False))  # without types where rows have none
+        batch = tokenizer.pad({name: [*map(list, column)] for name, column in columns.items()}, return_tensors="pt")
         results |= zip(members, compute(batch.to(device)), strict=True)
     return [results[row] for row in rows]
 

@@ -60,13 +60,13 @@ def _denies(body: str) -> bool:
 
 def _count_kinds(name: str, body: str) -> tuple[int, ...]:
     counts = [0] * len(GREEN_KINDS)
-    found = _COUNT.findall(body)
+    entries = _COUNT.findall(body)
     lines = _KIND.findall(body)
     if not lines and not _denies(body):
         raise ValueError(f"[{name}] lists no errors and does not say that there are none")
-    if len(found) < len(lines):
+    if len(entries) < len(lines):
         raise ValueError(f"[{name}] has a line without a number of errors")
-    for kind, number in found:
+    for kind, number in entries:
         counts["abcdef".index(kind) if kind.isalpha() else int(kind) - 1] += int(number)
     return tuple(counts)
 
@@ -92,16 +92,16 @@ def crimson_score(evaluation: dict) -> float:
     errors = evaluation.get("errors", {})
     if not isinstance(errors, dict):
         raise ValueError("errors must be an object")
-    false = sum(predictions.get(each, 0.0) for each in _texts(errors, "false_findings"))
+    false = sum(predictions.get(finding, 0.0) for finding in _texts(errors, "false_findings"))
     missing_ids = _texts(errors, "missing_findings")
-    missing = sum(references.get(each, 0.0) for each in missing_ids)
+    missing = sum(references.get(finding, 0.0) for finding in missing_ids)
     pairs = _objects(evaluation, "matched_findings", ("ref_id",))
     mistakes: dict[str, float] = {}
-    for each in _objects(errors, "attribute_errors", ("ref_id",)):
-        severity = SEVERITY.get(each.get("severity"), OTHER)
-        mistakes[each["ref_id"]] = mistakes.get(each["ref_id"], 0.0) + severity
+    for error in _objects(errors, "attribute_errors", ("ref_id",)):
+        severity = SEVERITY.get(error.get("severity"), OTHER)
+        mistakes[error["ref_id"]] = mistakes.get(error["ref_id"], 0.0) + severity
     credit = 0.0
-    for name in dict.fromkeys(each["ref_id"] for each in pairs):
+    for name in dict.fromkeys(pair["ref_id"] for pair in pairs):
         weight, mistake = references.get(name, 0.0), mistakes.get(name, 0.0)
         credit += weight if name not in mistakes else weight**2 / (weight + mistake) if weight + mistake else 0.0
     total = sum(references.values())
@@ -118,27 +118,27 @@ def crimson_score(evaluation: dict) -> float:
 
 
 def _objects(where: dict, name: str, keys: Sequence[str]) -> list[dict]:
-    found = where.get(name, [])
-    if not isinstance(found, list) or not all(
-        isinstance(each, dict) and all(isinstance(each.get(key), str) for key in keys) for each in found
+    objects = where.get(name, [])
+    if not isinstance(objects, list) or not all(
+        isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys) for entry in objects
     ):
         raise ValueError(f"{name} must be a list of objects with {', '.join(keys)}")
-    return found
+    return objects
 
 
 def _texts(where: dict, name: str) -> list[str]:
-    found = where.get(name, [])
-    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+    texts = where.get(name, [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{name} must be a list of ids")
-    return found
+    return texts
 
 
 def _weights(evaluation: dict, name: str) -> dict[str, float]:
     if name not in evaluation:
         raise ValueError(f"{name} is missing")
     return {
-        each["id"]: SIGNIFICANCE.get(each.get("clinical_significance"), OTHER)
-        for each in _objects(evaluation, name, ("id",))
+        finding["id"]: SIGNIFICANCE.get(finding.get("clinical_significance"), OTHER)
+        for finding in _objects(evaluation, name, ("id",))
     }
 
 

@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer, BatchEncoding
 
-from rewards.batches import run_rows, token_rows
-from rewards.encoders import process_device
+from rewards.encoders import map_rows, process_device, token_rows
 from rewards.inputs import TextCache, TextReward, check_untagged
 
 NER = "Angelakeke/RaTE-NER-Deberta"
@@ -104,10 +103,10 @@ def entity_score(
         # One name may stand there with several types, whose cosines are equal but for rounding, by which the original
         # takes one; the same type first, so that a report has 1 against itself.
         nearest = np.flatnonzero(cosines[row] >= cosines[row].max() - TIE)
-        column = next((each for each in nearest if second[each] == kind), nearest[0])
-        other = second[column]
-        weight = AFFINITY[matrix][TYPES.index(kind)][TYPES.index(other)]
-        opposed = (kind in AFFIRMED and other in DENIED) or (kind in DENIED and other in AFFIRMED)
+        column = next((candidate for candidate in nearest if second[candidate] == kind), nearest[0])
+        counterpart = second[column]
+        weight = AFFINITY[matrix][TYPES.index(kind)][TYPES.index(counterpart)]
+        opposed = (kind in AFFIRMED and counterpart in DENIED) or (kind in DENIED and counterpart in AFFIRMED)
         total += float(cosines[row, column]) * weight * (NEGATION[matrix] if opposed else 1.0)
         weights += weight
     return total / weights if weights else 0.0
@@ -151,10 +150,10 @@ class RaTEScore:
         device = torch.device(device) if device is not None else process_device()
         self.tokenizer, self.ner = _load(str(ner), AutoModelForTokenClassification, device)
         self.name_tokenizer, self.encoder = _load(str(encoder), AutoModel, device)
-        found = {label[2:] for label in self.ner.config.id2label.values() if label != "O"}
-        if found != set(TYPES):
+        types = {label[2:] for label in self.ner.config.id2label.values() if label != "O"}
+        if types != set(TYPES):
             raise ValueError(
-                f"{ner} labels {', '.join(sorted(found))}, not the types of RaTEScore: it is no {NER}; {HOW_TO_GET}"
+                f"{ner} labels {', '.join(sorted(types))}, not the types of RaTEScore: it is no {NER}; {HOW_TO_GET}"
             )
         self.entities = TextCache(self._read, CACHE_SIZE)
         self.vectors = TextCache(self._embed, CACHE_SIZE)
@@ -165,11 +164,12 @@ class RaTEScore:
             raise ValueError(f"RaTEScore got {len(generated)} reports and {len(references)} references")
         texts = list(dict.fromkeys([*generated, *references]))
         sentences = [list(self.split(text)) for text in texts]
-        read = iter(self.entities([sentence for each in sentences for sentence in each]))
+        read = iter(self.entities([sentence for group in sentences for sentence in group]))
         reports = {
-            text: [entity for _ in each for entity in next(read)] for text, each in zip(texts, sentences, strict=True)
+            text: [entity for _ in group for entity in next(read)]
+            for text, group in zip(texts, sentences, strict=True)
         }
-        names = list(dict.fromkeys(entity.name for each in reports.values() for entity in each))
+        names = list(dict.fromkeys(entity.name for entities in reports.values() for entity in entities))
         vectors = dict(zip(names, self.vectors(names), strict=True))
         return np.array(
             [self._score(reports[a], reports[b], vectors) for a, b in zip(generated, references, strict=True)],
@@ -187,33 +187,35 @@ class RaTEScore:
         recall = entity_score(*sides[1], *sides[0], self.matrix)
         return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
+    @torch.inference_mode()
     def _read(self, sentences: list[str]) -> list[list[Entity]]:
         rows = token_rows(self.tokenizer, sentences, max_tokens=MAX_TOKENS)
-        classes = run_rows(self.ner, self.tokenizer, rows, _classes, self.token_budget)
-        found = []
-        for (ids, _), own in zip(rows, classes, strict=True):
+        classes = map_rows(self._classify, rows, self.tokenizer, self.token_budget, self.ner.device)
+        entities = []
+        for (ids, *_), numbers in zip(rows, classes, strict=True):
             tokens = self.tokenizer.convert_ids_to_tokens(list(ids))
-            spans = read_spans([self.ner.config.id2label[each] for each in own])
-            found.append(
+            spans = read_spans([self.ner.config.id2label[number] for number in numbers])
+            entities.append(
                 [
                     Entity(self.tokenizer.convert_tokens_to_string(tokens[first : last + 1]), kind)
                     for first, last, kind in spans
                 ]
             )
-        return found
+        return entities
 
+    @torch.inference_mode()
     def _embed(self, names: list[str]) -> list[np.ndarray]:
         rows = token_rows(self.name_tokenizer, names, max_tokens=NAME_TOKENS)
-        return run_rows(self.encoder, self.name_tokenizer, rows, _first_states, self.token_budget)
+        return map_rows(self._first_states, rows, self.name_tokenizer, self.token_budget, self.encoder.device)
 
+    def _classify(self, batch: BatchEncoding) -> list[list[int]]:
+        classes = self.ner(**batch).logits.argmax(-1).tolist()
+        return [row[: int(length)] for row, length in zip(classes, batch["attention_mask"].sum(1), strict=True)]
 
-def _classes(output, mask: torch.Tensor) -> list[list[int]]:
-    return [row[: int(length)] for row, length in zip(output.logits.argmax(-1).tolist(), mask.sum(1), strict=True)]
-
-
-def _first_states(output, mask: torch.Tensor) -> list[np.ndarray]:
-    """The first token's state of each row at length 1; copies, since a view would keep its whole batch."""
-    return [row.copy() for row in torch.nn.functional.normalize(output.last_hidden_state[:, 0]).cpu().numpy()]
+    def _first_states(self, batch: BatchEncoding) -> list[np.ndarray]:
+        """The first token's state of each row at length 1; copies, since a view would keep its whole batch."""
+        states = self.encoder(**batch).last_hidden_state[:, 0]
+        return [row.copy() for row in torch.nn.functional.normalize(states).cpu().numpy()]
 
 
 def _load(name: str, auto_class: type, device: torch.device) -> tuple:

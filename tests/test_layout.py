@@ -38,7 +38,10 @@ LEVELS = {
     "rg4": 4, "data": 3, "files": 2, "rewards": 1, "modeling": 0,
 }  # fmt: skip
 LARGEST = 0.2  # of all lines in one room: more, and it has two jobs
-TRAINING = ("grpo_mrgr1", "sft_mrgr1", "sft_llmrg4", "sft_lmrrg", "ppo_lmrrg", "train_chexbert", "train_discbert")
+TRAINING = (
+    "grpo_mrgr1", "sft_mrgr1", "sft_llmrg4", "sft_lmrrg", "ppo_lmrrg", "train_chexbert", "train_crepe",
+    "train_discbert",
+)  # fmt: skip
 MOST_LINES, MOST_NAMES = 60, 10  # of code in a training script, and of ours that it imports
 PLUMBING = {  # of a run, which recipes/trainers/base.py does
     "resume_from", "save_run", "SaveOnInterrupt", "StopOnCollapse", "ClinicalEvaluation", "save_final", "save_merged",

@@ -48,8 +48,12 @@ def _inject(kind: str, report: str) -> str | None:
 def _single_findings(reports: Sequence[str], reader: FindingReader) -> list[_Sentence]:
     """The distinct sentences of `reports` that state exactly one finding."""
     sentences = list(dict.fromkeys(sentence for report in reports for sentence in split_sentences(report)))
-    read = zip(sentences, reader(sentences), strict=True)
-    return [_Sentence(text, frozenset(each.findings[0].concepts)) for text, each in read if len(each.findings) == 1]
+    readings = zip(sentences, reader(sentences), strict=True)
+    return [
+        _Sentence(text, frozenset(reading.findings[0].concepts))
+        for text, reading in readings
+        if len(reading.findings) == 1
+    ]
 
 
 def split_sentences(report: str) -> list[str]:
@@ -60,9 +64,9 @@ def split_sentences(report: str) -> list[str]:
 def _add_finding(report: str, stated: list[_Sentence], reader: FindingReader, rng: random.Random) -> str | None:
     """The report with a finding of another report, of which it says nothing, at any place; by rule where none fits."""
     read = reader([report])[0]
-    named = read.absent.union(*(finding.concepts for finding in read.findings))
+    concepts = read.absent.union(*(finding.concepts for finding in read.findings))
     for sentence in rng.sample(stated, min(5, len(stated))):
-        if not sentence.concepts & named:
+        if not sentence.concepts & concepts:
             sentences = split_sentences(report)
             sentences.insert(rng.randint(0, len(sentences)), sentence.text)
             return " ".join(sentences)
@@ -110,20 +114,20 @@ def inject_pairs(reports: Sequence[str], count: int, rng: random.Random) -> list
     return [_pair(reference, stated, reader, rng) for reference in order[:count]]
 
 
-def score_counts(found: np.ndarray, errors: np.ndarray) -> dict[str, dict[str, float]]:
+def score_counts(counts: np.ndarray, errors: np.ndarray) -> dict[str, dict[str, float]]:
     """Of each of `CATEGORIES`, and of `all` as their sum: how predicted counts (n, 6) agree with the true ones (n, 6).
 
     `tau`: Kendall's tau-b, -1 to 1, 0 where either never varies; `error`: mean absolute difference, in errors;
     `mean`: the true number of errors a report.
     """
-    columns = {kind: (found[:, i], errors[:, i]) for i, kind in enumerate(CATEGORIES)}
-    columns["all"] = (found.sum(1), errors.sum(1))
+    columns = {kind: (counts[:, i], errors[:, i]) for i, kind in enumerate(CATEGORIES)}
+    columns["all"] = (counts.sum(1), errors.sum(1))
     scores = {}
-    for name, (ours, truth) in columns.items():
-        varies = np.ptp(ours) > 0 and np.ptp(truth) > 0
+    for name, (predicted, truth) in columns.items():
+        varies = np.ptp(predicted) > 0 and np.ptp(truth) > 0
         scores[name] = {
-            "tau": float(kendalltau(ours, truth).statistic) if varies else 0.0,
-            "error": float(np.abs(ours - truth).mean()),
+            "tau": float(kendalltau(predicted, truth).statistic) if varies else 0.0,
+            "error": float(np.abs(predicted - truth).mean()),
             "mean": float(truth.mean()),
         }
     return scores

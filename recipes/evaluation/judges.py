@@ -95,9 +95,9 @@ def judge_green(answers: Answers, prompts: str, generated: Sequence[str], refere
         (_ask(prompt, reference_report=_cut(reference), candidate_report=_cut(report)), _reading(read_green))
         for report, reference in zip(generated, references, strict=True)
     ]
-    found = answers.all(questions, "GREEN")
-    values = [green_score(each) if isinstance(each, Green) else np.nan for each in found]
-    return _scores({"green": values}, found)
+    results = answers.all(questions, "GREEN")
+    values = [green_score(result) if isinstance(result, Green) else np.nan for result in results]
+    return _scores({"green": values}, results)
 
 
 def judge_crimson(answers: Answers, prompts: str, generated: Sequence[str], references: Sequence[str]) -> Scores:
@@ -108,31 +108,31 @@ def judge_crimson(answers: Answers, prompts: str, generated: Sequence[str], refe
         (_ask(prompt, reference_report=reference, predicted_report=report), read)
         for report, reference in zip(generated, references, strict=True)
     ]
-    found = answers.all(questions, "CRIMSON")
-    return _scores({"crimson": [np.nan if isinstance(each, str) else each[0] for each in found]}, found)
+    results = answers.all(questions, "CRIMSON")
+    return _scores({"crimson": [np.nan if isinstance(result, str) else result[0] for result in results]}, results)
 
 
 def read_phrases(answer: str) -> tuple[str, ...]:
     """The phrases of an answer {"phrases": [...]}; raises Refused on another form and on over 100 of them."""
     phrases = read_object(answer).get("phrases")
-    if not isinstance(phrases, list) or not all(isinstance(each, str) and each.strip() for each in phrases):
+    if not isinstance(phrases, list) or not all(isinstance(phrase, str) and phrase.strip() for phrase in phrases):
         raise Refused("phrases must be a list of texts")
     if len(phrases) > PHRASES:
         raise Refused(f"{len(phrases)} phrases are more than {PHRASES}")
-    return tuple(dict.fromkeys(" ".join(each.split()) for each in phrases))
+    return tuple(dict.fromkeys(" ".join(phrase.split()) for phrase in phrases))
 
 
 def read_entailment(answer: str, premises: Sequence[str]) -> tuple[bool]:
     """Whether an answer {"status", "evidence"} says that the statement is entailed, which needs evidence among
     `premises`; raises Refused on another form."""
-    found = read_object(answer)
-    evidence = found.get("evidence", [])
-    if found.get("status") not in ("entailment", "not_entailment") or not isinstance(evidence, list):
+    content = read_object(answer)
+    evidence = content.get("evidence", [])
+    if content.get("status") not in ("entailment", "not_entailment") or not isinstance(evidence, list):
         raise Refused("status must be entailment or not_entailment, and evidence a list")
-    entailed = found["status"] == "entailment"
-    known = {" ".join(premise.lower().split()).rstrip(".") for premise in premises}
-    cited = {" ".join(str(each).lower().split()).rstrip(".") for each in evidence}
-    if entailed and (not cited or cited - known):
+    entailed = content["status"] == "entailment"
+    statements = {" ".join(premise.lower().split()).rstrip(".") for premise in premises}
+    cited = {" ".join(str(text).lower().split()).rstrip(".") for text in evidence}
+    if entailed and (not cited or cited - statements):
         raise Refused("an entailed statement needs evidence, word for word from the other report's statements")
     return (entailed,)
 
@@ -144,17 +144,15 @@ def judge_radfact(answers: Answers, prompts: str, generated: Sequence[str], refe
     """
     apart, entail = (read_prompt(f"{prompts}/judge_radfact_{name}.txt") for name in ("phrases", "entailment"))
     reports = list(dict.fromkeys([*generated, *references]))
-    phrases = dict(
-        zip(reports, answers.all([(_ask(apart, report=each), _reading(read_phrases)) for each in reports], "phrases"),
-            strict=True)
-    )  # fmt: skip
+    questions = [(_ask(apart, report=report), _reading(read_phrases)) for report in reports]
+    phrases = dict(zip(reports, answers.all(questions, "phrases"), strict=True))
     questions, places = [], []
     for row, pair in enumerate(zip(generated, references, strict=True)):
         sides = [phrases[report] for report in pair]
         if any(isinstance(side, str) for side in sides):
             continue
-        for side, (own, premises) in enumerate((sides, sides[::-1])):
-            for phrase in own:
+        for side, (statements, premises) in enumerate((sides, sides[::-1])):
+            for phrase in statements:
                 messages = _ask(entail, statement=phrase, statements_of_the_other_report=json.dumps(premises))
                 questions.append((messages, _reading(partial(read_entailment, premises=premises))))
                 places.append((row, side))
@@ -162,26 +160,26 @@ def judge_radfact(answers: Answers, prompts: str, generated: Sequence[str], refe
     for place, verdict in zip(places, answers.all(questions, "entailment"), strict=True):
         verdicts.setdefault(place, []).append(verdict)
     values = {name: [] for name in ("radfact/precision", "radfact/recall")}
-    found = []
+    results = []
     for row, pair in enumerate(zip(generated, references, strict=True)):
         answered = [verdicts.get((row, side), []) for side in range(2)]
-        wrong = [
-            each
-            for each in (*(phrases[report] for report in pair), *answered[0], *answered[1])
-            if isinstance(each, str)
+        faults = [
+            result
+            for result in (*(phrases[report] for report in pair), *answered[0], *answered[1])
+            if isinstance(result, str)
         ]
-        found.append(wrong[0] if wrong else ())
+        results.append(faults[0] if faults else ())
         for name, side in zip(values, answered, strict=True):
-            values[name].append(np.nan if wrong else entailed_share([entailed for (entailed,) in side]))
-    return _scores(values, found)
+            values[name].append(np.nan if faults else entailed_share([entailed for (entailed,) in side]))
+    return _scores(values, results)
 
 
-def _scores(values: dict[str, list[float]], found: Sequence[object]) -> Scores:
-    failed = np.array([isinstance(each, str) for each in found], dtype=bool)
-    reason = next((each for each in found if isinstance(each, str)), "")
+def _scores(values: dict[str, list[float]], results: Sequence[object]) -> Scores:
+    failed = np.array([isinstance(result, str) for result in results], dtype=bool)
+    reason = next((result for result in results if isinstance(result, str)), "")
     if reason.startswith("the endpoint refused"):
         reason = reason.partition(":")[0]  # what a server says of a request may quote the report
-    return Scores({name: np.asarray(each, dtype=np.float64) for name, each in values.items()}, failed, reason)
+    return Scores({name: np.asarray(column, dtype=np.float64) for name, column in values.items()}, failed, reason)
 
 
 JUDGES = {"green": judge_green, "crimson": judge_crimson, "radfact": judge_radfact}
@@ -228,16 +226,16 @@ class Judges:
 def answered_part(name: str, scores: Scores) -> Part:
     """Means over the reports that have a value, each figure over its own; of RadFact also the F1 of the two means, as
     its authors take it."""
-    columns = [column for each in scores.values.values() for column in (np.nan_to_num(each), ~np.isnan(each))]
+    columns = [column for values in scores.values.values() for column in (np.nan_to_num(values), ~np.isnan(values))]
     statistics = np.stack([*columns, scores.failed, np.ones(len(scores.failed))], axis=1).astype(np.float64)
     names = list(scores.values)
 
     def figures(sums: np.ndarray) -> dict[str, np.ndarray]:
-        found = {each: ratio(sums[..., 2 * i], sums[..., 2 * i + 1]) for i, each in enumerate(names)}
+        means = {figure: ratio(sums[..., 2 * i], sums[..., 2 * i + 1]) for i, figure in enumerate(names)}
         if name == "radfact":
-            precision, recall = found.values()
-            found["radfact/f1"] = ratio(2 * precision * recall, precision + recall)
-        return found | {f"{name}/failed": ratio(sums[..., -2], sums[..., -1])}
+            precision, recall = means.values()
+            means["radfact/f1"] = ratio(2 * precision * recall, precision + recall)
+        return means | {f"{name}/failed": ratio(sums[..., -2], sums[..., -1])}
 
     reports = dict(scores.values)
     if name == "radfact":
@@ -263,9 +261,9 @@ def load_judges(args, file: str) -> Judges | None:
     """
     if not args.judge:
         return None
-    if wrong := [name for name in args.judge if name not in JUDGES]:
-        raise InputError(f"--judge takes some of {', '.join(JUDGES)}, not {wrong[0]!r}")
-    for file_name in (each for name in args.judge for each in PROMPTS[name]):
+    if unknown := [name for name in args.judge if name not in JUDGES]:
+        raise InputError(f"--judge takes some of {', '.join(JUDGES)}, not {unknown[0]!r}")
+    for file_name in (prompt for name in args.judge for prompt in PROMPTS[name]):
         read_prompt(f"{args.judge_prompts}/{file_name}")  # a missing one is told before anything is asked
     if not args.llm:
         raise InputError("--judge needs --llm, the language model's name (and --endpoint, its server)")

@@ -32,7 +32,7 @@ def board_part(values: dict[str, np.ndarray], stand_ins: Collection[str]) -> Par
     no 1 / RadCliQ of its own that could be averaged; in tests of pairs -RadCliQ takes its place.
     """
     radcliq = radcliq_score(values["radgraph"], values["bertscore"], values["semb"], values["bleu"], "v1")
-    means = means_part({BOARD + each + STAND_IN * (name in stand_ins): values[name] for name, each in NAMES.items()})
+    means = means_part({BOARD + title + STAND_IN * (name in stand_ins): values[name] for name, title in NAMES.items()})
     first = BOARD + BOARD_METRICS[0] + STAND_IN * bool(stand_ins)
 
     def figures(sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -55,7 +55,7 @@ def learned_parts(system: str, reports: list[str], references: list[str], metric
         parts += metrics.judges.parts(system, reports, references)
     if metrics.rexrank:
         renamed = {"ratescore": BOARD + "RaTEScore", "green": BOARD + "GREEN"}
-        parts += [part for each in parts for part in _renamed(each, renamed)]
+        parts += [part for original in parts for part in _renamed(original, renamed)]
     return parts
 
 
@@ -68,7 +68,7 @@ def _renamed(part: Part, names: dict[str, str]) -> list[Part]:
         return {names[name]: values for name, values in part.figures(sums).items() if name in names}
 
     return [
-        Part(part.statistics, figures, {names[name]: each for name, each in part.reports.items() if name in names})
+        Part(part.statistics, figures, {names[name]: values for name, values in part.reports.items() if name in names})
     ]
 
 
@@ -84,7 +84,7 @@ def read_board(file: str | Path) -> dict[str, dict] | None:
             raise
         return None
     studies = content.values() if isinstance(content, dict) else ()
-    if not studies or not all(isinstance(each, dict) and set(SECTIONS) <= set(each) for each in studies):
+    if not studies or not all(isinstance(study, dict) and set(SECTIONS) <= set(study) for study in studies):
         return None
     return content
 
@@ -130,7 +130,7 @@ def write_submissions(folder: Path, references: str | None, systems: dict, truth
         for row, completion in zip(system.rows, system.completions, strict=True):
             texts.setdefault(truth.ids[row], parse_completion(completion).report)
         studies = {
-            study: {**what, "model_prediction": texts[study]} for study, what in board.items() if study in texts
+            study: {**content, "model_prediction": texts[study]} for study, content in board.items() if study in texts
         }
         name = f"submission_{system.name}.json"
         (folder / name).write_text(json.dumps(studies, indent=4) + "\n")

@@ -1,4 +1,4 @@
-"""What the recipes that train a CheXbert or a DiscBERT share: where reports come from, and which are held out."""
+"""What the recipes that train a CheXbert, a DiscBERT or a CREPE share: where reports come from, which are held out."""
 
 import random
 from collections.abc import Callable, Collection
@@ -43,6 +43,29 @@ class Reports(NamedTuple):
         return [self.labels[text] for text in texts]
 
 
+def read_texts(args: LabelerArguments) -> tuple[list[str], list[str]]:
+    """Distinct, cleaned reports, those of `args.dataset` or Open-i, and their sources."""
+    if args.dataset:
+        rows = read_split(args.dataset, "train", ("report",))
+        texts, sources = rows["report"], sources_of(rows)
+    else:
+        studies = [text_columns(study, "findings+impression", "plain") for study in read_studies()[0]]
+        texts, sources = [study["report"] for study in studies if study["report"]], [OPENI.name]
+    return list(dict.fromkeys(clean_text(text) for text in texts)), sources
+
+
+def hold_out(reports: list[str], fraction: float, rng: random.Random) -> tuple[list[str], list[str]]:
+    """The reports in a random order: `fraction` of them, which are held out, and the others.
+
+    Raises InputError where either would be empty.
+    """
+    reports = rng.sample(reports, len(reports))
+    size = round(fraction * len(reports))
+    if not 0 < size < len(reports):
+        raise InputError(f"of {len(reports)} distinct reports --held_out {fraction} leaves none on one side")
+    return reports[:size], reports[size:]
+
+
 def read_reports(
     args: LabelerArguments,
     teacher: Callable,
@@ -58,18 +81,8 @@ def read_reports(
     """
     if labels is not None:
         sources = [UNKNOWN]
-    elif args.dataset:
-        rows = read_split(args.dataset, "train", ("report",))
-        texts, sources = rows["report"], sources_of(rows)
     else:
-        studies = [text_columns(study, "findings+impression", "plain") for study in read_studies()[0]]
-        texts, sources = [study["report"] for study in studies if study["report"]], [OPENI.name]
-    if labels is None:
-        texts = list(dict.fromkeys(clean_text(text) for text in texts))
+        texts, sources = read_texts(args)
         labels = dict(zip(texts, teacher(texts).tolist(), strict=True))
-    reports = [text for text in labels if text not in without]
-    reports = rng.sample(reports, len(reports))
-    size = round(args.held_out * len(reports))
-    if not 0 < size < len(reports):
-        raise InputError(f"of {len(reports)} distinct reports --held_out {args.held_out} leaves none on one side")
-    return Reports(labels, reports[:size], reports[size:], sources)
+    held_out, training = hold_out([text for text in labels if text not in without], args.held_out, rng)
+    return Reports(labels, held_out, training, sources)

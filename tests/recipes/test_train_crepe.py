@@ -4,6 +4,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from recipes.cli import parse
 from recipes.data.schema import write_dataset
 from recipes.evaluation import injected_pairs
 from recipes.evaluation.error_injection import INJECTIONS
-from recipes.evaluation.injected_pairs import inject_pairs, score_counts
+from recipes.evaluation.injected_pairs import InjectedPair, inject_pairs, score_counts
 from recipes.files import InputError
+from recipes.trainers import crepe
 from recipes.trainers.config import LabelerConfig
+from recipes.trainers.crepe import CrepeTrainer
 from rewards.crepe import CATEGORIES, Crepe
 from rewards.findings import FindingReader
 
@@ -94,6 +97,36 @@ def test_scores_by_hand():
     assert scores["omission"] == {"tau": pytest.approx(4 / 6), "error": 0.5, "mean": 1.5}  # 5 of 6 pairs in order
     assert scores["wrong place"] == {"tau": 0.0, "error": 0.5, "mean": 0.0}  # nothing to agree on
     assert scores["all"] == {"tau": pytest.approx(4 / 6), "error": (0.5 + 0.5 + 1.5 + 0.5) / 4, "mean": 1.5}
+
+
+def test_rows_are_the_reference_and_then_the_report():
+    _, tokenizer = build_chexbert(["no edema", "no effusion"] * 2, 60)
+    [row, bare] = CrepeTrainer.rows_of(
+        tokenizer,
+        [InjectedPair("no edema", "no effusion", (1, 0, 0, 0, 0, 2)), InjectedPair("no edema", "", (0,) * 6)],
+    )
+    words = tokenizer.decode(row["input_ids"])
+    assert words == "[CLS] no edema [SEP] no effusion [SEP]" and row["labels"] == (1, 0, 0, 0, 0, 2)
+    first = tokenizer("no edema")["input_ids"]
+    assert row["token_type_ids"] == [0] * len(first) + [1] * (len(row["input_ids"]) - len(first))
+    assert bare["input_ids"] == first and bare["token_type_ids"] == [0] * len(first)  # no separator of an empty report
+
+
+def test_the_saved_model_scores_reports_against_their_references(monkeypatch):
+    class Counter:
+        """Counts one omission where the pair is in the order of `Crepe.counts`."""
+
+        def __init__(self, model, device):
+            assert (model, device) == ("out", "cpu")
+
+        def counts(self, generated, references):
+            pairs = zip(generated, references, strict=True)
+            return np.array([[0, float(pair == ("wrong", "right")), 0, 0, 0, 0] for pair in pairs])
+
+    monkeypatch.setattr(crepe, "Crepe", Counter)
+    trainer = SimpleNamespace(args=SimpleNamespace(output_dir="out", device="cpu"))
+    pairs = [InjectedPair("right", "wrong", (0, 1, 0, 0, 0, 0)), InjectedPair("same", "same", (0,) * 6)]
+    assert CrepeTrainer.measure(trainer, pairs)["omission"] == {"tau": 1.0, "error": 0.0, "mean": 0.5}
 
 
 @pytest.fixture

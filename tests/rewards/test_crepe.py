@@ -10,8 +10,8 @@ from transformers import BertModel
 
 from modeling import CrepeConfig, CrepeModel
 from modeling.tiny_crepe import build_crepe
-from rewards.batches import token_rows
 from rewards.crepe import CATEGORIES, Crepe, make_crepe_reward
+from rewards.encoders import token_rows
 from rewards.table import RewardArguments, make_rewards
 
 TEXTS = [
