@@ -29,12 +29,17 @@ from rewards.scenarios import CATEGORIES
 
 ASKS = 3  # how often one question is put until its answer has the right form
 KEY = "LLM_API_KEY"  # of the environment: what a server started with a key wants
+FAILURES = 5  # different requests in a row that get no answer: then the server is at fault, and the run ends
 BUSY = (408, 429, 500, 502, 503, 504)
 Messages = list[dict[str, str]]
 
 
 class Refused(ValueError):
     """One question without a usable answer; the sentence says why."""
+
+
+class Unanswered(InputError):
+    """One request that timed out, kept failing or met a closed door, all its retries long."""
 
 
 def check_url(url: str) -> None:
@@ -86,7 +91,7 @@ class Endpoint:
 
     def __call__(self, messages: Messages) -> str:
         """The answer to `messages`. Raises Refused where the server says that this request is at fault (400, 413,
-        422), InputError where it cannot be reached, stays busy, or answers otherwise."""
+        422), Unanswered where it cannot be reached or stays busy, InputError where it answers otherwise."""
         where = f"the endpoint {self.url}"
         try:
             response = self.session.post(
@@ -101,7 +106,7 @@ class Endpoint:
                 reason = "kept failing"
             elif "timed out" in str(error):
                 reason = "timed out"
-            raise InputError(
+            raise Unanswered(
                 f"{where} {reason} ({type(error).__name__}); every answer so far is kept: see to the server and run "
                 "the same command again"
             ) from error
@@ -145,11 +150,13 @@ class InProcess:
 class Answers:
     """`chat` with a memory on disk, `file`, and a form that each answer must have.
 
-    `asked` and `recalled` count the requests sent and the answers found in the file.
+    `asked` and `recalled` count the requests sent and the answers found in the file. A request that gets no answer
+    after its retries is one without a usable answer, and asked again by the next run; `FAILURES` of them in a row, or
+    all of fewer, mean that the server is gone.
     """
 
     def __init__(self, chat: Callable[[Messages], str], file: str | Path):
-        self.chat, self.file, self.asked, self.recalled = chat, file, 0, 0
+        self.chat, self.file, self.asked, self.recalled, self.failures = chat, file, 0, 0, 0
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         try:
             self.database = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
@@ -164,8 +171,9 @@ class Answers:
         """`read(answer)` for each (messages, read) of `questions`, or the sentence that says why there is none.
 
         `read` raises Refused on an answer of the wrong form: the model is then told so and asked again, `ASKS` times
-        in all. An InputError of the endpoint ends the whole call.
+        in all. An InputError of the endpoint ends the whole call, an Unanswered only where the server is gone.
         """
+        self.failures, self.most_failures = 0, min(FAILURES, len(questions))
         pool = ThreadPoolExecutor(self.chat.concurrency)
         try:
             futures = [pool.submit(self._one, *question) for question in questions]
@@ -191,6 +199,14 @@ class Answers:
                 answer = self.chat(asked)
             except Refused as error:
                 return str(error)
+            except Unanswered as error:
+                with self.lock:
+                    self.failures += 1
+                    if self.failures >= self.most_failures:
+                        raise
+                return f"no answer after all retries: {str(error).partition('; every answer')[0]}"
+            with self.lock:
+                self.failures = 0
             try:
                 result = read(answer)
             except Refused as error:
@@ -209,15 +225,19 @@ class Answers:
 
 
 def _object(answer: str) -> dict:
-    """The JSON object in an answer, which may stand in other text or in a code fence."""
-    start, end = answer.find("{"), answer.rfind("}")
-    try:
-        value = json.loads(answer[start : end + 1]) if 0 <= start < end else None
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
+    """The last JSON object in an answer: others, a model's thoughts, or a code fence may stand before or around it."""
+    text = answer.rpartition("</think>")[2]
+    decoder, last, start = json.JSONDecoder(), None, text.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            start = text.find("{", start + 1)
+            continue
+        last, start = value, text.find("{", end)
+    if last is None:
         raise Refused("it holds no JSON object" if answer.strip() else "it is empty")
-    return value
+    return last
 
 
 def read_verdict(answer: str) -> list[int]:
