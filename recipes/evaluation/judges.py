@@ -23,8 +23,7 @@ import numpy as np
 from recipes.data.privacy import private_among
 from recipes.evaluation.bootstrap import Part, ratio
 from recipes.files import InputError, read_prompt
-from recipes.rg4.llm import Answers, Endpoint, InProcess, Messages, Refused, check_url, is_loopback
-from recipes.rg4.llm import _object as read_object
+from recipes.rg4.llm import Answers, Endpoint, InProcess, Messages, Refused, check_url, is_loopback, read_object
 from rewards.inputs import known_rows, read_reports
 from rewards.judge_scores import Green, crimson_score, entailed_share, green_score, read_green
 

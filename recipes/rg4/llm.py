@@ -224,7 +224,7 @@ class Answers:
         return f"{self.chat.name} gave no valid answer in {ASKS} asks: {fault}"
 
 
-def _object(answer: str) -> dict:
+def read_object(answer: str) -> dict:
     """The last JSON object in an answer: others, a model's thoughts, or a code fence may stand before or around it."""
     text = answer.rpartition("</think>")[2]
     decoder, last, start = json.JSONDecoder(), None, text.find("{")
@@ -242,7 +242,7 @@ def _object(answer: str) -> dict:
 
 def read_verdict(answer: str) -> list[int]:
     """Four of 0 and 1 in the order of `CATEGORIES`; raises Refused where a category is missing or no true or false."""
-    verdict = _object(answer)
+    verdict = read_object(answer)
     for category in CATEGORIES:
         if not isinstance(verdict.get(category), bool):
             raise Refused(f"{category} must be true or false")
@@ -251,7 +251,7 @@ def read_verdict(answer: str) -> list[int]:
 
 def read_sections(answer: str, names: Sequence[str]) -> dict[str, str]:
     """The rewritten sections; raises Refused where they are not exactly `names`, or no texts."""
-    sections = _object(answer)
+    sections = read_object(answer)
     if set(sections) != set(names) or not all(isinstance(text, str) for text in sections.values()):
         raise Refused(f"the object must have the keys {', '.join(names)}, each a text")
     return {name: " ".join(sections[name].split()) for name in names}

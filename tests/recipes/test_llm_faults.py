@@ -11,7 +11,7 @@ import pytest
 from rg4_server import Server
 
 from recipes.files import InputError
-from recipes.rg4.llm import FAILURES, Answers, Endpoint, Refused, _object, read_verdict
+from recipes.rg4.llm import FAILURES, Answers, Endpoint, Refused, read_object, read_verdict
 from rewards.scenarios import CATEGORIES
 
 VERDICT = json.dumps(dict.fromkeys(CATEGORIES, True))
@@ -73,7 +73,7 @@ def test_the_last_object_that_parses_counts(answer):
 @pytest.mark.parametrize("answer", ["", "Yes.", VERDICT[:-3], "[" * 100_000, "<think>" + VERDICT + "</think> Yes."])
 def test_what_is_no_object(answer):
     with pytest.raises(Refused, match=r"no JSON object|is empty"):
-        _object(answer)
+        read_object(answer)
 
 
 def faulty(messages: list[dict], times: int):
