@@ -17,6 +17,7 @@ from recipes.data.settings import POSITIVE, Range
 from recipes.files import InputError
 from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch
 from recipes.trainers.config import RecipeConfig
+from recipes.trainers.shared_prefix import SharePrefixConfig, SharesPrefix
 from recipes.trainers.vllm_images import ImageGeneration
 from rewards.completions import parse_completion
 
@@ -34,7 +35,7 @@ PASS_INPUTS = (
 
 
 @dataclass
-class MRGR1Config(RecipeConfig, GRPOConfig):
+class MRGR1Config(RecipeConfig, SharePrefixConfig, GRPOConfig):
     """TRL's GRPOConfig plus what the paper adds.
 
     Raises InputError as RecipeConfig does, and on settings of TRL's normalisation that `advantage_norm` paper would
@@ -84,7 +85,7 @@ def check_pass_inputs(fields: dict) -> None:
         )
 
 
-class MRGR1Trainer(WholeCheckpoints, GRPOTrainer):
+class MRGR1Trainer(SharesPrefix, WholeCheckpoints, GRPOTrainer):
     """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's.
 
     The tokenizer of `processing_class` pads on the left from here on, however it was loaded or saved. Raises
@@ -96,6 +97,7 @@ class MRGR1Trainer(WholeCheckpoints, GRPOTrainer):
         self._tokenizer.padding_side = "left"  # TRL's prompts are; a processor's mm_token_type_ids must be too
         if self.use_vllm:
             self.vllm_generation = ImageGeneration.of(self.vllm_generation)
+        self._share_prefix()
 
     def _get_train_sampler(self, dataset=None):
         return shuffle_by_epoch(super()._get_train_sampler(dataset))

@@ -29,6 +29,7 @@ from recipes.files import InputError
 from recipes.trainers.checkpoints import WholeCheckpoints, shuffle_by_epoch, weights_are_split
 from recipes.trainers.config import RecipeConfig
 from recipes.trainers.grpo import EVALUATED, PASS_INPUTS, check_pass_inputs
+from recipes.trainers.shared_prefix import SharePrefixConfig, SharesPrefix
 from recipes.trainers.vllm_images import ImageGeneration
 
 STATE_FILE = "ppo_state.safetensors"
@@ -38,7 +39,7 @@ LOGIT_CHANGES = (
 
 
 @dataclass
-class PPOConfig(RecipeConfig, GRPOConfig):
+class PPOConfig(RecipeConfig, SharePrefixConfig, GRPOConfig):
     """TRL's GRPOConfig, and what PPO and LM-RRG add. Raises InputError on what cannot be combined.
 
     From GRPOConfig come `num_iterations` (PPO epochs over one batch of completions), `steps_per_generation`
@@ -217,7 +218,7 @@ def _without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-class PPOTrainer(WholeCheckpoints, GRPOTrainer):
+class PPOTrainer(SharesPrefix, WholeCheckpoints, GRPOTrainer):
     """PPO with a value head on the policy's last hidden state. `reward_funcs` are TRL's, `args` a PPOConfig.
 
     The model is decoder-only: a causal language model or a vision-language model that GRPOTrainer takes. The reference
@@ -328,6 +329,7 @@ class PPOTrainer(WholeCheckpoints, GRPOTrainer):
                 whole.register_forward_hook(self._after_model)
                 if self._encode is not None:
                     each.base_model.encode_images = self._encode_images
+        self._share_prefix()
 
     def _encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The model's own `encode_images`, asked only for images that it has not seen since the last generation."""
