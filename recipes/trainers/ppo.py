@@ -8,7 +8,6 @@ clipped value loss and the KL term. README.md beside this file has the equations
 """
 
 import copy
-import hashlib
 import os
 from dataclasses import dataclass, field
 from math import inf
@@ -292,7 +291,6 @@ class PPOTrainer(SharesPrefix, WholeCheckpoints, GRPOTrainer):
         self._passes: list[Pass] = []
         self._chunks: list[tuple] = []
         self._hidden_states: torch.Tensor | None = None
-        self._images: dict[tuple[torch.Size, bytes], torch.Tensor] = {}
 
         encoder = policy.get_encoder(modality="image")
         self._encode = getattr(policy.base_model, "encode_images", None) if args.freeze_image_encoder else None
@@ -333,14 +331,7 @@ class PPOTrainer(SharesPrefix, WholeCheckpoints, GRPOTrainer):
 
     def _encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The model's own `encode_images`, asked only for images that it has not seen since the last generation."""
-        pixels = pixel_values.detach().contiguous().view(torch.uint8).cpu().numpy()
-        keys = [(pixel_values.shape[1:], hashlib.blake2b(image).digest()) for image in pixels]
-        new = {key: row for row, key in enumerate(keys) if key not in self._images}
-        if new:
-            with torch.no_grad():
-                features = self._encode(pixel_values[list(new.values())])
-            self._images.update(zip(new, features, strict=True))
-        return torch.stack([self._images[key] for key in keys])
+        return torch.stack(self._image_memory.features(pixel_values, lambda rows: self._encode(pixel_values[rows])))
 
     def _after_backbone(self, module, args, output):
         self._hidden_states = output.last_hidden_state
@@ -451,7 +442,7 @@ class PPOTrainer(SharesPrefix, WholeCheckpoints, GRPOTrainer):
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
         values, hidden_states = (
-            None if chunks[0] is None else torch.cat(chunks)[:, -logits_to_keep:]
+            None if chunks[0] is None else torch.cat([chunk[:, -logits_to_keep:] for chunk in chunks])
             for chunks in zip(*self._chunks, strict=True)
         )
         self._chunks.clear()
@@ -460,7 +451,6 @@ class PPOTrainer(SharesPrefix, WholeCheckpoints, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):  # noqa: C901
         """TRL's batch with old log-probabilities and values, advantages and returns (rows, tokens) and KL weights."""
-        self._images.clear()
         self._passes.clear()
         output = super()._generate_and_score_completions(inputs)
         passes, args = list(self._passes), self.args

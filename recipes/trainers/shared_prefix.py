@@ -22,18 +22,20 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from recipes.files import InputError
+from recipes.trainers.checkpoints import weights_are_split
+from recipes.trainers.image_memory import ImageMemory, fingerprint, is_frozen, same_encoder, split_images
 
 ATTENTION = "shared_prefix"  # the name by which transformers finds `attend`
 # Decoders whose tokens attend to all earlier ones, at positions that `token_positions` gives, and mix in no other way.
 DECODERS = ("llama", "opt", "phi", "qwen2", "qwen2_5_vl_text", "qwen3", "qwen3_vl_text")
 INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids", "use_cache")
+PREFILL = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "mm_encoder_outputs")
 SUMS = ("grpo", "dapo", "dr_grpo")  # losses of which a step's gradient is one sum over its completions
 TOLERANCE = 1e-3  # of a log-probability in the first batch, in nats
 TOLERANCE_16_BITS = 2e-2
@@ -120,7 +122,8 @@ class Layout:
         """What the attention `implementation` of transformers takes for the mask of (1, 1, T, T)."""
         length, device = len(self.rows), self.rows.device
         if implementation == "flex_attention":
-            return create_block_mask(self.allows, None, None, length, length, device=device)
+            allows = lambda batch, head, query, key: self.allows(batch, head, query, key)  # noqa: E731, no bound method
+            return create_block_mask(allows, None, None, length, length, device=device)
         if implementation == ATTENTION:  # `attend` has the layout; a mask of four dimensions is passed on as it is
             return torch.empty(1, 1, 0, 0, device=device)
         place = torch.arange(length, device=device)
@@ -182,49 +185,20 @@ def decoder_of(backbone: PreTrainedModel) -> PreTrainedModel:
     return getattr(backbone, "language_model", backbone)
 
 
-def fingerprint(image: torch.Tensor) -> tuple:
-    """What tells images apart: shape, type and 128 bits of the pixels, computed where they are.
-
-    Two sums of the pixels' bits, weighted by random 64-bit numbers: two images that differ have one fingerprint with
-    a chance below 2^-64, whatever they show.
-    """
-    sizes = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = image.detach().contiguous().view(sizes[image.element_size()]).flatten().long()
-    sums = [int((bits * _weights(len(bits), seed, bits.device)).sum()) for seed in (0, 1)]
-    return (tuple(image.shape), image.dtype, *sums)
-
-
-@functools.lru_cache(maxsize=8)
-def _weights(size: int, seed: int, device: torch.device) -> torch.Tensor:
-    generator = torch.Generator(device).manual_seed(seed)
-    return torch.randint(-(2**63), 2**63 - 1, (size,), generator=generator, device=device)
-
-
 class Images:
-    """The images of a batch's rows, by the placeholders that each row has in its prompt.
+    """The images of a batch's rows, by the places that the prompts have for them.
 
-    `rows`: of each row the numbers of its images; `pixels` and `grids` of each image what belongs to it; `keys` their
-    fingerprints. Raises ValueError where placeholders and images do not fit.
+    `rows`: of each row the numbers of its images; `keys`: of each image what tells it from others.
     """
 
     def __init__(self, backbone: PreTrainedModel, inputs: dict):
-        self.pixels, self.grids = split_images(inputs["pixel_values"], inputs.get("image_grid_thw"))
-        places = (inputs["input_ids"] == backbone.config.image_token_id).sum(1).tolist()
+        self.grids = inputs.get("image_grid_thw")
+        self.pixels = split_images(inputs["pixel_values"], self.grids)
         if self.grids is None:
-            sizes = [sum(places) // len(self.pixels)] * len(self.pixels)
+            sizes = None
         else:
-            merged = backbone.config.vision_config.spatial_merge_size**2
-            sizes = [int(grid.prod()) // merged for grid in self.grids]
-        self.rows, number = [], 0
-        for count in places:
-            first = number
-            while count > 0 and number < len(sizes):
-                count, number = count - sizes[number], number + 1
-            if count:
-                raise ValueError("placeholders do not fit the images")
-            self.rows.append(range(first, number))
-        if number != len(sizes):
-            raise ValueError("more images than placeholders")
+            sizes = (self.grids.prod(-1) // backbone.config.vision_config.spatial_merge_size**2).tolist()
+        self.rows = share_out(inputs["input_ids"] == backbone.config.image_token_id, len(self.pixels), sizes)
 
     @functools.cached_property
     def keys(self) -> list[tuple]:
@@ -235,68 +209,34 @@ class Images:
         numbers = [number for row in rows for number in self.rows[row]]
         if not numbers:
             return {}
-        join = torch.cat if self.grids is not None else torch.stack
-        chosen = {"pixel_values": join([self.pixels[number] for number in numbers])}
-        if self.grids is not None:
-            chosen["image_grid_thw"] = self.grids[numbers]
-        return chosen
+        chosen = [self.pixels[number] for number in numbers]
+        if self.grids is None:
+            return {"pixel_values": torch.stack(chosen)}
+        return {"pixel_values": torch.cat(chosen), "image_grid_thw": self.grids[numbers]}
 
 
-def split_images(pixel_values: torch.Tensor, grids: torch.Tensor | None) -> tuple[Sequence[torch.Tensor], Any]:
-    """Of each image its part of `pixel_values`, and its row of `grids`, which Qwen's models have."""
-    if grids is None:
-        return list(pixel_values), None
-    return pixel_values.split(grids.prod(-1).tolist()), grids
+def share_out(places: torch.Tensor, images: int, sizes: Sequence[int] | None) -> list[range]:
+    """The numbers of each row's images, of which `sizes` has the features, or all have equally many.
 
+    `places`: (rows, length) bool, where a row has a place for a feature. Raises InputError where the numbers of places
+    and of features differ.
 
-@dataclass
-class ImageFeatures(BaseModelOutputWithPooling):
-    """What `get_image_features` of Qwen2.5-VL and Qwen3-VL gives: of each image its features, per level for Qwen3."""
-
-    deepstack_features: list | None = None
-
-
-class ImageMemory:
-    """The features of a frozen image encoder, so that it reads each distinct image once until `clear`.
-
-    Shared by all models with the same encoder's weights.
+        >>> share_out(torch.tensor([[1, 1, 0], [1, 1, 1]]).bool(), 3, [2, 1, 2])
+        [range(0, 1), range(1, 3)]
     """
-
-    def __init__(self) -> None:
-        self._features: dict[tuple, Any] = {}
-
-    def clear(self) -> None:
-        self._features.clear()
-
-    def features(self, images: Sequence[torch.Tensor], encode: Callable[[list[int]], Sequence]) -> list:
-        """Of each of `images` its features, of which `encode(numbers)` gives those that are not here yet."""
-        device = images[0].device.type
-        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        keys = [(precision, *fingerprint(image)) for image in images]
-        new = {key: number for number, key in enumerate(keys) if key not in self._features}
-        if new:
-            with torch.no_grad():
-                features = encode(list(new.values()))
-            self._features.update(zip(new, features, strict=True))
-        return [self._features[key] for key in keys]
-
-    def attach(self, backbone: PreTrainedModel) -> None:
-        """Lets `backbone` of the kind of Qwen2.5-VL or Qwen3-VL ask this memory for its images' features."""
-        original = backbone.get_image_features
-
-        @functools.wraps(original)
-        def get_image_features(pixel_values, image_grid_thw=None, **kwargs):
-            pixels, grids = split_images(pixel_values, image_grid_thw)
-
-            def encode(numbers: list[int]) -> list[tuple]:
-                output = original(torch.cat([pixels[number] for number in numbers]), grids[numbers], **kwargs)
-                levels = getattr(output, "deepstack_features", None) or []
-                return list(zip(output.pooler_output, *levels, strict=True))
-
-            pooled, *levels = zip(*self.features(pixels, encode), strict=True)
-            return ImageFeatures(pooler_output=pooled, deepstack_features=levels or None)
-
-        backbone.get_image_features = get_image_features
+    counts = places.sum(1).tolist()
+    sizes = [sum(counts) // images] * images if sizes is None else sizes
+    rows, number = [], 0
+    for count in counts:
+        first = number
+        while count > 0 and number < images:
+            count, number = count - sizes[number], number + 1
+        if count:
+            break
+        rows.append(range(first, number))
+    if len(rows) < len(counts) or number < images:
+        raise InputError(f"prompts have {counts} places for the features of images, and the images have {sizes}")
+    return rows
 
 
 class SharedPrefix:
@@ -308,16 +248,16 @@ class SharedPrefix:
 
     def __init__(self, required: bool = False):
         self.required = required
-        self.memory = ImageMemory()
         self.checked = False
         self.saved = [0, 0]  # tokens that were read, and those of the plain pass
         self._tokens = 0
+        self._writing = False
         self._plan_in_use: tuple | None = None
         self._notes: set[str] = set()
 
     def note(self, sentence: str) -> None:
-        """Prints `sentence` once a run; raises InputError where sharing is required."""
-        if self.required:
+        """Prints `sentence` once a run; raises InputError where sharing is required and nothing was shared yet."""
+        if self.required and not self.saved[0]:
             raise InputError(f"share_prefix true: {sentence}")
         if sentence not in self._notes and PartialState().is_main_process:
             print(f"share_prefix: {sentence}; the plain pass is taken", flush=True)
@@ -331,6 +271,15 @@ class SharedPrefix:
             yield
         finally:
             self._tokens = 0
+
+    @contextmanager
+    def generation(self) -> Iterator[None]:
+        """Within it a generation's first pass reads each prompt once for the rows that have it."""
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
 
     def attach(self, model: nn.Module, check: bool = True) -> bool:
         """Puts this before the forward of `model`, which has TRL's fused head; whether the model can share."""
@@ -375,7 +324,7 @@ class SharedPrefix:
         @functools.wraps(original)
         def forward(*args, **kwargs):
             if self._plan_in_use is None:
-                return original(*args, **kwargs)
+                return self._prefill(backbone, original, args, kwargs)
             layout, images, leaders = self._plan_in_use
             self._plan_in_use = None
             positions = token_positions(backbone, kwargs)[..., layout.rows, layout.columns]
@@ -414,13 +363,43 @@ class SharedPrefix:
                 return None  # a tool's images are in the completion
             images = Images(backbone, inputs)
             keys = [(*key, *(images.keys[each] for each in row)) for key, row in zip(keys, images.rows, strict=True)]
-        numbers: dict[tuple, int] = {}
-        prompt_of = [numbers.setdefault(key, len(numbers)) for key in keys]
-        leaders = [prompt_of.index(number) for number in range(len(numbers))]
+        leaders, prompt_of = number_prompts(keys)
         if len(leaders) == len(ids) and not always:
             self.note("no two completions of a batch have one prompt")
             return None
         return Layout.of(mask, leaders, prompt_of, self._tokens), images, leaders
+
+    def _prefill(self, backbone: PreTrainedModel, original: Callable, args: tuple, inputs: dict) -> Any:
+        """The pass `original`; where it is a generation's first, of one row of each prompt, whose cache all share."""
+        names = {name for name, value in inputs.items() if isinstance(value, (torch.Tensor, dict))}
+        cache = inputs.get("cache")
+        if (
+            not self._writing
+            or type(cache) is not DynamicCache
+            or cache.get_seq_length()
+            or not {"input_ids", "attention_mask", "position_ids"} <= names <= {*PREFILL}
+        ):
+            return original(*args, **inputs)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+        keys = [(tuple(row),) for row in ids.where(mask, -1).tolist()]
+        features = (inputs.get("mm_encoder_outputs") or {}).get("image")
+        if features is not None:
+            pooled = features.pooler_output
+            rows = share_out(ids == backbone.config.image_token_id, len(pooled), [len(each) for each in pooled])
+            prints = [fingerprint(each) for each in pooled]
+            keys = [(*key, *(prints[each] for each in row)) for key, row in zip(keys, rows, strict=True)]
+        leaders, prompt_of = number_prompts(keys)
+        if len(leaders) == len(keys):
+            return original(*args, **inputs)
+        part = {name: inputs[name][..., leaders, :] for name in names - {"mm_encoder_outputs"}}
+        if features is not None:
+            chosen = [number for leader in leaders for number in rows[leader]]
+            part["mm_encoder_outputs"] = {"image": choose_features(features, chosen)}
+        output = original(**inputs | part)
+        back = torch.tensor(prompt_of, device=ids.device)
+        cache.batch_select_indices(back)
+        output["last_hidden_state"] = output.last_hidden_state[back]
+        return output
 
     def _run(self, plain: Callable, inputs: dict, plan: tuple | None) -> Any:
         if plan is None:
@@ -467,6 +446,28 @@ class SharedPrefix:
             )
 
 
+def number_prompts(keys: Sequence) -> tuple[list[int], list[int]]:
+    """The first row with each distinct key, and of each row the number of its key.
+
+    >>> number_prompts(["a", "b", "a"])
+    ([0, 1], [0, 1, 0])
+    """
+    numbers: dict = {}
+    prompt_of = [numbers.setdefault(key, len(numbers)) for key in keys]
+    return [prompt_of.index(number) for number in range(len(numbers))], prompt_of
+
+
+def choose_features(features: Any, numbers: Sequence[int]) -> Any:
+    """What `get_image_features` gave, of the images with these numbers alone."""
+    pooled, levels = features.pooler_output, getattr(features, "deepstack_features", None)
+    if isinstance(pooled, torch.Tensor):
+        return type(features)(last_hidden_state=features.last_hidden_state[numbers], pooler_output=pooled[numbers])
+    chosen = {"pooler_output": tuple(pooled[number] for number in numbers)}
+    if levels:
+        chosen["deepstack_features"] = [[level[number] for number in numbers] for level in levels]
+    return type(features)(**chosen)
+
+
 def obstacle(model: nn.Module, policy: PreTrainedModel) -> str | None:
     """Why a model cannot read a prompt once for several completions, as a part of a sentence, or None."""
     config = decoder_of(policy.base_model).config
@@ -500,7 +501,8 @@ def gather_groups(batches: list[dict], window: int) -> list[dict]:
                 whole[name] = torch.cat(parts)
             else:
                 whole[name] = [each for part in parts for each in part]
-        images = whole.get("pixel_values", [None] * len(whole["prompt_ids"]))
+        images = whole.get("pixel_values")
+        images = [None] * len(whole["prompt_ids"]) if images is None else images
         prompts = whole["prompt_ids"].where(whole["prompt_mask"].bool(), -1).tolist()
         keys = [
             (tuple(prompt), None if image is None else fingerprint(image))
@@ -527,18 +529,38 @@ class SharesPrefix:
 
     _sharing: SharedPrefix | None = None
 
+    @functools.cached_property
+    def _image_memory(self) -> ImageMemory:
+        return ImageMemory()
+
     def _share_prefix(self) -> None:
         setting = self.args.share_prefix
         if setting is False:
             return
+        model, reference = (
+            None if each is None else self.accelerator.unwrap_model(each) for each in (self.model, self.ref_model)
+        )
+        backbone = (model.get_base_model() if is_peft_model(model) else model).base_model
+        if is_frozen(backbone) and not weights_are_split(self.args):  # split, all processes would have to ask
+            self._image_memory.attach(backbone)
+            if reference is not None and same_encoder(backbone, reference.base_model):
+                self._image_memory.attach(reference.base_model)
         sharing = SharedPrefix(required=bool(setting))
         if self.aux_loss_enabled:
-            sharing.note("experts' load is balanced over the tokens of the plain pass")
-            return
-        if sharing.attach(self.accelerator.unwrap_model(self.model)):
+            sharing.note("the load of experts is balanced over the tokens of the plain pass")
+        elif sharing.attach(model):
             self._sharing = sharing
-            if self.ref_model is not None:
-                sharing.attach(self.accelerator.unwrap_model(self.ref_model), check=False)
+            if reference is not None:
+                sharing.attach(reference, check=False)
+
+    def _generate(self, prompts):
+        generate = super()._generate
+        with nullcontext() if self._sharing is None else self._sharing.generation():
+            return generate(prompts)
+
+    def _generate_and_score_completions(self, inputs):
+        self._image_memory.clear()
+        return super()._generate_and_score_completions(inputs)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         compute = super()._get_per_token_logps_and_entropies
