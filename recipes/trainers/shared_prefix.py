@@ -12,6 +12,7 @@ TRL's head expects them; all that follows is TRL's own code.
 """
 
 import functools
+import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -256,8 +257,8 @@ class SharedPrefix:
         self._notes: set[str] = set()
 
     def note(self, sentence: str) -> None:
-        """Prints `sentence` once a run; raises InputError where sharing is required and nothing was shared yet."""
-        if self.required and not self.saved[0]:
+        """Prints `sentence` once a run; raises InputError where sharing is required."""
+        if self.required:
             raise InputError(f"share_prefix true: {sentence}")
         if sentence not in self._notes and PartialState().is_main_process:
             print(f"share_prefix: {sentence}; the plain pass is taken", flush=True)
@@ -302,8 +303,8 @@ class SharedPrefix:
     def _wrap_policy(self, policy: PreTrainedModel, backbone: PreTrainedModel, check: bool) -> None:
         original = policy.forward
 
-        @functools.wraps(original)
-        def forward(*args, fused_lm_head=False, labels=None, **kwargs):
+        @functools.wraps(type(policy).forward)  # generation looks at the signature
+        def forward(_, *args, fused_lm_head=False, labels=None, **kwargs):
             if labels is not None:
                 kwargs["labels"] = labels
             if not fused_lm_head:
@@ -316,13 +317,13 @@ class SharedPrefix:
                 self._check(policy, plain, kwargs)
             return self._run(plain, kwargs, self._plan(backbone, kwargs))
 
-        policy.forward = forward
+        policy.forward = types.MethodType(forward, policy)
 
     def _wrap_backbone(self, backbone: PreTrainedModel, implementation: str) -> None:
         original = backbone.forward
 
-        @functools.wraps(original)
-        def forward(*args, **kwargs):
+        @functools.wraps(type(backbone).forward)
+        def forward(_, *args, **kwargs):
             if self._plan_in_use is None:
                 return self._prefill(backbone, original, args, kwargs)
             layout, images, leaders = self._plan_in_use
@@ -342,7 +343,7 @@ class SharedPrefix:
             output["last_hidden_state"] = output.last_hidden_state[0][layout.states]
             return output
 
-        backbone.forward = forward
+        backbone.forward = types.MethodType(forward, backbone)
 
     def _plan(self, backbone: PreTrainedModel, inputs: dict, always: bool = False) -> tuple | None:
         """How to share a batch: the layout, its images and the row of each prompt; None where there is nothing to."""
@@ -365,7 +366,8 @@ class SharedPrefix:
             keys = [(*key, *(images.keys[each] for each in row)) for key, row in zip(keys, images.rows, strict=True)]
         leaders, prompt_of = number_prompts(keys)
         if len(leaders) == len(ids) and not always:
-            self.note("no two completions of a batch have one prompt")
+            if not self.saved[0]:
+                self.note("no two completions of a batch have one prompt")
             return None
         return Layout.of(mask, leaders, prompt_of, self._tokens), images, leaders
 
@@ -431,6 +433,7 @@ class SharedPrefix:
             expected = plain(**part).log_probs[:, -self._tokens :]
             actual = self._run(plain, part, self._plan(policy.base_model, part, always=True)).log_probs
         finally:
+            self.saved = [0, 0]
             for module in training:
                 module.training = True
         seen = part["labels"][:, -self._tokens :] != -100
@@ -554,18 +557,18 @@ class SharesPrefix:
                 sharing.attach(reference, check=False)
 
     def _generate(self, prompts):
-        generate = super()._generate
         with nullcontext() if self._sharing is None else self._sharing.generation():
-            return generate(prompts)
+            return super()._generate(prompts)
 
     def _generate_and_score_completions(self, inputs):
         self._image_memory.clear()
         return super()._generate_and_score_completions(inputs)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        compute = super()._get_per_token_logps_and_entropies
         with nullcontext() if self._sharing is None else self._sharing.completions(logits_to_keep):
-            return compute(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
 
     def _prepare_inputs(self, generation_batch):
         before = self._buffered_inputs

@@ -37,7 +37,7 @@ PROMPT, IMAGE, COMPLETION = 1135, 1024, 512
 GROUPS = (2, 4, 8, 16)
 BARS = {4: 1.8, 8: 2.4}  # times faster
 MEMORY_BAR = 0.6
-ROUNDS = {2: 3, 4: 3, 8: 2, 16: 1}
+ROUNDS = {2: 1, 4: 2, 8: 2, 16: 1}
 BLOCKS, STEPS = 3, 4  # of the demo's shape; a block's first step is not counted
 TEXTS = ["The heart is normal in size.", "There is a left pleural effusion.", "No pneumothorax."] * 20
 
