@@ -379,11 +379,12 @@ class SharedPrefix:
             not self._writing
             or type(cache) is not DynamicCache
             or cache.get_seq_length()
-            or not {"input_ids", "attention_mask", "position_ids"} <= names <= {*PREFILL}
+            or not {"input_ids", "position_ids"} <= names <= {*PREFILL}
         ):
             return original(*args, **inputs)
-        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-        keys = [(tuple(row),) for row in ids.where(mask, -1).tolist()]
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        read = ids if mask is None else ids.where(mask.bool(), -1)  # without padding there is no mask
+        keys = [(tuple(row),) for row in read.tolist()]
         features = (inputs.get("mm_encoder_outputs") or {}).get("image")
         if features is not None:
             pooled = features.pooler_output

@@ -211,6 +211,30 @@ def test_a_decoders_log_probabilities_and_gradients_are_those_of_the_plain_pass(
     )  # otherwise as it was
 
 
+@pytest.mark.parametrize(
+    ("ids", "prompts"),
+    [
+        ([[2, 3, 4]] * 3, 1),  # no padding
+        ([[0, 2, 3], [4, 5, 6], [0, 2, 3], [0, 2, 7]], 3),  # not side by side
+        ([[0, 0, 2], [0, 2, 3], [4, 2, 3]], 3),  # nothing to share
+    ],
+)
+def test_a_generation_reads_each_prompt_once_and_writes_the_same(ids, prompts):
+    model, sharing, rows = small("llama").eval(), SharedPrefix(), []
+    sharing.attach(model)
+    model.model.layers[0].register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    ids = torch.tensor(ids)
+    settings = {"attention_mask": (ids > 0).long(), "max_new_tokens": 5, "do_sample": True}
+    set_seed(0)
+    expected = model.generate(ids, **settings)
+    assert rows[0] == len(ids)
+    rows.clear()
+    set_seed(0)
+    with sharing.generation():
+        assert torch.equal(model.generate(ids, **settings), expected)
+    assert rows[0] == prompts and set(rows[1:]) == {len(ids)}
+
+
 def test_flex_attention_is_sdpa():
     """Without gradients, which torch computes for it on a GPU only."""
     sdpa, flex, batch = small("llama").eval(), small("llama", "flex_attention").eval(), text_batch()
