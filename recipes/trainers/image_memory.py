@@ -102,4 +102,4 @@ def is_frozen(backbone: PreTrainedModel) -> bool:
 def same_encoder(first: PreTrainedModel, second: PreTrainedModel) -> bool:
     """Whether two models' image encoders have the same weights."""
     pairs = zip(first.visual.parameters(), second.visual.parameters(), strict=True)
-    return all(one is other or torch.equal(one, other) for one, other in pairs)
+    return all(one is twin or torch.equal(one, twin) for one, twin in pairs)

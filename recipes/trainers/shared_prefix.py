@@ -81,7 +81,7 @@ class Layout:
         `leaders`: the row that each prompt is taken from; `prompt_of`: each row's prompt, by its number.
         """
         device, mask = mask.device, mask.bool()
-        prompt_of, leaders = (torch.tensor(list(each), device=device) for each in (prompt_of, leaders))
+        prompt_of, leaders = (torch.tensor(list(rows), device=device) for rows in (prompt_of, leaders))
         start = mask.shape[1] - tokens
         prompts, answers = mask[leaders, :start], mask[:, start:]
         number, columns = prompts.nonzero(as_tuple=True)
@@ -97,7 +97,7 @@ class Layout:
         completion_places, real = places(lengths, len(number))
         width = completion_places.shape[1]
         earlier = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-        seen_prompt = real_prompts[prompt_of][:, None].expand(-1, width, -1)
+        prompt_keys = real_prompts[prompt_of][:, None].expand(-1, width, -1)
         states = torch.zeros(len(mask), tokens + 1, dtype=torch.long, device=device)
         states[:, 0] = prompt_lengths.cumsum(0)[prompt_of] - 1
         states[rows, answer_columns + 1] = torch.arange(len(rows), device=device) + len(number)
@@ -109,7 +109,7 @@ class Layout:
             prompt_places=prompt_places,
             completion_places=completion_places,
             prompt_of=prompt_of,
-            mask=torch.cat([seen_prompt, earlier.expand(len(mask), -1, -1)], dim=2)[:, None],
+            mask=torch.cat([prompt_keys, earlier.expand(len(mask), -1, -1)], dim=2)[:, None],
             order=torch.cat([real_prompts.flatten(), real.flatten()]).nonzero().squeeze(1),
             states=states,
         )
@@ -141,20 +141,20 @@ def attend(module, query, key, value, attention_mask, shared_prefix: Layout | No
     sdpa, layout = ALL_ATTENTION_FUNCTIONS["sdpa"], shared_prefix
     if layout is None:
         return sdpa(module, query, key, value, attention_mask, **kwargs)
-    flat = [each[0].transpose(0, 1) for each in (query, key, value)]  # (T, heads, width)
+    flat = [states[0].transpose(0, 1) for states in (query, key, value)]  # (T, heads, width)
 
     def take(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         return states.index_select(0, places.flatten()).unflatten(0, places.shape)
 
-    prompts = [take(each, layout.prompt_places) for each in flat]  # (N, P, heads, width)
-    answers = [take(each, layout.completion_places) for each in flat]  # (R, C, heads, width)
+    prompts = [take(states, layout.prompt_places) for states in flat]  # (N, P, heads, width)
+    answers = [take(states, layout.completion_places) for states in flat]  # (R, C, heads, width)
     rows = len(layout.prompt_of)
     for part in (1, 2):
         before = prompts[part]
         before = before.expand(rows, -1, -1, -1) if len(before) == 1 else before.index_select(0, layout.prompt_of)
         answers[part] = torch.cat([before, answers[part]], dim=1)
-    first, _ = sdpa(module, *(each.transpose(1, 2) for each in prompts), None, **kwargs)
-    second, _ = sdpa(module, *(each.transpose(1, 2) for each in answers), layout.mask, **kwargs)
+    first, _ = sdpa(module, *(states.transpose(1, 2) for states in prompts), None, **kwargs)
+    second, _ = sdpa(module, *(states.transpose(1, 2) for states in answers), layout.mask, **kwargs)
     return torch.cat([first.flatten(0, 1), second.flatten(0, 1)]).index_select(0, layout.order)[None], None
 
 
@@ -210,10 +210,10 @@ class Images:
         numbers = [number for row in rows for number in self.rows[row]]
         if not numbers:
             return {}
-        chosen = [self.pixels[number] for number in numbers]
+        pixels = [self.pixels[number] for number in numbers]
         if self.grids is None:
-            return {"pixel_values": torch.stack(chosen)}
-        return {"pixel_values": torch.cat(chosen), "image_grid_thw": self.grids[numbers]}
+            return {"pixel_values": torch.stack(pixels)}
+        return {"pixel_values": torch.cat(pixels), "image_grid_thw": self.grids[numbers]}
 
 
 def share_out(places: torch.Tensor, images: int, sizes: Sequence[int] | None) -> list[range]:
@@ -363,7 +363,9 @@ class SharedPrefix:
             if (ids[:, start:] == backbone.config.image_token_id).any():
                 return None  # a tool's images are in the completion
             images = Images(backbone, inputs)
-            keys = [(*key, *(images.keys[each] for each in row)) for key, row in zip(keys, images.rows, strict=True)]
+            keys = [
+                (*key, *(images.keys[number] for number in row)) for key, row in zip(keys, images.rows, strict=True)
+            ]
         leaders, prompt_of = number_prompts(keys)
         if len(leaders) == len(ids) and not always:
             if not self.saved[0]:
@@ -388,16 +390,16 @@ class SharedPrefix:
         features = (inputs.get("mm_encoder_outputs") or {}).get("image")
         if features is not None:
             pooled = features.pooler_output
-            rows = share_out(ids == backbone.config.image_token_id, len(pooled), [len(each) for each in pooled])
-            prints = [fingerprint(each) for each in pooled]
-            keys = [(*key, *(prints[each] for each in row)) for key, row in zip(keys, rows, strict=True)]
+            rows = share_out(ids == backbone.config.image_token_id, len(pooled), [len(image) for image in pooled])
+            prints = [fingerprint(image) for image in pooled]
+            keys = [(*key, *(prints[number] for number in row)) for key, row in zip(keys, rows, strict=True)]
         leaders, prompt_of = number_prompts(keys)
         if len(leaders) == len(keys):
             return original(*args, **inputs)
         part = {name: inputs[name][..., leaders, :] for name in names - {"mm_encoder_outputs"}}
         if features is not None:
-            chosen = [number for leader in leaders for number in rows[leader]]
-            part["mm_encoder_outputs"] = {"image": choose_features(features, chosen)}
+            numbers = [number for leader in leaders for number in rows[leader]]
+            part["mm_encoder_outputs"] = {"image": choose_features(features, numbers)}
         output = original(**inputs | part)
         back = torch.tensor(prompt_of, device=ids.device)
         cache.batch_select_indices(back)
@@ -437,12 +439,12 @@ class SharedPrefix:
             self.saved = [0, 0]
             for module in training:
                 module.training = True
-        seen = part["labels"][:, -self._tokens :] != -100
-        difference = (expected - actual).abs()[seen].float()
+        labelled = part["labels"][:, -self._tokens :] != -100
+        difference = (expected - actual).abs()[labelled].float()
         device = expected.device.type
         half = policy.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(device)
         # Single tokens differ by more in 16 bits, between any two ways to compute attention.
-        worst = float(difference.mean() if half else difference.max()) if seen.any() else 0.0
+        worst = float(difference.mean() if half else difference.max()) if labelled.any() else 0.0
         if not worst <= (TOLERANCE_16_BITS if half else TOLERANCE):
             raise InputError(
                 f"share_prefix: the log-probabilities of the first batch differ by {worst:.2g} from those of the "
@@ -466,10 +468,10 @@ def choose_features(features: Any, numbers: Sequence[int]) -> Any:
     pooled, levels = features.pooler_output, getattr(features, "deepstack_features", None)
     if isinstance(pooled, torch.Tensor):
         return type(features)(last_hidden_state=features.last_hidden_state[numbers], pooler_output=pooled[numbers])
-    chosen = {"pooler_output": tuple(pooled[number] for number in numbers)}
+    parts = {"pooler_output": tuple(pooled[number] for number in numbers)}
     if levels:
-        chosen["deepstack_features"] = [[level[number] for number in numbers] for level in levels]
-    return type(features)(**chosen)
+        parts["deepstack_features"] = [[level[number] for number in numbers] for level in levels]
+    return type(features)(**parts)
 
 
 def obstacle(model: nn.Module, policy: PreTrainedModel) -> str | None:
@@ -487,6 +489,20 @@ def obstacle(model: nn.Module, policy: PreTrainedModel) -> str | None:
     return None
 
 
+def join(parts: list) -> Any:
+    """What micro-batches have under one name, together: rows, or one number or None that is all of them's."""
+    if isinstance(parts[0], list):
+        return [row for part in parts for row in part]
+    return parts[0] if parts[0] is None or parts[0].ndim == 0 else torch.cat(parts)
+
+
+def take_rows(value: Any, order: list[int]) -> Any:
+    """What `join` gave, its rows in another order."""
+    if isinstance(value, list):
+        return [value[row] for row in order]
+    return value if value is None or value.ndim == 0 else value[order]
+
+
 def gather_groups(batches: list[dict], window: int) -> list[dict]:
     """The completions of `batches`, those of one prompt side by side within each `window` of micro-batches.
 
@@ -496,32 +512,17 @@ def gather_groups(batches: list[dict], window: int) -> list[dict]:
     gathered = []
     for first in range(0, len(batches), window):
         some = [split_pixel_values_by_grid(batch) for batch in batches[first : first + window]]
-        whole = {}
-        for name, value in some[0].items():
-            parts = [batch[name] for batch in some]
-            if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0):
-                whole[name] = value
-            elif isinstance(value, torch.Tensor):
-                whole[name] = torch.cat(parts)
-            else:
-                whole[name] = [each for part in parts for each in part]
-        images = whole.get("pixel_values")
-        images = [None] * len(whole["prompt_ids"]) if images is None else images
-        prompts = whole["prompt_ids"].where(whole["prompt_mask"].bool(), -1).tolist()
+        batch = {name: join([part[name] for part in some]) for name in some[0]}
+        images = batch.get("pixel_values")
+        images = [None] * len(batch["prompt_ids"]) if images is None else images
+        prompts = batch["prompt_ids"].where(batch["prompt_mask"].bool(), -1).tolist()
         keys = [
             (tuple(prompt), None if image is None else fingerprint(image))
             for prompt, image in zip(prompts, images, strict=True)
         ]
         order = sorted(range(len(keys)), key=lambda row: keys.index(keys[row]))
-        whole = {
-            name: value
-            if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0)
-            else value[order]
-            if isinstance(value, torch.Tensor)
-            else [value[row] for row in order]
-            for name, value in whole.items()
-        }
-        gathered += [unsplit_pixel_values_by_grid(batch) for batch in split_tensor_dict(whole, len(some))]
+        batch = {name: take_rows(value, order) for name, value in batch.items()}
+        gathered += [unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(batch, len(some))]
     return gathered
 
 
@@ -542,7 +543,8 @@ class SharesPrefix:
         if setting is False:
             return
         model, reference = (
-            None if each is None else self.accelerator.unwrap_model(each) for each in (self.model, self.ref_model)
+            None if network is None else self.accelerator.unwrap_model(network)
+            for network in (self.model, self.ref_model)
         )
         backbone = (model.get_base_model() if is_peft_model(model) else model).base_model
         if is_frozen(backbone) and not weights_are_split(self.args):  # split, all processes would have to ask

@@ -37,7 +37,7 @@ PROMPT, IMAGE, COMPLETION = 1135, 1024, 512
 GROUPS = (2, 4, 8, 16)
 BARS = {4: 1.8, 8: 2.4}  # times faster
 MEMORY_BAR = 0.6
-ROUNDS = {2: 1, 4: 2, 8: 2, 16: 1}
+ROUNDS = {2: 1, 4: 2, 8: 1, 16: 1}
 BLOCKS, STEPS = 2, 4  # of the demo's shape; a block's first step is not counted
 TEXTS = ["The heart is normal in size.", "There is a left pleural effusion.", "No pneumothorax."] * 20
 
@@ -102,7 +102,7 @@ def measure(shared: bool, rows: int) -> dict[str, float]:
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     tokens = sharing.saved[0] if shared else batch["input_ids"].numel()
-    parameters = sum(each.numel() for each in model.parameters())
+    parameters = sum(weight.numel() for weight in model.parameters())
     return {
         "seconds": seconds,
         "peak": peak,
@@ -127,8 +127,8 @@ def measure_generation(shared: bool, rows: int) -> dict[str, float]:
     return {"seconds": time.process_time() - start, "sum": int(ids.sum())}
 
 
-def in_a_process(what: str, shared: bool, rows: int) -> dict[str, float]:
-    command = [sys.executable, __file__, what, str(int(shared)), str(rows)]
+def in_a_process(part: str, shared: bool, rows: int) -> dict[str, float]:
+    command = [sys.executable, __file__, part, str(int(shared)), str(rows)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return json.loads(lines[-1])
 
@@ -192,8 +192,8 @@ def measure_demo(figures: dict, checks: list) -> None:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        what, shared, rows = sys.argv[1:]
-        measured = (measure if what == "pass" else measure_generation)(bool(int(shared)), int(rows))
+        part, shared, rows = sys.argv[1:]
+        measured = (measure if part == "pass" else measure_generation)(bool(int(shared)), int(rows))
         print(json.dumps(measured))
         return
     figures, checks = {}, []
@@ -224,7 +224,7 @@ def main() -> None:
     figures["generation"] = generation
     print(
         "generation of 8 tokens, 8 rows: "
-        + ", ".join(f"{name} {each['seconds']:.1f} s" for name, each in generation.items())
+        + ", ".join(f"{name} {row['seconds']:.1f} s" for name, row in generation.items())
     )
     measure_demo(figures, checks)
     report("outputs/bench/shared_prefix", figures, checks)

@@ -82,7 +82,9 @@ class Attention(torch.nn.Module):
 @pytest.mark.parametrize("prompts", [[0, 1, 0], [0, 0, 0]])  # a prompt that all rows have is not copied
 def test_attention_in_parts_is_that_of_the_mask_and_of_flex_attention(prompts):
     mask = MASK if prompts[1] else torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]])
-    layout = Layout.of(mask, leaders=sorted({prompts.index(each) for each in prompts}), prompt_of=prompts, tokens=2)
+    layout = Layout.of(
+        mask, leaders=sorted({prompts.index(number) for number in prompts}), prompt_of=prompts, tokens=2
+    )
     length, generator = len(layout.rows), torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(1, heads, length, 16, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -93,7 +95,7 @@ def test_attention_in_parts_is_that_of_the_mask_and_of_flex_attention(prompts):
     expected, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](Attention(), query, key, value, allowed, scaling=0.3)
     blocks = layout.attention_mask("flex_attention", torch.float32)
     flex = flex_attention(
-        *(each.detach() for each in (query, key, value)), block_mask=blocks, scale=0.3, enable_gqa=True
+        *(states.detach() for states in (query, key, value)), block_mask=blocks, scale=0.3, enable_gqa=True
     )
     result, _ = ALL_ATTENTION_FUNCTIONS[ATTENTION](
         Attention(),
@@ -107,9 +109,9 @@ def test_attention_in_parts_is_that_of_the_mask_and_of_flex_attention(prompts):
     torch.testing.assert_close(result, expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(flex.transpose(1, 2), expected, atol=1e-12, rtol=0)
     weights = torch.randn(result.shape, generator=generator, dtype=torch.float64)
-    gradients = [torch.autograd.grad((each * weights).sum(), (query, key, value)) for each in (result, expected)]
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+    gradients = [torch.autograd.grad((states * weights).sum(), (query, key, value)) for states in (result, expected)]
+    for pair in zip(*gradients, strict=True):
+        torch.testing.assert_close(*pair, atol=1e-12, rtol=0)
 
 
 def test_images_go_to_the_rows_that_have_places_for_them():
@@ -488,12 +490,12 @@ def test_a_generation_writes_the_same(make):
             {
                 "role": "user",
                 "content": [
-                    *({"type": "image", "image": image} for image in each),
+                    *({"type": "image", "image": image} for image in study),
                     {"type": "text", "text": row[0]["content"]},
                 ],
             }
         ]
-        for row, each in zip(samples, images, strict=True)
+        for row, study in zip(samples, images, strict=True)
     ]
     texts = []
     sharing = trainer._sharing
@@ -508,9 +510,9 @@ def test_fingerprints_tell_every_bit_shape_and_type():
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(70_000, generator=generator)  # more than a block
     for place in (0, 65_535, 65_536, 69_999):
-        other = image.clone()
-        other.view(torch.int32)[place] ^= 1
-        assert fingerprint(other) != fingerprint(image) == fingerprint(image.clone())
+        changed = image.clone()
+        changed.view(torch.int32)[place] ^= 1
+        assert fingerprint(changed) != fingerprint(image) == fingerprint(image.clone())
     assert fingerprint(image.view(2, -1)) != fingerprint(image)
     assert fingerprint(torch.zeros(4)) != fingerprint(torch.zeros(4, dtype=torch.int32))
     assert fingerprint(image[:0]) == fingerprint(image[:0])
@@ -589,8 +591,8 @@ def test_a_run_in_16_bits(tmp_path):
 
 @pytest.mark.parametrize("method", ["_generate", "_generate_and_score_completions", "_prepare_inputs"])
 def test_overridden_signatures_are_trls(method):
-    whole, part = (inspect.signature(getattr(each, method)).parameters for each in (GRPOTrainer, SharesPrefix))
-    assert list(whole) == list(part)
+    trls, ours = (inspect.signature(getattr(kind, method)).parameters for kind in (GRPOTrainer, SharesPrefix))
+    assert list(trls) == list(ours)
 
 
 def test_every_override_calls_super_once():
@@ -609,7 +611,9 @@ def one_of_two(folder: str) -> None:
     def answer(prompts, trainer) -> dict:
         ids = trainer.processing_class(prompts)["input_ids"]
         first = 4 // processes * trainer.accelerator.process_index
-        texts = [[2 + (sum(each) + first + row) % 5, 3, 1][: 1 + (first + row) % 3] for row, each in enumerate(ids)]
+        texts = [
+            [2 + (sum(prompt) + first + row) % 5, 3, 1][: 1 + (first + row) % 3] for row, prompt in enumerate(ids)
+        ]
         return {"prompt_ids": ids, "completion_ids": texts, "logprobs": [[0.0] * len(text) for text in texts]}
 
     class Written(MRGR1Trainer):
