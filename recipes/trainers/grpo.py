@@ -17,6 +17,7 @@ from recipes.files import InputError
 from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.checkpoints import shuffle_by_epoch
 from recipes.trainers.config import PolicyConfig
+from recipes.trainers.shared_prefix import SharePrefixConfig, SharesPrefix
 from recipes.trainers.vllm_images import ImageGeneration
 from rewards.completions import parse_completion
 
@@ -34,7 +35,7 @@ PASS_INPUTS = (
 
 
 @dataclass
-class MRGR1Config(PolicyConfig):
+class MRGR1Config(SharePrefixConfig, PolicyConfig):
     """TRL's GRPOConfig plus what the paper adds.
 
     Raises InputError as PolicyConfig does, and on settings of TRL's normalisation that `advantage_norm` paper would
@@ -88,7 +89,7 @@ def check_pass_inputs(fields: dict) -> None:
         )
 
 
-class MRGR1Trainer(RecipeTrainer, GRPOTrainer):
+class MRGR1Trainer(SharesPrefix, RecipeTrainer, GRPOTrainer):
     """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's.
 
     The tokenizer of `processing_class` pads on the left from here on, however it was loaded or saved. Raises
@@ -108,6 +109,7 @@ class MRGR1Trainer(RecipeTrainer, GRPOTrainer):
         self._tokenizer.padding_side = "left"  # TRL's prompts are; a processor's mm_token_type_ids must be too
         if self.use_vllm:
             self.vllm_generation = ImageGeneration.of(self.vllm_generation)
+        self._share_prefix()
 
     def _get_train_sampler(self, dataset=None):
         return shuffle_by_epoch(super()._get_train_sampler(dataset))

@@ -20,6 +20,7 @@ class StepMemory:
     width of a head), `vocabulary`. Of a batch: `rows` at once, their `tokens` and the `answer_tokens` among them whose
     probability is asked for, `written` rows that generation writes at once. `value`: bytes of an activation.
     `checkpointing`: gradient checkpointing, which keeps what stands between layers and computes a layer again.
+    `rows_of_a_prompt`: how many rows of a batch read one prompt together (shared_prefix.py).
 
     It leaves out what cannot be known before: CUDA itself, gaps of the allocator, a frozen image encoder's pass, the
     scorers of rewards. So a step takes more than `peak`, and a GPU with less is too small.
@@ -46,10 +47,13 @@ class StepMemory:
     written: int = 0
     value: int = 2
     checkpointing: bool = True
+    rows_of_a_prompt: int = 1
 
     def parts(self) -> dict[str, float]:
         """Bytes by name, in the order of cluster.md's table."""
-        places = self.rows * self.tokens * self.value
+        prompts = -(-self.rows // self.rows_of_a_prompt)
+        tokens = prompts * (self.tokens - self.answer_tokens) + self.rows * self.answer_tokens
+        places = tokens * self.value
         layer = places * (8 * self.width + 3 * self.mlp_width)
         keys_and_values = self.written * self.tokens * 2 * self.layers * self.key_value_width * self.value
         return {
@@ -154,6 +158,7 @@ def memory_of_step(trainer: Trainer, tokens: int, answer_tokens: int) -> StepMem
     config = model.config.get_text_config()
     width, heads = config.hidden_size, getattr(config, "num_attention_heads", 1)
     head_width = getattr(config, "head_dim", None) or width // heads
+    shared = getattr(trainer, "_sharing", None) is not None
     written = 0
     if isinstance(args, GRPOConfig) and not args.use_vllm:  # vLLM has its share of the memory by its own setting
         written = args.per_device_train_batch_size * args.steps_per_generation
@@ -174,4 +179,5 @@ def memory_of_step(trainer: Trainer, tokens: int, answer_tokens: int) -> StepMem
         written=written,
         value=2 if half or model.dtype in (torch.bfloat16, torch.float16) else 4,
         checkpointing=args.gradient_checkpointing,
+        rows_of_a_prompt=args.num_generations if shared else 1,
     )

@@ -8,7 +8,6 @@ clipped value loss and the KL term. README.md beside this file has the equations
 """
 
 import copy
-import hashlib
 import os
 from dataclasses import dataclass, field
 from math import inf
@@ -29,6 +28,7 @@ from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.checkpoints import shuffle_by_epoch, weights_are_split
 from recipes.trainers.config import PolicyConfig
 from recipes.trainers.grpo import EVALUATED, PASS_INPUTS, check_pass_inputs
+from recipes.trainers.shared_prefix import SharePrefixConfig, SharesPrefix
 from recipes.trainers.vllm_images import ImageGeneration
 
 STATE_FILE = "ppo_state.safetensors"
@@ -38,7 +38,7 @@ LOGIT_CHANGES = (
 
 
 @dataclass
-class PPOConfig(PolicyConfig):
+class PPOConfig(SharePrefixConfig, PolicyConfig):
     """TRL's GRPOConfig, and what PPO and LM-RRG add. Raises InputError on what cannot be combined.
 
     From GRPOConfig come `num_iterations` (PPO epochs over one batch of completions), `steps_per_generation`
@@ -256,7 +256,7 @@ def check_policy(model: str | nn.Module, args: PPOConfig, adapted: bool, sharded
             raise InputError(sentence)
 
 
-class PPOTrainer(RecipeTrainer, GRPOTrainer):
+class PPOTrainer(SharesPrefix, RecipeTrainer, GRPOTrainer):
     """PPO with a value head on the policy's last hidden state. `reward_funcs` are TRL's, `args` a PPOConfig.
 
     The model is decoder-only: a causal language model or a vision-language model that GRPOTrainer takes. The reference
@@ -312,7 +312,6 @@ class PPOTrainer(RecipeTrainer, GRPOTrainer):
         self._passes: list[Pass] = []
         self._chunks: list[tuple] = []
         self._hidden_states: torch.Tensor | None = None
-        self._images: dict[tuple[torch.Size, bytes], torch.Tensor] = {}
 
         self._freeze_encoder(policy)
         if copied:
@@ -324,6 +323,7 @@ class PPOTrainer(RecipeTrainer, GRPOTrainer):
                 model.register_forward_hook(self._after_model)
                 if self._encode is not None:
                     core.base_model.encode_images = self._encode_images
+        self._share_prefix()
 
     def _freeze_encoder(self, policy: PreTrainedModel) -> None:
         """E stays as it is, where `freeze_image_encoder` says so; `_encode` is its method, asked once an image."""
@@ -361,14 +361,7 @@ class PPOTrainer(RecipeTrainer, GRPOTrainer):
 
     def _encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The model's own `encode_images`, asked only for images that it has not seen since the last generation."""
-        pixels = pixel_values.detach().contiguous().view(torch.uint8).cpu().numpy()
-        keys = [(pixel_values.shape[1:], hashlib.blake2b(image).digest()) for image in pixels]
-        new = {key: row for row, key in enumerate(keys) if key not in self._images}
-        if new:
-            with torch.no_grad():
-                features = self._encode(pixel_values[list(new.values())])
-            self._images.update(zip(new, features, strict=True))
-        return torch.stack([self._images[key] for key in keys])
+        return torch.stack(self._image_memory.features(pixel_values, lambda rows: self._encode(pixel_values[rows])))
 
     def _after_backbone(self, module, args, output):
         self._hidden_states = output.last_hidden_state
@@ -479,7 +472,7 @@ class PPOTrainer(RecipeTrainer, GRPOTrainer):
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
         values, hidden_states = (
-            None if chunks[0] is None else torch.cat(chunks)[:, -logits_to_keep:]
+            None if chunks[0] is None else torch.cat([chunk[:, -logits_to_keep:] for chunk in chunks])
             for chunks in zip(*self._chunks, strict=True)
         )
         self._chunks.clear()
@@ -488,7 +481,6 @@ class PPOTrainer(RecipeTrainer, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):  # noqa: C901
         """TRL's batch with old log-probabilities and values, advantages and returns (rows, tokens) and KL weights."""
-        self._images.clear()
         self._passes.clear()
         output = super()._generate_and_score_completions(inputs)
         passes, args = list(self._passes), self.args

@@ -48,6 +48,8 @@ def test_parts_worked_by_hand():
     assert replace(STEP, written=160).peak == 22e9 + 3.2e9  # while 160 reports are written
     assert replace(STEP, checkpointing=False).peak == 22e9 + 3.2e9 + 0.5e9  # ten layers, all of them kept
     assert replace(STEP, value=4, copies=0).peak == 22e9 + 2 * (0.16e9 + 0.32e9)
+    shared = replace(STEP, rows_of_a_prompt=3)  # 3 prompts of 750 tokens and 8 answers of 250: 4,250 places
+    assert shared.parts()["activations between layers"] == 8_500 * 1000 * 10
 
 
 @pytest.mark.parametrize(
@@ -100,19 +102,19 @@ LLAMA = 2 * 8 * 16 + 4 * 16 * 16 + 3 * 16 * 32 + 3 * 16  # words in and out, att
 
 
 @pytest.mark.parametrize(
-    ("kind", "trained", "reference", "written"),
+    ("kind", "trained", "reference", "written", "shared"),
     [
-        ("grpo", LLAMA, 0, 8),  # TRL's beta is 0
-        ("ppo", LLAMA + 17, LLAMA, 8),  # a value head; the reference is a copy of all that is trained
-        ("weighted_sft", LLAMA, 0, 0),
+        ("grpo", LLAMA, 0, 8, 2),  # TRL's beta is 0
+        ("ppo", LLAMA + 17, LLAMA, 8, 2),  # a value head; the reference is a copy of all that is trained
+        ("weighted_sft", LLAMA, 0, 0, 1),
     ],
 )
-def test_memory_of_a_trainer(kind, trained, reference, written, tmp_path):
+def test_memory_of_a_trainer(kind, trained, reference, written, shared, tmp_path):
     trainer = make_trainer(kind, tmp_path, optim="adamw_torch")
     assert memory_of_step(trainer, 12, 5) == StepMemory(
         weights=4 * trained, gradients=4 * trained, optimizer=8 * trained, reference=4 * reference, layers=1, width=16,
         mlp_width=32, key_value_width=16, vocabulary=8, rows=8, tokens=12, answer_tokens=5, written=written, value=4,
-        checkpointing=False,
+        checkpointing=False, rows_of_a_prompt=shared,
     )  # fmt: skip
 
 
