@@ -44,7 +44,12 @@ TOLERANCE_16_BITS = 2e-2
 
 @dataclass
 class SharePrefixConfig:
-    """The setting of trainers that read each study once per group; a base class before a TrainingArguments."""
+    """The setting of trainers that read each study once per group; a base class before a TrainingArguments.
+
+    Example:
+
+        MRGR1Config("out", share_prefix=False)  # the plain pass, every prompt as often as it has completions
+    """
 
     share_prefix: bool | None = field(
         default=None,
