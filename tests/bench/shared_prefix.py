@@ -210,7 +210,7 @@ def main() -> None:
         row["memory"] = row["shared"]["peak"] / row["plain"]["peak"]
         figures[f"G={rows}"] = row | {"rounds": runs}
         print(f"G = {rows}: " + ", ".join(f"{name} {row[name]['seconds']:.1f} s, {row[name]['peak'] / 1e6:.0f} MB, "
-              f"{row[name]['tokens']:,} tokens" for name in runs) + f"; {row['times_faster']:.2f} times faster, "
+              f"{row[name]['tokens']:,.0f} tokens" for name in runs) + f"; {row['times_faster']:.2f} times faster, "
               f"{row['memory']:.0%} of the memory", flush=True)  # fmt: skip
         if rows in BARS:
             checks.append({"name": f"pass of G = {rows}, plain / shared", "value": row["times_faster"],
