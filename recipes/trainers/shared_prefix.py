@@ -48,7 +48,7 @@ class SharePrefixConfig:
 
     Example:
 
-        MRGR1Config("out", share_prefix=False)  # the plain pass, every prompt as often as it has completions
+        SharePrefixConfig(share_prefix=False)  # or MRGR1Config("out", share_prefix=False): the plain pass
     """
 
     share_prefix: bool | None = field(
