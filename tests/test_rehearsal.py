@@ -13,7 +13,7 @@ CUT = (
     *("lmrrg/iu.yaml", "lmrrg/iu_cqrl.yaml"),
 )
 PAPERS = {path.relative_to(CONFIGS).as_posix(): yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*/*.yaml")}
-OWN = ("demo", "phantom")  # settings for tiny models, which make demo runs
+OWN = ("demo", "phantom", "crepe")  # tiny models, which make demo runs; a metric, which test_train_crepe.py trains
 
 
 def test_every_yaml_of_a_paper_is_rehearsed():

@@ -8,11 +8,12 @@ import math
 from dataclasses import fields
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
-
-from trl import TrlParser
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from recipes.files import InputError
+
+if TYPE_CHECKING:
+    from trl import TrlParser
 
 
 class Range(NamedTuple):
@@ -108,8 +109,10 @@ def check_settings(arguments: Any) -> None:
         raise InputError(f"--min_pixels must be at most --max_pixels, which is {high}, not {low}")
 
 
-def make_parser(types: tuple[type, ...]) -> TrlParser:
+def make_parser(types: tuple[type, ...]) -> "TrlParser":
     """TRL's parser, which takes no abbreviated names, and of an Enum its values alone."""
+    from trl import TrlParser  # not at the top: a worker of a builder reads ranges alone
+
     parser = TrlParser(types, allow_abbrev=False)
     hints = {name: hint for kind in types for name, hint in get_type_hints(kind).items()}
     for action in parser._actions:

@@ -320,7 +320,8 @@ def rewards_of_the_recipe(call, tiny, phantom, tmp_path, monkeypatch):
         functions = {}
 
         def stop(settings, labeler, references, weights):
-            names = [name for name in REWARDS if name not in ("bertscore", "radgraph", "radcliq")]  # need weights
+            weights_needed = ("bertscore", "radgraph", "radcliq", "crepe", "ratescore")
+            names = [name for name in REWARDS if name not in weights_needed]
             functions.update(
                 zip(names, make_rewards(replace(settings, rewards=names), labeler, references), strict=True)
             )

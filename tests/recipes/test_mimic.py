@@ -709,7 +709,7 @@ def test_bad_input_is_one_sentence(tmp_path, build, spoil, arguments, message):
 
 def test_ids_that_are_no_numbers_leave_nothing(tmp_path, build):
     images = [(i[0], "x" + i[1], *i[2:]) for i in IMAGES]
-    with pytest.raises(InputError, match="row left out: subject_id or study_id is no number"):
+    with pytest.raises(InputError, match="no row of the column subject_id can be read, 'x10000032' first"):
         build(write_tree(tmp_path / "mimic", images=images, reports={("10000001", "50000001"): CLEAR}))
 
 

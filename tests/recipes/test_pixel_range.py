@@ -211,10 +211,10 @@ def bad_folder(request, tmp_path):
 def test_scripts_name_a_bad_image_before_the_first_step(bad_folder, tiny, tmp_path, call):
     folder, sentence = bad_folder
     train = ["--dataset", folder, "--output_dir", tmp_path / "run", "--views", "all", "--model_name_or_path", tiny]
-    out = tmp_path / "out.jsonl"
+    out, small = tmp_path / "out.jsonl", ["--per_device_train_batch_size", "4", "--effective_batch_size", "4"]
     for main, arguments in (
-        (grpo_mrgr1.main, ["--config", "recipes/configs/mrgr1/demo.yaml", *train]),
-        (sft_mrgr1.main, ["--config", "recipes/configs/mrgr1/sft_demo.yaml", *train]),
+        (grpo_mrgr1.main, ["--config", "recipes/configs/mrgr1/demo.yaml", *train, *small]),
+        (sft_mrgr1.main, ["--config", "recipes/configs/mrgr1/sft_demo.yaml", *train, *small]),
         (generate.main, ["--model", tiny, "--dataset", folder, "--out", out, "--views", "all"]),
     ):
         with pytest.raises(InputError, match=f"^image 2 of study s2 {sentence}"):

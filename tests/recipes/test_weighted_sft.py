@@ -14,7 +14,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from modeling.tiny import train_tokenizer
 from recipes.cli import run
-from recipes.data.samples import to_samples
+from recipes.data.samples import prepare_images, to_samples
 from recipes.data.schema import read_split
 from recipes.files import InputError
 from recipes.trainers.weighted_sft import KeyTokenCollator, WeightedSFTConfig, WeightedSFTTrainer, weighted_text
@@ -95,7 +95,10 @@ def test_weight_1_is_sft_to_the_last_bit(kind, weight, reduction, tokenizer, tin
     ):
         model = small_llama(tokenizer) if kind != "images" else AutoModelForImageTextToText.from_pretrained(tiny)
         args = settings(tmp_path, config, **changes)
-        results.append(trained(trainer(model, args, train_dataset=rows, processing_class=processing)))
+        data = rows
+        if kind == "images" and trainer is SFTTrainer:  # ours scales images to the processor's range itself
+            data = prepare_images({"train": rows}, processing)["train"]
+        results.append(trained(trainer(model, args, train_dataset=data, processing_class=processing)))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
