@@ -15,15 +15,11 @@ test.parquet, build.json (arguments, counts), and skipped.csv: what was left out
 
 import json
 from dataclasses import dataclass, field
-from typing import Literal
 
 from recipes.cli import parse, run
 from recipes.data.columns import TableReader, match_columns
-from recipes.data.images import SIDES
 from recipes.data.labels import load_labeler
-from recipes.data.mimic_sections import CLEANINGS
-from recipes.data.sections import TARGETS
-from recipes.data.studies import Settings, build
+from recipes.data.studies import StudyArguments, build
 from recipes.data.tables import read_records
 from recipes.files import InputError
 
@@ -46,51 +42,39 @@ class BuildArguments:
     encoding: str | None = argument(None, "Encoding of a text table without a byte-order mark; default UTF-8.")
     date_format: str | None = argument(None, "Form of the dates where it is not ISO's, such as %%d/%%m/%%Y.")
     subjects: bool = argument(True, "Subjects are named by the table; --no_subjects takes each study as one.")
-    target: Literal[*TARGETS] = argument("findings+impression", "Sections that are the report to write.")
-    cleaning: Literal[CLEANINGS] = argument("plain", "Cleaning of the sections.")
-    image_size: int = argument(512, "Pixels of the side that --image_size_of names; 0 stores all pixels.")
-    image_size_of: Literal[SIDES] = argument("longest", "Side that is shrunk to --image_size.")
-    max_images: int = argument(0, "Images per study: a frontal one, a lateral one, then others; 0 for all.")
-    prior_images: bool = argument(False, "Storing of the frontal image of the study before, too.")
     fractions: list[float] = field(
         default_factory=lambda: [0.1, 0.1], metadata={"help": "Shares of the subjects to validate and to test on."}
     )
     split_by_subject: bool = argument(False, "Move of a subject in two splits to the split of its first study.")
     seed: int = argument(0, "Seed of the split where the table names none.")
-    labeler: str = argument("lexical", "Labeler of the reports without labels: lexical, or chexbert:MODEL.")
-    limit: int = argument(0, "Number of records to read, for a first look; 0 for all.")
-    workers: int = argument(2, "Processes that read images; the result is the same for any number.")
-    check: bool = argument(False, "Three studies and the counts are shown, and nothing is written.")
 
 
 def main() -> None:
-    (arguments,) = parse(BuildArguments)
-    if min(arguments.image_size, arguments.max_images, arguments.limit) < 0 or arguments.workers < 1:
-        raise InputError("--workers must be at least 1, and --image_size, --max_images and --limit at least 0")
+    arguments, study_args = parse(BuildArguments, StudyArguments)
     if len(arguments.fractions) != 2 or min(arguments.fractions) < 0 or sum(arguments.fractions) >= 1:
         raise InputError("--fractions takes two shares, to validate and to test on, that leave some to train on")
     requested = dict(pair.partition("=")[::2] for pair in arguments.columns)
-    labeler = load_labeler(arguments.labeler)
+    labeler = load_labeler(study_args.labeler)
 
     # Records, columns, studies
     records = read_records(arguments.table, arguments.encoding)
-    records = records[: arguments.limit] if arguments.limit else records
+    records = records[: study_args.limit] if study_args.limit else records
     matched = match_columns((name for record in records[:1000] for name in record.values), requested)
     print("columns:", ", ".join(f"{meaning} = {column}" for meaning, column in matched.items()), flush=True)
     reader = TableReader(matched, arguments.images, arguments.reports, arguments.date_format)
     studies, skipped = reader.studies(records, arguments.subjects)
 
     # Splits, priors, images, labels, writing
-    names = [name for name in Settings.__dataclass_fields__ if hasattr(arguments, name)]
-    settings = Settings(**{name: getattr(arguments, name) for name in names} | {"labeler": labeler.name})
+    split = {name: getattr(arguments, name) for name in ("fractions", "split_by_subject", "seed")}
+    settings = study_args.settings(arguments.source, arguments.license, labeler.name, **split)
     note = {
         "table": arguments.table,
         "columns": matched,
         "reading": dict(reader.notes),
         "subjects": arguments.subjects,
     }
-    sizes = build(studies, arguments.out, settings, note, skipped, labeler, show, arguments.check)
-    total = "would be written" if arguments.check else "written"
+    sizes = build(studies, arguments.out, settings, note, skipped, labeler, show, study_args.check)
+    total = "would be written" if study_args.check else "written"
     print(f"{arguments.out}: {sizes} {total}; {len(skipped)} entries left out", flush=True)
     for reason, number in sorted(dict(reader.notes).items()):
         print(f"  {number} {reason}", flush=True)

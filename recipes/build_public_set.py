@@ -19,11 +19,8 @@ from typing import Literal
 from recipes.build_from_table import argument, show
 from recipes.cli import parse, run
 from recipes.data import public_sets, sources
-from recipes.data.images import SIDES
 from recipes.data.labels import load_labeler
-from recipes.data.mimic_sections import CLEANINGS
-from recipes.data.sections import TARGETS
-from recipes.data.studies import Settings, build
+from recipes.data.studies import StudyArguments, build
 from recipes.files import InputError
 
 SETS = ("rexgradient-160k", "chexpert-plus", "padchest-gr", "rexrank")
@@ -40,25 +37,13 @@ class BuildArguments:
     files: list[str] = field(default_factory=list, metadata={"help": "JSON files of ReXrank (with --set rexrank)."})
     split_scheme: Literal[public_sets.SCHEMES] = argument("official", "Split of CheXpert Plus: its own, or ReXrank's.")
     language: Literal[public_sets.LANGUAGES] = argument("en", "Language of PadChest-GR's sentences.")
-    target: Literal[*TARGETS] = argument("findings+impression", "Sections that are the report to write.")
-    cleaning: Literal[CLEANINGS] = argument("plain", "Cleaning of the sections.")
-    image_size: int = argument(512, "Pixels of the side that --image_size_of names; 0 stores all pixels.")
-    image_size_of: Literal[SIDES] = argument("longest", "Side that is shrunk to --image_size.")
-    max_images: int = argument(0, "Images per study: a frontal one, a lateral one, then others; 0 for all.")
-    prior_images: bool = argument(False, "Storing of the frontal image of the study before, too.")
-    labeler: str = argument("lexical", "Labeler of the reports without labels: lexical, or chexbert:MODEL.")
-    limit: int = argument(0, "Number of studies to build, for a first look; 0 for all.")
-    workers: int = argument(2, "Processes that read images; the result is the same for any number.")
-    check: bool = argument(False, "Three studies and the counts are shown, and nothing is written.")
 
 
 def main() -> None:
-    (arguments,) = parse(BuildArguments)
-    if min(arguments.image_size, arguments.max_images, arguments.limit) < 0 or arguments.workers < 1:
-        raise InputError("--workers must be at least 1, and --image_size, --max_images and --limit at least 0")
+    arguments, study_args = parse(BuildArguments, StudyArguments)
     if (arguments.set == "rexrank") != bool(arguments.files):
         raise InputError("--files names ReXrank's JSON files: --set rexrank needs it, and no other set takes it")
-    labeler = load_labeler(arguments.labeler)
+    labeler = load_labeler(study_args.labeler)
 
     # Studies
     reading = public_sets.Reading(arguments.root, arguments.images)
@@ -71,16 +56,13 @@ def main() -> None:
     else:
         source = public_sets.rexrank_source(arguments.files[0])
         studies = public_sets.read_rexrank(reading, arguments.files)
-    studies = studies[: arguments.limit] if arguments.limit else studies
+    studies = studies[: study_args.limit] if study_args.limit else studies
 
     # Priors, images, labels, writing
-    names = [name for name in Settings.__dataclass_fields__ if hasattr(arguments, name)]
-    settings = Settings(
-        source.name, source.license, **{name: getattr(arguments, name) for name in names} | {"labeler": labeler.name}
-    )
+    settings = study_args.settings(source.name, source.license, labeler.name)
     note = {"set": arguments.set, "root": Path(arguments.root).name, "split_scheme": arguments.split_scheme}
     note |= {"language": arguments.language, "reading": reading.notes}
-    sizes = build(studies, arguments.out, settings, note, reading.skipped, labeler, show, arguments.check)
+    sizes = build(studies, arguments.out, settings, note, reading.skipped, labeler, show, study_args.check)
     print(f"{arguments.out}: {sizes}; {len(reading.skipped)} entries left out", flush=True)
 
 

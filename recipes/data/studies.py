@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
-from recipes.data.images import encode_png, load_image, shrink
-from recipes.data.mimic_sections import clean_mimic, read_sections
+from recipes.data.images import SIDES, encode_png, load_image, shrink
+from recipes.data.mimic_sections import CLEANINGS, clean_mimic, read_sections
 from recipes.data.schema import SPLITS, has_text, read_build, write_dataset
-from recipes.data.sections import clean, target_text
+from recipes.data.sections import TARGETS, clean, target_text
+from recipes.data.settings import COUNT, NOT_NEGATIVE, Range
 from recipes.data.special_tokens import special_token
 from recipes.data.views import is_frontal, order_views, rank_view, scenario_of
 from recipes.files import InputError, replacing
@@ -96,6 +97,47 @@ class Settings:
     labeler: str = "lexical"
     prior_images: bool = False
     workers: int = 2
+
+
+@dataclass
+class StudyArguments:
+    """Arguments that all builders of plain studies share."""
+
+    ranges: ClassVar[dict[str, Range]] = {
+        **dict.fromkeys(("image_size", "max_images", "limit"), NOT_NEGATIVE),
+        "workers": COUNT,
+    }
+
+    target: Literal[*TARGETS] = field(
+        default="findings+impression", metadata={"help": "Sections that are the report to write."}
+    )
+    cleaning: Literal[CLEANINGS] = field(default="plain", metadata={"help": "Cleaning of the sections."})
+    image_size: int = field(
+        default=512, metadata={"help": "Pixels of the side that --image_size_of names; 0 stores all pixels."}
+    )
+    image_size_of: Literal[SIDES] = field(default="longest", metadata={"help": "Side that is shrunk to --image_size."})
+    max_images: int = field(
+        default=0, metadata={"help": "Images per study: a frontal one, a lateral one, then others; 0 for all."}
+    )
+    prior_images: bool = field(
+        default=False, metadata={"help": "Storing of the frontal image of the study before, too."}
+    )
+    labeler: str = field(
+        default="lexical", metadata={"help": "Labeler of the reports without labels: lexical, or chexbert:MODEL."}
+    )
+    limit: int = field(default=0, metadata={"help": "Number of studies to build, for a first look; 0 for all."})
+    workers: int = field(
+        default=2, metadata={"help": "Processes that read images; the result is the same for any number."}
+    )
+    check: bool = field(
+        default=False, metadata={"help": "Three studies and the counts are shown, and nothing is written."}
+    )
+
+    def settings(self, source: str, license: str, labeler: str, **split) -> Settings:
+        """The `Settings` of these arguments, of data of that source and licence; `split`: fractions and the like."""
+        names = {name for name in Settings.__dataclass_fields__ if hasattr(self, name)} - {"labeler"}
+        values = {name: getattr(self, name) for name in names}
+        return Settings(source=source, license=license, labeler=labeler, **values, **split)
 
 
 ################

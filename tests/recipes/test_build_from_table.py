@@ -248,7 +248,7 @@ def test_what_is_left_out_is_counted_and_named(lab, monkeypatch):
         ({}, ("--columns", "report=Text"), "has no column Text"),
         ({}, ("--fractions", "0.5", "0.5"), "--fractions"),
         ({"report": "-"}, (), "none of 4 studies can be used"),
-        ({}, ("--limit", "-1"), "--limit"),
+        ({}, ("--limit", "-1"), "limit must be 0 or more"),
         ({}, ("--labeler", "mine"), "there is no labeler 'mine'"),
     ],
     ids=["date", "images", "subject", "split", "meaning", "column", "fractions", "reports", "limit", "labeler"],
