@@ -52,6 +52,9 @@ FEATURES = Features(
     }
 )
 
+LATER = ("comparison", "technique", "age", "sex", "prior_images", "boxes")  # that data sets built before lack
+CORE = tuple(name for name in FEATURES if name not in LATER)
+
 
 def write_dataset(splits: dict[str, Callable[[], Iterator[dict]]], out: str | Path, build: dict) -> dict[str, int]:
     """Writes `{split}.parquet` per split and `build.json` (how it was built, the labeler's name) to folder `out`.

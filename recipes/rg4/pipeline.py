@@ -22,7 +22,7 @@ from pyarrow import parquet
 from recipes.data.images import read_png
 from recipes.data.mimic_sections import clean_mimic
 from recipes.data.privacy import private_among
-from recipes.data.schema import FEATURES, has_text, read_build, read_dataset
+from recipes.data.schema import CORE, has_text, read_build, read_dataset
 from recipes.data.sections import target_of, target_text
 from recipes.data.sources import MIMIC_RG4
 from recipes.data.views import is_lateral
@@ -153,12 +153,13 @@ def can_serve(available: str | None, scenario: str) -> bool:
 def read_rows(dataset: str, limit: int | None = None) -> dict[str, Dataset]:
     """The splits of a built data set with encoded images, of each the first `limit` rows."""
     splits = {}
-    for split, rows in read_dataset(dataset, tuple(FEATURES)).items():
+    for split, rows in read_dataset(dataset, CORE).items():
         if unknown := set(rows.unique("scenario")) - {*SCENARIOS, None}:
             raise InputError(
                 f"split {split} of {dataset} has the scenario {unknown.pop()!r}, which is none of {SCENARIOS}"
             )
-        rows = rows.cast_column("images", List(Image(decode=False)))
+        for name in {"images", "prior_images"} & set(rows.column_names):
+            rows = rows.cast_column(name, List(Image(decode=False)))
         splits[split] = rows.select(range(min(limit or len(rows), len(rows))))
     return splits
 

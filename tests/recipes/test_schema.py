@@ -17,7 +17,7 @@ from datasets.arrow_writer import ArrowWriter
 from recipes.cli import run
 from recipes.data import schema
 from recipes.data.labels import load_labeler, with_labels
-from recipes.data.schema import FEATURES, read_build, read_dataset, read_split, write_dataset
+from recipes.data.schema import FEATURES, LATER, read_build, read_dataset, read_split, write_dataset
 from recipes.files import InputError
 
 
@@ -231,3 +231,17 @@ def test_who_reads_rows_without_a_report():
     recipes = Path(schema.__file__).parents[1]
     readers = {file.name for file in recipes.rglob("*.py") if "bare=True" in file.read_text()}
     assert readers == {"schema.py", "generate.py", "references.py", "labels.py", "inputs.py"}
+
+
+def test_a_data_set_from_before_the_later_columns_is_read(tmp_path):
+    """MIMIC-RG4's pipeline asks for all columns but those that a data set of an earlier version cannot have."""
+    from pyarrow import parquet
+
+    from recipes.rg4.pipeline import read_rows
+
+    row = {"study_id": "1", "report": "Clear.", "scenario": "sn", "images": [{"bytes": b"x", "path": None}]}
+    write_dataset({"train": lambda: iter([row])}, tmp_path / "data", {})
+    file = tmp_path / "data" / "train.parquet"
+    parquet.write_table(parquet.read_table(file).drop_columns(list(LATER)), file)
+    [rows] = read_rows(str(tmp_path / "data")).values()
+    assert rows["report"] == ["Clear."] and rows[0]["images"][0]["bytes"] == b"x" and "boxes" not in rows.column_names
