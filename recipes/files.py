@@ -76,8 +76,11 @@ def read_commit() -> str:
 
 
 def read_prompt(file: str) -> str:
-    """The prompt's text; `file` is a path, or one relative to the recipes' folder."""
+    """The prompt's text, without a byte-order mark; `file` is a path, or one relative to the recipes' folder."""
     candidate = next((path for path in (Path(file), Path(__file__).parent / file) if path.is_file()), None)
     if candidate is None:
         raise InputError(f"there is no prompt file {file}")
-    return candidate.read_text().strip()
+    try:
+        return candidate.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt file {candidate} is not UTF-8 text: {error.reason}") from error

@@ -94,3 +94,13 @@ def test_a_data_set_on_a_share_that_cannot_be_written_is_read_from_the_users_cac
     assert read_split(str(tmp_path / "mounted"), "train")["report"] == ["Clear."]
     assert sorted(path.name for path in (tmp_path / "mounted").iterdir()) == before
     assert Path(cache_folder(str(tmp_path / "mounted"))).is_relative_to(tmp_path / "home")
+
+
+def test_a_prompt_with_a_byte_order_mark(tmp_path):
+    from recipes.files import read_prompt
+
+    (tmp_path / "p.txt").write_bytes("Write the report.\n".encode("utf-8-sig"))
+    assert read_prompt(str(tmp_path / "p.txt")) == "Write the report."
+    (tmp_path / "p.txt").write_bytes("Schreibe über den Erguß.".encode("cp1252"))
+    with pytest.raises(InputError, match=r"p\.txt is not UTF-8 text"):
+        read_prompt(str(tmp_path / "p.txt"))
