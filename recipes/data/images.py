@@ -119,10 +119,11 @@ def encode_png(image: Image.Image) -> bytes:
 
 def _upright(content: bytes, name: str) -> Image.Image:
     with open_image(io.BytesIO(content), name) as image:
-        return _in_eight_bits(ImageOps.exif_transpose(image))
+        return in_eight_bits(ImageOps.exif_transpose(image))
 
 
-def _in_eight_bits(image: Image.Image) -> Image.Image:
+def in_eight_bits(image: Image.Image) -> Image.Image:
+    """`image` in 8 bits: deeper ones are stretched, where Pillow would clip them, and what is transparent is black."""
     image.load()
     if image.mode in _DEEP_MODES:
         return _stretch(image)

@@ -9,6 +9,8 @@ from datasets import Image as ImageColumn
 from datasets import List as ListColumn
 from PIL import Image
 
+from recipes.data.images import in_eight_bits
+
 NORMAL_REPORT = (
     "The heart is normal in size. The mediastinum is unremarkable. The lungs are clear. "
     "There is no focal consolidation, pleural effusion or pneumothorax."
@@ -34,7 +36,8 @@ def shrink(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
         if images is not None:
             with Image.open(io.BytesIO(images)) as image:
                 image.draft("L", (4 * SIDE, 4 * SIDE))  # a JPEG is decoded at an eighth of its size
-                pixels = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32)
+                grey = in_eight_bits(image).convert("L")
+                pixels = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32)
             pixels = pixels.ravel() - pixels.mean()
             small.append(pixels / max(float(np.linalg.norm(pixels)), 1e-6))
             numbers.append(number)

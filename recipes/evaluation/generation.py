@@ -199,7 +199,7 @@ def load_processor(args) -> ProcessorMixin:
     if args.chat_template:
         if not Path(args.chat_template).is_file():
             raise InputError(f"there is no chat template {args.chat_template}")
-        processor.chat_template = Path(args.chat_template).read_text()
+        processor.chat_template = Path(args.chat_template).read_text(encoding="utf-8-sig")
     if not processor.chat_template:
         raise InputError(f"the processor of {args.model} has no chat template; name one with --chat_template FILE")
     if processor.tokenizer.pad_token is None:

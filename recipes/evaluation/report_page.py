@@ -18,6 +18,7 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from recipes.data.images import in_eight_bits
 from recipes.evaluation.agreement import PRESENT, WORDS, group_agreement, group_mentions
 from recipes.files import replacing
 from recipes.templates import html_environment
@@ -60,7 +61,7 @@ def encode_jpeg(image: bytes | Image.Image, side: int) -> bytes:
     """`image` (encoded, or of PIL) as a grey JPEG whose longer side is at most `side` pixels."""
     with Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image.copy() as picture:
         picture.draft("L", (side, side))  # a large JPEG is decoded at a fraction of its size
-        picture = picture.convert("L")
+        picture = in_eight_bits(picture).convert("L")
     picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=QUALITY, optimize=True)

@@ -1,6 +1,5 @@
 """The models behind recipes/app.py: loaded and asked as generate.py does, and read while they write."""
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +8,11 @@ from pathlib import Path
 from threading import Event
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from modeling.processing_llmrg4 import PRIOR_END, PRIOR_START
+from recipes.data.images import decode_image
 from recipes.data.model_files import check_model, read_adapter
 from recipes.data.samples import FIELD, VIEWS, samples_of
 from recipes.evaluation.agreement import WORDS
@@ -81,7 +80,7 @@ class System:
         Closing the iterator ends the writing at the next token. Raises InputError where the processor refuses `study`.
         """
         prompt, encoded = self.sample(study)
-        images = [Image.open(io.BytesIO(image)).convert("RGB") for image in encoded]
+        images = [decode_image(image, "the X-ray") for image in encoded]
         stopped = Event()
 
         def is_stopped(tokens: torch.Tensor, scores: torch.Tensor, **ignored) -> torch.Tensor:

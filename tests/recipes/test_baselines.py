@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
-from recipes.evaluation.baselines import SIDE, nearest_reports, shrink
+from recipes.evaluation.baselines import SIDE, encoded_images, nearest_reports, shrink
 
 FEATURES = Features({"images": List(Image()), "report": Value("string")})
 
@@ -57,3 +57,15 @@ def test_without_images(missing):
     data[missing] = rows([])
     test, train = data["test"], data["train"]
     assert nearest_reports(test, train, [None] * len(test), [None] * len(train)) is None
+
+
+def test_a_deep_image_is_compared_by_its_picture():
+    """Of 12 bits in 16, Pillow would make one white square, and all such images would be alike."""
+    ramp = np.tile(np.linspace(0, 4095, 64), (64, 1)).astype(np.uint16)
+    images = []
+    for values in (ramp, ramp[:, ::-1], (ramp // 16).astype(np.uint8)):
+        file = io.BytesIO()
+        Picture.fromarray(np.ascontiguousarray(values)).save(file, "PNG")
+        images.append([{"bytes": file.getvalue(), "path": None}])
+    first, mirrored, shallow = shrink(encoded_images(rows(*images)))[0]
+    assert first @ shallow > 0.999 and first @ mirrored < -0.999
