@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import pyarrow as pa
 from pyarrow import parquet
 
 from recipes.data import dicom, mimic_images, mimic_sections, sections, views
@@ -35,7 +34,8 @@ from recipes.data import images as image_files
 from recipes.data.labels import load_labeler
 from recipes.data.mimic_images import find_image, read_as_stored
 from recipes.data.mimic_sections import clean_mimic, read_sections
-from recipes.data.schema import FEATURES, SPLITS
+from recipes.data.schema import FEATURES, SPLITS, write_rows
+from recipes.data.schema import ROWS_PER_GROUP as ROWS_WITH_IMAGES
 from recipes.data.sections import clean, target_text
 from recipes.data.sources import MIMIC
 from recipes.data.views import order_views, scenario_of
@@ -46,7 +46,7 @@ from rewards.labels import CONDITIONS, from_csv
 CHEXPERT_CSV = "chexpert_csv"  # as a labeler: PhysioNet's own table
 REPORTS = "mimic-cxr-reports.zip"
 STUDIES_PER_SHARD = 2000  # and 200 with images: what a killed process loses at most
-ROWS_PER_GROUP = 1000  # and 20 with images
+ROWS_PER_GROUP = 1000  # of text alone; schema.py's with images
 _SPLITS = {"train": "train", "validate": "validation", "val": "validation", "test": "test"}
 _PLACES = ("", "mimic-cxr*/", "mimic-cxr*/*/", "*/mimic-cxr*/", "*/mimic-cxr*/*/", "*/*/mimic-cxr*/*/")
 _REPORT = re.compile(r"(?:^|/)files/p\d\d/p(\d+)/s(\d+)\.txt$")
@@ -498,17 +498,9 @@ def _labeler(name: str):
 def build_shard(studies: list[Study], settings: Settings, file: Path) -> None:
     """Writes the rows of `studies` to the Parquet `file`, with what there is to say of them in its metadata."""
     notes = {"skipped": [], "manifest": [], "counts": {}}
-    schema, size = FEATURES.arrow_schema, 20 if settings.images else ROWS_PER_GROUP
-    with replacing(file) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
-        rows = []
-        for row in build_rows(studies, settings, notes):
-            rows.append(row)
-            if len(rows) == size:
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-                rows = []
-        if rows:
-            writer.write_table(pa.Table.from_pylist(rows, schema))
-        writer.add_key_value_metadata({"notes": json.dumps(notes)})
+    size = ROWS_WITH_IMAGES if settings.images else ROWS_PER_GROUP
+    with replacing(file) as temporary:
+        write_rows(build_rows(studies, settings, notes), temporary, size, lambda: {"notes": json.dumps(notes)})
 
 
 def cut_shards(studies: list[Study], settings: Settings) -> dict[str, list[list[Study]]]:

@@ -66,19 +66,20 @@ def write_dataset(splits: dict[str, Callable[[], Iterator[dict]]], out: str | Pa
         folder.mkdir()
         sizes = {}
         for split, rows in splits.items():
-            sizes[split] = write_rows(rows(), folder / f"{split}.parquet")
+            encoded = (FEATURES.encode_example(dict.fromkeys(FEATURES) | row) for row in rows())
+            sizes[split] = write_rows(encoded, folder / f"{split}.parquet")
         (folder / "build.json").write_text(json.dumps({**build, "rows": sizes}, indent=2) + "\n")
     return sizes
 
 
 def write_rows(rows: Iterable[dict], file: Path, size: int = ROWS_PER_GROUP, note: Callable[[], dict] = dict) -> int:
-    """Writes `rows` to the Parquet `file`, `size` in a group, and returns their number.
+    """Writes `rows`, whose images are encoded, to the Parquet `file`, `size` in a group, and returns their number.
 
     Columns that a row lacks become null. What `note` returns once all rows are written goes into the file's metadata.
     """
     schema, number, rows = FEATURES.arrow_schema, 0, iter(rows)
     with parquet.ParquetWriter(file, schema) as writer:
-        while group := [FEATURES.encode_example(dict.fromkeys(FEATURES) | row) for row in islice(rows, size)]:
+        while group := list(islice(rows, size)):
             writer.write_table(pa.Table.from_pylist(group, schema))
             number += len(group)
         writer.add_key_value_metadata(note())
