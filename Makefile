@@ -1,6 +1,5 @@
 # make help lists the targets. demo and test do all the set-up themselves.
 PYTHON ?= python3
-DATA ?= phantom
 BIN := .venv/bin
 UV = "$$(grep -o '^uv==[^ ]*' requirements.lock)"# four times as fast as pip
 LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-package rrg-recipes --custom-compile-command "make lock"
@@ -51,8 +50,8 @@ resolve: setup ## every requirements file resolved for Python 3.11 and 3.12 on L
 		| $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r -
 	touch $@
 
-demo: setup ## GRPO on two CPU cores, from nothing to outputs/demo/index.html (DATA=phantom|openi, SEEDS="0 1 2")
-	$(BIN)/python recipes/demo.py --data $(DATA) $(if $(SEEDS),--seeds $(SEEDS))
+demo: setup ## GRPO on real reports, two CPU cores, to outputs/demo/index.html (DATA=phantom: synthetic; SEEDS="0 1 2")
+	$(BIN)/python recipes/demo.py $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS))
 
 demo-llmrg4: setup ## LLM-RG4's two stages on two CPU cores, to outputs/demo-llmrg4/index.html (SEEDS="0 1 2")
 	$(BIN)/python recipes/demo.py --system llmrg4 $(if $(SEEDS),--seeds $(SEEDS))

@@ -1,7 +1,7 @@
 """The demos: a paper's system end to end with a tiny model on two CPU cores, from no data to a page with results.
 
-    make demo                                             # python recipes/demo.py --system mrgr1 --data phantom
-    make demo DATA=openi SEEDS="0 1 2"                    # real reports with stand-in images, three seeds
+    make demo                                             # python recipes/demo.py: real reports, stand-in images
+    make demo DATA=phantom SEEDS="0 1 2"                  # all synthetic, three seeds
     make demo-llmrg4                                      # python recipes/demo.py --system llmrg4
     make demo-lmrrg                                       # python recipes/demo.py --system lmrrg
 
@@ -28,7 +28,7 @@ from recipes.demos.stages import Stages, minutes_of_a_seed, prepare
 from recipes.files import InputError
 
 DEMOS = {
-    "mrgr1": {"phantom": PhantomDemo(), "openi": OpenIDemo()},
+    "mrgr1": {"openi": OpenIDemo(), "phantom": PhantomDemo()},
     "llmrg4": {"phantom": LLMRG4Demo()},
     "lmrrg": {"phantom": LMRRGDemo()},
 }
@@ -37,8 +37,9 @@ DEMOS = {
 @dataclass
 class DemoArguments:
     system: Literal[tuple(DEMOS)] = field(default="mrgr1", metadata={"help": "Paper whose system is trained."})
-    data: Literal["phantom", "openi"] = field(
-        default="phantom", metadata={"help": "All synthetic, or (mrgr1 only) real reports with stand-in images."}
+    data: Literal["phantom", "openi"] | None = field(
+        default=None,
+        metadata={"help": "openi: real reports with stand-in images, for mrgr1, its default; phantom: all synthetic."},
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Training seeds, one run each."})
     out: str | None = field(
@@ -50,11 +51,12 @@ class DemoArguments:
 
 def main() -> None:
     (args,) = parse(DemoArguments)
-    if args.data not in DEMOS[args.system]:
-        raise InputError(f"--data {args.data} is for --system mrgr1; {args.system} has --data phantom alone")
-    demo = DEMOS[args.system][args.data]
+    data = args.data or next(iter(DEMOS[args.system]))
+    if data not in DEMOS[args.system]:
+        raise InputError(f"--data {data} is for --system mrgr1; {args.system} has --data phantom alone")
+    demo = DEMOS[args.system][data]
     out = args.out or f"outputs/demo{'' if args.system == 'mrgr1' else f'-{args.system}'}"
-    folder = f"{out}/{args.data}" if args.system == "mrgr1" else out
+    folder = f"{out}/{data}" if args.system == "mrgr1" else out
     prepare(args.seeds)
     with Stages(folder, args.fresh) as stages:
         for jobs in demo.plan(folder, args.seeds):
@@ -68,12 +70,12 @@ def main() -> None:
     figures = demo.compare(reports)
     seconds = {**stages.seconds(), "figures": time.monotonic() - started}
     checks = demo.check_all(figures, minutes_of_a_seed(seconds, len(args.seeds)), stages.peak_memory_gb())
-    results = {"data": args.data, "seeds": args.seeds, "stages": seconds, **figures}
+    results = {"data": data, "seeds": args.seeds, "stages": seconds, **figures}
 
     ################
     # Table and page
     ################
-    table = next(iter(demo.tables(figures).values()), results_table(demo, figures))
+    table = demo.tables(figures)[demo.on_screen] if demo.on_screen else results_table(demo, figures)
     title = f"{figures['studies']} test studies, seeds {args.seeds}, labeler {figures['labeler']}"
     Console(width=120).print(table.to_screen(title))
     report(out, results, checks)

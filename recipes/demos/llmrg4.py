@@ -79,6 +79,7 @@ class LLMRG4Demo(Demo):
     )
     curves: ClassVar = {"loss": "Loss, key tokens weighed", "mean_token_accuracy": "Token accuracy"}
     minutes = 12
+    on_screen = "scenarios"
 
     def train(self, folder: str, seeds: list[int]) -> Levels:
         """The labeler, token weights, tiny models, and two stages with and without the weights."""

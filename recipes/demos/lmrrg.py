@@ -53,6 +53,7 @@ class LMRRGDemo(Demo):
         "value/loss": "Value loss",
     }
     minutes = 15
+    on_screen = "table3"
     columns: ClassVar = {
         title: name for title, name in Demo.columns.items() if title != "format"
     }  # LM-RRG writes no tags

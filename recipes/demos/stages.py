@@ -96,6 +96,7 @@ class _Child:
         if ended:
             self.process.returncode = os.waitstatus_to_exitcode(status)
             self.memory = usage.ru_maxrss / 1e6  # kilobytes on Linux
+            self.processor_seconds = usage.ru_utime + usage.ru_stime  # of all its cores, with its own children's
         return bool(ended)
 
     def end(self) -> None:
@@ -196,7 +197,8 @@ class Stages:
                 f"{child.log}); its command is {job.shown}"
             )
         self.progress.update(child.task, completed=1, total=1, note="done")
-        figures = {"seconds": child.seconds, "finished": time.time(), "peak_memory_gb": child.memory}
+        figures = {"seconds": child.seconds, "processor_seconds": child.processor_seconds, "finished": time.time()}
+        figures["peak_memory_gb"] = child.memory
         self.finished[job.out] = {"name": job.name, "command": job.command, **figures}
         self._write_record()
 

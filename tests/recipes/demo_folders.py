@@ -14,9 +14,10 @@ def write_reports(demo: Demo, folder: Path, texts: dict[str, list[str]], ids: li
             lines = [{"study_id": i, "completion": text} for i, text in zip(ids, texts[system], strict=True)]
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             Path(file).write_text("\n".join(map(json.dumps, lines)))
-        state = folder / f"seed{seed}" / demo.systems[demo.best] / "trainer_state.json"
-        state.parent.mkdir(exist_ok=True)
-        state.write_text(json.dumps({"log_history": log}))
+        for name in demo.systems.values():
+            state = folder / f"seed{seed}" / name / "trainer_state.json"
+            state.parent.mkdir(exist_ok=True)
+            state.write_text(json.dumps({"log_history": log}))
 
 
 def score(call, demo: Demo, folder: Path) -> None:

@@ -20,7 +20,16 @@ from recipes.data.schema import write_dataset
 from recipes.demos import figures as demo_figures
 from recipes.demos import page as demo_page
 from recipes.demos import stages as demo_stages
-from recipes.demos.mrgr1 import GRPO, SFT, SFT_MORE, SHUFFLED, PhantomDemo, steps_of_equal_time
+from recipes.demos.mrgr1 import (
+    GRPO,
+    SFT,
+    SFT_MORE,
+    SHUFFLED,
+    OpenIDemo,
+    PhantomDemo,
+    cost_of_training,
+    steps_of_equal_samples,
+)
 from recipes.demos.stages import Job
 from recipes.evaluation import agreement
 from recipes.evaluation.bootstrap import means_part
@@ -211,7 +220,8 @@ def test_peak_memory_of_stages(tmp_path):
     assert pair[0] == pair[1] == pytest.approx(large + small, rel=0.05)  # and not twice the larger one
 
 
-HISTORY = [{"step": step, "reward": step / 10, "kl": "0.1"} for step in range(1, 6)]
+HISTORY = [{"step": step, "reward": step / 10, "kl": "0.1", "num_tokens": 90 * step} for step in range(1, 6)]
+HISTORY.append({"step": 5, "train_runtime": 60.0, "train_samples_per_second": 2.0})
 
 
 @pytest.fixture
@@ -250,7 +260,9 @@ def test_figures_and_page(built, call, tmp_path):
     assert {entry["seed"] for entry in figures["differences"]} == {"0", "1", "pooled"}
 
     checks = DEMO.check_all(figures, minutes=16.0, memory_gb=1.0)
-    assert [check["holds"] for check in checks[-3:]] == [True, False, True]  # format, time, memory
+    # micro-F1 of shuffled images, format, samples and tokens of the control, time, memory
+    assert [check["holds"] for check in checks[-6:]] == [True, True, True, True, False, True]
+    assert figures["cost"][SFT] == {"samples": 120, "tokens": 450, "seconds": 60.0}
     assert sum(check["name"].startswith("aim:") for check in checks) == 2
 
     results = {"data": "openi", "seeds": [0, 1], "stages": {"data": 3.0}, **figures}
@@ -289,13 +301,39 @@ def test_bars(bar, holds):
     assert demo_figures.make_check("x", 0.2, bar) == {"name": "x", "value": 0.2, "bar": bar, "holds": holds}
 
 
-def test_steps_of_equal_time(tmp_path):
-    """60 s of GRPO, at SFT's pace of 100 steps in 20 s: 300 steps."""
-    for name, step, seconds in (("grpo", 40, 60.0), ("sft", 100, 20.0)):
-        log = {"log_history": [{"step": 1}, {"step": step, "train_runtime": seconds}]}
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "trainer_state.json").write_text(json.dumps(log))
-    assert steps_of_equal_time(str(tmp_path / "grpo"), str(tmp_path / "sft")) == 300
+def test_the_control_is_trained_on_as_many_answers():
+    """120 steps of 64 completions, by demo.yaml, are 480 steps of 16 answers, by sft_demo.yaml."""
+    assert steps_of_equal_samples(120) == 480
+
+
+def test_cost_of_training(tmp_path):
+    """25 steps of 16 answers in 50 s; tokens are counted from the start, as both trainers log them."""
+    log = [{"step": 10, "num_tokens": 900.0}, {"step": 20, "num_tokens": 1900.0}]
+    log.append({"step": 25, "train_runtime": 50.0, "train_samples_per_second": 8.001})
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    assert cost_of_training(tmp_path) == {"samples": 400, "tokens": 1900.0, "seconds": 50.0}
+
+
+def test_bars_of_the_control():
+    """On real text GRPO must beat the control; on a phantom it may hope to. Shuffled images lose half of the F1."""
+    row = {"MCCS": 0.5, "micro-F1 13": 0.4}
+    names = (GRPO, SFT, SFT_MORE, SHUFFLED)
+    figures = {
+        "table": dict.fromkeys(names, row) | {SHUFFLED: {"MCCS": 0.1, "micro-F1 13": 0.3}},
+        "differences": [
+            {"system": GRPO, "minus": rival, "measure": measure, "seed": "pooled", "low": 0.01}
+            for rival in names[1:]
+            for measure in row
+        ],
+        "lowest format": 0.92,
+        "cost": {GRPO: {"samples": 7680, "tokens": 7e5}, SFT_MORE: {"samples": 7680, "tokens": 6e5}},
+    }
+    real, phantom = ({check["name"]: check["holds"] for check in demo.check(figures)} for demo in (OpenIDemo(), DEMO))
+    control = "GRPO minus SFT, more steps, MCCS, low end of the 95 % interval"
+    assert control in real and f"aim: {control}" in phantom
+    assert not real["micro-F1 with shuffled images, of that with the right ones"]  # 0.3 of 0.4
+    assert not real["tokens of SFT, more steps / of GRPO"] and real["samples of SFT, more steps / of GRPO"]
+    assert (real["GRPO, format (lowest seed)"], phantom["GRPO, format (lowest seed)"]) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -315,9 +353,8 @@ def test_mistakes(call, tmp_path, words, sentence):
 @pytest.mark.parametrize(
     ("system", "data"), [(system, data) for system, demos in demo_script.DEMOS.items() for data in demos]
 )
-def test_every_command_of_a_plan_has_its_inputs(system, data, monkeypatch):
+def test_every_command_of_a_plan_has_its_inputs(system, data):
     """All that a job reads was made at an earlier level, and no two jobs write the same."""
-    monkeypatch.setattr("recipes.demos.mrgr1.steps_of_equal_time", lambda grpo, sft: 7)
     levels = list(demo_script.DEMOS[system][data].plan("out", [0, 3]))
     outs = {job.out for jobs in levels for job in jobs}
     finished = set()
