@@ -1,8 +1,9 @@
 """What recipes/ablations.py runs: of each system its ablation rows on one of `DATA`, as levels of jobs.
 
 Rows share as much as they can: one data set, one start model per seed, and of LM-RRG and LLM-RG4 the first stage where
-the row changes the second. On Open-i MRG-R1's start model has learned the reports' words by SFT, as in the demo. The numbers of steps are chosen so that a system with one seed takes 20 minutes at most on
-two cores, two jobs side by side.
+the row changes the second. The numbers of steps are chosen so that a system with one seed takes 20 minutes at most on
+two cores, two jobs side by side. On Open-i, which takes longer, MRG-R1's start model has learned the reports' words by
+SFT, as in the demo.
 """
 
 from pathlib import Path
@@ -62,6 +63,11 @@ def row_file(system: str, row: str) -> str:
 def row_reports(folder: str, seed: int, row: str, shuffled: bool = False) -> str:
     """Where the reports of a row stand in the folder of a system; `shuffled`: for the images of other studies."""
     return report_file(f"{folder}/seed{seed}/{row}", shuffled)
+
+
+def home_of(system: str, data: str) -> str:
+    """What a system's folder and files are called on a data set: its name, with that of the data unless phantom."""
+    return system if data == PHANTOM else f"{system}_{data}"
 
 
 def check_data(data: str, systems: list[str]) -> None:
