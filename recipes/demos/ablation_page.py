@@ -7,10 +7,10 @@ from pathlib import Path
 from datasets import Dataset
 
 from recipes.demos.ablation_figures import AGREE, DISAGREE
-from recipes.demos.ablation_matrix import DIFFERENCES, MATRIX, differences_table, matrix_table
+from recipes.demos.ablation_matrix import DIFFERENCES, MATRIX, PAIRS, differences_table, matrix_table
 from recipes.demos.ablation_runs import PHANTOM, row_reports
 from recipes.demos.page import choose_studies, render
-from recipes.demos.reward_habits import HABITS, MEANING
+from recipes.demos.reward_habits import HABITS, MEANING, REFERENCES
 from recipes.demos.tables import Table, with_interval
 from recipes.evaluation.baselines import TEMPLATE
 from recipes.evaluation.bootstrap import efficacy_name
@@ -126,7 +126,7 @@ def _habit(figure: dict) -> str:
 
 
 def write_markdown(file: str | Path, results: dict) -> str:
-    """Writes the claims and the headline figures of a system's `results` to `file` and returns them.
+    """Writes the claims, the headline figures and the paired rewards of a system's `results` to `file`; returns them.
 
     `write_page` has every figure; recipes/RESULTS.md says what a cell holds.
     """
@@ -140,7 +140,9 @@ def write_markdown(file: str | Path, results: dict) -> str:
         table = _group_table(group | {"columns": columns}, _headline_cell)
         lines += ["", f"{group['title']}, {group['studies']} test studies:", "", *table.to_markdown()]
     if matrix := results["matrix"]:
-        table = matrix_table(matrix, results["groups"][0]["names"], intervals=False)
+        paired = {"base", REFERENCES, TEMPLATE, *(row for pair in PAIRS for row in pair)}
+        rows = {row: figures for row, figures in matrix["rows"].items() if row in paired}
+        table = matrix_table(matrix | {"rows": rows}, results["groups"][0]["names"], intervals=False)
         lines += ["", f"Trained on one reward, judged by others, {matrix['studies']} test studies:", ""]
         lines += table.to_markdown()
         if matrix["differences"]:

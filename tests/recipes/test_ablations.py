@@ -1,5 +1,6 @@
 """The ablation rows: each changes what the papers' tables say and no more; their figures on reports that are known."""
 
+import doctest
 import importlib
 import json
 import re
@@ -18,6 +19,8 @@ from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import parse
 from recipes.data.schema import read_split, write_dataset
 from recipes.demos import ablation_figures as figures_of
+from recipes.demos import ablation_matrix
+from recipes.demos import reward_habits as reward_habits_of
 from recipes.demos.ablation_figures import AGREE, DISAGREE, GROUPS, NOTHING, OPEN, is_style, measure, verdict
 from recipes.demos.ablation_matrix import goal_checks, judge_reports, make_judges, measure_matrix, rewards_of
 from recipes.demos.ablation_page import sample_reports, update_results, write_markdown, write_page
@@ -592,6 +595,12 @@ def test_habits_part_by_hand():
     })  # fmt: skip
     assert part.reports["recall"].tolist() == [0, 1 / 2, 0]
     assert part.figures(np.zeros(16))["recall"] == 0  # nothing drawn
+
+
+@pytest.mark.parametrize("module", [ablation_matrix, reward_habits_of])
+def test_examples_are_true(module):
+    tried = doctest.testmod(module)
+    assert tried.attempted and not tried.failed
 
 
 def make_truth(reports: list[str]) -> Truth:
