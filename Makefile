@@ -59,8 +59,8 @@ demo-llmrg4: setup ## LLM-RG4's two stages on two CPU cores, to outputs/demo-llm
 demo-lmrrg: setup ## LM-RRG's stage 1 and PPO on RadCliQ on two CPU cores, to outputs/demo-lmrrg/index.html (SEEDS="0 1 2")
 	$(BIN)/python recipes/demo.py --system lmrrg $(if $(SEEDS),--seeds $(SEEDS))
 
-ablations: setup ## every ablation row of the papers on the phantom (SYSTEM=mrgr1|llmrg4|lmrrg, ROW="mccs ce_f1", SEEDS=0)
-	$(BIN)/python recipes/ablations.py $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(ROW),--row $(ROW))
+ablations: setup ## every ablation row of the papers (SYSTEM=mrgr1|llmrg4|lmrrg, ROW="mccs ce_f1", SEEDS=0; mrgr1 also DATA=openi)
+	$(BIN)/python recipes/ablations.py $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(ROW),--row $(ROW))
 
 test: .venv/real-weights .venv/oracles ## the whole test suite in two processes: no network, no GPU
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -200,7 +200,7 @@ def _check(claim: Claim, systems: dict[str, System], seeds: int) -> dict | None:
 def format_check(groups: list[dict]) -> list[dict]:
     """The check on the format reward: the lowest share of well-formed answers of the rows that are paid for them."""
     rows = groups[0]["rows"]
-    paid = ("reasoning", "ce_f1_reasoning", "mccs_reasoning")
+    paid = ("reasoning", "ce_f1_reasoning", "mccs_reasoning", "severity_format")
     lowest = min(rows[row]["format_rate"]["value"] for row in paid if row in rows)
     return [make_check("rows with the format reward: share of answers in the format, lowest", lowest, ">= 0.95")]
 
@@ -208,12 +208,13 @@ def format_check(groups: list[dict]) -> list[dict]:
 def reward_spread(folder: str, seeds: list[int], rows: list[str], steps: int = 5, group: int = 4) -> dict[str, dict]:
     """How much the rewards of one study's samples differ while the policy is still the start model (section VI).
 
-    From the completions that TRL logged in the first `steps` steps of the rows with one of the two rewards alone:
+    From the completions that TRL logged in the first `steps` steps of the rows with one such reward alone:
     reward -> `groups`, `std` (mean over groups of the population standard deviation), `equal` (share of groups whose
     rewards are all the same, from which GRPO learns nothing) and `values` (distinct rewards in all).
     """
     spread = {}
-    for row, column in (("ce_f1", "ce_f1_reward"), ("mccs", "mccs_reward"), ("mccs_margin_0", "mccs_reward")):
+    alone = {"ce_f1": "ce_f1_reward", "mccs": "mccs_reward", "mccs_margin_0": "mccs_reward"}
+    for row, column in {**alone, "severity": "severity_reward"}.items():
         if row in rows:
             files = [
                 f"{folder}/seed{seed}/{row}/completions/completions_{step:05d}.parquet"

@@ -7,9 +7,10 @@ from pathlib import Path
 from datasets import Dataset
 
 from recipes.demos.ablation_figures import AGREE, DISAGREE
-from recipes.demos.ablation_runs import row_reports
+from recipes.demos.ablation_matrix import DIFFERENCES, MATRIX, PAIRS, differences_table, matrix_table
+from recipes.demos.ablation_runs import PHANTOM, row_reports
 from recipes.demos.page import choose_studies, render
-from recipes.demos.reward_habits import HABITS, MEANING
+from recipes.demos.reward_habits import HABITS, MEANING, REFERENCES
 from recipes.demos.tables import Table, with_interval
 from recipes.evaluation.baselines import TEMPLATE
 from recipes.evaluation.bootstrap import efficacy_name
@@ -18,7 +19,10 @@ from recipes.evaluation.paper_comparison import read_results
 from recipes.evaluation.prediction_files import read_predictions
 from recipes.files import InputError, replacing
 
-SAMPLED = ("base", "nlg", "reasoning", "ce_f1", "mccs", "mccs_margin_0", "radcliq_lite", "mccs_reasoning")
+SAMPLED = (
+    *("base", "nlg", "reasoning", "ce_f1", "mccs", "mccs_margin_0", "radcliq_lite", "severity", "severity_format"),
+    "mccs_reasoning",
+)
 DATA = {"mrgr1": "IU X-Ray / MIMIC-CXR", "lmrrg": "MIMIC-CXR", "llmrg4": "MIMIC-RG4"}
 HEADLINE = (  # what the Markdown shows; the page has all figures
     efficacy_name("14", "positive", "micro", "f1"),
@@ -52,7 +56,7 @@ def explain(results: dict) -> str:
 
 
 def make_tables(results: dict) -> list[tuple[str, str, Table]]:
-    """The claims, the groups, the habits and the rewards' spread, each with its heading and the sentence before it."""
+    """The claims, groups, habits, matrix and spread of the rewards, each with its heading and the sentence before."""
     tables = [("What the paper says", "", _claims_table(results))]
     for group in results["groups"]:
         tables.append(
@@ -64,6 +68,11 @@ def make_tables(results: dict) -> list[tuple[str, str, Table]]:
         rows = [[names.get(row, row), *map(_habit, figures.values())] for row, figures in habits["rows"].items()]
         sentence = f"What the rows' reports name and leave out, {studies}. {MEANING}"
         tables.append(("What a reward learns alone", sentence, Table(["row", *HABITS.values()], rows)))
+    if matrix := results["matrix"]:
+        names = results["groups"][0]["names"]
+        tables.append(("Trained on one reward, judged by others", MATRIX, matrix_table(matrix, names)))
+        if matrix["differences"]:
+            tables.append(("The severity reward beside the paper's", DIFFERENCES, differences_table(matrix)))
     if results["spread"]:
         columns = ["reward", "groups", "standard deviation", "groups without any", "distinct rewards"]
         rows = [
@@ -117,17 +126,27 @@ def _habit(figure: dict) -> str:
 
 
 def write_markdown(file: str | Path, results: dict) -> str:
-    """Writes the claims and the headline figures of a system's `results` to `file` and returns them.
+    """Writes the claims, the headline figures and the paired rewards of a system's `results` to `file`; returns them.
 
     `write_page` has every figure; recipes/RESULTS.md says what a cell holds.
     """
     seeds = ", ".join(map(str, results["seeds"]))
-    lines = [f"Seeds {seeds}; the paper's figures are those on {DATA[results['system']]}.", ""]
-    lines += _claims_table(results).to_markdown()
-    for group in results["groups"]:
+    on_phantom, lines = results["data"] == PHANTOM, [f"Seeds {seeds}."]
+    if on_phantom:
+        lines = [f"Seeds {seeds}; the paper's figures are those on {DATA[results['system']]}."]
+    lines += ["", *_claims_table(results).to_markdown()]
+    for group in results["groups"] * on_phantom:  # with other images than the paper's
         columns = [name for name in group["columns"] if name in HEADLINE]
         table = _group_table(group | {"columns": columns}, _headline_cell)
         lines += ["", f"{group['title']}, {group['studies']} test studies:", "", *table.to_markdown()]
+    if matrix := results["matrix"]:
+        paired = {"base", REFERENCES, TEMPLATE, *(row for pair in PAIRS for row in pair)}
+        rows = {row: figures for row, figures in matrix["rows"].items() if row in paired}
+        table = matrix_table(matrix | {"rows": rows}, results["groups"][0]["names"], intervals=False)
+        lines += ["", f"Trained on one reward, judged by others, {matrix['studies']} test studies:", ""]
+        lines += table.to_markdown()
+        if matrix["differences"]:
+            lines += ["", DIFFERENCES, "", *differences_table(matrix, by_seed=False).to_markdown()]
     text = "\n".join(lines) + "\n"
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,8 +1,9 @@
-"""What recipes/ablations.py runs: of each system its ablation rows on the phantom, as levels of jobs.
+"""What recipes/ablations.py runs: of each system its ablation rows on one of `DATA`, as levels of jobs.
 
 Rows share as much as they can: one data set, one start model per seed, and of LM-RRG and LLM-RG4 the first stage where
 the row changes the second. The numbers of steps are chosen so that a system with one seed takes 20 minutes at most on
-two cores, two jobs side by side.
+two cores, two jobs side by side. On Open-i, which takes longer, MRG-R1's start model has learned the reports' words by
+SFT, as in the demo.
 """
 
 from pathlib import Path
@@ -10,11 +11,13 @@ from pathlib import Path
 import yaml
 
 from recipes.demos.llmrg4 import job_of_labeler, job_of_token_weights
+from recipes.demos.mrgr1 import OpenIDemo
 from recipes.demos.plans import Levels, make_job, report_file, side_by_side, train, write_reports
 from recipes.demos.stages import Job
 from recipes.files import InputError
 
 GRPO_STEPS = 40  # of 64 completions, for 16 studies; the row SFT has as many steps of 16 studies
+OPENI_STEPS, OPENI_TOKENS = 40, 160  # the same on Open-i, whose reports are longer; the demo's tokens
 STAGE1_STEPS, PPO_STEPS = 200, 64  # LM-RRG; 64 steps are 16 batches of completions, 4 epochs each
 MIXED_STEPS = 400  # LLM-RG4's stage 2 on four settings; on one the same number of epochs, a quarter of the steps
 TAGGED = 0.15  # of the base's answers: few enough to leave the format to be learned, enough to be sampled
@@ -22,13 +25,17 @@ TAGGED = 0.15  # of the base's answers: few enough to leave the format to be lea
 TEST = "--shapes square --n_validation 1 --n_test 500"
 SN = f"recipes/build_phantom.py --scenarios sn {TEST}"
 PROSE = f"recipes/build_phantom.py --balanced --style prose {TEST}"
-DATA = {  # words of the commands that make data and balanced data
-    "mrgr1": (f"{SN} --abnormal 0.6 --seed 80 --n_train 2500", f"{SN} --balanced --n_train 3000 --seed 81"),
-    "lmrrg": (f"{SN} --abnormal 0.6 --seed 82 --n_train 2500", f"{SN} --balanced --n_train 3000 --seed 83"),
-    "llmrg4": (
-        f"{PROSE} --scenarios sn,sw,mn,mw --seed 84 --n_train 4000",
-        f"{PROSE} --scenarios mn,mw --seed 85 --n_train 4000",
-    ),
+PHANTOM, OPENI = "phantom", "openi"
+DATA = {  # data set -> system -> words of the commands that make data and balanced data
+    PHANTOM: {
+        "mrgr1": (f"{SN} --abnormal 0.6 --seed 80 --n_train 2500", f"{SN} --balanced --n_train 3000 --seed 81"),
+        "lmrrg": (f"{SN} --abnormal 0.6 --seed 82 --n_train 2500", f"{SN} --balanced --n_train 3000 --seed 83"),
+        "llmrg4": (
+            f"{PROSE} --scenarios sn,sw,mn,mw --seed 84 --n_train 4000",
+            f"{PROSE} --scenarios mn,mw --seed 85 --n_train 4000",
+        ),
+    },
+    OPENI: {"mrgr1": (OpenIDemo.data, OpenIDemo.balanced)},
 }
 GENERATE = "--split test --batch_size 64 --prompt_file"
 MRGR1_PROMPT = "--prompt_file prompts/mrgr1_tiny.txt"  # in every row: a tiny model learns no instruction
@@ -58,15 +65,31 @@ def row_reports(folder: str, seed: int, row: str, shuffled: bool = False) -> str
     return report_file(f"{folder}/seed{seed}/{row}", shuffled)
 
 
-def plan(system: str, folder: str, seeds: list[int], rows: list[str]) -> Levels:
-    """The jobs of a system's rows: data sets, LLM-RG4's labeler and token weights, then those of every seed."""
-    data, balanced = DATA[system]
+def home_of(system: str, data: str) -> str:
+    """What a system's folder and files are called on a data set: its name, with that of the data unless phantom."""
+    return system if data == PHANTOM else f"{system}_{data}"
+
+
+def check_data(data: str, systems: list[str]) -> None:
+    """Raises InputError where a system has no rows on `data`, one of `DATA`."""
+    if missing := [system for system in systems if system not in DATA[data]]:
+        raise InputError(
+            f"--data {data} is for --system {' and '.join(DATA[data])}; {missing[0]} has --data phantom alone"
+        )
+
+
+def plan(system: str, folder: str, seeds: list[int], rows: list[str], source: str = PHANTOM) -> Levels:
+    """The jobs of a system's rows on the data set `source`, one of `DATA`.
+
+    Data sets, LLM-RG4's labeler and token weights, then those of every seed.
+    """
+    data, balanced = DATA[source][system]
     yield [make_job("data", f"{folder}/data", data), make_job("balanced data", f"{folder}/balanced", balanced)]
     if system == "llmrg4":
         yield [job_of_labeler(folder)]
         yield [job_of_token_weights(folder)]
-    make_levels = {"mrgr1": _plan_mrgr1, "lmrrg": _plan_lmrrg, "llmrg4": _plan_llmrg4}[system]
-    yield from side_by_side([make_levels(folder, seed, rows) for seed in seeds])
+    plans = {"mrgr1": _plan_openi if source == OPENI else _plan_mrgr1, "lmrrg": _plan_lmrrg, "llmrg4": _plan_llmrg4}
+    yield from side_by_side([plans[system](folder, seed, rows) for seed in seeds])
 
 
 def _report_jobs(folder: str, seed: int, row: str, model: str, prompt: str, options: str) -> list[Job]:
@@ -86,20 +109,39 @@ def _report_jobs(folder: str, seed: int, row: str, model: str, prompt: str, opti
 
 
 def _plan_mrgr1(folder: str, seed: int, rows: list[str]) -> Levels:
+    build = {"warm_up_steps": 400, "tagged": TAGGED}
+    yield [_tiny_job(f"seed {seed}: base", folder, seed, f"{folder}/seed{seed}/base", build)]
+    yield from _rows_of_mrgr1(folder, seed, rows, f"--max_steps {GRPO_STEPS}", "--max_new_tokens 160")
+
+
+def _plan_openi(folder: str, seed: int, rows: list[str]) -> Levels:
+    """The base is the demo's model after SFT: it has the reports' words, and all of its answers have the format."""
+    name, home = f"seed {seed}: ", f"{folder}/seed{seed}"
+    yield [_tiny_job(f"{name}tiny model", folder, seed, f"{home}/tiny", OpenIDemo.tiny)]
+    words = f"{OpenIDemo.sft} --seed {seed}"
+    yield [train(f"{name}base", f"{home}/base", words, f"{home}/tiny", f"{folder}/data", MRGR1_PROMPT)]
+    last = f"--max_steps {OPENI_STEPS} --max_completion_length {OPENI_TOKENS}"
+    yield from _rows_of_mrgr1(folder, seed, rows, last, f"--max_new_tokens {OPENI_TOKENS}")
+
+
+def _tiny_job(name: str, folder: str, seed: int, out: str, options: dict) -> Job:
+    build = {"dataset": f"{folder}/data", "warm_up": f"{folder}/balanced", **options, "seed": seed}
+    return make_job(name, out, f"recipes/build_tiny.py {MRGR1_PROMPT}", **build)
+
+
+def _rows_of_mrgr1(folder: str, seed: int, rows: list[str], length: str, tokens: str) -> Levels:
+    """The trainings from the base, each of them of `length`, and their reports; the base itself is trained before."""
     name, home, data = f"seed {seed}: ", f"{folder}/seed{seed}", f"{folder}/data"
-    build = {"dataset": data, "warm_up": f"{folder}/balanced", "warm_up_steps": 400, "tagged": TAGGED, "seed": seed}
-    yield [make_job(f"{name}base", f"{home}/base", f"recipes/build_tiny.py {MRGR1_PROMPT}", **build)]
     jobs = []
     for row in rows:
-        script, last = "grpo_mrgr1.py --config recipes/configs/mrgr1/demo.yaml", " --stop_on_collapse 0"
+        script, last = "grpo_mrgr1.py --config recipes/configs/mrgr1/demo.yaml", f"{length} --stop_on_collapse 0"
         if row == "sft":
-            script, last = "sft_mrgr1.py --config recipes/configs/mrgr1/sft_demo.yaml", ""
+            script, last = "sft_mrgr1.py --config recipes/configs/mrgr1/sft_demo.yaml", length.split(" --max_com")[0]
         if row != "base":
             words = f"{script} --config {row_file('mrgr1', row)} --seed {seed}"
-            last = f"{MRGR1_PROMPT} --max_steps {GRPO_STEPS}{last}"
-            jobs.append(train(name + row, f"{home}/{row}", words, f"{home}/base", data, last))
+            jobs.append(train(name + row, f"{home}/{row}", words, f"{home}/base", data, f"{MRGR1_PROMPT} {last}"))
     yield jobs
-    options = "--views frontal --max_new_tokens 160"
+    options = f"--views frontal {tokens}"
     yield [job for row in rows for job in _report_jobs(folder, seed, row, f"{home}/{row}", "mrgr1_tiny", options)]
 
 

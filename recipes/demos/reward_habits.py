@@ -6,14 +6,24 @@ import numpy as np
 
 from recipes.demos.ablation_runs import row_reports
 from recipes.evaluation.baselines import NORMAL_REPORT, TEMPLATE
+from recipes.evaluation.bootstrap import Part, ratio
 from recipes.evaluation.prediction_files import read_predictions
 from recipes.evaluation.references import Truth
 from rewards.clinical_efficacy import clinical_efficacy
 from rewards.completions import parse_completion
-from rewards.labels import FINDINGS, CheXpertState, to_binary
+from rewards.labels import FINDINGS, NO_FINDING, CheXpertState, to_binary
 from rewards.mccs import mccs
 
 REFERENCES = "references"
+NAMED = {  # figures of `habits_part`, as the matrix of rewards titles them
+    "findings": "findings named",
+    "silent": "silent",
+    "recall": "recall of findings",
+    "precision": "precision",
+    "negative_recall": "recall of negatives",
+    "normal": "recall of No Finding",
+    "words": "words",
+}
 HABITS = {
     "f1": "micro F1 13",
     "findings": "findings a report",
@@ -31,6 +41,46 @@ MEANING = (
 )
 
 
+def habits_part(reports: Sequence[str], labels: np.ndarray, states: np.ndarray) -> Part:
+    """Figures of what n reports name, deny and leave out, each a ratio of sums over reports, for `bootstrap`.
+
+    `labels`: the reports' CheXpert states, `states`: the references', both (n, 14). Of the first 13 labels, where a
+    finding is named if it is positive or uncertain: `findings` and `negatives`, their number in a report; `silent`,
+    the share of abnormal studies whose report names no finding; `recall` and `precision` of the findings;
+    `negative_recall`, the share of the references' negatives that are denied too; `normal`, the share of the
+    references with No Finding whose report has it too; and `words` of a report. A ratio to nothing is 0.
+
+    Example:
+        >>> from rewards.labelers import LexicalLabeler
+        >>> label, reports = LexicalLabeler(), ["Pleural effusion.", "Clear lungs."]
+        >>> part = habits_part(reports, label(reports), label(["Pleural effusion.", "Pneumothorax."]))
+        >>> float(part.figures(part.statistics.sum(0))["recall"])
+        0.5
+    """
+    labels, states = np.asarray(labels), np.asarray(states)
+    predicted, present = (to_binary(values)[:, : len(FINDINGS)] for values in (labels, states))
+    denied, absent = (values[:, : len(FINDINGS)] == CheXpertState.NEGATIVE for values in (labels, states))
+    normal, truly_normal = (to_binary(values)[:, NO_FINDING] for values in (labels, states))
+    found, abnormal, each = (predicted & present).sum(1), present.any(1), np.ones(len(states))
+    sums = {
+        "findings": (predicted.sum(1), each),
+        "negatives": (denied.sum(1), each),
+        "silent": (~predicted.any(1) & abnormal, abnormal),
+        "recall": (found, present.sum(1)),
+        "precision": (found, predicted.sum(1)),
+        "negative_recall": ((denied & absent).sum(1), absent.sum(1)),
+        "normal": (normal & truly_normal, truly_normal),
+        "words": ([len(report.split()) for report in reports], each),
+    }
+    columns = [np.asarray(column, dtype=np.float64) for pair in sums.values() for column in pair]
+
+    def figures(totals: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: ratio(totals[..., 2 * i], totals[..., 2 * i + 1]) for i, name in enumerate(sums)}
+
+    alone = {name: ratio(np.asarray(above), np.asarray(below)) for name, (above, below) in sums.items()}
+    return Part(np.stack(columns, axis=1), figures, alone)
+
+
 def report_habits(completions: Sequence[str], states: np.ndarray, labeler: Callable) -> dict[str, float | None]:
     """The figures of `HABITS` of n completions against the references' CheXpert states (n, 14).
 
@@ -38,10 +88,13 @@ def report_habits(completions: Sequence[str], states: np.ndarray, labeler: Calla
     for `think` fewer than half of the completions with a `<think>` text.
     """
     parsed = [parse_completion(completion) for completion in completions]
-    labels, states = np.asarray(labeler([answer.report for answer in parsed])), np.asarray(states)
-    predicted, present = (to_binary(values)[:, : len(FINDINGS)] for values in (labels, states))
-    denied, absent = (values[:, : len(FINDINGS)] == CheXpertState.NEGATIVE for values in (labels, states))
-    abnormal, scores = present.any(1), mccs(labels, states)
+    reports = [answer.report for answer in parsed]
+    labels, states = np.asarray(labeler(reports)), np.asarray(states)
+    part = habits_part(reports, labels, states)
+    habits = {name: float(value) for name, value in part.figures(part.statistics.sum(0)).items()}
+    predicted = to_binary(labels)[:, : len(FINDINGS)]
+    abnormal, scores = to_binary(states)[:, : len(FINDINGS)].any(1), mccs(labels, states)
+    absent = states[:, : len(FINDINGS)] == CheXpertState.NEGATIVE
     thinks = [row for row, answer in enumerate(parsed) if answer.think]
     same = None
     if 2 * len(thinks) >= len(parsed):
@@ -49,14 +102,23 @@ def report_habits(completions: Sequence[str], states: np.ndarray, labeler: Calla
         same = float((thought == predicted[thinks]).all(1).mean())
     return {
         "f1": clinical_efficacy(labels, states, "13")["micro"]["f1"],
-        "findings": float(predicted.sum(1).mean()),
-        "negatives": float(denied.sum(1).mean()),
-        "negative_recall": float(denied[absent].mean()) if absent.any() else None,
-        "silent": float((~predicted.any(1))[abnormal].mean()) if abnormal.any() else None,
+        "findings": habits["findings"],
+        "negatives": habits["negatives"],
+        "negative_recall": habits["negative_recall"] if absent.any() else None,
+        "silent": habits["silent"] if abnormal.any() else None,
         "mccs": float(scores.mean()),
         "mccs_abnormal": float(scores[abnormal].mean()) if abnormal.any() else None,
         "think": same,
     }
+
+
+def read_runs(folder: str, seeds: list[int], rows: list[str], truth: Truth) -> dict[str, list[list[str]]]:
+    """Row -> per seed -> what it wrote of each of the truth's n studies, from the reports in a system's folder."""
+    ids, runs = dict.fromkeys(truth.ids), {}
+    for row in rows:
+        files = [read_predictions(row_reports(folder, seed, row), ids) for seed in seeds]
+        runs[row] = [[texts[study][0] for study in truth.ids] for texts in files]
+    return runs
 
 
 def reward_habits(folder: str, seeds: list[int], rows: list[str], truth: Truth, labeler: Callable) -> dict:
@@ -64,10 +126,7 @@ def reward_habits(folder: str, seeds: list[int], rows: list[str], truth: Truth, 
 
     Of the reports in a system's folder; the references themselves and the fixed normal report stand last.
     """
-    ids, runs = dict.fromkeys(truth.ids), {}
-    for row in rows:
-        files = [read_predictions(row_reports(folder, seed, row), ids) for seed in seeds]
-        runs[row] = [[texts[study][0] for study in truth.ids] for texts in files]
+    runs = read_runs(folder, seeds, rows, truth)
     runs |= {REFERENCES: [truth.reports], TEMPLATE: [[NORMAL_REPORT] * len(truth.ids)]}
     habits = {}
     for row, by_seed in runs.items():

@@ -1,5 +1,6 @@
 """The ablation rows: each changes what the papers' tables say and no more; their figures on reports that are known."""
 
+import doctest
 import importlib
 import json
 import re
@@ -18,16 +19,21 @@ from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import parse
 from recipes.data.schema import read_split, write_dataset
 from recipes.demos import ablation_figures as figures_of
+from recipes.demos import ablation_matrix
+from recipes.demos import reward_habits as reward_habits_of
 from recipes.demos.ablation_figures import AGREE, DISAGREE, GROUPS, NOTHING, OPEN, is_style, measure, verdict
+from recipes.demos.ablation_matrix import goal_checks, judge_reports, make_judges, measure_matrix, rewards_of
 from recipes.demos.ablation_page import sample_reports, update_results, write_markdown, write_page
-from recipes.demos.ablation_runs import ROWS, choose_rows, plan, row_file, row_reports
+from recipes.demos.ablation_runs import OPENI, PHANTOM, ROWS, choose_rows, home_of, plan, row_file, row_reports
 from recipes.demos.figures import make_check
-from recipes.demos.reward_habits import report_habits, reward_habits
+from recipes.demos.mrgr1 import OpenIDemo
+from recipes.demos.reward_habits import REFERENCES, habits_part, read_runs, report_habits, reward_habits
 from recipes.evaluation.baselines import NORMAL_REPORT, TEMPLATE
 from recipes.evaluation.bootstrap import efficacy_name
 from recipes.evaluation.paper_comparison import read_results
-from recipes.evaluation.references import read_truth
+from recipes.evaluation.references import Truth, read_truth
 from recipes.files import InputError
+from rewards import format_reward
 from rewards.labelers import LexicalLabeler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +52,9 @@ CHANGES = [  # rows of the papers' ablations: row, its script, its bases, the ar
     ("mrgr1/mccs_reasoning", grpo_mrgr1, ("demo",), REWARDS),  # without the demo's third reward
     ("mrgr1/mccs_margin_0", grpo_mrgr1, (*IU_MIMIC, "demo"), {*PLAIN, "margin"}),
     ("mrgr1/radcliq_lite", grpo_mrgr1, (*IU_MIMIC, "demo"), PLAIN),
+    ("mrgr1/severity", grpo_mrgr1, (*IU_MIMIC, "demo"), PLAIN),
+    ("mrgr1/severity_format", grpo_mrgr1, IU_MIMIC, {"rewards"}),  # in MCCS's place
+    ("mrgr1/severity_format", grpo_mrgr1, ("demo",), REWARDS),
     ("mrgr1/deepseekmath_kl", grpo_mrgr1, IU_MIMIC, {"use_bias_correction_kl"}),
     ("mrgr1/deepseekmath_kl", grpo_mrgr1, ("demo",), {*REWARDS, "use_bias_correction_kl"}),
     ("mrgr1/whole_report", grpo_mrgr1, IU_MIMIC, {"loss_type"}),
@@ -125,6 +134,8 @@ def test_a_row_changes_its_keys_alone(read, row, script, bases, changed):
         ("mrgr1/ce_f1_reasoning", "reward_weights", [0.75, 0.25]),
         ("mrgr1/mccs_reasoning", "reward_weights", [0.75, 0.25]),
         ("mrgr1/reasoning", "rewards", ["format"]),
+        ("mrgr1/severity", "rewards", ["severity"]),
+        ("mrgr1/severity_format", "rewards", ["severity", "format"]),
         ("lmrrg/names", "region_prompt", "name"),
         ("lmrrg/without_disease", "lambda_disease", 0),
         ("lmrrg/bleu", "rewards", ["bleu"]),
@@ -161,10 +172,10 @@ def test_every_row_of_the_tables_has_its_file():
     assert len(published) == 6 + 8  # the last: Tables 4 and 5
 
 
-@pytest.mark.parametrize("system", ROWS)
-def test_every_command_of_the_plan_parses_and_has_its_inputs(read, system):
+@pytest.mark.parametrize(("system", "data"), [*((system, PHANTOM) for system in ROWS), ("mrgr1", OPENI)])
+def test_every_command_of_the_plan_parses_and_has_its_inputs(read, system, data):
     earlier = set()
-    levels = list(plan(system, "out", [3], choose_rows(system, [])))
+    levels = list(plan(system, "out", [3], choose_rows(system, []), data))
     outs = {out for jobs in levels for _, out, _ in jobs}
     for jobs in levels:
         for _, out, command in jobs:
@@ -240,6 +251,25 @@ def test_the_authors_perceiver_is_another_network_from_the_warm_up_on():
         assert f"--model_name_or_path {home}{start} " in words[home + out]
 
 
+def test_a_plan_on_openi_trains_the_demos_start_and_then_the_phantoms_rows():
+    words = {
+        source: {
+            Path(job.out).name: job
+            for level in plan("mrgr1", "out", [0], ["severity", "sft"], source)
+            for job in level
+        }
+        for source in (PHANTOM, OPENI)
+    }
+    data, balanced = next(OpenIDemo().plan("out", [0]))
+    assert (words[OPENI]["data"], words[OPENI]["balanced"]) == (data, balanced)  # the demo's images
+    start, base = words[OPENI]["tiny"], words[OPENI]["base"]
+    assert "--warm_up_steps 500 --vocab_size 1024" in start.shown and "recipes/sft_mrgr1.py" in base.command
+    assert f"--max_steps 800 --seed 0 --model_name_or_path {start.out} " in base.shown
+    longer = words[OPENI]["severity"].shown.replace(" --max_completion_length 160", "")
+    assert longer == words[PHANTOM]["severity"].shown and f"--model_name_or_path {base.out} " in longer
+    assert words[OPENI]["sft"].shown == words[PHANTOM]["sft"].shown  # has no completions
+
+
 def test_a_row_that_is_not_there():
     with pytest.raises(InputError, match="mrgr1 has no row 'mcs'; choose among mccs_reasoning"):
         choose_rows("mrgr1", ["mccs", "mcs"])
@@ -252,6 +282,8 @@ def test_a_row_that_is_not_there():
         (["--row", "mccs"], "give --system too"),  # of which of three systems
         (["--system", "mrgr1", "--seeds", "0", "0"], "different numbers"),
         (["--system", "mrgr1", "--row", "mcs"], "no row 'mcs'"),
+        (["--system", "mrgr1", "--data", "mimic"], "argument --data: invalid choice: 'mimic'"),
+        (["--data", "openi"], "--data openi is for --system mrgr1; lmrrg has --data phantom alone"),
     ],
 )
 def test_mistakes(call, tmp_path, arguments, sentence):
@@ -329,8 +361,9 @@ def results(out) -> dict:
     measured = measure("mrgr1", str(out), [0, 1], names, truth, LABELER)
     habits = reward_habits(str(out), [0, 1], names, truth, LABELER)
     others = [*figures_of.format_check(measured["groups"]), make_check(TIME, 21.0, "<= 20")]
-    extra = {"system": "mrgr1", "seeds": [0, 1], "labeler": "lexical", "minutes": 21.0, "stages": {"data": 3.0}}
-    return {**extra, **measured, "other_checks": others, "spread": {}, "habits": habits, "tokens": {}}
+    extra = {"system": "mrgr1", "data": PHANTOM, "seeds": [0, 1], "labeler": "lexical", "minutes": 21.0}
+    figures = {"spread": {}, "habits": habits, "matrix": {}, "tokens": {}, "stages": {"data": 3.0}}
+    return {**extra, **measured, "other_checks": others, **figures}
 
 
 def test_figures_of_a_group(results):
@@ -446,6 +479,11 @@ def test_the_script_from_reports_to_pages(call, out, monkeypatch, capsys):
     assert {"name", "value", "bar", "holds"} <= set(summary["checks"][0])
     assert set(results["habits"]["rows"]) == {"base", "mccs_reasoning", "references", TEMPLATE}
     assert (out.parent / "mrgr1.md").is_file() and (out.parent / "mrgr1.html").is_file()
+    rows = results["matrix"]["rows"]
+    assert list(rows) == list(results["habits"]["rows"])
+    for row in rows:  # habits and matrix come to their figures by two ways
+        assert rows[row]["findings"]["value"] == pytest.approx(results["habits"]["rows"][row]["findings"]["value"])
+        assert rows[row]["mccs"]["value"] == pytest.approx(results["habits"]["rows"][row]["mccs"]["value"])
     assert "SYSTEM.html shows it all, for mrgr1" in capsys.readouterr().out
 
 
@@ -484,8 +522,8 @@ def test_update_results(tmp_path):
 
 def test_results_page_has_a_place_for_every_table():
     text = (ROOT / "recipes/RESULTS.md").read_text()
-    for system in ROWS:
-        assert text.count(f"<!-- {system} table -->") == text.count(f"<!-- /{system} table -->") == 1
+    for name in (*ROWS, home_of("mrgr1", OPENI)):
+        assert text.count(f"<!-- {name} table -->") == text.count(f"<!-- /{name} table -->") == 1
 
 
 def test_reward_spread(tmp_path):
@@ -537,6 +575,116 @@ def test_reward_habits_by_seed(out, tmp_path):
     assert rows[TEMPLATE]["silent"]["value"] == 1 and rows["references"]["silent"]["value"] == 0
     assert rows["base"]["think"] == {"value": None, "by_seed": [None, None]}
     assert rows["mccs_reasoning"]["think"]["value"] is not None
+
+
+def test_habits_part_by_hand():
+    """References: one finding and one negative; two findings; none, and No Finding."""
+    references = [f"{EFFUSION} {CLEAR}", f"{EFFUSION} The heart is enlarged.", "No acute disease."]
+    reports = [CLEAR, f"{EFFUSION} {CLEAR}", "Normal chest. No acute disease."]
+    part = habits_part(reports, LABELER(reports), LABELER(references))
+    figures = {name: float(value) for name, value in part.figures(part.statistics.sum(0)).items()}
+    assert figures == pytest.approx({
+        "findings": 1 / 3,
+        "negatives": 2 / 3,
+        "silent": 1 / 2,  # the first of two abnormal studies
+        "recall": 1 / 3,
+        "precision": 1,
+        "negative_recall": 1,  # of the only one; the second report's has no counterpart
+        "normal": 1,
+        "words": (2 + 8 + 5) / 3,
+    })  # fmt: skip
+    assert part.reports["recall"].tolist() == [0, 1 / 2, 0]
+    assert part.figures(np.zeros(16))["recall"] == 0  # nothing drawn
+
+
+@pytest.mark.parametrize("module", [ablation_matrix, reward_habits_of])
+def test_examples_are_true(module):
+    tried = doctest.testmod(module)
+    assert tried.attempted and not tried.failed
+
+
+def make_truth(reports: list[str]) -> Truth:
+    ids = [str(i) for i in range(len(reports))]
+    return Truth(ids, reports, np.asarray(LABELER(reports)), [None] * len(ids), np.arange(len(ids)))
+
+
+def test_matrix_by_hand():
+    """Two studies, two seeds: one system is right, once in the format; the other silent, or wrong with seed 1."""
+    truth = make_truth([f"{EFFUSION} {CLEAR}", "The heart is enlarged."])
+    right = [[f"<think>x</think><report>{truth.reports[0]}</report>", truth.reports[1]], truth.reports]
+    poor = [[CLEAR, CLEAR], [f"There is no right pleural effusion. {CLEAR}", EFFUSION]]
+    judges = make_judges(["mccs", "ce_f1", "severity", "rewards.format_reward"], LABELER, truth.reports)
+    trained = {"right": ["severity", "rewards.format_reward"]}
+    matrix = measure_matrix(truth, {"right": right, "poor": poor}, trained, judges, LABELER, [("right", "poor")])
+    rows = matrix["rows"]
+    assert list(rows) == ["right", "poor", REFERENCES, TEMPLATE]
+    best = ("mccs", "ce_f1", "severity", "recall", "negative_recall")
+    assert [rows["right"][name]["value"] for name in best] == pytest.approx([1] * 5)
+    assert [rows["right"][name]["trained"] for name in judges] == [False, False, True, True]
+    # of 4 answers one has the format, of seed 0; the others have a part of it or none
+    seed0, seed1 = rows["right"]["rewards.format_reward"]["by_seed"]
+    assert (seed0, seed1) == (np.mean(format_reward([right[0][0], right[0][1]])), 0)
+    # MCCS of CLEAR against effusion and no pneumothorax: cosine 1 / sqrt 2, margin .2; the rest has nothing in common
+    silent = (1 / np.sqrt(2) - 0.2) / 0.8
+    assert rows["poor"]["mccs"]["by_seed"] == pytest.approx([silent / 2, 0])
+    assert rows["poor"]["mccs"]["value"] == pytest.approx(silent / 4)
+    assert rows["poor"]["silent"]["by_seed"] == [1, 1 / 2]
+    assert rows["poor"]["findings"]["by_seed"] == [0, 1 / 2] and rows["poor"]["recall"]["value"] == 0
+    assert rows["poor"]["negative_recall"]["value"] == 1
+    (entry,) = matrix["differences"]
+    assert (entry["system"], entry["minus"]) == ("right", "poor")
+    assert entry["figures"]["mccs"]["value"] == pytest.approx(1 - silent / 4)
+    assert entry["figures"]["mccs"]["by_seed"] == pytest.approx([1 - silent / 2, 1])
+    assert entry["figures"]["recall"]["low"] == entry["figures"]["recall"]["high"] == 1  # whatever is drawn
+    # the least that a draw can show is the first study alone, with seed 0 alone
+    assert entry["figures"]["mccs"]["low"] == pytest.approx(1 - silent)
+    assert rows[REFERENCES]["findings"]["value"] == 1 and rows[TEMPLATE]["silent"]["value"] == 1
+
+
+def test_matrix_of_unequal_seeds_and_judges_without_a_score():
+    truth = make_truth([EFFUSION, CLEAR])
+    with pytest.raises(InputError, match=r"as many seeds as each other, not \[1, 2\]"):
+        measure_matrix(truth, {"a": [truth.reports], "b": [truth.reports] * 2}, {}, {}, LABELER)
+    with pytest.raises(InputError, match="a judge cannot be made: there is no reward 'mcs'"):
+        make_judges(["mccs", "mcs"], LABELER, truth.reports)
+    with pytest.raises(InputError, match="the judge unsure gives 1 of 2 reports no score"):
+        judge_reports({"unsure": lambda completions, report: [None, 1.0]}, truth.reports, truth.reports)
+
+
+def test_rewards_of_a_row():
+    assert rewards_of("severity_format") == ["severity", "format"]
+    assert rewards_of("radcliq_lite") == ["radcliq_lite", "radgraph_lexical", "bleu"]
+    assert rewards_of("base") == rewards_of("sft") == []
+
+
+@pytest.mark.parametrize(
+    ("recall", "negatives", "holds"),
+    [(0.01, 0.0, [True, True]), (0.0, 0.1, [False, True]), (0.1, -0.01, [True, False])],
+)
+def test_goal_of_the_severity_reward(recall, negatives, holds):
+    figures = {"recall": {"low": recall}, "negative_recall": {"high": negatives}}
+    pairs = [("severity", "mccs"), ("severity", "ce_f1")]  # the second is no goal
+    matrix = {"differences": [{"system": a, "minus": b, "figures": figures} for a, b in pairs]}
+    assert [check["holds"] for check in goal_checks(matrix)] == holds
+
+
+def test_matrix_in_tables(results, out, tmp_path):
+    truth = read_truth(f"{out}/data", "test", LABELER)
+    names = ["mccs_reasoning", "base", "ce_f1"]
+    judges = make_judges(["mccs", "ce_f1"], LABELER, truth.reports)
+    runs, trained = read_runs(str(out), [0, 1], names, truth), {row: rewards_of(row) for row in names}
+    matrix = measure_matrix(truth, runs, trained, judges, LABELER, [("ce_f1", "base")])
+    table = write_markdown(tmp_path / "a.md", results | {"matrix": matrix, "data": OPENI})
+    lines = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("|")}
+    assert lines["Base + CE F1"].split("|")[2:4] == [" 1.000 ", " 1.000* "]  # its own reward is marked
+    assert lines["Base + MCCS + reasoning"].split("|")[2:4] == [" 1.000* ", " 1.000 "]
+    assert "ce_f1 minus base" in table and "Table II" not in table  # the paper's images are others
+    assert re.search(r"\| MCCS \| \+0\.\d{3} \(\+0\.\d{3} to \+0\.\d{3}\) \|", table)
+    write_page(tmp_path / "a.html", results | {"matrix": matrix, "data": OPENI}, [])
+    page = (tmp_path / "a.html").read_text()
+    assert "judged by others" in page and "on Open-i with stand-in images" in page
+    assert "<small>1.000, 1.000</small>" in page  # of each seed
+    assert page.count(">1.000*<small>1.000 to 1.000</small>") == 2
 
 
 def test_radcliq_alone_trains(call, tiny, phantom, tmp_path):
