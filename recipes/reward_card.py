@@ -1,7 +1,8 @@
 """The reward card: how rewards agree with radiologists, what they see, how they are gamed and what they cost.
 
     python recipes/reward_card.py                                  # or make bench NAME=reward_card
-    python recipes/reward_card.py --rewards severity_reward my_package.rewards.my_reward
+    python recipes/reward_card.py --rewards severity my_lab.rewards.mine
+    python recipes/reward_card.py --rewards mccs crepe --labeler lexical chexbert --crepe outputs/crepe
     RRG_DATA=../shared/data python recipes/reward_card.py          # the folder with radpref/ and radjudge/
 
 Writes index.html, table.md and results.json. Without the judgements it measures the rest and says what is missing; a
@@ -14,20 +15,29 @@ from pathlib import Path
 from typing import ClassVar
 
 from recipes.cli import parse, report, run
+from recipes.data.labels import load_labeler
 from recipes.data.settings import COUNT, Range
-from recipes.evaluation.reward_card import DEFAULT, make_card
+from recipes.evaluation.reward_card import WEIGHTLESS, make_card
 from recipes.evaluation.reward_card_page import write_card
+from rewards.table import REWARDS, RewardArguments
 
 
 @dataclass
-class CardArguments:
-    """Arguments of the card."""
+class CardArguments(RewardArguments):
+    """Arguments of the card; what a reward is made of is said as in a recipe."""
 
     ranges: ClassVar[dict[str, Range]] = {"reports": Range(10), "resamples": COUNT}
 
     rewards: list[str] = field(
-        default_factory=lambda: list(DEFAULT),
-        metadata={"help": "Rewards by their names in the package rewards, or by dotted paths."},
+        default_factory=lambda: list(WEIGHTLESS),
+        metadata={"help": f"Rewards: {', '.join(REWARDS)}, or dotted paths; by default all that have no weights."},
+    )
+    labeler: list[str] = field(
+        default_factory=lambda: ["lexical"],
+        metadata={
+            "help": "Labelers of mccs, ce_f1 and positive_f1, which have a row for each: lexical, chexbert or "
+            "chexbert:MODEL."
+        },
     )
     data: str = field(
         default=os.environ.get("RRG_DATA", "../shared/data"),
@@ -42,12 +52,13 @@ class CardArguments:
 
 def main() -> None:
     (args,) = parse(CardArguments)
-    card = make_card(args.rewards, Path(args.data), args.reports, args.resamples)
+    labelers = [load_labeler(name) for name in dict.fromkeys(args.labeler)]
+    card = make_card(args, labelers, Path(args.data), args.reports, args.resamples)
     write_card(card, Path(args.out))
     for problem in card["problems"]:
         print(f"not measured: {problem}")
-    fixed = card["gaming"].get("severity_reward", {}).get("RadPref", {}).get("best fixed report")
-    tau = card["agreement"].get("severity_reward", {}).get("tau")
+    fixed = card["gaming"].get("severity", {}).get("RadPref", {}).get("best fixed report")
+    tau = card["agreement"].get("severity", {}).get("tau")
     checks = [
         {
             "name": "severity reward: tau with radiologists",

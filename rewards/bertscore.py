@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from rewards.encoders import has_vocabulary, pass_cost, plan_batches
+from rewards.encoders import for_inference, has_vocabulary, pass_cost, plan_batches
 from rewards.inputs import TextCache, TextReward, check_untagged
 
 # F1 of unrelated sentence pairs by (encoder, layer), as bert-score 0.3.13 publishes them for its default layers
@@ -157,7 +157,7 @@ def _load(name: str, layer: int) -> tuple:
         raise ValueError(
             f"{name} has no tokenizer of its own: {len(tokenizer)} tokens for an encoder of {config.vocab_size}"
         )
-    return tokenizer, encoder.eval().requires_grad_(False)
+    return tokenizer, for_inference(encoder)
 
 
 def _maximum_length(name: str, tokenizer, encoder) -> int:

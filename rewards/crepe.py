@@ -1,6 +1,5 @@
 """CREPE (Cho et al., EMNLP 2025) as a metric and a TRL reward: a network counts six kinds of errors in a report."""
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 
 from modeling import CrepeModel
-from rewards.encoders import load_checkpoint, map_rows, process_device, token_rows
+from rewards.encoders import fingerprint, load_checkpoint, map_rows, token_rows
 from rewards.inputs import TextReward, check_untagged
 
 CATEGORIES = (
@@ -38,17 +37,14 @@ class Crepe:
         if token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, not {token_budget}")
         self.checkpoint, self.token_budget = str(model), token_budget
-        self.model, self.tokenizer = load_checkpoint(self.checkpoint, "CREPE", CrepeModel, HOW_TO_GET)
+        self.model, self.tokenizer = load_checkpoint(self.checkpoint, "CREPE", CrepeModel, HOW_TO_GET, device=device)
         if self.model.config.num_error_categories != len(CATEGORIES):
             raise ValueError(
                 f"{model} counts {self.model.config.num_error_categories} kinds of errors, not {len(CATEGORIES)}; "
                 f"{HOW_TO_GET}"
             )
         self.max_tokens = min(MAX_TOKENS, self.model.config.max_position_embeddings)
-        heads = b"".join(weight.detach().numpy().tobytes() for weight in self.model.error_regressors.parameters())
-        self.name = f"crepe-{hashlib.blake2b(heads, digest_size=4).hexdigest()}"
-        device = torch.device(device) if device is not None else process_device()
-        self.model.eval().requires_grad_(False).to(device)
+        self.name = f"crepe-{fingerprint(self.model.error_regressors)}"
 
     def __call__(self, generated: Sequence[str], references: Sequence[str]) -> np.ndarray:
         """The sum of the six counts of each pair, float64 of shape (n,), at least 0; lower is better."""

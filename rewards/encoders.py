@@ -12,8 +12,34 @@ from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrain
 PASS_COST = {"cpu": 32}  # what a pass costs beside its tokens, in tokens: few on a CPU, which is busy with one report
 ACCELERATOR_COST = 2048
 COLUMNS = ("input_ids", "token_type_ids")  # of a row
+LARGE = 2**18  # weights of a layer from which on the kernel that OneDNNLinear calls is worth its preparation
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 Row = tuple[tuple[int, ...], ...]  # token ids and, where the network reads them, token types
+
+
+class OneDNNLinear(torch.nn.Linear):
+    """A linear layer that a CPU computes with oneDNN in float32, where no gradients are recorded.
+
+    PyTorch calls MKL, which has no AVX-512 on a processor that is not Intel's; oneDNN has (measured: twice as fast
+    on an AMD EPYC, both 2e-6 from float64). Anything but float32 on a CPU, and a layer that records gradients, is
+    computed as ever.
+    """
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`inputs` (..., in_features) to (..., out_features)."""
+        plain = torch.is_grad_enabled() or inputs.device.type != "cpu" or not inputs.numel()
+        if plain or not inputs.dtype == self.weight.dtype == torch.float32:
+            return super().forward(inputs)
+        return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+
+
+def for_inference(model: torch.nn.Module) -> torch.nn.Module:
+    """`model` itself in evaluation mode, frozen, its large linear layers as OneDNNLinear where PyTorch has oneDNN."""
+    for module in model.modules():
+        if ONEDNN and type(module) is torch.nn.Linear and module.weight.numel() >= LARGE:
+            module.__class__ = OneDNNLinear  # the same weights under the same names
+    return model.eval().requires_grad_(False)
 
 
 def process_device() -> torch.device:
@@ -140,4 +166,4 @@ def load_checkpoint(
     if not has_vocabulary(tokenizer) or len(tokenizer) > size or (len(tokenizer) < size and not spare_embeddings):
         sizes = f"the tokenizer has {len(tokenizer)} tokens, the model {size}"
         raise ValueError(f"{name} has no tokenizer, or another model's ({sizes}); {how_to_get}")
-    return model.eval().requires_grad_(False).to(process_device() if device is None else device), tokenizer
+    return for_inference(model).to(process_device() if device is None else device), tokenizer

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer, BatchEncoding
 
-from rewards.encoders import map_rows, process_device, token_rows
+from rewards.encoders import for_inference, map_rows, process_device, token_rows
 from rewards.inputs import TextCache, TextReward, check_untagged
 
 NER = "Angelakeke/RaTE-NER-Deberta"
@@ -228,7 +228,7 @@ def _load(name: str, auto_class: type, device: torch.device) -> tuple:
         raise ValueError(f"RaTEScore cannot load {name} ({reason}); {HOW_TO_GET}") from error
     if missing := sorted(key for key in notes["missing_keys"] if "pooler" not in key):
         raise ValueError(f"{name} is no part of RaTEScore: it lacks {missing[0]}; {HOW_TO_GET}")
-    return tokenizer, model.eval().requires_grad_(False).to(device)
+    return tokenizer, for_inference(model).to(device)
 
 
 class RaTEReward:

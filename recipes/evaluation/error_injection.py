@@ -11,7 +11,7 @@ from collections.abc import Callable
 from rewards.findings import FindingReader
 
 _READ = FindingReader()
-_SENTENCES = re.compile(r"(?<=[.!?])\s+")
+SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _ADDED = {
     "pneumothorax": "There is a small left pneumothorax.",
     "effusion": "There is a moderate right pleural effusion.",
@@ -56,11 +56,11 @@ _PARAPHRASES = (
 
 def _abnormal(report: str) -> list[tuple[int, str]]:
     """Place and text of the sentences that state a finding."""
-    return [(i, text) for i, text in enumerate(_SENTENCES.split(report)) if _READ([text])[0].findings]
+    return [(i, text) for i, text in enumerate(SENTENCES.split(report)) if _READ([text])[0].findings]
 
 
 def _with(report: str, place: int, sentence: str | None) -> str:
-    sentences = _SENTENCES.split(report)
+    sentences = SENTENCES.split(report)
     sentences[place : place + 1] = [sentence] if sentence else []
     return " ".join(sentences).strip()
 

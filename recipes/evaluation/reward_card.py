@@ -9,22 +9,25 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import kendalltau, pearsonr
 
-import rewards
 from recipes.data.openi import read_studies
 from recipes.data.phantom import sample_states, write_report
-from recipes.evaluation.error_injection import INJECTIONS, paraphrase
+from recipes.evaluation.error_injection import INJECTIONS, SENTENCES, paraphrase
 from recipes.files import InputError
+from rewards.findings import FindingReader
 from rewards.guard import FAILURES
+from rewards.inputs import LabelReward, cached
+from rewards.labelers import LexicalLabeler
+from rewards.table import REWARDS, RewardArguments, make_rewards
 
-DEFAULT = (
-    *("severity_reward", "ce_f1_reward", "mccs_reward", "radgraph_reward", "radcliq_lite_reward", "bleu_reward"),
-    *("rouge_reward", "cider", "format_reward"),
+WEIGHTLESS = (
+    *("severity", "ce_f1", "positive_f1", "mccs", "radgraph_lexical", "radcliq_lite", "bleu", "rouge", "cider"),
+    "format",
 )
 CRIMSON_WEIGHTS = {
     "urgent": 1.0,
@@ -43,44 +46,61 @@ FIXED = (
 KEYWORDS = "effusion pneumothorax edema pneumonia cardiomegaly atelectasis opacity nodule fracture"
 DENIAL, FINDING = "No pleural effusion.", "Large pleural effusion."
 Reward = Callable[..., list[float | None]]
-
-
-def load_reward(name: str, references: Sequence[str]) -> Reward:
-    """A reward by its name in `rewards` or by a dotted path; CIDEr gets its document frequencies from `references`."""
-    if name == "cider":
-        return rewards.make_cider_reward(references)
-    module, _, attribute = name.replace(":", ".").rpartition(".")
-    try:
-        reward = getattr(import_module(module or "rewards"), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"there is no reward {name!r}: {error}") from error
-    if not callable(reward):
-        raise InputError(f"{name} is no reward: it cannot be called")
-    return reward
+_READ = FindingReader()
 
 
 class Scorer:
-    """A reward's scores of pairs of texts; InputError with one sentence where it raises or gives no number."""
+    """A reward's scores of pairs of texts; InputError with one sentence where it raises or gives no number.
 
-    def __init__(self, name: str, reward: Reward):
-        self.name, self.reward = name, reward
+    `labeler`: makes the references' column `labels`, by default the lexical one.
+    """
+
+    def __init__(self, name: str, reward: Reward, labeler: Callable | None = None):
+        self.name, self.reward, self.labeler = name, reward, cached(labeler or LexicalLabeler())
 
     def __call__(self, reports: Sequence[str], references: Sequence[str], **context) -> np.ndarray:
         """Scores of n reports, float64 of shape (n,)."""
         try:
-            from rewards.labelers import LexicalLabeler
-
-            labels = LexicalLabeler()(references).tolist()
+            labels = [row.tolist() for row in self.labeler(references)]
             values = self.reward(
                 list(reports), report=list(references), labels=labels, prompts=[""] * len(labels), **context
             )
             scores = np.array([math.nan if value is None else float(value) for value in values])
         except FAILURES as error:
-            sentence = " ".join(str(error).split())
-            raise InputError(f"{self.name} raises {type(error).__name__}: {sentence}") from error
+            raise InputError(f"{self.name} raises {_one_line(error)}") from error
         if scores.shape != (len(references),) or not np.isfinite(scores).all():
             raise InputError(f"{self.name} gives {np.isfinite(scores).sum()} numbers for {len(references)} reports")
         return scores
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def make_scorers(
+    settings: RewardArguments, labelers: Sequence[Callable], references: Sequence[str]
+) -> tuple[dict[str, Scorer], dict[str, str]]:
+    """A scorer for each row of the card, by its name, and why the others could not be made (weights are missing).
+
+    A reward of labels has a row for each of `labelers`, named by it unless that is the lexical one. `references`:
+    reports that CIDEr takes its document frequencies from. Raises InputError where there is no such reward.
+    """
+    scorers, failed = {}, {}
+    for name in settings.rewards:
+        for labeler in labelers:
+            try:
+                (reward,) = make_rewards(replace(settings, rewards=[name]), labeler, references)
+            except (OSError, ValueError) as error:
+                if name not in REWARDS:
+                    raise InputError(str(error)) from error
+                failed[name] = f"{name} cannot be made: {_one_line(error)}"
+                break
+            labelled = isinstance(reward, LabelReward) and name in REWARDS
+            row = f"{name}, {labeler.name}" if labelled and labeler.name != LexicalLabeler.name else name
+            scorers[row] = Scorer(row, reward, labeler)
+            if not labelled:
+                break
+    return scorers, failed
 
 
 def read_judgements(folder: Path, keys: set[str]) -> list[dict]:
@@ -261,9 +281,13 @@ def sensitivity(scorer: Scorer, texts: Sequence[str]) -> dict[str, dict]:
 
 def _negatives(text: str) -> str:
     """The reference's sentences that deny or call normal."""
-    from recipes.evaluation.error_injection import _READ, _SENTENCES
+    return " ".join(sentence for sentence in SENTENCES.split(text) if not _READ([sentence])[0].findings)
 
-    return " ".join(sentence for sentence in _SENTENCES.split(text) if not _READ([sentence])[0].findings)
+
+def normal_share(texts: Sequence[str]) -> float:
+    """Share of `texts` without a finding: the least that one fixed report earns on average, from any reward in [0, 1]
+    that pays 1 for a normal report of a normal study in whatever words."""
+    return float(np.mean([not report.findings for report in _READ(texts)]))
 
 
 def gaming(scorer: Scorer, texts: Sequence[str]) -> dict[str, float]:
@@ -307,11 +331,19 @@ def cost(scorer: Scorer, texts: Sequence[str], group: int = 4) -> dict[str, floa
     }
 
 
-def make_card(names: Sequence[str], data: Path, count: int = 200, resamples: int = 500, seed: int = 0) -> dict:
-    """The card of these rewards: sections by name, a row for each reward, and `problems`, sentences."""
+def make_card(
+    settings: RewardArguments,
+    labelers: Sequence[Callable],
+    data: Path,
+    count: int = 200,
+    resamples: int = 500,
+    seed: int = 0,
+) -> dict:
+    """The card of `settings.rewards`: sections by name, a row for each reward, and `problems`, sentences."""
     problems: list[str] = []
     texts = read_reports(count, seed)
-    scorers = {name: Scorer(name, load_reward(name, texts["Open-i"])) for name in names}
+    scorers, failed = make_scorers(settings, labelers, texts["Open-i"])
+    problems += [f"{sentence}; its row is left out" for sentence in failed.values()]
     radpref = cases = None
     try:
         radpref = RadPref(data / "radpref")
@@ -321,7 +353,7 @@ def make_card(names: Sequence[str], data: Path, count: int = 200, resamples: int
         cases = read_judgements(data / "radjudge", {"category", "ground_truth", "candidates", "expected_ranking"})
     except InputError as error:
         problems.append(f"RadJudge was not measured: {error}")
-    card: dict = {"agreement": {}, "radjudge": {}, "sensitivity": {}, "gaming": {}, "cost": {}, "failed": {}}
+    card: dict = {"agreement": {}, "radjudge": {}, "sensitivity": {}, "gaming": {}, "cost": {}, "failed": failed}
     scored: dict[str, np.ndarray] = {}
     for name, scorer in scorers.items():
         try:
@@ -348,4 +380,6 @@ def make_card(names: Sequence[str], data: Path, count: int = 200, resamples: int
     if radpref:
         card["agreement"] = agreement({**scored, **radpref.baselines()}, radpref, resamples, seed)
         card["studies"] = len(radpref.rows)
-    return {**card, "reports": {source: len(some) for source, some in texts.items()}, "problems": problems}
+    counts = {source: len(some) for source, some in texts.items()}
+    normal = {source: normal_share(some) for source, some in texts.items()}
+    return {**card, "reports": counts, "normal": normal, "problems": problems}

@@ -13,8 +13,9 @@ from recipes.evaluation.reward_card import (
     Scorer,
     agreement,
     gaming,
-    load_reward,
     make_card,
+    make_scorers,
+    normal_share,
     preferred,
     radjudge,
     read_judgements,
@@ -23,6 +24,9 @@ from recipes.evaluation.reward_card import (
 from recipes.evaluation.reward_card_page import markdown, table
 from recipes.files import InputError
 from rewards import severity_reward
+from rewards.labelers import LexicalLabeler
+from rewards.labels import CONDITIONS, CheXpertState
+from rewards.table import RewardArguments
 
 REPORT = "Stable small left pleural effusion. The heart is normal. Right upper lobe nodule."
 
@@ -135,14 +139,17 @@ def test_a_reward_that_fails_loses_its_row_alone(data, monkeypatch):
     monkeypatch.setattr(
         "recipes.evaluation.reward_card.read_reports", lambda count, seed: {"Open-i": [REPORT, "Nodule."] * 5}
     )
-    names = ["severity_reward", f"{__name__}.broken", f"{__name__}:silent"]
-    card = make_card(names, data, resamples=10)
-    assert list(card["cost"]) == ["severity_reward"]
+    settings = RewardArguments(["severity", f"{__name__}.broken", f"{__name__}.silent", "crepe"], crepe="no/such")
+    card = make_card(settings, [LexicalLabeler()], data, resamples=10)
+    assert list(card["cost"]) == ["severity"] and card["normal"] == {"Open-i": 0.0}
     assert card["failed"][f"{__name__}.broken"].endswith("raises RuntimeError: no server at this address")
-    assert "gives 0 numbers for" in card["failed"][f"{__name__}:silent"]
-    assert len(card["problems"]) == 2
+    assert "gives 0 numbers for" in card["failed"][f"{__name__}.silent"]
+    assert card["failed"]["crepe"].startswith(
+        "crepe cannot be made: ValueError: no CREPE could be loaded from no/such"
+    )
+    assert len(card["problems"]) == 3
     rows = table(card)
-    assert rows[1][:2] == ["severity_reward", "1.000"] and rows[1][5:7] == ["1 of 2", "0 of 1"]
+    assert rows[1][:2] == ["severity", "1.000"] and rows[1][5:7] == ["1 of 2", "0 of 1"]
     assert any(row[0] == f"{__name__}.broken: failed" for row in rows)
     assert markdown(rows).count("\n") == len(rows) + 1
 
@@ -165,13 +172,40 @@ def test_judgements_of_another_layout(tmp_path, content, message):
 @pytest.mark.parametrize("name", ["nothing_reward", "no.such.module", "rewards.README", "json.decoder"])
 def test_unknown_rewards_are_named(name):
     with pytest.raises(InputError, match=f"{name}"):
-        load_reward(name, [])
+        make_scorers(RewardArguments([name]), [LexicalLabeler()], [])
+
+
+class OpacityLabeler:
+    """Everything has a lung opacity, and nothing else."""
+
+    name = "opacity"
+
+    def __call__(self, texts):
+        return np.eye(14, dtype=int)[[CONDITIONS.index("Lung Opacity")] * len(texts)] * CheXpertState.POSITIVE
+
+
+def test_a_reward_of_labels_has_a_row_for_each_labeler():
+    """With the second labeler all reports are alike, those of the column `labels` too."""
+    settings = RewardArguments(["mccs", "ce_f1", "positive_f1", "severity"])
+    scorers, failed = make_scorers(settings, [LexicalLabeler(), OpacityLabeler()], [])
+    labelled = [row for name in settings.rewards[:3] for row in (name, f"{name}, opacity")]
+    assert list(scorers) == [*labelled, "severity"] and not failed
+    for name in settings.rewards[:3]:
+        assert scorers[name](["Clear lungs."], ["Large effusion."]) == 0
+        assert scorers[f"{name}, opacity"](["Clear lungs."], ["Large effusion."]) == pytest.approx(1)
+
+
+def test_a_fixed_report_earns_the_share_of_normal_studies():
+    texts = ["Clear lungs.", "No effusion.", "Nodule.", "No acute disease."]
+    assert normal_share(texts) == 0.75
+    scorer = Scorer("ours", severity_reward)
+    assert np.mean(scorer(["The heart is normal. No effusion."] * 4, texts)) == pytest.approx((3 + 0.05 / 0.55) / 4)
 
 
 def test_the_card_without_judgements(tmp_path, monkeypatch, capsys):
     """What the data folder lacks is said; the page, the table and the figures are there."""
     out = tmp_path / "card"
-    arguments = ["--rewards", "severity_reward", "--data", tmp_path / "none", "--out", out, "--reports", "12"]
+    arguments = ["--rewards", "severity", "--data", tmp_path / "none", "--out", out, "--reports", "12"]
     monkeypatch.setattr(sys, "argv", ["reward_card.py", *map(str, arguments)])
     reward_card.main()
     assert "agreement with radiologists was not measured" in capsys.readouterr().out
@@ -180,4 +214,4 @@ def test_the_card_without_judgements(tmp_path, monkeypatch, capsys):
     assert [check["holds"] for check in results["checks"]] == [None, None, True]
     page = (out / "index.html").read_text()
     assert page.count("data:image/png") == 1 and "Not measured:" in page
-    assert "severity_reward" in (out / "table.md").read_text()
+    assert "severity" in (out / "table.md").read_text()

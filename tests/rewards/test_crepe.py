@@ -11,7 +11,7 @@ from transformers import BertModel
 from modeling import CrepeConfig, CrepeModel
 from modeling.tiny_crepe import build_crepe
 from rewards.crepe import CATEGORIES, Crepe, make_crepe_reward
-from rewards.encoders import token_rows
+from rewards.encoders import ONEDNN, OneDNNLinear, token_rows
 from rewards.table import RewardArguments, make_rewards
 
 TEXTS = [
@@ -124,3 +124,42 @@ def test_a_perfect_score_is_one(folder, crepe, monkeypatch):
     assert math.isclose(
         make_crepe_reward(folder, device="cpu").score(["x"], ["y"])[0], 1 / (1 + crepe(["x"], ["y"])[0])
     )
+
+
+def test_large_layers_are_computed_by_onednn_and_change_nothing(tmp_path, monkeypatch):
+    """Of a CREPE with the widths of a real one: what PyTorch's own linear layers give, one pair at a time."""
+    torch.manual_seed(0)
+    config = CrepeConfig(
+        vocab_size=60, hidden_size=512, num_hidden_layers=2, num_attention_heads=4, intermediate_size=600
+    )
+    _, tokenizer = build_crepe(TEXTS[:3], vocab_size=60)
+    config.vocab_size = len(tokenizer)
+    CrepeModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    crepe = Crepe(tmp_path, device="cpu")
+    layers = [module for module in crepe.model.modules() if isinstance(module, OneDNNLinear)]
+    assert len(layers) == ONEDNN * (2 * 6 + 1)  # of each layer six, and the pooler; not the heads
+    calls = []
+    kernel = torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *given: calls.append(1) or kernel(*given))
+    counts = crepe.counts(TEXTS[:3], TEXTS[2::-1])
+    assert len(calls) == len(layers) * ONEDNN
+    for layer in layers:
+        layer.__class__ = torch.nn.Linear
+    np.testing.assert_allclose(counts, crepe.counts(TEXTS[:3], TEXTS[2::-1]), rtol=0, atol=1e-5)
+    assert len(calls) == len(layers) * ONEDNN and (counts > 0).any()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_onednn_layer_by_another_route(bias):
+    layer = OneDNNLinear(40, 30, bias=bias)
+    inputs = torch.randn(2, 3, 40)
+    exact = inputs.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(inputs).double(), exact, atol=1e-5, rtol=0)
+        torch.testing.assert_close(layer(inputs[:, :1]).double(), exact[:, :1], atol=1e-5, rtol=0)
+        assert layer(inputs[:0]).shape == (0, 3, 30)
+    layer(inputs).sum().backward()  # where gradients are recorded, PyTorch's own layer
+    torch.testing.assert_close(layer.weight.grad[0], inputs.sum((0, 1)), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        assert layer.to(torch.bfloat16)(inputs.bfloat16()).dtype == torch.bfloat16
