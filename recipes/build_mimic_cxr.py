@@ -17,6 +17,11 @@ MRG-R1 (every image a sample), R2Gen's split and cleaning, CheXbert's labels, an
         --target findings --labeler chexbert:outputs/chexbert --workers 1 --out outputs/data/mimic_r2gen
     python recipes/build_mimic_cxr.py --root physionet.org/files --limit 20 --out outputs/data/mimic_try
 
+With Chest ImaGenome's boxes of 29 regions (for LM-RRG's region loss), joined by image, the split being MIMIC-CXR's:
+
+    python recipes/build_mimic_cxr.py --root physionet.org/files --images physionet.org/files/mimic-cxr-jpg/2.1.0 \
+        --imagenome physionet.org/files/chest-imagenome/1.0.0 --image_size 224 --out outputs/data/mimic_boxes
+
 `--out` then holds train, validation and test.parquet, build.json (arguments, counts), skipped.csv (what was left out,
 and why) and, with images, manifest.csv (the SHA-256 of each). A run that was stopped goes on where it was. What is
 built is credentialed data: keep it private; `--push_to_hub` does.
@@ -32,6 +37,7 @@ from typing import ClassVar, Literal
 
 from recipes.cli import parse, run
 from recipes.data import mimic
+from recipes.data.imagenome import find_graphs
 from recipes.data.images import SIDES
 from recipes.data.labels import load_labeler
 from recipes.data.mimic_sections import CLEANINGS
@@ -61,6 +67,9 @@ class BuildArguments:
     split_file: str | None = argument(None, "PhysioNet's split CSV, if not below --root, or R2Gen's annotation.json.")
     metadata: str | None = argument(None, "PhysioNet's metadata CSV, if not below --root.")
     chexpert: str | None = argument(None, "PhysioNet's CheXpert CSV, if not below --root.")
+    imagenome: str | None = argument(
+        None, "Folder of Chest ImaGenome, whose boxes of regions are joined to the images; none: no boxes."
+    )
     target: Literal[(*TARGETS,)] = argument("findings+impression", "Sections that make a report.")
     cleaning: Literal[(*CLEANINGS,)] = argument("plain", "Cleaning of the texts; rg4: LLM-RG4's.")
     labeler: str = argument("lexical", "Labeler: lexical, chexbert:MODEL, or chexpert_csv (PhysioNet's table).")
@@ -87,6 +96,7 @@ def main() -> None:
         raise InputError(f"--images {images} holds no folder files/; name the folder above files/, or none")
     if out.exists() and not read_build(out):
         raise InputError(f"--out {out} exists and is no earlier build: name a folder that may be replaced")
+    graphs = find_graphs(arguments.imagenome, images)
     from_table = arguments.labeler == mimic.CHEXPERT_CSV
     labeler = arguments.labeler if from_table else load_labeler(arguments.labeler).name
 
@@ -106,7 +116,7 @@ def main() -> None:
     planned = mimic.plan_images(split_of_study, split_file, metadata, arguments.limit, skipped)
     keys = ("target", "cleaning", "sample_unit", "image_size", "image_size_of", "max_images")
     choices = {key: getattr(arguments, key) for key in keys}
-    settings = mimic.Settings(str(reports), images, labeler, arguments.labeler, **choices)
+    settings = mimic.Settings(str(reports), images, labeler, arguments.labeler, **choices, imagenome=graphs)
     listed = mimic.list_reports(reports)
     studies = list(mimic.plan_studies(planned, listed, states, settings, skipped))
     if not arguments.limit:

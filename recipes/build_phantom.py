@@ -12,6 +12,7 @@ Every argument may stand in a YAML file instead (--config build.yaml); the comma
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -25,6 +26,7 @@ from recipes.data.phantom import (
     contact_sheet,
     earlier,
     make_study,
+    region_boxes,
     render,
     sample_states,
     to_png,
@@ -85,6 +87,7 @@ def build_row(split: str, index: int, scenario: str, args: BuildArguments) -> di
         (args.seed, SPLITS.index(split), index, 1)
     )  # of its own: no other draw depends on it
     shapes = [str(shape) for shape in films.choice(args.shapes.split(","), len(shown))]
+    boxes = region_boxes(study, deepcopy(rng), args.size, shapes[0])  # of the film that is drawn from `rng` next
     return {
         "study_id": f"phantom-{args.seed}-{split}-{index:06d}",
         "subject_id": f"phantom-{args.seed}-{split}-{index:06d}",
@@ -101,6 +104,7 @@ def build_row(split: str, index: int, scenario: str, args: BuildArguments) -> di
         "report": findings,
         "scenario": scenario,
         "labels": list(study.states),
+        "boxes": boxes,
         "source": PHANTOM.name,
         "license": PHANTOM.license,
     }

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import pandas as pd
 from pyarrow import parquet
 
-from recipes.data import dicom, mimic_images, mimic_sections, sections, views
+from recipes.data import dicom, imagenome, mimic_images, mimic_sections, sections, views
 from recipes.data import images as image_files
 from recipes.data.labels import load_labeler
 from recipes.data.mimic_images import find_image, read_as_stored
@@ -76,6 +76,7 @@ class Study(NamedTuple):
     report: str | None  # its name among the reports
     stamp: str  # changes with the report's bytes
     states: tuple[int, ...] | None  # of PhysioNet's CheXpert table
+    sizes: tuple[str, ...] = ()  # of each image, "Columns x Rows", where boxes are to be joined
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Settings:
     image_size: int
     image_size_of: str
     max_images: int
+    imagenome: str | None = None  # Chest ImaGenome's archive of scene graphs, or their folder
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -254,7 +256,7 @@ def plan_images(
     cannot be used is added to `skipped`. Raises InputError where a subject is in two splits.
     """
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate")
-    images = read_table(metadata, columns, ("StudyTime", "ViewCodeSequence_CodeMeaning"))
+    images = read_table(metadata, columns, ("StudyTime", "ViewCodeSequence_CodeMeaning", "Columns", "Rows"))
     splits = assigned[assigned["subject_id"].str.isdigit()].groupby("subject_id", sort=True)["split"].nunique()
     if (splits > 1).any():
         raise InputError(f"{file}: subject {splits.index[splits > 1][0]} is in more than one split")
@@ -311,6 +313,11 @@ def plan_studies(
         images["ViewPosition"] != "", images["ViewCodeSequence_CodeMeaning"].str.lower().map(_VIEW_CODES)
     )
     rows = zip(*(images[name].tolist() for name in columns), view.fillna("").tolist(), strict=True)
+    sizes = {}
+    if settings.imagenome:
+        if not (images["Columns"] + images["Rows"]).any():
+            raise InputError("the metadata have no Columns and Rows, which --imagenome needs: take PhysioNet's file")
+        sizes = dict(zip(images["dicom_id"], images["Columns"] + " x " + images["Rows"], strict=True))
     for (subject_id, study_id), group in groupby(rows, key=lambda row: row[:2]):
         group = list(group)
         split = next((row[3] for row in group if row[3]), "")
@@ -337,7 +344,8 @@ def plan_studies(
         report = filed[0][1:] if readable else (None, "")
         shown = order_views([(row[2], row[6]) for row in group if row[3]], settings.max_images)
         labels = states.get(study_id) if states else None
-        yield Study(study_id, subject_id, "" if problem else split, *when, shown, *report, labels)
+        pixels = tuple(sizes[dicom_id] for dicom_id, _ in shown if sizes)
+        yield Study(study_id, subject_id, "" if problem else split, *when, shown, *report, labels, pixels)
 
 
 def moment(date: str, time: str) -> tuple[int | None, float | None]:
@@ -392,7 +400,7 @@ def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterato
             continue
         row["labels"] = states
         units = [[image] for image in images] if settings.sample_unit == "image" else [images]
-        if settings.sample_unit == "study" and scenario_of([view for view, _ in images], None) is None:
+        if settings.sample_unit == "study" and scenario_of([view for view, *_ in images], None) is None:
             skipped.append(Skipped(study.study_id, "", "scenario", "it has no frontal view; the study is kept"))
         origin = reports[study.study_id].get("findings_from")
         if origin and "findings" in settings.target:
@@ -400,12 +408,16 @@ def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterato
         for header in filter(None, reports[study.study_id].get("unknown_headers", "").split("\n")):
             counts[f"header not known: {header}"] += 1
         for unit in units:
-            views = [view for view, _ in unit]
+            views = [view for view, *_ in unit]
             scenario = scenario_of(views, row["prior_report"])
             counts[f"scenario {scenario or 'none'}"] += 1
             counts.update(f"view {view or 'unknown'}" for view in views)
-            stored = [{"bytes": content, "path": None} for _, content in unit if content is not None]
-            yield row | {"views": views, "images": stored, "scenario": scenario}
+            stored = [{"bytes": content, "path": None} for _, content, _ in unit if content is not None]
+            boxes = None
+            if settings.imagenome:
+                boxes = _boxes(study, *unit[0][1:], settings, notes)
+                counts[f"{'no ' * (boxes is None)}boxes of the row's first image"] += 1
+            yield row | {"views": views, "images": stored, "scenario": scenario, "boxes": boxes}
     notes["counts"] = dict(sorted(counts.items()))
 
 
@@ -468,10 +480,10 @@ def _text_columns(study: Study, report: dict[str, str], settings: Settings) -> t
     return row, target_text(plain, settings.target)
 
 
-def _stored_images(study: Study, settings: Settings, notes: dict) -> Iterator[tuple[str, bytes | None]]:
+def _stored_images(study: Study, settings: Settings, notes: dict) -> Iterator[tuple[str, bytes | None, str]]:
     for dicom_id, view in study.images:
         if settings.images is None:
-            yield view, None
+            yield view, None, dicom_id
             continue
         path = find_image(settings.images, study.subject_id, study.study_id, dicom_id)
         try:
@@ -484,7 +496,21 @@ def _stored_images(study: Study, settings: Settings, notes: dict) -> Iterator[tu
             continue
         name = path.relative_to(settings.images).as_posix()
         notes["manifest"].append((study.study_id, name, len(content), hashlib.sha256(content).hexdigest()))
-        yield view, content
+        yield view, content, dicom_id
+
+
+def _boxes(study: Study, content: bytes, dicom_id: str, settings: Settings, notes: dict) -> list[dict] | None:
+    """Chest ImaGenome's boxes of an image, in pixels of what is stored of it; None where it has none."""
+    size = study.sizes[[image[0] for image in study.images].index(dicom_id)]
+    try:
+        boxes, lost = imagenome.read_boxes(settings.imagenome, dicom_id, size, content)
+    except InputError as error:
+        notes["skipped"].append(Skipped(study.study_id, dicom_id, "boxes", *error.args))
+        return None
+    if lost:
+        reason = "some lie outside the image, have no area or lack a side"
+        notes["skipped"].append(Skipped(study.study_id, dicom_id, "boxes", reason, ", ".join(lost)))
+    return boxes or None
 
 
 @cache
@@ -529,12 +555,24 @@ def name_shard(studies: list[Study], settings: Settings) -> str:
             path = find_image(settings.images, study.subject_id, study.study_id, dicom_id)
             status = path.stat() if path else None
             key.update(f"{path} {status and (status.st_size, status.st_mtime_ns)}".encode())
+            if settings.imagenome:
+                key.update(imagenome.open_graphs(settings.imagenome).stamp(dicom_id).encode())
     return key.hexdigest()[:32] + ".parquet"
 
 
 @cache
 def _code() -> str:
-    modules = (labelers, dicom, image_files, mimic_images, mimic_sections, sections, views, sys.modules[__name__])
+    modules = (
+        labelers,
+        dicom,
+        image_files,
+        imagenome,
+        mimic_images,
+        mimic_sections,
+        sections,
+        views,
+        sys.modules[__name__],
+    )
     return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()
 
 

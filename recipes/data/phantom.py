@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
@@ -205,16 +206,24 @@ class _Canvas:
         coarse = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
         return np.asarray(coarse.resize((self.size, self.height), Image.Resampling.BICUBIC))
 
+    def _turned(self, points: np.ndarray) -> np.ndarray:
+        """Points (n, 2) of the patient from the image's corner, in half image widths."""
+        x, y = points[:, 0], points[:, 1]
+        column = (x - self.turn * y) * self.scale + self.shift_x
+        row = (y + self.turn * x) * self.scale + self.shift_y
+        return np.stack([column, row], axis=1) + 1
+
+    def to_pixels(self, points: np.ndarray) -> np.ndarray:
+        """Where points (n, 2) of the patient are in the image, in pixels from its corner."""
+        return self._turned(points) * (self.size / 2)
+
     def lines(self, strokes: list[Stroke], rounded: bool = False) -> np.ndarray:
         """Polylines, the later over the earlier; `rounded` joints are slower and only matter for thick ones."""
         fine = self.size * self.strokes_per_pixel
         image = Image.new("L", (fine, self.height * self.strokes_per_pixel))
         pen = ImageDraw.Draw(image)
         points = np.concatenate([stroke[0] for stroke in strokes])
-        x, y = points[:, 0], points[:, 1]
-        column = (x - self.turn * y) * self.scale + self.shift_x
-        row = (y + self.turn * x) * self.scale + self.shift_y
-        flat = ((np.stack([column, row], axis=1) + 1) * (fine / 2)).ravel().tolist()
+        flat = (self._turned(points) * (fine / 2)).ravel().tolist()
         start = 0
         for stroke, width, value in strokes:
             end = start + 2 * len(stroke)
@@ -294,8 +303,7 @@ def render(
     study_rng, anatomy_rng, sign_rng, film_rng = map(np.random.default_rng, rng.integers(2**62, size=4).tolist())
     study = states if isinstance(states, Study) else make_study(states, study_rng, lateral_only)
     canvas = _Canvas(size, shape, anatomy_rng)
-    hidden = study.lateral_only if view == "frontal" else ()
-    strength = {name: 0.0 if name in hidden else STRENGTH.get(study.state(name), 0.0) for name in FINDINGS}
+    strength = _strengths(study, view)
     draw = _frontal if view == "frontal" else _lateral
     image = draw(study, strength, canvas, anatomy_rng, sign_rng)
     if strength["Support Devices"]:
@@ -347,26 +355,123 @@ def _fracture(shown: float, canvas: _Canvas, distance: np.ndarray, x: float, y: 
     return 0.075 * near * ((distance > 0) - np.float32(0.3)), gap, near
 
 
-def _frontal(  # noqa: C901
-    study: Study, strength: dict[str, float], canvas: _Canvas, anatomy: np.random.Generator, rng: np.random.Generator
-) -> np.ndarray:
-    signs, x, y, edge, across = study.signs, canvas.x, canvas.y, canvas.edge, np.abs(canvas.x)
-    halves = {"right": 1 - edge(x, 0.02), "left": edge(x, 0.02), "bilateral": 1.0}
+class _Chest(NamedTuple):
+    """Measures of a frontal view: half width and top of the lungs, tops of the diaphragm by side, heart, ribs, gas."""
 
+    width: float
+    apex: float
+    domes: dict[str, float]
+    heart: float
+    heart_base: float
+    rib_start: float
+    rib_spacing: float
+    gas_x: float
+    gas: float
+
+
+def _chest(study: Study, strength: dict[str, float], anatomy: np.random.Generator) -> _Chest:
     width, apex, right_dome, dome_step, heart, rib_start, rib_spacing, gas_x, gas = anatomy.uniform(
         [0.70, -0.83, 0.30, 0.03, 0.86, -0.80, 0.125, 0.25, 0], [0.76, -0.78, 0.40, 0.09, 0.97, -0.72, 0.14, 0.42, 1]
     ).tolist()
     domes = {"right": right_dome, "left": right_dome + dome_step}
     heart += 0.42 * strength["Cardiomegaly"]
     heart_base = domes["left"] + 0.06
+    domes[study.signs["Atelectasis"].side] -= 0.14 * strength["Atelectasis"]
+    return _Chest(width, apex, domes, heart, heart_base, rib_start, rib_spacing, gas_x, gas)
+
+
+def region_boxes(study: Study, rng: np.random.Generator, size: int = 112, shape: str = "square") -> list[dict]:
+    """Where the anatomical regions are in `render(study, "frontal", rng, size, shape=shape)`, `rng` in the same state.
+
+    Dicts {region, x0, y0, x1, y1} in pixels, for 27 of the 29 names of LM-RRG's regions
+    (modeling/region_descriptions.json): the superior vena cava and its junction with the atrium are not drawn. Boxes
+    are upright around regions that may be turned by 2 degrees, and are cut at the image's border.
+    """
+    _, anatomy, *_ = map(np.random.default_rng, rng.integers(2**62, size=4).tolist())
+    canvas = _Canvas(size, shape, anatomy)
+    chest = _chest(study, _strengths(study, "frontal"), anatomy)
+    bottom = 2 * SHAPES[shape] - 1 + 0.2  # a little below the image, as -1.2 is above it
+    sided = [(side, name, *sides) for side in SIDES for name, *sides in _lung_regions(chest, side)]
+    boxes = [
+        (f"{side} {name}", *sorted((SIDES[side] * x0, SIDES[side] * x1)), y0, y1)
+        for side, name, x0, y0, x1, y1 in sided
+    ]
+    boxes += [(name, x0, x1, y0, y1) for name, x0, y0, x1, y1 in _midline_regions(study, chest, bottom)]
+    rows = []
+    for name, x0, x1, y0, y1 in boxes:
+        points = np.array([(x, y) for x in (x0, x1) for y in (y0, y1)])
+        (left, top), (right, low) = (end(canvas.to_pixels(points), axis=0) for end in (np.min, np.max))
+        left, right = np.clip([left, right], 0, size).tolist()
+        top, low = np.clip([top, low], 0, canvas.height).tolist()
+        rows.append({"region": name, "x0": left, "y0": top, "x1": right, "y1": low})
+    return rows
+
+
+def _lung_regions(chest: _Chest, side: str) -> list[tuple[str, float, float, float, float]]:
+    """(name, x0, y0, x1, y1) of what each side has, x growing away from the middle."""
+    dome, width = chest.domes[side], chest.width
+    angle = dome + 1.6 * (width - 0.34) ** 2  # the lowest point of the lung
+    inner = 0.10
+    apical, upper, middle = (width * _narrowed(y) for y in (-0.58, -0.25, 0.07))  # of the zones at their lower border
+    return [
+        ("lung", inner, chest.apex, width, angle),
+        ("apical zone", inner, chest.apex, apical, -0.58),
+        ("upper lung zone", inner, chest.apex, upper, -0.25),
+        ("mid lung zone", inner, -0.25, middle, 0.07),
+        ("lower lung zone", inner, 0.07, width, angle),
+        ("hilar structures", 0.06, -0.26, 0.30, 0.12),
+        ("costophrenic angle", width - 0.2, angle - 0.25, width, angle),
+        ("hemidiaphragm", inner, dome - 0.03, width, angle),
+        ("clavicle", 0.08, -0.83, 0.92, -0.53),
+    ]
+
+
+def _midline_regions(study: Study, chest: _Chest, bottom: float) -> list[tuple[str, float, float, float, float]]:
+    """(name, x0, y0, x1, y1) of what lies in the middle, x growing to the image's right."""
+    heart, base = chest.heart, chest.heart_base
+    wide = 0.10 + 0.20 * _strengths(study, "frontal")["Enlarged Cardiomediastinum"]
+    reach = 0.341 * heart, 0.325 * heart  # of an ellipse of half axes 0.39 and 0.265 that is turned by 0.72
+    atrium = (-0.20 * heart, -0.04, 0.06 * heart, 0.40)
+    left, top = min(0.12 * heart - reach[0], atrium[0]), min(base - 0.31 * heart - reach[1], atrium[1])
+    right, low = 0.12 * heart + reach[0], max(base - 0.31 * heart + reach[1], atrium[3])
+    return [
+        ("trachea", -0.06, -1.2, 0.035, -0.24),
+        ("spine", -0.09, -1.2, 0.09, bottom),
+        ("aortic arch", 0.0, -0.47, max(0.20, wide), -0.27),
+        ("mediastinum", min(-wide, left), chest.apex, max(0.20, wide, right), low),
+        ("upper mediastinum", -wide, chest.apex, max(0.20, wide), -0.20),
+        ("cardiac silhouette", left, top, right, low),
+        ("right atrium", *atrium),
+        ("carina", -0.09, -0.34, 0.07, -0.18),
+        ("abdomen", -1.2, min(chest.domes.values()), 1.2, bottom),
+    ]
+
+
+def _narrowed(y: np.ndarray | float) -> np.ndarray | float:
+    """The half width of the thorax at `y`, as a share of the largest."""
+    taper = np.clip((0.35 - y) / 1.2, 0, 1)
+    return 1 - 0.5 * taper**2 * (0.65 + 0.35 * taper)
+
+
+def _strengths(study: Study, view: str) -> dict[str, float]:
+    """Contrast of each finding in that view."""
+    hidden = study.lateral_only if view == "frontal" else ()
+    return {name: 0.0 if name in hidden else STRENGTH.get(study.state(name), 0.0) for name in FINDINGS}
+
+
+def _frontal(  # noqa: C901
+    study: Study, strength: dict[str, float], canvas: _Canvas, anatomy: np.random.Generator, rng: np.random.Generator
+) -> np.ndarray:
+    signs, x, y, edge, across = study.signs, canvas.x, canvas.y, canvas.edge, np.abs(canvas.x)
+    halves = {"right": 1 - edge(x, 0.02), "left": edge(x, 0.02), "bilateral": 1.0}
+
+    width, apex, domes, heart, heart_base, rib_start, rib_spacing, gas_x, gas = _chest(study, strength, anatomy)
     raised = signs["Atelectasis"].side
-    domes[raised] -= 0.14 * strength["Atelectasis"]
 
     # distances to the borders of the thorax, positive inside
     floor = domes["right"] + (domes["left"] - domes["right"]) * edge(x, 0.1)
     dome = floor + 1.6 * (across - 0.34) ** 2
-    taper = np.clip((0.35 - y) / 1.2, 0, 1)
-    to_wall = width * (1 - 0.5 * taper**2 * (0.65 + 0.35 * taper)) - across
+    to_wall = width * _narrowed(y) - across
     to_roof = y - apex - 2.6 * (across - 0.33) ** 2
     lung = edge(np.minimum(np.minimum(to_wall, to_roof), dome - y), 0.014)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modeling.configuration_lmrrg import REGION_NAMES
 from recipes import build_phantom
 from recipes.data import phantom
 from recipes.data.phantom import (
@@ -18,6 +19,7 @@ from recipes.data.phantom import (
     Sign,
     earlier,
     make_study,
+    region_boxes,
     render,
     sample_states,
     to_png,
@@ -117,6 +119,57 @@ def test_cardiothoracic_ratio(state, low, high):
             right, left = air[air < 128], air[air >= 128]
             ratios.append((left.min() - right.max()) / (left.max() - right.min()))
         assert low < np.median(ratios) < high
+
+
+def share_inside(name: str, region: str, sign: Sign, shape: str, seed: int) -> float:
+    """Of all that a finding changes in the picture, the share in the box of a region, a pixel of border included."""
+    rng = np.random.default_rng(seed)
+    study = make_study(only(name), rng, lateral_only=False)
+    study = replace(study, signs={**study.signs, name: sign})
+    normal = replace(study, states=make_study(only(name, BLANK), rng).states)
+    drawn, blank = (
+        np.asarray(render(each, "frontal", np.random.default_rng(seed), 256, shape=shape), dtype=float)
+        for each in (study, normal)
+    )
+    boxes = {box["region"]: box for box in region_boxes(study, np.random.default_rng(seed), 256, shape)}
+    box, change = boxes[region], np.abs(drawn - blank)
+    rows, columns = (
+        slice(int(box[low]) - 1, int(np.ceil(box[high])) + 2) for low, high in (("y0", "y1"), ("x0", "x1"))
+    )
+    return change[rows, columns].sum() / change.sum()
+
+
+@pytest.mark.parametrize("shape", phantom.SHAPES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_boxes_are_where_the_findings_of_their_regions_are_drawn(side, shape):
+    """The picture tells where a region is: what a finding of it changes is there, and not on the other side."""
+    other = {"left": "right", "right": "left"}[side]
+    for seed in range(3):
+        for zone in ("upper", "mid", "lower"):
+            lesion = ("Lung Lesion", Sign(side, "small", zone), shape, seed)
+            assert share_inside(lesion[0], f"{side} {zone} lung zone", *lesion[1:]) > 0.8
+            assert share_inside(lesion[0], f"{side} lung", *lesion[1:]) > 0.97
+            assert share_inside(lesion[0], f"{other} lung", *lesion[1:]) < 0.02
+        effusion = ("Pleural Effusion", Sign(side, "moderate", "lower"), shape, seed)
+        assert share_inside(effusion[0], f"{side} lower lung zone", *effusion[1:]) > 0.9
+        assert share_inside(effusion[0], f"{side} apical zone", *effusion[1:]) < 0.01
+        chest = Sign(side, "moderate", "mid")
+        assert share_inside("Cardiomegaly", "cardiac silhouette", chest, shape, seed) > 0.97
+        assert share_inside("Enlarged Cardiomediastinum", "mediastinum", chest, shape, seed) > 0.95
+
+
+@pytest.mark.parametrize("shape", phantom.SHAPES)
+def test_boxes_have_the_models_names_and_lie_in_the_image(shape):
+    study = make_study(only("Cardiomegaly"), np.random.default_rng(0))
+    for seed, size in ((0, 112), (1, 64), (2, 1024)):
+        boxes = region_boxes(study, np.random.default_rng(seed), size, shape)
+        height = round(size * phantom.SHAPES[shape])
+        assert len(boxes) == 27 and {box["region"] for box in boxes} == {*REGION_NAMES} - {
+            "svc",
+            "cavoatrial junction",
+        }
+        for box in boxes:
+            assert 0 <= box["x0"] < box["x1"] <= size and 0 <= box["y0"] < box["y1"] <= height
 
 
 def test_draws_of_anatomy_signs_and_noise_do_not_depend_on_the_states():
@@ -311,8 +364,13 @@ def test_build_follows_the_schema_and_repeats(monkeypatch, tmp_path, labeler):
         assert len(row["images"]) == views and row["views"] == ["PA", "LATERAL"][:views]
         assert (row["prior_report"] is not None) == (row["scenario"][1] == "w")
         assert row["labels"] == labeler([row["report"]])[0].tolist()
+        assert len(row["boxes"]) == 27
         assert (row["source"], row["license"]) == ("phantom", "CC0-1.0")
         assert row["images"][0].width == 64 and "not medical data" in row["images"][0].text["Description"]
+    box = next(box for box in a["train"][0]["boxes"] if box["region"] == "cardiac silhouette")
+    values = np.asarray(a["train"][0]["images"][0], dtype=float)
+    inside = values[int(box["y0"]) : int(box["y1"]), int(box["x0"]) : int(box["x1"])].mean()
+    assert inside > values[: int(box["y0"])].mean()  # of the film in the row: the heart is brighter than lungs and air
     heights = {image.height for rows in a.values() for row in rows for image in row["images"]}
     assert heights == {77, 64, 51}  # 1.2, 1.0 and 0.8 x 64
     note = read_build(tmp_path / "a")
