@@ -5,7 +5,7 @@ import glob
 import io
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -212,6 +212,25 @@ def join(study: PlainStudy, more: PlainStudy, notes: Counter) -> str | None:
     if differ:
         notes["rows whose text differs from that of their study's first row, which stands"] += 1
     return None
+
+
+def join_images(records: list[Record], identified: str, image_records: list[Record], columns: dict[str, str]) -> int:
+    """Gives each of `records` the images that `image_records`, one each, name for its study, and their views.
+
+    They become the cells `images` and `views`, in place of what `records` had there. `identified` is the column of
+    the study's id in `records`; `columns` names by meaning those of `image_records`. Returns how many of these are of
+    no study.
+    """
+    by_study: dict[str | None, list[dict]] = defaultdict(list)
+    for image in image_records:
+        by_study[identity(image.values.get(columns["study_id"]))].append(image.values)
+    studies = {identity(record.values.get(identified)) for record in records} - {None}
+    for record in records:
+        images = by_study.get(identity(record.values.get(identified)), [])
+        views = [text_of(image.get(columns.get("views"))) for image in images]
+        record.values["images"] = [image.get(columns["images"]) for image in images]
+        record.values["views"] = [view or UNKNOWN for view in views] if any(views) else []
+    return sum(len(images) for study, images in by_study.items() if study not in studies)
 
 
 class ImageFinder:

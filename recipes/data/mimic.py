@@ -12,19 +12,21 @@ import multiprocessing
 import os
 import re
 import signal
+import struct
 import sys
 import threading
 import zipfile
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pandas as pd
 from pyarrow import parquet
@@ -75,6 +77,7 @@ class Study(NamedTuple):
     images: tuple[tuple[str, str], ...]  # (dicom_id, view), frontal first
     report: str | None  # its name among the reports
     stamp: str  # changes with the report's bytes
+    member: tuple[int, int, int] | None  # of a zip: where the report begins, its packed size and its CRC-32
     states: tuple[int, ...] | None  # of PhysioNet's CheXpert table
     sizes: tuple[str, ...] = ()  # of each image, "Columns x Rows", where boxes are to be joined
 
@@ -125,21 +128,25 @@ def find_reports(root: str, explicit: str | None) -> Path:
     return find_file(root, explicit, REPORTS, "reports")
 
 
-def list_reports(source: Path) -> dict[str, list[tuple[str, str, str]]]:
-    """Study id -> (subject id, name, stamp) of each of its reports; the stamp changes with the report's bytes."""
-    reports: dict[str, list[tuple[str, str, str]]] = {}
+def list_reports(source: Path) -> dict[str, list[tuple]]:
+    """Study id -> (subject id, name, stamp, member) of each of its reports, the last three as `Study` has them."""
+    reports: dict[str, list[tuple]] = {}
     if source.is_dir():
         for path in sorted((source / "files").glob("p??/p*/s*.txt")):
             name, status = path.relative_to(source).as_posix(), path.stat()
             if match := _REPORT.search(name):
-                reports.setdefault(match[2], []).append((match[1], name, f"{status.st_size}-{status.st_mtime_ns}"))
+                stamp = f"{status.st_size}-{status.st_mtime_ns}"
+                reports.setdefault(match[2], []).append((match[1], name, stamp, None))
     else:
         try:
             with zipfile.ZipFile(source) as archive:
                 for member in archive.infolist():
                     if match := _REPORT.search(member.filename):
+                        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                            raise InputError(f"{source} is packed in another way than PhysioNet's; unpack it")
                         stamp = f"{member.file_size}-{member.CRC}"
-                        reports.setdefault(match[2], []).append((match[1], member.filename, stamp))
+                        place = member.header_offset, member.compress_size, member.CRC
+                        reports.setdefault(match[2], []).append((match[1], member.filename, stamp, place))
         except (OSError, zipfile.BadZipFile) as error:
             raise InputError(f"{source} is no complete zip archive ({error}); download it again") from error
     if not reports:
@@ -147,16 +154,38 @@ def list_reports(source: Path) -> dict[str, list[tuple[str, str, str]]]:
     return reports
 
 
-@cache
-def _archive(source: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(source)
+@contextmanager
+def open_reports(source: str) -> Iterator[Callable[[Study], bytes]]:
+    """Yields what reads the bytes of a study's report, from the folder or the zip `source`.
+
+    A zip's list of 227,835 members would take each worker 130 MB and a second; the plan says where a report begins.
+    """
+    if os.path.isdir(source):
+        yield lambda study: (Path(source) / study.report).read_bytes()
+        return
+    if not os.path.isfile(source):
+        raise InputError(f"{source} was there when the build began, and is gone")
+    with open(source, "rb") as archive:
+        yield lambda study: _read_member(archive, *study.member)
 
 
-def read_report(source: str, name: str) -> str:
-    """The text of a report; raises InputError(reason, detail) where it is empty, damaged or no UTF-8."""
+def _read_member(archive: BinaryIO, start: int, size: int, checksum: int) -> bytes:
+    """A member of a zip, stored or deflated. Source: PKWARE's APPNOTE.TXT 6.3.10, section 4.3.7."""
+    archive.seek(start)
+    signature, method, name, extra = struct.unpack("<4s4xH16xHH", archive.read(30))
+    archive.seek(name + extra, os.SEEK_CUR)
+    content = archive.read(size)
+    content = zlib.decompress(content, -zlib.MAX_WBITS) if method == zipfile.ZIP_DEFLATED else content
+    if signature != b"PK\3\4" or zlib.crc32(content) != checksum:
+        raise zipfile.BadZipFile("its bytes are not those that the archive lists")
+    return content
+
+
+def read_report(read: Callable[[Study], bytes], study: Study) -> str:
+    """The text of a study's report; raises InputError(reason, detail) where it is empty, damaged or no UTF-8."""
     try:
-        content = (Path(source) / name).read_bytes() if os.path.isdir(source) else _archive(source).read(name)
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        content = read(study)
+    except (OSError, zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise InputError("the report cannot be read", str(error)) from error
     try:
         text = content.decode("utf-8-sig")
@@ -320,7 +349,7 @@ def plan_studies(
         sizes = dict(zip(images["dicom_id"], images["Columns"] + " x " + images["Rows"], strict=True))
     for (subject_id, study_id), group in groupby(rows, key=lambda row: row[:2]):
         group = list(group)
-        split = next((row[3] for row in group if row[3]), "")
+        split = sys.intern(next((row[3] for row in group if row[3]), ""))  # one text for 200,000 studies
         when = min(
             (moment(row[4], row[5]) for row in group), key=lambda parts: [(part is None, part) for part in parts]
         )
@@ -341,8 +370,8 @@ def plan_studies(
         if split and when[0] is None:
             skipped.append(Skipped(study_id, "", "prior", "its StudyDate cannot be read", group[0][4]))
         readable = len(filed) == 1 and filed[0][0] == subject_id
-        report = filed[0][1:] if readable else (None, "")
-        shown = order_views([(row[2], row[6]) for row in group if row[3]], settings.max_images)
+        report = filed[0][1:] if readable else (None, "", None)
+        shown = order_views([(row[2], sys.intern(row[6])) for row in group if row[3]], settings.max_images)
         labels = states.get(study_id) if states else None
         pixels = tuple(sizes[dicom_id] for dicom_id, _ in shown if sizes)
         yield Study(study_id, subject_id, "" if problem else split, *when, shown, *report, labels, pixels)
@@ -424,14 +453,15 @@ def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterato
 def _read_reports(studies: list[Study], settings: Settings, skipped: list[Skipped]) -> dict[str, dict[str, str]]:
     """Sections by study, of those without a split as well: they may be another study's prior."""
     reports: dict[str, dict[str, str]] = {}
-    for study in studies:
-        if study.report is None:
-            continue
-        try:
-            reports[study.study_id] = read_sections(read_report(settings.reports, study.report))
-        except InputError as error:
-            if study.split:
-                skipped.append(Skipped(study.study_id, study.report, "study", *error.args))
+    with open_reports(settings.reports) as read:
+        for study in studies:
+            if study.report is None:
+                continue
+            try:
+                reports[study.study_id] = read_sections(read_report(read, study))
+            except InputError as error:
+                if study.split:
+                    skipped.append(Skipped(study.study_id, study.report, "study", *error.args))
     return reports
 
 
@@ -549,7 +579,8 @@ def cut_shards(studies: list[Study], settings: Settings) -> dict[str, list[list[
 
 def name_shard(studies: list[Study], settings: Settings) -> str:
     """The hash of all that decides on a shard: code, settings, studies, and size and time of the images' files."""
-    key = hashlib.sha256(repr((_code(), astuple(settings), studies, str(FEATURES))).encode())
+    identities = [study._replace(member=None) for study in studies]  # the same in an archive that was packed again
+    key = hashlib.sha256(repr((_code(), astuple(settings), identities, str(FEATURES))).encode())
     for study in studies if settings.images else ():
         for dicom_id, _ in study.images:
             path = find_image(settings.images, study.subject_id, study.study_id, dicom_id)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from recipes.data.dicom import is_dicom
-from recipes.data.images import encode_png, load_image, shrink
+from recipes.data.images import image_to_store, load_image
 
 SUFFIXES = (".jpg", ".png", ".dcm")
 
@@ -15,12 +15,12 @@ def find_image(root: str, subject_id: str, study_id: str, dicom_id: str) -> Path
 
 
 def read_as_stored(path: Path, size: int, side: str = "longest") -> bytes:
-    """The bytes to store: a PNG of 8-bit grey, its longest or shortest `side` of at most `size` pixels.
+    """The bytes to store: `image_to_store`, its longest or shortest `side` of at most `size` pixels.
 
     With `size` 0, the file's own bytes (checked to be readable), or for a DICOM a PNG of all its pixels. Raises
     InputError, naming the file, where it cannot be read.
     """
-    image = load_image(path)
-    if not size and not is_dicom(content := path.read_bytes()):
-        return content
-    return encode_png(shrink(image, size, side) if size else image)
+    if size or is_dicom(content := path.read_bytes()):
+        return image_to_store(path, size, side)[0]
+    load_image(path)
+    return content

@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
-from recipes.data.images import SIDES, encode_png, load_image, shrink
+from recipes.data.images import SIDES, image_to_store
 from recipes.data.mimic_sections import CLEANINGS, clean_mimic, read_sections
 from recipes.data.schema import SPLITS, has_text, read_build, write_dataset
 from recipes.data.sections import TARGETS, clean, target_text
@@ -268,14 +268,11 @@ def assign_splits(studies: list[PlainStudy], settings: Settings) -> None:
 
 
 def stored_image(file: Path | bytes, size: int, side: str) -> tuple[bytes, float] | str:
-    """The PNG to store and by how much it is smaller than the file's image, or the sentence that says why not."""
+    """`image_to_store`, or the sentence that says why not."""
     try:
-        image = load_image(file)
-        width = image.width
-        image = shrink(image, size, side) if size else image
+        return image_to_store(file, size, side)
     except InputError as error:
         return str(error)
-    return encode_png(image), image.width / width
 
 
 def stored_images(files: list[Path | bytes], size: int, side: str) -> list[tuple[bytes, float] | str]:

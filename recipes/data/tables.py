@@ -7,8 +7,10 @@
 | `.parquet` | a row per study; images may be inside, as `datasets` stores them |
 | `.jsonl`, `.json` | objects; a list of them; lists by split (R2Gen); or an object by id (ReXrank, ReXGradient) |
 | a folder | `metadata.csv`, `.jsonl` or `.parquet` beside the images, perhaps in a folder per split (imagefolder) |
+| a folder | `train.report.tok`, `train.image.tok`, ... (ViLMedic): a line per study in each, images between commas |
 
-An object with `conversations` (LLaVA) or `messages` (chat form) gives its last answer as the report.
+An object with `conversations` (LLaVA) or `messages` (chat form) gives its last answer as the report; one with
+`APPA_imagepath` is of LLM-RG4's annotation (`_llmrg4`).
 """
 
 import codecs
@@ -31,6 +33,7 @@ SPLIT_NAMES = {
 SHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
 DELIMITERS = ",;\t|"
 ABSENT = {"", "none", "nan", "null", "n/a", "na", "<na>", "nat", "-", "."}
+_LLMRG4 = ("finding", "impression", "history", "indication", "last_finding", "last_impression")  # texts of an entry
 IMAGE_MARK = re.compile(r"<image>\s*")
 
 
@@ -83,14 +86,20 @@ def read_records(table: str | Path, encoding: str | None = None) -> list[Record]
         raise InputError(f"there is no table {table}")
     if not records:
         raise InputError(f"{table} holds no record")
-    return [Record(_answer(record.values), record.place) for record in records]
+    return [Record(_llmrg4(_answer(record.values)), record.place) for record in records]
 
 
 def _folder_records(folder: Path, encoding: str | None) -> Iterator[Record]:
+    if tokens := sorted(folder.glob("*.*.tok")):
+        yield from _line_records(folder, tokens, encoding)
+        return
     names = [f"metadata{suffix}" for suffix in (".csv", ".jsonl", ".parquet")]
     files = [path for name in names for path in sorted(folder.rglob(name))]
     if not files:
-        raise InputError(f"the folder {folder} holds no {', '.join(names)} (the form of datasets' imagefolder)")
+        raise InputError(
+            f"the folder {folder} holds no {', '.join(names)} (the form of datasets' imagefolder), and no "
+            "train.report.tok (ViLMedic's)"
+        )
     for file in files:
         parts = file.relative_to(folder).parent.parts
         split = next((SPLIT_NAMES[part.lower()] for part in parts if part.lower() in SPLIT_NAMES), None)
@@ -101,6 +110,25 @@ def _folder_records(folder: Path, encoding: str | None) -> Iterator[Record]:
                     paths = values[name] if isinstance(values[name], list) else [values[name]]
                     values[name] = [str(Path(*parts, path)) for path in map(str, paths)]
             yield Record(({"split": split} if split else {}) | values, record.place)
+
+
+def _line_records(folder: Path, files: list[Path], encoding: str | None) -> Iterator[Record]:
+    """ViLMedic's form: SPLIT.COLUMN.tok, line by line; InputError where the files of a split differ in length."""
+    splits: dict[str, dict[str, list[str]]] = {}
+    for file in files:
+        name, column = file.name.split(".")[:2]
+        if name.lower() not in SPLIT_NAMES:
+            raise InputError(f"{file}: {name!r} is no name of a split, such as train, validate or test")
+        splits.setdefault(name, {})[column] = decode(file.read_bytes(), str(file), encoding).splitlines()
+    for name, columns in splits.items():
+        if len(set(map(len, columns.values()))) > 1:
+            lengths = ", ".join(f"{name}.{column}.tok has {len(lines)}" for column, lines in columns.items())
+            raise InputError(f"{folder}: the files of one split need a line for each study: {lengths} lines")
+        for number, cells in enumerate(zip(*columns.values(), strict=True), start=1):
+            values: dict[str, object] = {"split": SPLIT_NAMES[name.lower()]} | dict(zip(columns, cells, strict=True))
+            if isinstance(values.get("image"), str):
+                values["image"] = [path.strip() for path in values["image"].split(",")]
+            yield Record(values, f"{name}, line {number}")
 
 
 def _file_records(path: Path, encoding: str | None) -> Iterator[Record]:
@@ -239,6 +267,30 @@ def _answer(values: dict) -> dict:
     ]
     answers = [_plain(content) for role, content in speeches if role in ("assistant", "gpt", "model")]
     return values | ({"report": answers[-1]} if answers else {})
+
+
+def _llmrg4(values: dict) -> dict:
+    """`values` by the usual names where they are an entry of LLM-RG4's annotation; ids of MIMIC-CXR by its paths.
+
+    An absent text is "s" there, an absent history or indication 0. The image before is not read, its report is.
+    """
+    if "APPA_imagepath" not in values:
+        return values
+    texts = {name: None if values.get(name) in ("s", 0, "0") else values.get(name) for name in _LLMRG4}
+    prior = [texts[name] for name in ("last_finding", "last_impression") if texts[name]]
+    paths = [values["APPA_imagepath"], values.get("lateral_imagepath")]
+    views = [values.get("APPA_flag") if values.get("APPA_flag") in ("PA", "AP") else "FRONTAL", "LATERAL"]
+    shown = [(path, view) for path, view in zip(paths, views, strict=True) if not absent(path) and path != "s"]
+    ids = re.search(r"p(\d{8})/s(\d{8})", str(values["APPA_imagepath"]))
+    return {name: value for name, value in values.items() if name in ("split", "subject_id")} | {
+        "study_id": ids[2] if ids else values.get("id"),
+        **({"subject_id": ids[1]} if ids else {}),
+        "findings": texts["finding"],
+        **{name: texts[name] for name in ("impression", "history", "indication")},
+        "prior_report": " ".join(prior) or None,
+        "images": [path for path, _ in shown],
+        "views": [view for _, view in shown],
+    }
 
 
 def _plain(content: object) -> str:

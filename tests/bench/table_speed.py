@@ -10,14 +10,11 @@ is not a test: exits 0 whether or not the bars hold.
 import argparse
 import csv
 import os
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
+from mimic_speed import measure
 
 from recipes.cli import report, run
 from recipes.data.phantom import make_study, render, sample_states
@@ -52,32 +49,11 @@ def write_table(folder: Path, rows: int, files: list[Path]) -> Path:
     return folder / f"{rows}.csv"
 
 
-def memory_of(process: int) -> float:
-    """GB that a process and its children hold for themselves and their shares (PSS), where Linux tells it."""
-    total = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(folder.name) == process or int(parents[1]) == process or int(parents[2]) == process:
-                lines = (folder / "smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        except (OSError, IndexError):  # it ended meanwhile
-            continue
-    return total / 1e6
-
-
-def measure(folder: Path, table: Path, rows: int) -> tuple[float, float]:
-    """Seconds and peak GB of one build."""
-    command = [sys.executable, ROOT / "recipes" / "build_from_table.py", "--table", table, "--source", "phantom"]
+def build(folder: Path, table: Path, rows: int) -> dict[str, float]:
+    """What `measure` says of one build."""
+    command = [ROOT / "recipes" / "build_from_table.py", "--table", table, "--source", "phantom"]
     command += ["--images", folder / f"images{rows}", "--license", "CC0-1.0", "--out", folder / f"out{rows}"]
-    start, peak = time.perf_counter(), 0.0
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, start_new_session=True)
-    while process.poll() is None:
-        peak = max(peak, memory_of(process.pid))
-        threading.Event().wait(0.5)
-    if process.returncode:
-        raise SystemExit(f"the build of {rows} rows failed")
-    return time.perf_counter() - start, peak
+    return measure(*command)
 
 
 def main() -> None:
@@ -89,13 +65,13 @@ def main() -> None:
         files = draw_images(folder)
         figures = {}
         for number in (rows // 4, rows):
-            figures[number] = measure(folder, write_table(folder, number, files), number)
-    (small, _), (seconds, peak) = figures.values()
-    growth = seconds / small / 4
+            figures[number] = build(folder, write_table(folder, number, files), number)
+    (small, large) = figures.values()
+    seconds, growth = large["seconds"], large["seconds"] / small["seconds"] / 4
     checks = []
     for title, value, bar, holds in (
         ("images per second", rows / seconds, f">= {BARS['images/s']}", rows / seconds >= BARS["images/s"]),
-        ("peak memory of all processes, GB", peak, f"<= {BARS['GB']}", peak <= BARS["GB"]),
+        ("GB of all processes, PSS", large["gb_pss"], f"<= {BARS['GB']}", large["gb_pss"] <= BARS["GB"]),
         ("seconds, against four times a quarter's", growth, f"<= {BARS['linear']}", growth <= BARS["linear"]),
     ):
         checks.append({"name": title, "value": value, "bar": bar, "holds": holds})

@@ -209,6 +209,95 @@ def test_an_imagefolder_with_a_folder_per_split(lab, monkeypatch):
     }
 
 
+def test_a_folder_of_vilmedics(lab, monkeypatch):
+    """Parallel lines, a file for each split and column; a study's images stand between commas."""
+    folder = lab / "vilmedic"
+    folder.mkdir()
+    for split, report, images in (
+        ("train", ["clear lungs .", "small effusion ."], ["b_pa.png", "a_pa.png,a_lateral.png"]),
+        ("validate", ["cardiomegaly ."], ["c_ap.png"]),
+        ("test", ["edema ."], ["d_pa.png"]),
+    ):
+        (folder / f"{split}.report.tok").write_text("\n".join(report) + "\n")
+        (folder / f"{split}.image.tok").write_text("\n".join(images) + "\n")
+    splits = build(lab, folder, "--no_subjects", monkeypatch=monkeypatch)
+    assert {split: [row["report"] for row in rows] for split, rows in splits.items()} == {
+        "train": ["clear lungs.", "small effusion."], "validation": ["cardiomegaly."], "test": ["edema."],
+    }  # fmt: skip
+    assert splits["train"][1]["views"] == ["PA", "LATERAL"]
+    (folder / "train.image.tok").write_text("b_pa.png\n")
+    with pytest.raises(InputError, match=r"train\.image\.tok has 1, train\.report\.tok has 2 lines"):
+        read_records(folder)
+
+
+def test_llmrg4s_annotation(lab, monkeypatch):
+    """An s and 0 stand for what is absent; MIMIC-CXR's ids come from the path, the report before from its own keys."""
+    (lab / "images" / "p10" / "p10000032" / "s50000001").mkdir(parents=True)
+    (lab / "images" / "a_pa.png").rename(lab / "images" / "p10" / "p10000032" / "s50000001" / "a.png")
+    entry = {
+        "id": "a", "finding": "s", "impression": "No pneumonia.", "APPA_flag": "AP",
+        "APPA_imagepath": "p10/p10000032/s50000001/a.jpg", "lateral_imagepath": "a_lateral.png",
+        "last_APPA_imagepath": "x.jpg", "last_finding": "Large heart.", "last_impression": "s", "history": "Cough.",
+        "indication": 0, "new_scores": [1.0, 2.0],
+    }  # fmt: skip
+    other = {"id": "b", "finding": "Clear lungs.", "impression": "s", "APPA_flag": "PA", "APPA_imagepath": "b_pa.png"}
+    table = lab / "final_multi_view_with_long_add1score_sentence_level.json"
+    table.write_text(json.dumps({"train": [entry], "val": [], "test": [other | {"subject_id": "p2"}]}))
+    splits = build(lab, table, images=str(lab / "images"), monkeypatch=monkeypatch)
+    [row] = splits["train"]
+    assert row["study_id"] == "50000001" and row["subject_id"] == "10000032"
+    assert row["report"] == "No pneumonia." and row["findings"] is None and row["prior_report"] == "Large heart."
+    assert row["history"] == "Cough." and row["indication"] is None
+    assert row["views"] == ["AP", "LATERAL"] and row["scenario"] == "mw"
+    assert splits["test"][0]["report"] == "Clear lungs." and splits["test"][0]["scenario"] == "sn"
+
+
+KAGGLE = [
+    {"uid": "1", "MeSH": "normal", "Problems": "normal", "image": "Xray Chest PA and Lateral", "indication": "Cough.",
+     "comparison": "None.", "findings": "Clear lungs.", "impression": "Normal chest."},
+    {"uid": "2", "MeSH": "Cardiomegaly", "Problems": "Cardiomegaly", "image": "PA Chest", "indication": "",
+     "comparison": "", "findings": "", "impression": "Cardiomegaly."},
+]  # fmt: skip
+PROJECTIONS = [
+    {"uid": "1", "filename": "a_pa.png", "projection": "Lateral"},  # the table knows better than the name
+    {"uid": "1", "filename": "b_pa.png", "projection": "Frontal"},
+    {"uid": "2", "filename": "c_ap.png", "projection": ""},
+    {"uid": "3", "filename": "d_pa.png", "projection": "Frontal"},
+]
+
+
+def test_kaggles_two_tables_of_openi(lab, monkeypatch, capsys):
+    table = write_csv(lab / "indiana_reports.csv", KAGGLE)
+    images = write_csv(lab / "indiana_projections.csv", PROJECTIONS)
+    words = ("--image_table", str(images), "--columns", "study_id=uid", "subject_id=uid")
+    rows = by_study(build(lab, table, *words, monkeypatch=monkeypatch))
+    assert rows["1"]["report"] == "Clear lungs. Normal chest." and rows["1"]["indication"] == "Cough."
+    assert rows["1"]["views"] == ["FRONTAL", "LATERAL"] and rows["1"]["images"][0]["bytes"] != b""
+    assert rows["2"]["report"] == "Cardiomegaly." and rows["2"]["subject_id"] == "2"
+    assert "4 images, 1 of no study" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "sentence"),
+    [
+        ({"uid": "number"}, (), r"projections\.csv has no column for study_id"),
+        ({"filename": "which"}, (), r"projections\.csv has no column for images"),
+        ({"filename": "which"}, ("images=which",), ""),
+        ({}, ("images=which",), "has no column which"),
+    ],
+)
+def test_two_tables_that_cannot_be_joined(lab, monkeypatch, changes, words, sentence):
+    table = write_csv(lab / "indiana_reports.csv", KAGGLE)
+    renamed = [{changes.get(name, name): value for name, value in row.items()} for row in PROJECTIONS]
+    images = write_csv(lab / "projections.csv", renamed)
+    words = ("--image_table", str(images), "--columns", "study_id=uid", "subject_id=uid", *words)
+    if not sentence:
+        assert len(by_study(build(lab, table, *words, monkeypatch=monkeypatch))) == 2
+        return
+    with pytest.raises(InputError, match=sentence):
+        build(lab, table, *words, monkeypatch=monkeypatch)
+
+
 def test_images_of_a_pattern_and_columns_by_name(lab, monkeypatch):
     rows = [{"AccNr": row["study_id"], "Pat": row["subject_id"], "Befund": row["report"]} for row in ROWS[2:]]
     for row, image in zip(rows, ("b_pa.png", "c_ap.png", "d_pa.png"), strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.data.images import load_image, read_png
+from recipes.data.images import encode_png, image_to_store, load_image, read_png
 from recipes.files import InputError
 
 RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))  # 64 wide, 48 high
@@ -65,6 +65,59 @@ def test_size(tmp_path, arguments, size, upright):
     size = size[::-1] if upright else size
     assert load_image(tmp_path / "ramp.png", *arguments).size == size
     assert Image.open(io.BytesIO(read_png(tmp_path / "ramp.png", *arguments))).size == size
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (33, 50)])
+def test_a_png_holds_the_pixels_that_pillow_reads(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    content = encode_png(Image.fromarray(pixels))
+    with Image.open(io.BytesIO(content)) as image:
+        image.verify()  # the chunks' checksums
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.format == "PNG" and image.mode == "L" and np.array_equal(np.asarray(image), pixels)
+
+
+def _jpeg(image: Image.Image, **more) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90, **more)
+    return file.getvalue()
+
+
+def test_a_grey_jpeg_that_fits_is_stored_as_it_is(tmp_path):
+    content = _jpeg(Image.fromarray(RAMP))
+    (tmp_path / "ramp.jpg").write_bytes(content)
+    for file in (tmp_path / "ramp.jpg", content):
+        assert image_to_store(file, 0) == image_to_store(file, 64) == (content, 1.0)
+    stored, scale = image_to_store(content, 32)
+    assert scale == 0.5 and stored[:4] == b"\x89PNG"
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: the picture lies on its side
+    return exif
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _jpeg(Image.fromarray(RAMP).convert("RGB")),  # a model would read colours
+        _jpeg(Image.fromarray(RAMP), exif=_turned()),
+        _jpeg(Image.fromarray(RAMP), comment=b"Jane Doe, 1950-01-01"),  # a patient's name must not come along
+        _jpeg(Image.fromarray(RAMP)) + b"Jane Doe",
+    ],
+    ids=["colours", "turned", "comment", "words after its end"],
+)
+def test_any_other_jpeg_is_stored_as_a_png_of_its_pixels(content):
+    stored, _ = image_to_store(content, 0)
+    with Image.open(io.BytesIO(stored)) as image:
+        assert image.format == "PNG" and np.array_equal(np.asarray(image), np.asarray(load_image(content)))
+    assert b"Jane" not in stored
+
+
+def test_a_truncated_jpeg_is_not_stored():
+    with pytest.raises(InputError, match="truncated or damaged"):
+        image_to_store(_jpeg(Image.fromarray(RAMP))[:-40], 0)
 
 
 def _png(noise: bool = False) -> bytes:

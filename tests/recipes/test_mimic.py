@@ -176,7 +176,7 @@ def test_prior_is_the_study_before_by_date_and_time_and_scenarios_follow(tmp_pat
 
 
 def study(number: int, date: int | None, time: float | None) -> mimic.Study:
-    return mimic.Study(f"{number}", "1", "train", date, time, (), None, "", None)
+    return mimic.Study(f"{number}", "1", "train", date, time, (), None, "", None, None)
 
 
 @pytest.mark.parametrize(
@@ -654,6 +654,32 @@ def test_a_damaged_member_of_the_archive_is_listed(tmp_path, build):
     assert ("50000006", "study", "the report cannot be read") in reasons(build(root))
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_members_of_a_zip_are_read_as_zipfile_reads_them(tmp_path, packing):
+    """Also behind other bytes, with the extra fields that a long name's archive has, and from a stream."""
+    file = tmp_path / "mimic-cxr-reports.zip"
+    file.write_bytes(b"a self-extracting archive")
+    with zipfile.ZipFile(file, "a", packing) as archive:
+        for number in range(3):
+            name = zipfile.ZipInfo(f"mimic/files/p10/p10000032/s5000000{number}.txt", (2019, 1, 1, 0, 0, 0))
+            name.compress_type, name.extra = packing, b"UT\5\0\1\0\0\0\0" * number
+            with archive.open(name, "w", force_zip64=number == 2) as member:
+                member.write(CLEAR.encode() * (number + 1))
+    listed = mimic.list_reports(file)
+    with mimic.open_reports(str(file)) as read:
+        for number in range(3):
+            [(_, name, _, member)] = listed[f"5000000{number}"]
+            study = mimic.Study("", "", "", None, None, (), name, "", member, None)
+            assert read(study) == CLEAR.encode() * (number + 1)
+
+
+def test_a_zip_that_is_packed_in_another_way_is_one_sentence(tmp_path):
+    with zipfile.ZipFile(tmp_path / "r.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("files/p10/p10000032/s50000001.txt", CLEAR)
+    with pytest.raises(InputError, match=r"r\.zip is packed in another way"):
+        mimic.list_reports(tmp_path / "r.zip")
+
+
 def without(name: str):
     return lambda root: (root / name).unlink()
 
@@ -785,7 +811,7 @@ def test_the_stamp_of_a_report_is_that_of_its_bytes(tmp_path, zipped):
             moment = 10**9 * (1 + (text != CLEAR))  # a folder has no sum of its files' bytes: their time stands for it
             os.utime(root / f"{path_of(*key)}.txt", ns=(moment, moment))
         listed = mimic.list_reports(root / "mimic-cxr-reports.zip" if zipped else root)
-        [(subject, name, stamp)] = listed["50000005"]
+        [(subject, name, stamp, _)] = listed["50000005"]
         assert (subject, name) == ("11000000", f"{path_of(*key)}.txt")
         stamps.append(stamp)
     first, same, other, longer = stamps
@@ -798,7 +824,6 @@ def test_a_changed_report_of_equal_length_is_built_anew(tmp_path, build, monkeyp
         stopped.setattr(mimic, "join_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         build(root)
     write_tree(root, reports={("11000000", "50000005"): CLEAR.replace("clear", "cloud")})
-    mimic._archive.cache_clear()  # a later run is a process of its own
     assert build(root).by_study["50000005"]["findings"] == "The lungs are cloud."
 
 
