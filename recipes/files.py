@@ -1,5 +1,6 @@
 """A user's mistake, and files: written whole or not at all, by one process first."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 WRITE_FAILED = (
     "No space left on device",
@@ -47,8 +49,7 @@ def replacing(path: str | Path, marker: str = "") -> Iterator[Path]:
     delete anything else; otherwise InputError.
     """
     path = Path(path)
-    if path.is_dir() and any(path.iterdir()) and not (marker and (path / marker).is_file()):
-        raise InputError(f"{path} exists and is no earlier result of this command; name another folder")
+    check_free(path, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -60,6 +61,36 @@ def replacing(path: str | Path, marker: str = "") -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def check_free(path: str | Path, marker: str = "") -> None:
+    """Raises InputError where `path` is a folder with anything in it but an earlier result, which has the file
+    `marker`."""
+    path = Path(path)
+    if path.is_dir() and any(path.iterdir()) and not (marker and (path / marker).is_file()):
+        raise InputError(f"{path} exists and is no earlier result of this command; name another folder")
+
+
+def check_writable(path: str | Path, name: str, is_file: bool = False) -> None:
+    """Raises InputError, calling `path` by the argument `name`, where nothing could be written there; writes nothing.
+
+    A folder, or with `is_file` a file, is to be written. What is tried is a nameless file in the nearest folder above
+    that is there: a right or a mount that forbids it shows, a lack of space does not.
+    """
+    path = Path(path).absolute()
+    if is_file and path.is_dir():
+        raise InputError(f"--{name} {path} is a folder: name a file")
+    places = (path.parent, *path.parent.parents) if is_file else (path, *path.parents)
+    place = next(place for place in places if os.path.lexists(place))
+    if not place.is_dir():
+        what = "is a file: name a folder" if place == path else f"is below {place}, which is no folder: name another"
+        raise InputError(f"--{name} {path} {what}")
+    try:
+        with TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = os.strerror(errno.EACCES) if error.errno == errno.ENOENT else error.strerror  # /proc has no new files
+        raise InputError(f"--{name} {path} cannot be written: nothing can be made in {place} ({reason})") from error
 
 
 def read_commit() -> str:

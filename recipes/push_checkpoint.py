@@ -13,11 +13,13 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recipes.cli import parse, run  # before peft, whose import recipes/__init__.py quiets
+
+# isort: split
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 import modeling  # noqa: F401  (registers our own systems)
-from recipes.cli import parse, run
 from recipes.data.model_files import read_adapter
 from recipes.data.privacy import WHY_PUBLIC
 from recipes.data.processors import load_processor

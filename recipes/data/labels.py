@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from datasets import Dataset
 
-from recipes.data.schema import read_build, read_split, with_reports
+from recipes.data.schema import check_values, read_build, read_split, with_reports
 from recipes.files import InputError
 from rewards.labelers import LexicalLabeler
 
@@ -48,5 +48,7 @@ def read_labelled(
 
     In this order, since a column that is added once rows have been left out makes datasets copy all others.
     """
-    rows = with_labels(read_split(dataset, split, columns, bare=True), dataset, labeler)
-    return with_reports(rows, f"split {split} of {dataset}")
+    where = f"split {split} of {dataset}"
+    rows = with_reports(with_labels(read_split(dataset, split, columns, bare=True), dataset, labeler), where)
+    check_values(rows, ("labels",), where)
+    return rows

@@ -108,7 +108,10 @@ def read_scenarios(args: ScenarioArguments, training_args: ScenarioSFTConfig) ->
     if training_args.key_weight != 1:
         check_key_spans(rows["train"], args.dataset)
     keep = ("scenario", "key_spans", "report")
-    samples = {split: to_samples(table, prompt, VIEWS, completion="plain", keep=keep) for split, table in rows.items()}
+    samples = {
+        split: to_samples(table, prompt, VIEWS, completion="plain", keep=keep, check=args.check_images)
+        for split, table in rows.items()
+    }
     return TrainingData(rows, samples)
 
 
