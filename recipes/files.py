@@ -1,5 +1,6 @@
 """A user's mistake, and files: written whole or not at all, by one process first."""
 
+import csv
 import errno
 import os
 import shutil
@@ -112,6 +113,32 @@ def read_prompt(file: str) -> str:
     if candidate is None:
         raise InputError(f"there is no prompt file {file}")
     try:
-        return candidate.read_text(encoding="utf-8-sig").strip()
+        prompt = candidate.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise InputError(f"the prompt file {candidate} is not UTF-8 text: {error.reason}") from error
+    if not prompt:
+        raise InputError(f"the prompt file {candidate} is empty: write what the model is asked")
+    return prompt
+
+
+def csv_records(file: str, name: str) -> list[dict[str, str]]:
+    """The records of a CSV file with a header, named `name` in a sentence; a field may be as long as it is.
+
+    Raises InputError where it cannot be read, is no UTF-8 or no CSV, or a record is longer or shorter than the header.
+    """
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            rows = list(csv.DictReader(opened))
+    except OSError as error:
+        raise InputError(f"{name} {file} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{name} {file} is no CSV in UTF-8 ({error}): save it as that") from error
+    finally:
+        csv.field_size_limit(limit)
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            fault = "more" if None in row else "fewer"
+            raise InputError(f"{name} {file}, record {number}: it has {fault} fields than the header; put a text that has "
+                             "commas in quotes")  # fmt: skip
+    return rows

@@ -33,6 +33,7 @@ def load_labeler(name: str) -> Callable:
 def with_labels(rows: Dataset, dataset: str, labeler: Callable) -> Dataset:
     """`rows` whose column `labels` comes from `labeler`: kept where the data set was built with it, else made once."""
     if "labels" in rows.column_names and read_build(dataset).get("labeler") == labeler.name:
+        check_values(rows, ("labels",), dataset)
         return rows
     print(f"labelling {len(rows)} reference reports of {dataset} with the labeler {labeler.name}", flush=True)
     labels = labeler(rows["report"]).tolist()
@@ -48,7 +49,5 @@ def read_labelled(
 
     In this order, since a column that is added once rows have been left out makes datasets copy all others.
     """
-    where = f"split {split} of {dataset}"
-    rows = with_reports(with_labels(read_split(dataset, split, columns, bare=True), dataset, labeler), where)
-    check_values(rows, ("labels",), where)
-    return rows
+    rows = with_labels(read_split(dataset, split, columns, bare=True), dataset, labeler)
+    return with_reports(rows, f"split {split} of {dataset}")

@@ -49,8 +49,8 @@ def _find_bad_settings(folder: Path) -> str | None:
             settings = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             return f"has a damaged {file.name}, which is no JSON: copy it again"
-        if not isinstance(settings, dict):
-            return f"has a damaged {file.name}, which is no JSON object: copy it again"
+        if not isinstance(settings, dict) or (file.name == "tokenizer.json" and "added_tokens" not in settings):
+            return f"has a damaged {file.name}, which does not hold what it should: copy it again"
     if (folder / "generation_config.json").is_file():
         try:
             GenerationConfig.from_pretrained(folder)

@@ -11,6 +11,7 @@ from recipes.data.labels import with_labels
 from recipes.data.schema import SPLITS, read_split
 from recipes.evaluation.prediction_files import read_references, split_id
 from recipes.files import InputError
+from rewards.labels import CONDITIONS
 from rewards.scenarios import SCENARIOS
 
 
@@ -65,7 +66,9 @@ def read_truth(dataset: str, split: str, labeler: Callable) -> Truth:
         tables[prefix] = rows
     places = [(prefix, row) for prefix, rows in tables.items() for row in range(len(rows))]
     columns = {name: [value for rows in tables.values() for value in rows[name]] for name in ("study_id", "report")}
-    states = np.concatenate([np.asarray(rows["labels"]) for rows in tables.values()])
+    states = np.concatenate(
+        [np.asarray([states or [0] * len(CONDITIONS) for states in rows["labels"]]) for rows in tables.values()]
+    )
     scenarios = [
         value
         for prefix, rows in tables.items()

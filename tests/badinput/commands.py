@@ -72,10 +72,10 @@ def bases(shelf: Path) -> dict[str, dict]:
         "certify": {"out": "out/certificate", "only": "packages"},
         "convert_biomedclip": {"checkpoint": shelf / "models/qwen", "out": "out/model"},
         "convert_chexbert": {"checkpoint": shelf / "files/text.pth", "out": "out/model",
-                             "tokenizer": shelf / "models/chexbert"},
+                             "tokenizer": shelf / "models/bert"},
         "convert_crepe": {"checkpoint": shelf / "models/qwen", "out": "out/model"},
         "convert_discbert": {"checkpoint": shelf / "files/text.pth", "out": "out/model",
-                             "tokenizer": shelf / "models/chexbert"},
+                             "tokenizer": shelf / "models/bert"},
         "convert_llmrg4": {"checkpoint": shelf / "files/text.pth", "out": "out/model"},
         "convert_radgraph": {"checkpoint": shelf / "files/text.pth", "out": "out/model"},
         "demo": {"out": "out/demo"}, "ablations": {"out": "out/ablations"},
@@ -121,7 +121,7 @@ def add_data(add, shelf: Path) -> None:
                 add(kind, script, expected, **{data_argument(script): shelf / "data" / name})
 
     over("labels", labelled, r"labels of study phantom-0-\w+-000002", "labels_null", "labels_range")
-    over("labels", labelled, "column labels", "labels_text", "labels_short")
+    over("labels", labelled, "labels", "labels_text", "labels_short")
     over("columns", READERS[:-1], "column report", "report_number")
     over("columns", ("sft_mrgr1", "train_crepe", "evaluate"), "column report", "report_list")
     over("columns", ("grpo_mrgr1", "train_discbert", "weigh_tokens"), "no reports", "report_null")
@@ -139,7 +139,7 @@ def add_data(add, shelf: Path) -> None:
     over("images", VISION, r"study phantom-0-\w+-000002 has no image", "images_null")
     over("images", ("grpo_mrgr1", "generate"), r"image 1 of study phantom-0-\w+-000002", "image_none", "image_text")
     over("images", ("sft_mrgr1", "generate"), r"images/gone\.png", "image_gone")
-    over("data set", READERS, "no data set at|no local folder|no such folder|there is no", "absent/data")
+    over("data set", READERS, "no data set at|no local folder|no such folder|there is no|absent/data", "absent/data")
     over("data set", READERS, r"holds no train\.parquet|no data set", "nothing")
     over("data set", ("grpo_mrgr1", "evaluate", "train_crepe", "weigh_tokens"), "damaged", "parquet_half")
     over("data set", ("sft_llmrg4", "generate", "dataset_stats"), "damaged", "parquet_empty", "parquet_text")
@@ -229,12 +229,12 @@ def add_numbers(add, shelf: Path) -> None:
         ("margin", "0"), ("lambda_disease", "0"), ("learning_rate", "0"), ("theta", "0"), ("theta", "-3"),
         ("gamma", "0"), ("bar", "0"), ("bar", "-3"), ("judge_retries", "0"), ("retries", "0"), ("backoff", "0"),
         ("abnormal", "0"), ("threshold", "0"), ("threshold", "-3"), ("tagged", "0"), ("warm_up_steps", "0"),
-        ("train_pool", "0"),
+        ("train_pool", "0"), ("image_size", "0"),
     }  # fmt: skip
     for script, names in fields.items():
         for place, name in enumerate(names):
             for value in ("nan", "-3") if place else ("-3", "nan", "inf", "1e400", "0", "many"):
-                if (name, value) not in allowed:
+                if (name, value) not in allowed or (name == "image_size" and script != "build_from_table"):
                     add("numbers", script, name, **{name: [value, 0.1] if name == "fractions" else value})
     add("numbers", "demo", "seeds", seeds="-1")
     add("numbers", "demo", "seeds", seeds=["1", "1"])
@@ -321,7 +321,7 @@ def add_tables(add, shelf: Path) -> None:
     for name in ("latin", "utf16", "empty", "binary", "head", "columns", "range", "word", "short"):
         add("tables", "train_chexbert", r"labelled_\w+\.csv", csv=files / f"labelled_{name}.csv", dataset=None)
     for name in ("latin", "utf16", "empty", "binary", "head", "columns"):
-        add("tables", "build_from_table", rf"table_{name}\.csv|report", table=files / f"table_{name}.csv")
+        add("tables", "build_from_table", rf"table_{name}\.csv|report|the table", table=files / f"table_{name}.csv")
         add("tables", "train_discbert", rf"table_{name}\.csv", judgements=files / f"table_{name}.csv", dataset=None)
         add("tables", "evaluate", rf"table_{name}\.csv", predictions=f"a={files}/table_{name}.csv")
         add("tables", "evaluate", rf"table_{name}\.csv", references=files / f"table_{name}.csv", dataset=None)

@@ -23,8 +23,6 @@ WORK = {  # where a script would install packages, start processes for minutes, 
     "demo": ("recipes.demo", "Stages"),
     "ablations": ("recipes.ablations", "Stages"),
     "app": ("recipes.app", "serve"),
-    "push_dataset": ("recipes.hub.dataset", "open_repository"),
-    "push_checkpoint": ("recipes.push_checkpoint", "open_repository"),
 }
 ALLOWED = re.compile(r"\.cache/|\.answers\.sqlite")  # what a refused command may leave: caches, paid answers
 
@@ -138,7 +136,7 @@ def judge(command: Command, folder: Path, code: int | None, seconds: float) -> O
         fault = "no one sentence at the end"
     elif not re.search(command.expected, sentence):
         fault = f"another sentence: it has no {command.expected!r}"
-    elif len(sentence) > 600:
+    elif len(sentence) > 750:
         fault = f"{len(sentence)} characters are no sentence"
     elif remains:
         fault = f"left behind: {', '.join(remains[:3])}"

@@ -221,6 +221,8 @@ KINDS = ("qwen", "llmrg4", "lmrrg", "chexbert", "discbert", "crepe")
 
 
 def make_models(shelf: Path) -> None:
+    from transformers import BertConfig
+
     from modeling.tiny import build_chexbert, build_qwen2_5_vl, train_tokenizer
     from modeling.tiny_llmrg4 import build_llmrg4
     from modeling.tiny_lmrrg import build_lmrrg
@@ -241,6 +243,10 @@ def make_models(shelf: Path) -> None:
             part.save_pretrained(shelf / "models" / name)
         for damage in DAMAGES.values():
             damage(shutil.copytree(shelf / "models" / name, shelf / "models" / f"{name}_{damage.__name__}"))
+    tokenizer = models["chexbert"][1]
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertConfig(vocab_size=len(tokenizer), **sizes).save_pretrained(shelf / "models/bert")
+    tokenizer.save_pretrained(shelf / "models/bert")
     (shelf / "models/file").write_text("weights\n")
 
 
