@@ -113,12 +113,9 @@ def read_prompt(file: str) -> str:
     if candidate is None:
         raise InputError(f"there is no prompt file {file}")
     try:
-        prompt = candidate.read_text(encoding="utf-8-sig").strip()
+        return candidate.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise InputError(f"the prompt file {candidate} is not UTF-8 text: {error.reason}") from error
-    if not prompt:
-        raise InputError(f"the prompt file {candidate} is empty: write what the model is asked")
-    return prompt
 
 
 def csv_records(file: str, name: str) -> list[dict[str, str]]:
@@ -139,6 +136,6 @@ def csv_records(file: str, name: str) -> list[dict[str, str]]:
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             fault = "more" if None in row else "fewer"
-            raise InputError(f"{name} {file}, record {number}: it has {fault} fields than the header; put a text that has "
-                             "commas in quotes")  # fmt: skip
+            remedy = "put a text that has commas in quotes"
+            raise InputError(f"{name} {file}, record {number}: it has {fault} fields than the header; {remedy}")
     return rows

@@ -9,6 +9,7 @@ and results.json.
 """
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from recipes.cli import parse, run
 
-from .commands import make_commands
+from .commands import make_commands, of_each_kind
 from .process import Outcome, fork, run_all, warm_up
 from .shelf import fill
 
@@ -28,6 +29,7 @@ class BadInputArguments:
     out: str = field(default="outputs/badinput", metadata={"help": "Folder to write; an earlier one gives way."})
     only: list[str] | None = field(default=None, metadata={"help": "Kinds of mistakes to run, all when not given."})
     scripts: list[str] | None = field(default=None, metadata={"help": "Scripts to run, all when not given."})
+    sample: bool = field(default=False, metadata={"help": "Run the first command of each kind alone."})
     workers: int = field(default=2, metadata={"help": "Commands at a time; each takes one core."})
     limit: float = field(default=60, metadata={"help": "Seconds of one command at most."})
 
@@ -57,8 +59,6 @@ def main() -> None:
     shelf = out / "shelf"
     (out / "making/room").mkdir(parents=True)
     warm_up()
-    import os
-
     child = fork(lambda: fill(shelf), out / "making", {})
     if os.waitpid(child, 0)[1]:
         sys.exit((out / "making/stderr.txt").read_text())
@@ -66,6 +66,7 @@ def main() -> None:
     commands = make_commands(shelf)
     commands = [each for each in commands if not args.only or each.kind in args.only]
     commands = [each for each in commands if not args.scripts or each.script in args.scripts]
+    commands = list(of_each_kind(commands)) if args.sample else commands
     before = {path for path in shelf.rglob("*") if ".cache" not in path.parts}
     outcomes = []
     for outcome in run_all(commands, out / "commands", args.workers, args.limit):

@@ -289,7 +289,6 @@ def add_names(add, shelf: Path) -> None:
     for script in ("grpo_mrgr1", "sft_llmrg4", "generate", "build_tiny"):
         add("prompts", script, "prompt", prompt_file="absent.txt")
         add("prompts", script, "prompt", prompt_file=shelf / "files/prompt_latin.txt")
-        add("prompts", script, "prompt", prompt_file=shelf / "files/prompt_empty.txt")
         add("prompts", script, "prompt", prompt_file=shelf)
     for script in ALL:
         add("arguments", script, "outt", outt="x")

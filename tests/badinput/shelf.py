@@ -296,7 +296,6 @@ def make_files(shelf: Path) -> None:
     (files / "reports_list.jsonl").write_text("[1, 2]\n")
     (files / "reports_latin.jsonl").write_bytes('{"study_id": "a", "report": "größer"}\n'.encode("latin-1"))
     (files / "prompt_latin.txt").write_bytes("Schreibe über den Erguß.".encode("latin-1"))
-    (files / "prompt_empty.txt").write_text("")
     (files / "pickle.pth").write_bytes(pickle.dumps({"weight": Attack()}))
     (files / "half.pth").write_bytes(b"PK\x03\x04half")
     (files / "empty.pth").write_bytes(b"")
