@@ -249,8 +249,7 @@ def _check_columns(schema: pa.Schema, columns: tuple[str, ...], where: str) -> N
         raise InputError(f"{where} has no column {', '.join(missing)} (has {schema.names})")
     for name in columns:
         is_kind, expected = kind_of(schema.field(name).type), kind_of(FEATURES.arrow_schema.field(name).type)
-        whole = name in ("study_id", "subject_id") and is_kind == "whole numbers"
-        if is_kind not in (expected, "nothing") and not whole:
+        if is_kind not in (expected, "nothing"):
             raise InputError(f"{where}: the column {name} holds {is_kind}, and {expected} must be there")
 
 

@@ -10,6 +10,7 @@ and results.json.
 
 import json
 import os
+import resource
 import shutil
 import sys
 import time
@@ -80,9 +81,18 @@ def main() -> None:
     added = sorted({path for path in shelf.rglob("*") if ".cache" not in path.parts} - before)
     faults = Counter(outcome.fault.partition(":")[0] for outcome in outcomes if outcome.fault)
     seconds = time.monotonic() - begin
-    results = {"commands": len(outcomes), "faults": faults, "seconds": seconds, "added": [str(path) for path in added]}
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = usage.ru_utime + usage.ru_stime  # of a core, which other work on this machine does not add to
+    results = {
+        "commands": len(outcomes),
+        "faults": faults,
+        "seconds": seconds,
+        "processor_seconds": processor,
+        "added": [str(path) for path in added],
+    }
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"{len(outcomes)} commands in {seconds:.0f} s; {args.out}/sentences.md has every sentence")
+    print(f"{len(outcomes)} commands in {seconds:.0f} s, {processor:.0f} s of a core; {args.out}/sentences.md has every "
+          "sentence")  # fmt: skip
     for fault, number in faults.most_common():
         print(f"{number} {fault}")
     if faults or added:
