@@ -91,8 +91,8 @@ def main() -> None:
         "added": [str(path) for path in added],
     }
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"{len(outcomes)} commands in {seconds:.0f} s, {processor:.0f} s of a core; {args.out}/sentences.md has every "
-          "sentence")  # fmt: skip
+    print(f"{len(outcomes)} commands in {seconds:.0f} s, {processor:.0f} s of a core")
+    print(f"{args.out}/sentences.md has every sentence")
     for fault, number in faults.most_common():
         print(f"{number} {fault}")
     if faults or added:
