@@ -68,6 +68,9 @@ test: .venv/real-weights .venv/oracles ## the whole test suite in two processes:
 rehearsal: .venv/real-weights ## every paper's YAML on miniature replicas of the published checkpoints, two CPU cores (ONLY="mrgr1/iu.yaml")
 	HF_HUB_OFFLINE=1 PYTHONPATH=.:tests $(BIN)/python -m rehearsal $(if $(ONLY),--only $(ONLY))
 
+badinput: setup ## 1,000 commands of careless users: each must end in one clear sentence (ONLY="models YAML")
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(BIN)/python -m badinput $(if $(ONLY),--only $(ONLY))
+
 style: setup ## ruff: format and lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -76,7 +79,7 @@ bench: .venv/oracles ## all benches, or one: make bench NAME=labeler
 	@set -e; for bench in $(if $(NAME),tests/bench/$(NAME).py,$(wildcard tests/bench/*.py)); do \
 		echo "== $$bench"; HF_HUB_OFFLINE=1 $(BIN)/python $$bench; done
 
-.PHONY: help setup setup-gpu setup-vllm lock resolve demo demo-llmrg4 demo-lmrrg ablations test rehearsal style bench
+.PHONY: help setup setup-gpu setup-vllm lock resolve demo demo-llmrg4 demo-lmrrg ablations test rehearsal badinput style bench
 ifdef LATEST # the newest of today is not that of yesterday
 .PHONY: .venv/installed
 endif

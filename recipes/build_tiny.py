@@ -12,7 +12,7 @@ recipes/sft_llmrg4.py for `--system llmrg4` and recipes/sft_lmrrg.py for `--syst
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from trl import ModelConfig
@@ -33,6 +33,8 @@ from rewards.labels import FINDINGS
 
 @dataclass
 class TinyArguments:
+    marker: ClassVar[str] = "config.json"
+
     dataset: str = field(metadata={"help": "Built data set whose reports make the tokenizer."})
     out: str = field(metadata={"help": "Folder of the new model."})
     system: Literal["qwen2_5_vl", "llmrg4", "lmrrg"] = field(

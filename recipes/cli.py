@@ -13,12 +13,16 @@ from typing import NoReturn
 
 from safetensors import SafetensorError
 
-from recipes.files import RAISED, WRITE_FAILED, InputError, replacing
+from recipes.files import RAISED, WRITE_FAILED, InputError, check_free, check_writable, replacing
 
-NO_GPU = (
-    "this config needs a GPU and there is none: run `make demo` for the same recipe on a CPU, "
-    "or give --config recipes/configs/mrgr1/phantom.yaml"
-)
+NO_GPU = "this config needs a GPU and there is none: {}give --use_cpu true --bf16 false"
+CPU_CONFIGS = {  # of each script by its own config: the one for a CPU
+    "configs/mrgr1/iu.yaml": "mrgr1/phantom.yaml",
+    "configs/mrgr1/sft_iu.yaml": "mrgr1/sft_phantom.yaml",
+    "configs/llmrg4/mimic_rg4_stage1.yaml": "llmrg4/demo_stage1.yaml (stage 2: demo_stage2.yaml)",
+    "configs/lmrrg/mimic.yaml": "lmrrg/demo.yaml",
+    "configs/lmrrg/mimic_cqrl.yaml": "lmrrg/demo_cqrl.yaml",
+}
 
 BITSANDBYTES = {  # optimizers that it has
     *("adamw_8bit", "adamw_bnb_8bit", "ademamix", "ademamix_8bit", "lion_8bit", "lion_32bit", "rmsprop_bnb"),
@@ -31,6 +35,18 @@ TOO_SMALL = (
     "lower the batch (per_device_train_batch_size; effective_batch_size keeps that of a step), train LoRA (use_peft), "
     "or share the model among more GPUs (recipes/cluster.md)"
 )
+
+
+def no_gpu(config: str | None) -> str:
+    """The sentence for a machine without a GPU; `config` is the script's own one."""
+    if config not in CPU_CONFIGS:
+        return NO_GPU.format("")
+    system = config.split("/")[1]
+    demo = "demo" if system == "mrgr1" else f"demo-{system}"
+    remedy = (
+        f"run `make {demo}` for the same recipe on a CPU, take --config recipes/configs/{CPU_CONFIGS[config]}, or "
+    )
+    return NO_GPU.format(remedy)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -78,18 +94,21 @@ def report(out: str | Path, figures: dict, checks: list[dict]) -> None:
     Console(width=120).print(table)
 
 
-def parse(*types: type, default_config: str | None = None) -> tuple:
+def parse(*types: type, default_config: str | None = None, several_processes: bool = False) -> tuple:
     """Parses dataclass arguments with TRL's parser; `--config FILE.yaml` gives defaults, the command line wins.
 
     `--config` may stand more than once: a later file wins over an earlier one, and may hold nothing but comments.
     Without it, `default_config` (a file beside the recipes) is read. A file goes through the same check as the command
     line, and every setting must be within its range (recipes/data/settings.py). An unreadable file, an unknown key or
-    a bad value raises InputError naming the file.
+    a bad value raises InputError naming the file, and so does an output that could not be written (`check_outputs`).
+    `several_processes`: the script may be started by accelerate launch or torchrun; any other would do its work twice.
     """
     import yaml
 
     from recipes.data.settings import check_settings, make_parser, read_values
 
+    if not several_processes and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise InputError(f"{Path(sys.argv[0]).name} is for one process: start it with python, without a launcher")
     files, words = _config_files(sys.argv[1:], default_config)
     blamed = " + ".join(files) or "command line"
 
@@ -101,7 +120,7 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
     try:
         for file in files:
             blamed = file
-            values = yaml.safe_load(Path(file).read_text())
+            values = _read_yaml(file)
             if values is None and file != files[0]:
                 continue
             values = _check_keys(values, file, types, refuse)
@@ -110,14 +129,16 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
         arguments = parser.parse_args_and_config(words)
         for settings in arguments:
             check_settings(settings)
+            check_outputs(settings)
         return arguments
     except InputError:
         raise
     except (ValueError, TypeError, yaml.YAMLError) as error:
         if "bf16/gpu" in str(error):  # transformers' own check comes before ours, which names all that is missing
             arguments = parser.parse_args_and_config([*words, "--bf16", "false"])
-            check_hardware(_with_field(arguments, "optim"), _with_field(arguments, "attn_implementation"))
-            raise InputError(NO_GPU) from error
+            settings = (_with_field(arguments, name) for name in ("optim", "attn_implementation"))
+            check_hardware(*settings, default_config)
+            raise InputError(no_gpu(default_config)) from error
         raise InputError(f"{blamed}: {' '.join(str(error).split())}") from error
 
 
@@ -139,14 +160,55 @@ def _config_files(arguments: list[str], default_config: str | None) -> tuple[lis
     return files, rest
 
 
+def _read_yaml(file: str) -> object:
+    """What a YAML `file` holds; raises InputError, or yaml's error, where it is none or has a key twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """yaml's, which lets the last of two equal keys win."""
+
+    def mapping(loader: Loader, node: yaml.MappingNode) -> dict:
+        keys = [key.value for key, _ in node.value]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise InputError(f"{file} has {repeated[0]} twice: leave one of them")
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        return yaml.load(Path(file).read_text(encoding="utf-8-sig"), Loader)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no UTF-8 text ({error.reason}): save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" in line {place.line + 1}" if place else ""
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise InputError(f"{file} is no YAML{line}: {reason}") from error
+
+
+def check_outputs(settings: object) -> None:
+    """Raises InputError where what `settings`, a dataclass of arguments, name to be written could not be.
+
+    `out` and `output_dir` are folders, or files where the class lists them in `written_files`. A class whose folder
+    replaces an earlier result alone has the name of a file of such a result as `marker`.
+    """
+    files = getattr(settings, "written_files", ())
+    for name in dict.fromkeys(("out", "output_dir", *files)):
+        if path := getattr(settings, name, None):
+            check_writable(path, name, is_file=name in files)
+    if marker := getattr(settings, "marker", None):
+        check_free(settings.out, marker)
+
+
 def _check_keys(values: object, file: str, types: tuple[type, ...], refuse: Callable[[str], NoReturn]) -> dict:
     """`values` of a YAML `file` without its `env`, which is set; every key must be a field of one of `types`."""
     if not isinstance(values, dict):
-        raise InputError(f"{file} must contain a YAML mapping of arguments to values")
+        raise InputError(f"{file} must contain a YAML mapping of arguments to values, such as seed: 1")
     environment = values.pop("env", {})
     if not isinstance(environment, dict):
         refuse(f"env must be a mapping of variables to values, not {environment!r}")
-    os.environ.update({name: str(value) for name, value in environment.items()})
+    if nested := [name for name, value in environment.items() if value is None or isinstance(value, (dict, list))]:
+        refuse(f"env must be a mapping of variables to values, and {nested[0]} has {environment[nested[0]]!r}")
+    os.environ.update({str(name): str(value) for name, value in environment.items()})
     names = {field.name for kind in types for field in fields(kind) if field.init}
     if unknown := [name for name in values if name not in names]:
         refuse(f"there is no argument {unknown[0]}")
@@ -166,16 +228,18 @@ def parse_run(*types: type, default_config: str | None = None) -> tuple:
     """
     from recipes.trainers.checkpoints import resume_from
 
-    arguments = parse(*types, default_config=default_config)
+    arguments = parse(*types, default_config=default_config, several_processes=True)
     training_args, model_args = (_with_field(arguments, name) for name in ("optim", "attn_implementation"))
     if model_args:
-        check_hardware(training_args, model_args)
+        check_hardware(training_args, model_args, default_config)
     training_args.resume_from_checkpoint = resume_from(training_args)
     return arguments
 
 
-def check_hardware(training_args, model_args) -> None:
+def check_hardware(training_args, model_args, config: str | None = None) -> None:
     """Raises InputError where the config asks for what this machine lacks: a GPU, flash-attn, bitsandbytes, vllm.
+
+    `config`: the script's own one, beside which one for a CPU is named.
 
     Where flash-attn is absent, transformers takes the kernel of the same name from the Hub by the package kernels, and
     so it is accepted once that kernel is loaded, which downloads it the first time.
@@ -197,7 +261,7 @@ def check_hardware(training_args, model_args) -> None:
             "use_vllm (vllm)": vllm,
         }
         raise InputError(
-            "; ".join([NO_GPU, *(f"{setting} is for GPUs" for setting, is_set in needs.items() if is_set)])
+            "; ".join([no_gpu(config), *(f"{setting} is for GPUs" for setting, is_set in needs.items() if is_set)])
         )
     packages = {f"flash_attention_{version}": f"is_flash_attn_{version}_available" for version in (2, 3, 4)}
     package = getattr(utils, packages[attention]) if attention in packages else None  # None: a kernel by its own name

@@ -13,6 +13,7 @@ import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -45,6 +46,8 @@ NAMES = {  # parts of open_clip's names and of BiomedCLIPModel's, replaced in th
 
 @dataclass
 class ConvertArguments:
+    marker: ClassVar[str] = "config.json"
+
     out: str = field(metadata={"help": "Folder of the converted model."})
     checkpoint: str | None = field(
         default=None, metadata={"help": f"Folder with {CONFIG}; downloaded from the Hub when not given."}

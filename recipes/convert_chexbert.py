@@ -9,6 +9,7 @@ are under CheXbert's own licence (research use): see its repository before you p
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -25,6 +26,8 @@ UNUSED = ("bert.embeddings.position_ids", "bert.pooler.dense.weight", "bert.pool
 
 @dataclass
 class ConvertArguments:
+    marker: ClassVar[str] = "config.json"
+
     out: str = field(metadata={"help": "Folder of the converted model."})
     checkpoint: str | None = field(
         default=None, metadata={"help": "Published .pth file; downloaded from the Hub when not given."}

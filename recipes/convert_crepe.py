@@ -9,6 +9,7 @@ CREPE's repository names no licence: ask its authors before you pass the weights
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -30,6 +31,8 @@ UNUSED = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")  # b
 
 @dataclass
 class ConvertArguments:
+    marker: ClassVar[str] = "config.json"
+
     out: str = field(metadata={"help": "Folder of the converted model."})
     checkpoint: str = field(
         default=HUB,

@@ -8,6 +8,7 @@ paper's Tables 1 to 3, and for `build_mimic_rg4.py`. The file says nothing of it
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -22,6 +23,8 @@ BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")  # 
 
 @dataclass
 class ConvertArguments:
+    marker: ClassVar[str] = "config.json"
+
     checkpoint: str = field(metadata={"help": "Published .pth file."})
     out: str = field(metadata={"help": "Folder of the converted model."})
     tokenizer: str = field(

@@ -11,6 +11,7 @@ Their prompt is not ours (recipes/configs/llmrg4/README.md): write reports with 
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -38,6 +39,8 @@ LORA = (".lora_A.default.weight", ".lora_B.default.weight")
 
 @dataclass
 class ConvertArguments:
+    marker: ClassVar[str] = "config.json"
+
     checkpoint: str = field(metadata={"help": "Published .pth file."})
     out: str = field(metadata={"help": "Folder of the converted model."})
     vision: str = field(default="microsoft/rad-dino", metadata={"help": "Image encoder: a folder or a Hub id."})

@@ -15,6 +15,7 @@ import tarfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -41,6 +42,8 @@ PARTS = {  # how names begin in the archive, {} being its label set, and in RadG
 
 @dataclass
 class ConvertArguments:
+    marker: ClassVar[str] = "config.json"
+
     out: str = field(metadata={"help": "Folder of the converted model."})
     archive: str = field(
         default="radgraph-xl", metadata={"help": f"Archive file, or a published one: {', '.join(PUBLISHED)}."}

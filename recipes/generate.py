@@ -16,13 +16,15 @@ place), `prompt`, the raw `completion`, its parts `think` and `report`, `input_t
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
+from recipes.cli import parse, run  # before peft, whose import recipes/__init__.py quiets
+
+# isort: split
 import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from recipes.cli import parse, run
 from recipes.data.model_files import check_model, read_adapter
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
@@ -38,11 +40,14 @@ from recipes.evaluation.generation import (
 )
 from recipes.files import InputError, read_prompt
 
-IGNORED_ON_RESUME = ("out", "batch_size", "limit", "tensor_parallel_size")  # arguments that change no report
+# Arguments that change no report
+IGNORED_ON_RESUME = ("out", "batch_size", "limit", "tensor_parallel_size", "check_images")
 
 
 @dataclass
 class GenerateArguments:
+    written_files: ClassVar[tuple[str, ...]] = ("out",)
+
     model: str = field(metadata={"help": "Checkpoint or LoRA adapter, a folder or a Hub id."})
     dataset: str = field(metadata={"help": "Built data set, a folder or a Hub id."})
     out: str = field(metadata={"help": "JSONL file to write or to continue."})
@@ -87,6 +92,12 @@ class GenerateArguments:
     shuffle_images: bool = field(
         default=False, metadata={"help": "Exchange the images between studies, as a control."}
     )
+    check_images: bool = field(
+        default=False,
+        metadata={
+            "help": "Decode every image before anything is written; without it as far as headers and ends show."
+        },
+    )
     limit: int | None = field(
         default=None, metadata={"help": "Number of samples to write, the first ones; all when not given."}
     )
@@ -94,7 +105,7 @@ class GenerateArguments:
 
 
 def main() -> None:
-    (args,) = parse(GenerateArguments)
+    (args,) = parse(GenerateArguments, several_processes=True)
     args.dtype = args.dtype or usual_dtype()
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     set_seed(args.seed)
@@ -105,7 +116,7 @@ def main() -> None:
     prompt = read_prompt(args.prompt_file)
     rows = read_split(args.dataset, args.split, columns_of(prompt, args.views), bare=True)
     limit = None if args.shuffle_images else args.limit  # any study's images may come to one of the first samples
-    samples = to_samples(rows, prompt, args.views, keep=("study_id",), limit=limit)
+    samples = to_samples(rows, prompt, args.views, keep=("study_id",), limit=limit, check=args.check_images)
     if args.shuffle_images:
         samples = shuffled_images(samples, args.seed)
         samples = samples.select(range(min(args.limit or len(samples), len(samples))))

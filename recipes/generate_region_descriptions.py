@@ -14,6 +14,7 @@ are kept in OUT.answers.sqlite: after an interruption the same command asks only
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from modeling.configuration_lmrrg import REGION_NAMES
 from recipes.cli import parse, run
@@ -34,6 +35,8 @@ def read(answer: str) -> dict[str, str]:
 
 @dataclass
 class GenerateArguments:
+    written_files: ClassVar[tuple[str, ...]] = ("out",)
+
     llm: str = field(metadata={"help": "LLM: its name at --endpoint, or else a folder or a Hub id."})
     out: str = field(default="outputs/region_descriptions.json", metadata={"help": "JSON file to write."})
     endpoint: str | None = field(

@@ -11,9 +11,11 @@ Any value of the YAML can be overridden, e.g. `--learning_rate 1e-5`; `--resume_
 
 from dataclasses import dataclass, field
 
+from recipes.cli import parse_run, run  # before peft, whose import recipes/__init__.py quiets
+
+# isort: split
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import parse_run, run
 from recipes.data.samples import ImageArguments, read_samples
 from recipes.files import InputError
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer

@@ -12,10 +12,12 @@ all four scenarios. `--key_weight 1` is the paper's ablation without TLW. Either
 from dataclasses import dataclass, field
 from typing import Literal
 
+from recipes.cli import parse_run, run  # before peft, whose import recipes/__init__.py quiets
+
+# isort: split
 from transformers import set_seed
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import parse_run, run
 from recipes.files import InputError
 from recipes.trainers.llmrg4 import FusionParts, ScenarioArguments, load_start, read_scenarios, report_inputs
 from recipes.trainers.scenario_sft import ScenarioSFTConfig, ScenarioSFTTrainer

@@ -12,10 +12,12 @@ then holds the whole model, which recipes/ppo_lmrrg.py, the second stage, and re
 
 from dataclasses import dataclass, field
 
+from recipes.cli import parse_run, run  # before peft, whose import recipes/__init__.py quiets
+
+# isort: split
 from transformers import set_seed
 from trl import ModelConfig
 
-from recipes.cli import parse_run, run
 from recipes.data.samples import read_samples
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.disease_sft import DiseaseSFTTrainer

@@ -10,9 +10,11 @@ Cross-entropy on the reports, with TRL's own SFTTrainer. `--target reasoning` pu
 from dataclasses import dataclass, field
 from typing import Literal
 
+from recipes.cli import parse_run, run  # before peft, whose import recipes/__init__.py quiets
+
+# isort: split
 from trl import ModelConfig, SFTTrainer, get_peft_config
 
-from recipes.cli import parse_run, run
 from recipes.data.samples import ImageArguments, read_samples
 from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.config import SFTRecipeConfig

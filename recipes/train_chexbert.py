@@ -14,9 +14,11 @@ results.json.
 import random
 from dataclasses import dataclass, field
 
+from recipes.cli import parse_run, report, run  # before peft, whose import recipes/__init__.py quiets
+
+# isort: split
 from transformers import set_seed
 
-from recipes.cli import parse_run, report, run
 from recipes.trainers.config import LabelerConfig
 from recipes.trainers.evidence import EvidenceTrainer, mix, read_csv
 from recipes.trainers.labelers import LabelerArguments, read_reports

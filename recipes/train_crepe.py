@@ -14,9 +14,11 @@ the distinct reports is held out; how well the counts agree there is printed and
 import random
 from dataclasses import dataclass, field
 
+from recipes.cli import parse_run, report, run  # before peft, whose import recipes/__init__.py quiets
+
+# isort: split
 from transformers import set_seed
 
-from recipes.cli import parse_run, report, run
 from recipes.evaluation.injected_pairs import inject_pairs
 from recipes.trainers.config import LabelerConfig
 from recipes.trainers.crepe import CrepeTrainer

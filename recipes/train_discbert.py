@@ -18,9 +18,11 @@ the teacher there, and against --eval_file, are printed and written to results.j
 import random
 from dataclasses import dataclass, field
 
+from recipes.cli import parse_run, report, run  # before peft, whose import recipes/__init__.py quiets
+
+# isort: split
 from transformers import set_seed
 
-from recipes.cli import parse_run, report, run
 from recipes.rg4 import judgements
 from recipes.rg4.rules import RuleJudge
 from recipes.trainers.config import LabelerConfig

@@ -60,8 +60,10 @@ class BERTScore:
         if baseline == "published":
             baseline = BASELINES.get((Path(name).name, layer))
             if baseline is None:
+                known = ", ".join(f"layer {number} of {encoder}" for encoder, number in BASELINES)
                 raise ValueError(
-                    f"no baseline is published for layer {layer} of {name}: give one, or None for raw scores"
+                    f"no baseline of BERTScore is published for layer {layer} of {name}, but for {known}: name that "
+                    "encoder (in Python: or give a baseline, None for raw scores)"
                 )
         self.baseline, self.token_budget, self.device = float(baseline or 0), token_budget, device
         if self.baseline >= 1:

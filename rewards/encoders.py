@@ -155,7 +155,8 @@ def load_checkpoint(
             model, notes = model_class.from_pretrained(
                 name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # not there, no tokenizer, other shapes
+    # not there, no tokenizer, other shapes; a config.json or tokenizer.json that is no such object
+    except (OSError, RuntimeError, ValueError, SafetensorError, LookupError, TypeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"no {title} could be loaded from {name} ({reason}); {how_to_get}") from error
     if kind != model_class.config_class.model_type:

@@ -131,7 +131,9 @@ def label_pairs(
     The reference is the column `labels` (14 states a row), or else `report` (texts, labelled once and remembered).
     Raises ValueError as `known_rows` does, and on a row of `labels` that holds no 14 states.
     """
-    column = "report" if labels is None and report is not None else "labels"
+    if labels is None and report is None:
+        raise ValueError(f"{name} needs the data set's column 'labels', or 'report', whose texts are then labelled")
+    column = "report" if labels is None else "labels"
     rows = known_rows(name, completions, report if labels is None else labels, column)
     generated = [texts[row] for row in rows]
     if labels is None:

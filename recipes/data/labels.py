@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from datasets import Dataset
 
-from recipes.data.schema import read_build, read_split, with_reports
+from recipes.data.schema import check_values, read_build, read_split, with_reports
 from recipes.files import InputError
 from rewards.labelers import LexicalLabeler
 
@@ -33,6 +33,7 @@ def load_labeler(name: str) -> Callable:
 def with_labels(rows: Dataset, dataset: str, labeler: Callable) -> Dataset:
     """`rows` whose column `labels` comes from `labeler`: kept where the data set was built with it, else made once."""
     if "labels" in rows.column_names and read_build(dataset).get("labeler") == labeler.name:
+        check_values(rows, ("labels",), dataset)
         return rows
     print(f"labelling {len(rows)} reference reports of {dataset} with the labeler {labeler.name}", flush=True)
     labels = labeler(rows["report"]).tolist()

@@ -1,6 +1,7 @@
 """What the files of a model's folder tell before its weights are read, in a sentence where they tell of a fault."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,8 @@ NAMES = (
     *("processor_config.json", "video_preprocessor_config.json", "chat_template.json", "tokenizer_config.json"),
     *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "*.index.json"),
 )
+CONFIGS = ("config.json", "adapter_config.json")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 BERTS = ("bert", "cxr-bert", "chexbert", "discbert", "crepe")  # their encoder's weights have the same names
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
@@ -25,10 +28,14 @@ PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 def find_unreadable(folder: Path, images: bool = False) -> str | None:
     """What in a model's folder could not be read, and what to do, or None; weights are looked at, not read.
 
-    JSON files parse, generation settings are of the right types, a safetensors file is as long as it says, every shard
-    of an index is there, and a pickle (read where there is no safetensors file) names nothing but tensors. `images`:
-    an image processor is there.
+    It has a config.json, or an adapter's; JSON files parse, generation settings are of the right types, a safetensors
+    file is as long as it says, every shard of an index is there, and a pickle, read where there is no safetensors
+    file, names nothing but tensors. `images`: an image processor is there.
     """
+    if not any(folder.iterdir()):
+        return "is empty: copy the model's files there"
+    if not any((folder / name).is_file() for name in CONFIGS):
+        return f"is no model's folder (no {' or '.join(CONFIGS)}): name another, or copy it again"
     if fault := _find_bad_settings(folder):
         return fault
     if images and not any((folder / name).is_file() for name in PROCESSORS):
@@ -39,9 +46,11 @@ def find_unreadable(folder: Path, images: bool = False) -> str | None:
 def _find_bad_settings(folder: Path) -> str | None:
     for file in sorted(file for pattern in NAMES for file in folder.glob(pattern)):
         try:
-            json.loads(file.read_text(encoding="utf-8"))
+            settings = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             return f"has a damaged {file.name}, which is no JSON: copy it again"
+        if not isinstance(settings, dict) or (file.name == "tokenizer.json" and "added_tokens" not in settings):
+            return f"has a damaged {file.name}, which does not hold what it should: copy it again"
     if (folder / "generation_config.json").is_file():
         try:
             GenerationConfig.from_pretrained(folder)
@@ -76,10 +85,17 @@ def _find_bad_weights(folder: Path) -> str | None:
 def check_folder(name: str, images: bool = False) -> None:
     """Raises InputError where `name` is a model's folder with a file that cannot be read (`find_unreadable`).
 
-    Of a Hub id nothing is looked at: a file is in the cache as a whole or not at all.
+    So it does where `name` is a file, or a folder that is not there and no Hub id either. Of a Hub id nothing is
+    looked at: a file is in the cache as a whole or not at all.
     """
-    if Path(name).is_dir() and (fault := find_unreadable(Path(name), images)):
-        raise InputError(f"{name} {fault}")
+    path = Path(name)
+    if path.is_file():
+        raise InputError(f"{name} is a file, and a model is a folder: name the folder of its config.json")
+    if path.is_dir():
+        if fault := find_unreadable(path, images):
+            raise InputError(f"{name} {fault}")
+    elif not HUB_ID.fullmatch(name):
+        raise InputError(f"there is no model {name}: no such folder, and no name that the Hub could have")
 
 
 def load_bert(
@@ -90,10 +106,10 @@ def load_bert(
     Raises InputError where it is not there, damaged, of another architecture or without a tokenizer.
     """
     try:
+        check_folder(name)
         model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type", "missing")
         if model_type not in BERTS:
             raise InputError(f"--model {name} is a {model_type} model: name a BERT")
-        check_folder(name)
         tokenizer = tokenizer_class.from_pretrained(name)
         model = model_class.from_pretrained(name)
     except InputError:
@@ -129,10 +145,10 @@ def check_model(name: str, trust_remote_code: bool = False, attention: str | Non
     from transformers.utils.generic import is_flash_attention_requested
 
     import modeling  # noqa: F401  (registers our own systems)
-    from recipes.data.model_files import check_folder
 
     if not name:
         raise InputError("no model is named: give --model_name_or_path, a folder or a Hub id")
+    check_folder(name)
     adapter = read_adapter(name)
     base = adapter["base_model_name_or_path"] if adapter else name
     try:
@@ -145,7 +161,6 @@ def check_model(name: str, trust_remote_code: bool = False, attention: str | Non
     remote = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
     if not remote and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise InputError(f"{name} is a {config.model_type} model, which reads no images; name a vision-language model")
-    check_folder(name)
     check_folder(base, images=True)
     flash = is_flash_attention_requested(requested_attention_implementation=attention)
     if flash and not remote and not MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._supports_flash_attn:

@@ -1,8 +1,11 @@
 """From a row of the schema to what TRL's trainers read: `prompt`, `images` and, for SFT, `completion`."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +25,7 @@ from rewards.labels import FINDINGS, CheXpertState
 
 VIEWS = ("each", "frontal", "all", "frontal+lateral")
 FIELD = re.compile(r"\{(prior_report|indication|history|sections|view)\}")  # what a prompt may have of each study
+LONGEST = 10  # times that one side of an X-ray is as long as the other: a film of both legs has 3
 FRONTAL = {"PA": "posteroanterior (PA)", "AP": "anteroposterior (AP)"}
 
 
@@ -34,6 +38,12 @@ class DataArguments:
         default="prompts/mrgr1_plain.txt", metadata={"help": "Prompt file: a path, or a name beside the recipes."}
     )
     max_samples: int | None = field(default=None, metadata={"help": "Largest number of training samples; none: all."})
+    check_images: bool = field(
+        default=False,
+        metadata={
+            "help": "Decode every image before anything is trained; without it as far as headers and ends show."
+        },
+    )
     public_because: str | None = field(default=None, metadata={"help": WHY_PUBLIC})
 
 
@@ -155,8 +165,8 @@ def samples_of(study: dict, prompt: str, views: str) -> list[tuple[str, list]]:
         raise InputError(f"study {study['study_id']} has no image")
     try:
         if views == "frontal+lateral":
-            if len(images) != len(study["views"]):
-                raise ValueError(f"{len(images)} images have {len(study['views'])} views")
+            if len(images) != len(study["views"] or ()):
+                raise ValueError(f"{len(images)} images have {len(study['views'] or ())} views")
             places = first_views(study["views"])
             study = study | {"views": [study["views"][place] for place in places]}
             images = [images[place] for place in places]
@@ -175,6 +185,7 @@ def to_samples(
     completion: str | None = None,
     keep: tuple[str, ...] = (),
     limit: int | None = None,
+    check: bool = False,
 ) -> Dataset:
     """Samples with `prompt` (chat messages), `images` and the columns `keep`; the first `limit` ones, if that is set.
 
@@ -185,9 +196,10 @@ def to_samples(
     `reasoning` adds `write_answer` of it.
 
     No image is copied: a sample holds the places of its images in `rows`, and they are read when it is asked for, mode
-    "RGB". The header and the end of each image's file are looked at first (`measure_images`, which names a bad one).
-    Both that and the texts are kept beside the data set, so that the next run, with another prompt or not, looks at no
-    image again. Of several processes one does it, then the others read it: each of them has to call this.
+    "RGB". The header and the end of each image's file are looked at first, with `check` all of it (`measure_images`,
+    which names a bad one). Both that and the texts are kept beside the data set, so that the next run, with another
+    prompt or not, looks at no image again. Of several processes one does it, then the others read it: each of them has
+    to call this.
     """
     if views not in VIEWS:
         raise InputError(f"views must be one of {', '.join(VIEWS)}, not {views!r}")
@@ -219,7 +231,12 @@ def to_samples(
 
     with one_process_first():
         sizes = images.map(
-            measure_images, batched=True, with_indices=True, batch_size=100, remove_columns=images.column_names
+            measure_images,
+            batched=True,
+            with_indices=True,
+            batch_size=100,
+            remove_columns=images.column_names,
+            fn_kwargs={"decode": True} if check else None,
         ).with_format(None)
         texts = concatenate_datasets([rows.remove_columns("images"), sizes], axis=1)
         samples = texts.map(
@@ -262,7 +279,7 @@ def read_samples(
         else:
             rows[split] = read_split(args.dataset, split, columns)
         limit = args.max_samples if split in limited else None
-        samples[split] = to_samples(rows[split], prompt, views, completion, keep, limit)
+        samples[split] = to_samples(rows[split], prompt, views, completion, keep, limit, args.check_images)
     return TrainingData(rows, samples, labeling)
 
 
@@ -300,17 +317,30 @@ def encoded_rows(table: pa.Table, numbers: list[int]) -> Iterator[list[dict]]:
         yield name_images(images.as_py(), study, number)
 
 
-def measure_images(table: pa.Table, numbers: list[int]) -> pa.Table:
+def measure_images(table: pa.Table, numbers: list[int], decode: bool = False) -> pa.Table:
     """The column `image_sizes` for rows with `images`: (width, height) of each image, in pixels.
 
-    Every image is opened, but not decoded (`check_image`: 0.05 ms for one of 160 kB). Raises InputError naming the
-    study and the image where it is missing, empty, cut short or no image.
+    Every image is opened, but not decoded (`check_image`: 0.05 ms for one of 160 kB); with `decode` it is, in as many
+    threads as this process has cores. Raises InputError naming the study and the image where it is missing, empty, cut
+    short, a strip or no image.
     """
-    sizes = [
-        [check_image(encoded_image(image), image["path"]) for image in images]
-        for images in encoded_rows(table, numbers)
-    ]
+    rows = list(encoded_rows(table, numbers))
+    if decode:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for _ in pool.map(lambda image: decode_image(encoded_image(image), image["path"]), chain(*rows)):
+                pass
+    sizes = [[_measure(image) for image in images] for images in rows]
     return pa.table({"image_sizes": pa.array(sizes, pa.list_(pa.list_(pa.int32())))})
+
+
+def _measure(image: dict) -> tuple[int, int]:
+    width, height = check_image(encoded_image(image), image["path"])
+    if max(width, height) > LONGEST * min(width, height):
+        raise InputError(
+            f"{image['path']} has {width} x {height} pixels, a strip that is no X-ray (one side is more than "
+            f"{LONGEST} times the other): leave the study out, or cut the image to the chest"
+        )
+    return width, height
 
 
 @dataclass(frozen=True)

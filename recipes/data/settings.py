@@ -53,7 +53,7 @@ RANGES = {
         NOT_NEGATIVE: "learning_rate value_learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps beta "
         "std_epsilon lambda_disease missing_eos_penalty neftune_noise_alpha temperature top_k min_new_tokens "
         "clinical_samples stop_on_collapse eval_delay dataloader_num_workers seed data_seed num_completions_to_print "
-        "export_annotation_sheet",
+        "export_annotation_sheet retries judge_retries backoff warm_up_steps",
         UP_TO_1: "top_p vllm_gpu_memory_utilization",
         Range(0, 1): "min_p",
         BELOW_1: "lora_dropout label_smoothing_factor adam_beta1 adam_beta2",
@@ -61,6 +61,7 @@ RANGES = {
     for name in names.split()
 }
 MAY_BE_INFINITE = ("max_grad_norm",)
+CHOICES = {"dtype": ("auto", "bfloat16", "float16", "float32")}  # of texts that no Literal stands for
 NEVER_NULL = ("num_generations",)  # where the type would let it through
 
 
@@ -91,7 +92,7 @@ def check_settings(arguments: Any) -> None:
         name, value = field.name, getattr(arguments, field.name)
         if value == field.default:  # such as a limit of 0, which is none
             continue
-        choices = field.metadata.get("choices") or choices_of(hints[name])
+        choices = field.metadata.get("choices") or choices_of(hints[name]) or CHOICES.get(name)
         if choices and value not in choices:
             raise InputError(f"--{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
         if value is None and name in NEVER_NULL:

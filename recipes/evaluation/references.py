@@ -11,6 +11,7 @@ from recipes.data.labels import with_labels
 from recipes.data.schema import SPLITS, read_split
 from recipes.evaluation.prediction_files import read_references, split_id
 from recipes.files import InputError
+from rewards.labels import CONDITIONS
 from rewards.scenarios import SCENARIOS
 
 
@@ -65,7 +66,8 @@ def read_truth(dataset: str, split: str, labeler: Callable) -> Truth:
         tables[prefix] = rows
     places = [(prefix, row) for prefix, rows in tables.items() for row in range(len(rows))]
     columns = {name: [value for rows in tables.values() for value in rows[name]] for name in ("study_id", "report")}
-    states = np.concatenate([np.asarray(rows["labels"]) for rows in tables.values()])
+    blank = [0] * len(CONDITIONS)  # of rows without a report, which are left out below
+    states = np.array([labels or blank for rows in tables.values() for labels in rows["labels"]])
     scenarios = [
         value
         for prefix, rows in tables.items()

@@ -4,10 +4,12 @@ accelerate launch recipes/examples/ppo_text.py --output_dir outputs/ppo_text
 python recipes/examples/ppo_text.py --model_name_or_path FOLDER --use_cpu --bf16 false --max_steps 20
 """
 
+from recipes.cli import parse_run, run  # before peft, whose import recipes/__init__.py quiets
+
+# isort: split
 from datasets import Dataset
 from trl import ModelConfig, get_peft_config
 
-from recipes.cli import parse_run, run
 from recipes.files import InputError
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
 

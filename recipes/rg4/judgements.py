@@ -16,7 +16,7 @@ from modeling.configuration_discbert import DiscBertConfig
 from modeling.modeling_discbert import DiscBertModel
 from modeling.tiny import build_chexbert
 from recipes.data.schema import has_text, say_bare
-from recipes.files import InputError, replacing
+from recipes.files import InputError, csv_records, replacing
 from recipes.rg4.pipeline import join_sections
 from recipes.rg4.rules import RuleRewriter, split_sentences
 from rewards.chexbert import clean_text
@@ -47,11 +47,7 @@ def read_judgements(file: str) -> dict[str, list[int]]:
                     clean_text(join_sections(texts)), [int(category in judged) for category in CATEGORIES]
                 )
     else:
-        try:
-            with open(file, newline="", encoding="utf-8-sig") as opened:
-                rows = list(csv.DictReader(opened))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"{file} is no CSV in UTF-8 ({error})") from error
+        rows = csv_records(file, "the judgements")
         if missing := [name for name in ("report", *CATEGORIES) if not rows or name not in rows[0]]:
             raise InputError(
                 f"{file} has no column {missing[0]!r} (or no row); it needs report, {', '.join(CATEGORIES)}"

@@ -7,6 +7,8 @@ from typing import ClassVar
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import GRPOConfig, SFTConfig
 
 from recipes.data.settings import POSITIVE, Range, check_settings
@@ -54,6 +56,7 @@ class RecipeConfig:
         elif self.gradient_accumulation_steps is None:
             self.gradient_accumulation_steps = 1
         super().__post_init__()
+        check_trackers(self.report_to)
 
     def _share_batch(self) -> None:
         devices = int(os.environ.get("WORLD_SIZE", 1))
@@ -160,6 +163,16 @@ class LabelerConfig(RecipeConfig, TrainingArguments):
             )
 
 
+def check_trackers(names: Iterable[str]) -> None:
+    """Raises InputError where one of `names`, those of report_to, is none that transformers knows or is installed."""
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise InputError(f"report_to must be none, or some of {', '.join(INTEGRATION_TO_CALLBACK)}, not {name}")
+        if name not in (*get_available_reporting_integrations(), "flyte"):  # flyte: known inside its own tasks alone
+            raise InputError(f"report_to {name}: its package is not installed: pip install {name}, or set "
+                             "report_to: none")  # fmt: skip
+
+
 def check_run(
     args: TrainingArguments, samples: int, metrics: Iterable[str] = (), rewards: Iterable[Callable] = ()
 ) -> None:
@@ -184,7 +197,7 @@ def check_run(
         return
     if args.eval_strategy == "no":
         raise InputError(f"metric_for_best_model ({metric}) is looked at in evaluations: set eval_strategy")
-    figures = {"loss", "runtime", "samples_per_second", "steps_per_second", *metrics, *getattr(args, "metrics", ())}
+    figures = {"loss", *metrics, *getattr(args, "metrics", ())}
     names = [reward.__name__ for reward in rewards]
     figures |= {f"rewards/{name}/{figure}" for name in names for figure in ("mean", "std")}
     names = [name.removesuffix("_reward") for name in names]  # what a reward logs of its parts begins with it

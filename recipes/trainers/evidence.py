@@ -1,6 +1,5 @@
 """Teaching CheXbert not only a report's labels but also where they stand in it."""
 
-import csv
 import random
 import re
 from bisect import bisect_left
@@ -15,7 +14,7 @@ from modeling.modeling_chexbert import STATES, CheXbertModel
 from modeling.tiny import build_chexbert
 from recipes.data.model_files import load_bert
 from recipes.data.schema import has_text, say_bare
-from recipes.files import InputError
+from recipes.files import InputError, csv_records
 from recipes.trainers.base import RecipeTrainer
 from rewards.chexbert import CheXbertLabeler, clean_text, encode
 from rewards.clinical_efficacy import clinical_efficacy
@@ -25,11 +24,7 @@ from rewards.labels import CONDITIONS, FINDINGS, NO_FINDING, CheXpertState, from
 
 def read_csv(file: str, text_column: str) -> dict[str, list[int]]:
     """CheXpert states by report; of equal reports the first counts, rows without a report are left out and counted."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as opened:
-            rows = list(csv.DictReader(opened))
-    except OSError as error:
-        raise InputError(f"--csv {file} cannot be read: {error.strerror}") from error
+    rows = csv_records(file, "--csv")
     if missing := [name for name in (text_column, *CONDITIONS) if not rows or name not in rows[0]]:
         raise InputError(f"--csv {file} has no column {missing[0]!r} (or no row); --text_column names the reports'")
     labelled: dict[str, list[int]] = {}

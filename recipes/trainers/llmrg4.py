@@ -108,7 +108,10 @@ def read_scenarios(args: ScenarioArguments, training_args: ScenarioSFTConfig) ->
     if training_args.key_weight != 1:
         check_key_spans(rows["train"], args.dataset)
     keep = ("scenario", "key_spans", "report")
-    samples = {split: to_samples(table, prompt, VIEWS, completion="plain", keep=keep) for split, table in rows.items()}
+    samples = {
+        split: to_samples(table, prompt, VIEWS, completion="plain", keep=keep, check=args.check_images)
+        for split, table in rows.items()
+    }
     return TrainingData(rows, samples)
 
 
@@ -149,6 +152,7 @@ def load_start(
 def _load(
     name: str, args, parts: FusionParts, model_args: ModelConfig
 ) -> tuple[LLMRG4ForConditionalGeneration, LLMRG4Processor]:
+    check_folder(name)
     config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)
     if config.model_type != "llmrg4":
         raise InputError(f"{name} is a {config.model_type} model, not an LLM-RG4")
