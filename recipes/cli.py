@@ -84,11 +84,13 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
     `--config` may stand more than once: a later file wins over an earlier one, and may hold nothing but comments.
     Without it, `default_config` (a file beside the recipes) is read. A file goes through the same check as the command
     line, and every setting must be within its range (recipes/data/settings.py). An unreadable file, an unknown key or
-    a bad value raises InputError naming the file.
+    a bad value raises InputError naming the file. `--help` prints the script's page (recipes/usage.py), with the
+    defaults that the files leave, and ends the process.
     """
     import yaml
 
     from recipes.data.settings import check_settings, make_parser, read_values
+    from recipes.usage import help_page, screen_width
 
     files, words = _config_files(sys.argv[1:], default_config)
     blamed = " + ".join(files) or "command line"
@@ -97,6 +99,7 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
         raise InputError(f"{blamed}: {message}; --help lists the arguments")
 
     parser = make_parser(types)
+    configured: set[str] = set()
     parser.error = refuse  # argparse's own prints the usage of two hundred arguments first
     try:
         for file in files:
@@ -107,6 +110,10 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
             values = _check_keys(values, file, types, refuse)
             blamed = " + ".join(files)  # of several, either may have led to a value that is refused
             parser.set_defaults_with_config(**read_values(values, types, refuse))
+            configured |= values.keys()
+        if {"-h", "--help"} & set(words):
+            print(help_page(types, parser, files, configured, screen_width(), is_full="all" in words))
+            sys.exit(0)
         arguments = parser.parse_args_and_config(words)
         for settings in arguments:
             check_settings(settings)
@@ -124,7 +131,7 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
 def _config_files(arguments: list[str], default_config: str | None) -> tuple[list[str], list[str]]:
     """The files that `--config` names on the command line, or the default one, and the words beside them."""
     arguments = [part for word in arguments for part in (word.split("=", 1) if word[:9] == "--config=" else [word])]
-    if "--config" not in arguments and default_config and not {"-h", "--help"} & set(arguments):
+    if "--config" not in arguments and default_config:
         arguments = ["--config", str(Path(__file__).parent / default_config), *arguments]
     files, rest = [], []
     words = iter(arguments)

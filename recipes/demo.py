@@ -1,4 +1,4 @@
-"""The demos: a paper's system end to end with a tiny model on two CPU cores, from no data to a page with results.
+"""The demos: a paper's system end to end with a tiny model on two CPU cores, then a page of results.
 
     make demo                                             # python recipes/demo.py --system mrgr1 --data phantom
     make demo DATA=openi SEEDS="0 1 2"                    # real reports with stand-in images, three seeds
