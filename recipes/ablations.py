@@ -1,4 +1,4 @@
-"""Every ablation row of the three papers on a small set, beside the papers' figures: two CPU cores, no download.
+"""Every ablation row of the three papers on a small set, beside the papers' figures.
 
     make ablations                                        # all three systems, seeds 0, 1 and 2
     make ablations SYSTEM=mrgr1 SEEDS=0                   # python recipes/ablations.py --system mrgr1 --seeds 0

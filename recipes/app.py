@@ -1,4 +1,4 @@
-"""A page on this computer: drop a chest X-ray and read what one model, or two side by side, write about it.
+"""A page on this computer: drop a chest X-ray, read what one model or two write about it.
 
     python recipes/app.py --models outputs/phantom/grpo
     python recipes/app.py --models outputs/demo/phantom/seed0/sft outputs/demo/phantom/seed0/grpo

@@ -1,4 +1,4 @@
-"""Builds the four scenarios of MIMIC-RG4 from a built data set: judge, rewrite, judge again (LLM-RG4, Fig. 2).
+"""Builds the four scenarios of MIMIC-RG4 (LLM-RG4, Fig. 2): judge, rewrite, judge again.
 
 Without any model, by rules (fast, and build.json says so):
 

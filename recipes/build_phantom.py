@@ -1,4 +1,4 @@
-"""Builds the synthetic phantom data set: rendered images and template reports in the project's schema.
+"""Builds the synthetic phantom: rendered images and template reports in the project's schema.
 
 Synthetic phantom, not medical data. Equal arguments give equal rows, and the first rows do not depend on how many
 follow. From the repository's root:

@@ -1,4 +1,4 @@
-"""Builds a public set of X-rays with reports, in the files as they are given out, in the project's schema.
+"""Builds a public set of X-rays with reports, as it is given out, in the project's schema.
 
     python recipes/build_public_set.py --set rexgradient-160k --root ReXGradient-160K --out outputs/data/rexgradient
     python recipes/build_public_set.py --set chexpert-plus --root chexpert_plus --split_scheme rexrank \

@@ -1,4 +1,4 @@
-"""Builds a tiny Qwen2.5-VL, LLM-RG4 or LM-RRG for a data set: tokenizer, random weights, then a warm-up.
+"""Builds a tiny Qwen2.5-VL, LLM-RG4 or LM-RRG: tokenizer, random weights, then a warm-up.
 
     python recipes/build_tiny.py --dataset outputs/data/phantom --warm_up outputs/data/balanced \\
         --out outputs/phantom/tiny

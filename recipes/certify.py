@@ -1,4 +1,4 @@
-"""Checks environment, published checkpoints and the three systems on one GPU, and writes a certificate of it.
+"""Checks environment, published checkpoints and all systems on one GPU, and certifies them.
 
     python recipes/certify.py                                       # about 15 minutes once the checkpoints are here
     python recipes/certify.py --llmrg4 LLM-RG4.pth --discbert DiscBERT.pth

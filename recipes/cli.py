@@ -102,10 +102,12 @@ def parse(*types: type, default_config: str | None = None, several_processes: bo
     line, and every setting must be within its range (recipes/data/settings.py). An unreadable file, an unknown key or
     a bad value raises InputError naming the file, and so does an output that could not be written (`check_outputs`).
     `several_processes`: the script may be started by accelerate launch or torchrun; any other would do its work twice.
+    `--help` prints the script's page (recipes/usage.py), with the defaults that the files leave, and ends the process.
     """
     import yaml
 
     from recipes.data.settings import check_settings, make_parser, read_values
+    from recipes.usage import help_page, screen_width
 
     if not several_processes and int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise InputError(f"{Path(sys.argv[0]).name} is for one process: start it with python, without a launcher")
@@ -116,6 +118,7 @@ def parse(*types: type, default_config: str | None = None, several_processes: bo
         raise InputError(f"{blamed}: {message}; --help lists the arguments")
 
     parser = make_parser(types)
+    configured: set[str] = set()
     parser.error = refuse  # argparse's own prints the usage of two hundred arguments first
     try:
         for file in files:
@@ -126,6 +129,10 @@ def parse(*types: type, default_config: str | None = None, several_processes: bo
             values = _check_keys(values, file, types, refuse)
             blamed = " + ".join(files)  # of several, either may have led to a value that is refused
             parser.set_defaults_with_config(**read_values(values, types, refuse))
+            configured |= values.keys()
+        if {"-h", "--help"} & set(words):
+            print(help_page(types, parser, files, configured, screen_width(), is_full="all" in words))
+            sys.exit(0)
         arguments = parser.parse_args_and_config(words)
         for settings in arguments:
             check_settings(settings)
@@ -145,7 +152,7 @@ def parse(*types: type, default_config: str | None = None, several_processes: bo
 def _config_files(arguments: list[str], default_config: str | None) -> tuple[list[str], list[str]]:
     """The files that `--config` names on the command line, or the default one, and the words beside them."""
     arguments = [part for word in arguments for part in (word.split("=", 1) if word[:9] == "--config=" else [word])]
-    if "--config" not in arguments and default_config and not {"-h", "--help"} & set(arguments):
+    if "--config" not in arguments and default_config:
         arguments = ["--config", str(Path(__file__).parent / default_config), *arguments]
     files, rest = [], []
     words = iter(arguments)

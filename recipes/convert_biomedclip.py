@@ -1,4 +1,4 @@
-"""Turns BiomedCLIP's open_clip checkpoint into a transformers folder: safetensors, config, both processors, code.
+"""Turns BiomedCLIP's open_clip checkpoint into a transformers folder, with both processors.
 
     python recipes/convert_biomedclip.py --out outputs/biomedclip                          # downloads the checkpoint
     python recipes/convert_biomedclip.py --checkpoint biomedclip --text biomedbert --out outputs/biomedclip

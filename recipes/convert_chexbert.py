@@ -1,4 +1,4 @@
-"""Turns the published CheXbert (chexbert.pth) into a transformers folder: safetensors, config, tokenizer and code.
+"""Turns the published CheXbert (chexbert.pth) into a transformers folder, with its code.
 
     python recipes/convert_chexbert.py --out outputs/chexbert                          # downloads the checkpoint
     python recipes/convert_chexbert.py --checkpoint chexbert.pth --tokenizer bert-base-uncased --out outputs/chexbert

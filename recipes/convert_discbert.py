@@ -1,4 +1,4 @@
-"""Turns the DiscBERT that LLM-RG4's authors published (.pth) into a transformers folder, as train_discbert.py writes.
+"""Turns the DiscBERT of LLM-RG4's authors (.pth) into a folder as train_discbert.py writes.
 
     python recipes/convert_discbert.py --checkpoint DiscBERT.pth --out outputs/discbert
 

@@ -1,4 +1,4 @@
-"""Turns the LLM-RG4 that its authors published (.pth) into a transformers folder: fusion, decoder and encoders.
+"""Turns the LLM-RG4 of its authors (.pth) into a transformers folder: fusion, decoder, encoders.
 
     python recipes/convert_llmrg4.py --checkpoint LLM-RG4.pth --out outputs/llmrg4/published
 

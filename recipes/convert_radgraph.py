@@ -1,4 +1,4 @@
-"""Turns a published RadGraph archive (model.tar.gz) into a transformers folder: safetensors, config, tokenizer, code.
+"""Turns a published RadGraph archive (model.tar.gz) into a transformers folder, with its code.
 
     python recipes/convert_radgraph.py --out outputs/radgraph-xl     # or --archive radgraph, or modern-radgraph-xl
     python recipes/convert_radgraph.py --archive model.tar.gz --encoder bert-base-uncased --out outputs/radgraph

@@ -1,4 +1,4 @@
-"""Statistics of built data sets: LLM-RG4's Table 1, lengths, labels and views, on screen, as PNG and as one page.
+"""Statistics of built data sets, as LLM-RG4's Table 1, on screen, as PNG and as one page.
 
     python recipes/dataset_stats.py --datasets outputs/data/mimic_cxr outputs/data/rg4
     python recipes/dataset_stats.py --datasets outputs/data/openi --judge discbert:outputs/discbert --out outputs/stats

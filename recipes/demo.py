@@ -1,4 +1,4 @@
-"""The demos: a paper's system end to end with a tiny model on two CPU cores, from no data to a page with results.
+"""The demos: a paper's system end to end with a tiny model on two CPU cores, then a page of results.
 
     make demo                                             # python recipes/demo.py: real reports, stand-in images
     make demo DATA=phantom SEEDS="0 1 2"                  # all synthetic, three seeds

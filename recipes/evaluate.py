@@ -1,4 +1,4 @@
-"""Scores reports by every paper's protocol, with intervals, baselines and tests, to tables and one page.
+"""Scores reports by every paper's protocol, with intervals, baselines, tests, tables and a page.
 
     python recipes/evaluate.py --dataset outputs/data/phantom --split test --out outputs/phantom/scores \
         --predictions sft=outputs/phantom/sft.jsonl grpo=outputs/phantom/grpo.jsonl \

@@ -1,4 +1,4 @@
-"""Writes reports with any vision-language model of transformers: batched, resumable, one JSON line per sample.
+"""Writes reports with any vision-language model of transformers, one JSON line per sample.
 
     python recipes/generate.py --model outputs/phantom/grpo --dataset outputs/data/phantom --split test \
         --out outputs/phantom/test.jsonl --prompt_file prompts/mrgr1_tiny.txt --views all

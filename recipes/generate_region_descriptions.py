@@ -1,4 +1,4 @@
-"""Asks a language model to describe the regions of a chest X-ray, with the prompt of LM-RRG's supplement, as JSON.
+"""Has a language model describe the regions of a chest X-ray (LM-RRG's supplement), as JSON.
 
 With a server that speaks OpenAI's protocol, or a model in this process (a folder or a Hub id):
 

@@ -1,4 +1,4 @@
-"""LM-RRG's second stage, CQRL: PPO on RadCliQ with a KL weight that follows the reward (section 2.3, Eqs. 3 to 5).
+"""LM-RRG's second stage, CQRL: PPO on RadCliQ, its KL weight following the reward (Eqs. 3 to 5).
 
     accelerate launch recipes/ppo_lmrrg.py                                              # from stage 1 on MIMIC-CXR
     accelerate launch recipes/ppo_lmrrg.py --config recipes/configs/lmrrg/iu_cqrl.yaml

@@ -1,4 +1,4 @@
-"""Pushes a trained checkpoint to the Hub, private, in one commit: weights, processor, code, run_config.json and card.
+"""Pushes a trained checkpoint to the Hub, private, in one commit, with code, settings and card.
 
     python recipes/push_checkpoint.py --model outputs/phantom/grpo --repo NAME/mrgr1
     python recipes/push_checkpoint.py --model outputs/phantom/grpo --repo NAME/mrgr1-merged --merge

@@ -1,4 +1,4 @@
-"""The reward card: how rewards agree with radiologists, what they see, how they are gamed and what they cost.
+"""The reward card: agreement with radiologists, what rewards see, how they are gamed, their cost.
 
     python recipes/reward_card.py                                  # or make bench NAME=reward_card
     python recipes/reward_card.py --rewards severity my_lab.rewards.mine

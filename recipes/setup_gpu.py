@@ -1,4 +1,4 @@
-"""Adds what a GPU is used with to an environment: DeepSpeed, kernels and, where the machine can have it, flash-attn.
+"""Adds what a GPU is used with: DeepSpeed, kernels and, where the machine can have it, flash-attn.
 
     make setup-gpu                                               # make setup, then this in .venv
     .venv-vllm/bin/python recipes/setup_gpu.py                   # in the environment of make setup-vllm

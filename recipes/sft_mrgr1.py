@@ -1,4 +1,4 @@
-"""MRG-R1's SFT ablation (Table II, Base + SFT), and the warm start of models that cannot write reports yet.
+"""MRG-R1's SFT ablation (Table II), and the warm start of models that cannot write reports yet.
 
     accelerate launch recipes/sft_mrgr1.py                                                 # the paper's IU X-Ray row
     accelerate launch recipes/sft_mrgr1.py --config recipes/configs/mrgr1/sft_phantom.yaml # two CPU cores

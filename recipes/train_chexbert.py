@@ -1,4 +1,4 @@
-"""Trains a CheXbert: a tiny one on text that the LexicalLabeler labels, or one of any size on a labelled CSV.
+"""Trains a CheXbert: a tiny one on what the LexicalLabeler labels, or any on a labelled CSV.
 
     python recipes/train_chexbert.py                                             # Open-i's reports, two CPU cores
     python recipes/train_chexbert.py --dataset outputs/data/phantom --output_dir outputs/chexbert_phantom

@@ -1,4 +1,4 @@
-"""Trains a CREPE, which counts the errors of a report: a tiny one, or one from BERT, on errors put in by rule.
+"""Trains a CREPE, which counts a report's errors, on errors put in by rule: tiny, or from BERT.
 
     python recipes/train_crepe.py                                                # Open-i's reports, two CPU cores
     python recipes/train_crepe.py --dataset outputs/data/phantom --output_dir outputs/crepe_phantom

@@ -1,4 +1,4 @@
-"""Trains a DiscBERT: a tiny one on what the rules judge, or BERT-base on the judgements of an LLM, as LLM-RG4 does.
+"""Trains a DiscBERT: a tiny one on what the rules judge, or BERT-base on an LLM's judgements.
 
     python recipes/train_discbert.py                                             # Open-i's reports, one CPU core
     python recipes/build_mimic_rg4.py --config recipes/configs/rg4/mimic.yaml --judge llm --scenarios sn \

@@ -1,4 +1,4 @@
-"""Finds the sentences that weigh more in training (LLM-RG4's token-level loss weighting, Algorithm 1).
+"""Finds the sentences that weigh more in training (LLM-RG4's token weighting, Algorithm 1).
 
     python recipes/weigh_tokens.py --dataset outputs/data/phantom --out outputs/data/phantom_weighed
     python recipes/weigh_tokens.py --dataset outputs/data/rg4/sn --model outputs/chexbert \

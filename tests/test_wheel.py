@@ -1,7 +1,6 @@
 """The wheel in an empty environment: it carries every file that the code reads, and every script starts from it."""
 
 import json
-import re
 import subprocess
 import sys
 import sysconfig
@@ -19,7 +18,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("recipes", "rewards", "modeling")
 READ = {".py", ".json", ".yaml", ".txt", ".jinja", ".css", ".js"}  # pages and pictures are for the repository alone
-LIBRARY = {"__init__", "cli", "files", "templates"}
+LIBRARY = {"__init__", "__main__", "cli", "files", "templates", "usage"}
 EXAMPLES = "recipes/examples/"  # code to read, in no package
 
 # In the empty environment: a reward, a default configuration, and --help of every script as `python -m` starts it
@@ -43,9 +42,9 @@ for module in pkgutil.iter_modules(recipes.__path__):
         sys.argv, out = [module.name, "--help"], io.StringIO()
         try:
             with redirect_stdout(out):
-                runpy.run_module(f"recipes.{module.name}", run_name="__main__")
+                runpy.run_module(f"recipes.{module.name}", run_name="__main__", alter_sys=True)
         except SystemExit as end:
-            answers["help"][module.name] = [end.code, out.getvalue()[:200]]
+            answers["help"][module.name] = [end.code, out.getvalue()]
 print(json.dumps(answers, default=str))
 """
 
@@ -113,5 +112,5 @@ def test_scripts_start_from_the_wheel(wheel, tmp_path):
     }
     assert set(answers["help"]) == {path.stem for path in (ROOT / "recipes").glob("*.py")} - LIBRARY
     for name, (code, text) in answers["help"].items():
-        assert code == 0 and re.match(rf"usage: \S*{name}", text), (name, code, text)
+        assert code == 0 and f"recipes/{name}.py" in text and "\n  --" in text, (name, code, text)
     assert not list(elsewhere.iterdir())
