@@ -11,6 +11,9 @@
     python recipes/evaluate.py --predictions medversa=rexrank.json --out outputs/scores            # with references
     python recipes/evaluate.py --predictions r2gen=res.json --references gts.json --out outputs/scores
 
+    python recipes/evaluate.py --predictions mine=answers.xlsx --columns id=AccNr prediction=output reference=Befund \
+        --out outputs/scores                   # or two text files, a report in each line
+
     python recipes/evaluate.py --preset rexrank --references ReXRank_IUXray_test.json --predictions mine=mine.jsonl \
         --out outputs/rexrank                  # the board's seven metrics, and a submission, submission_mine.json
 
@@ -45,6 +48,7 @@ from recipes.evaluation.inputs import (
 )
 from recipes.evaluation.judges import WHY_MINE
 from recipes.evaluation.paper_comparison import PAPERS, compare_with_papers
+from recipes.evaluation.prediction_files import Reading
 from recipes.evaluation.references import read_originals
 from recipes.evaluation.report_page import write_report_page
 from recipes.evaluation.rexrank import write_submissions
@@ -66,6 +70,13 @@ class EvaluateArguments:
     )
     split: str = field(default="test", metadata={"help": "Split of the data set to score."})
     references: str | None = field(default=None, metadata={"help": "File of references, when there is no data set."})
+    columns: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Columns of these files, as id=NAME prediction=NAME reference=NAME; none: by usual names."},
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of text files without a byte-order mark; default UTF-8."}
+    )
     original_references: str | None = field(
         default=None, metadata={"help": "File or data set of second references, for LLM-RG4's Original NLG."}
     )
@@ -152,7 +163,10 @@ def main() -> None:
     # Data
     ################
     truth, entries, notes = gather(args, files, metrics.labeler)
-    originals = read_originals(args.original_references, args.split, truth) if args.original_references else None
+    originals = None
+    if args.original_references:
+        reading = Reading.of(args.columns, args.encoding)
+        originals = read_originals(args.original_references, args.split, truth, reading)
     about_references = reference_figures(truth, metrics)
 
     ################

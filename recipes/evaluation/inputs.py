@@ -16,7 +16,7 @@ from recipes.data.schema import read_dataset
 from recipes.evaluation.baselines import NEAREST, NORMAL_REPORT, TEMPLATE, encoded_images, nearest_reports
 from recipes.evaluation.figures import HEADLINE, PRESETS, STAND_IN, describe
 from recipes.evaluation.judges import check_sources, load_judges
-from recipes.evaluation.prediction_files import odd_texts, read_predictions, split_id
+from recipes.evaluation.prediction_files import Reading, odd_texts, read_predictions, split_id
 from recipes.evaluation.references import Truth, read_truth, read_truth_file, scenario_folders
 from recipes.evaluation.rexrank import board_truth, read_board
 from recipes.evaluation.scores import Metrics, System, lengths
@@ -127,9 +127,11 @@ def gather(args, files: dict[str, dict], labeler: Callable) -> tuple[Truth, dict
     truth = _read_truth(args, files, labeler)
     columns = [rows.unique("source") if "source" in rows.features else [None] for rows in truth.rows.values()]
     check_sources(args, {source for column in columns for source in column})
-    ids, notes = dict.fromkeys(truth.ids), list(truth.notes)
+    ids, notes = dict(zip(truth.ids, truth.reports, strict=True)), list(truth.notes)
+    reading = Reading.of(args.columns, args.encoding)
     entries = {
-        name: entry | _read_system(entry["file"], ids, args.only_common, notes) for name, entry in files.items()
+        name: entry | _read_system(entry["file"], ids, args.only_common, notes, reading)
+        for name, entry in files.items()
     }
     common = set.intersection(*(set(entry["completions"]) for entry in entries.values()))
     if len(common) < len(ids):
@@ -167,8 +169,10 @@ def _read_truth(args, files: dict[str, dict], labeler: Callable) -> Truth:
     if args.dataset:
         return read_truth(args.dataset, args.split, labeler)
     file = args.references or next(iter(files.values()))["file"]
-    board = read_board(file) if args.preset == "rexrank" else None
-    return board_truth(file, board, labeler) if board else read_truth_file(file, labeler)
+    board = read_board(file) if args.preset == "rexrank" and file.lower().endswith(".json") else None
+    if board:
+        return board_truth(file, board, labeler)
+    return read_truth_file(file, labeler, Reading.of(args.columns, args.encoding), not args.references)
 
 
 def _expand(file: str) -> dict[str | None, str]:
@@ -182,24 +186,24 @@ def _expand(file: str) -> dict[str | None, str]:
     return paths
 
 
-def _read_system(file: str, ids: dict, only_common: bool, notes: list[str]) -> dict[str, dict]:
+def _read_system(file: str, ids: dict, only_common: bool, notes: list[str], reading: Reading) -> dict[str, dict]:
     """The completions of a file, or of a file for each scenario, and their costs."""
     completions, costs = {}, {}
     for scenario, path in _expand(file).items():
-        scenario_ids = ids if scenario is None else {study: None for study in ids if split_id(study)[0] == scenario}
+        scenario_ids = {study: text for study, text in ids.items() if scenario in (None, split_id(study)[0])}
         if scenario_ids:
-            completions |= _read(path, scenario_ids, scenario, only_common, notes, costs)
+            completions |= _read(path, scenario_ids, scenario, only_common, notes, costs, reading)
     return {"completions": completions, "costs": costs}
 
 
 def _read(
-    file: str, ids: dict, scenario: str | None, only_common: bool, notes: list[str], costs: dict
+    file: str, ids: dict, scenario: str | None, only_common: bool, notes: list[str], costs: dict, reading: Reading
 ) -> dict[str, list[str]]:
     if scenario is None:
-        return read_predictions(file, ids, only_common=only_common, notes=notes, costs=costs)
+        return read_predictions(file, ids, only_common=only_common, notes=notes, costs=costs, reading=reading)
     bare = {split_id(study)[1]: study for study in ids}
     prices: dict[str, list] = {}
-    completions = read_predictions(file, bare, only_common=only_common, notes=notes, costs=prices)
+    completions = read_predictions(file, bare, only_common=only_common, notes=notes, costs=prices, reading=reading)
     costs |= {bare[study]: cost for study, cost in prices.items()}
     return {bare[study]: texts for study, texts in completions.items()}
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from recipes.data.labels import with_labels
 from recipes.data.schema import SPLITS, read_split
-from recipes.evaluation.prediction_files import read_references, split_id
+from recipes.evaluation.prediction_files import USUAL, Reading, read_references, split_id
 from recipes.files import InputError
 from rewards.labels import CONDITIONS
 from rewards.scenarios import SCENARIOS
@@ -99,22 +99,25 @@ def read_truth(dataset: str, split: str, labeler: Callable) -> Truth:
     return truth.select(set(with_report))
 
 
-def read_truth_file(file: str, labeler: Callable) -> Truth:
-    """The references in a file (see recipes/evaluation/prediction_files.py), labelled."""
-    references, notes = read_references(file)
+def read_truth_file(file: str, labeler: Callable, reading: Reading = USUAL, beside: bool = False) -> Truth:
+    """The references in a file (see recipes/evaluation/prediction_files.py), labelled.
+
+    `beside`: whether the predictions are read from the same file.
+    """
+    references, notes = read_references(file, reading, beside)
     ids, reports = list(references), list(references.values())
     print(f"labelling {len(ids)} reference reports of {file} with the labeler {labeler.name}", flush=True)
     scenarios = [split_id(study)[0] for study in ids]
     return Truth(ids, reports, np.asarray(labeler(reports)), scenarios, number_studies(ids), notes=notes)
 
 
-def read_originals(where: str, split: str, truth: Truth) -> list[str]:
+def read_originals(where: str, split: str, truth: Truth, reading: Reading = USUAL) -> list[str]:
     """A second reference for each of the truth's rows, from a file or a data set, by the study's id alone.
 
     Raises InputError with the number of studies that have none.
     """
     if Path(where).is_file():
-        originals = {split_id(study)[1]: text for study, text in read_references(where)[0].items()}
+        originals = {split_id(study)[1]: text for study, text in read_references(where, reading)[0].items()}
     else:
         rows = read_split(where, split, ("report", "study_id"), bare=True)
         originals = dict(zip(rows["study_id"], rows["report"], strict=True))

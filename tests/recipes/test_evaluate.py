@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from test_baselines import picture
+from test_build_from_table import write_sheet
 from test_scores import expand
 
 from recipes.data.schema import write_dataset
@@ -86,6 +88,52 @@ def test_clinical_efficacy_by_hand(evaluate, labels, average, precision, recall,
     figures = evaluate(OURS)["systems"]["ours"]["figures"]
     found = [figures[f"ce/{labels}/positive/{average}/{name}"]["value"] for name in ("precision", "recall", "f1")]
     assert found == pytest.approx([precision, recall, f1])
+
+
+FORMATS = {
+    "answers.csv": lambda frame, file: frame.to_csv(file, index=False),
+    "with_index.csv": lambda frame, file: frame.to_csv(file),
+    "semicolons.csv": lambda frame, file: frame.to_csv(file, index=False, sep=";"),
+    "answers.tsv": lambda frame, file: frame.to_csv(file, index=False, sep="\t"),
+    "table.txt": lambda frame, file: frame.to_csv(file, index=False, sep="\t"),
+    "answers.xlsx": lambda frame, file: write_sheet(file, [list(frame), *frame.astype(str).values.tolist()]),
+    "answers.parquet": lambda frame, file: frame.to_parquet(file, index=False),
+    "answers.jsonl": lambda frame, file: frame.to_json(file, orient="records", lines=True),
+    "list.json": lambda frame, file: frame.to_json(file, orient="records"),
+    "columns.json": lambda frame, file: frame.to_json(file),
+    "by_id.json": lambda frame, file: frame.set_index("image_id").to_json(file, orient="index"),
+    "cp1252.csv": lambda frame, file: frame.to_csv(file, index=False, encoding="cp1252"),
+    "utf16.csv": lambda frame, file: frame.to_csv(file, index=False, encoding="utf-16"),
+}
+
+
+def test_every_kind_of_file_has_the_same_scores(tmp_path, call):
+    """Edema found; a pneumothorax that is not there, and the cardiomegaly missed; nothing written."""
+    frame = pandas.DataFrame(
+        {
+            "image_id": [50414267, 50414268, 50414269],
+            "gt": ["There is pulmonary edema.", "The heart is enlarged, as before.", "Clear – no edema."],
+            "Generated Report": ["There is pulmonary edema.", "There is a pneumothorax.", "Caf\xe9: no edema."],
+        }
+    )
+    scores = {}
+    for name, write in FORMATS.items():
+        write(frame, tmp_path / name)
+        encoding = ("--encoding", "cp1252") if name == "cp1252.csv" else ()
+        call(main, "--predictions", f"a={tmp_path / name}", "--out", tmp_path / "out", *QUICK, *encoding)
+        scores[name] = json.loads((tmp_path / "out/metrics.json").read_text())["systems"]["a"]["figures"]
+    for name, column in (("hyp.txt", "Generated Report"), ("ref.txt", "gt")):
+        (tmp_path / name).write_text("\n".join(frame[column]) + "\n")
+    pair = ("--predictions", f"a={tmp_path / 'hyp.txt'}", "--references", tmp_path / "ref.txt")
+    call(main, *pair, "--out", tmp_path / "out", *QUICK)
+    scores["hyp.txt"] = json.loads((tmp_path / "out/metrics.json").read_text())["systems"]["a"]["figures"]
+    assert scores["answers.csv"]["ce/5/positive/micro/f1"]["value"] == pytest.approx(2 / 3)  # as above
+    for name, figures in scores.items():
+        assert figures == scores["answers.csv"], name
+    with pytest.raises(
+        InputError, match=r"cp1252\.csv is not UTF-8 in 1 of 5 lines, line 4 first.*such as --encoding cp1252"
+    ):
+        call(main, "--predictions", f"a={tmp_path / 'cp1252.csv'}", "--out", tmp_path / "out", *QUICK)
 
 
 def test_other_figures_by_hand(evaluate):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from recipes.evaluation.prediction_files import odd_texts, read_predictions, read_references, split_id
+from recipes.evaluation.prediction_files import Reading, odd_texts, read_predictions, read_references, split_id
 from recipes.files import InputError
 
 KNOWN = {"a": 0, "b": 1}
@@ -94,10 +94,94 @@ def test_studies_without_a_reference_are_counted(write):
     assert notes == [f"2 studies of {file} have no reference and are left out, 'b' first"]
 
 
+USUAL = {
+    "study_id": "completion", "image_id": "caption", "id": "report", "Study ID": "Generated Report", "uid": "hyp",
+    "accession_number": "pred", "filename": "text", "image_path": "model_output", "Accession": "response",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("study", "text"), USUAL.items())
+def test_usual_names(write, study, text):
+    rows = [{study: "a", "ref": "Clear.", text: "No edema."}, {study: "b", "ref": "Edema.", text: ""}]
+    file = write("p.jsonl", lines(*rows))
+    assert read_predictions(file, KNOWN) == {"a": ["No edema."], "b": [""]}
+    assert read_references(file, beside=True)[0] == {"a": "Clear.", "b": "Edema."}
+
+
+@pytest.mark.parametrize("text", ["hyp", "generated_report", "pred"])
+def test_a_report_beside_what_is_surely_generated_is_the_reference(write, text):
+    file = write(
+        "p.jsonl", lines({"id": "a", "report": "Clear.", text: "x"}, {"id": "b", "report": "Edema.", text: "y"})
+    )
+    assert read_references(file, beside=True)[0] == {"a": "Clear.", "b": "Edema."}
+    assert read_predictions(file, KNOWN) == {"a": ["x"], "b": ["y"]}
+
+
+def test_named_columns_win(write):
+    file = write("p.csv", "id,AccNr,prediction,Modell,Befund\n1,a,no,x,Clear.\n2,b,no,y,Edema.\n")
+    reading = Reading.of(["id=AccNr", "prediction=Modell", "reference=Befund"])
+    assert read_predictions(file, KNOWN, reading=reading) == {"a": ["x"], "b": ["y"]}
+    assert read_references(file, reading, beside=True)[0] == {"a": "Clear.", "b": "Edema."}
+    for role in ("id", "prediction"):
+        with pytest.raises(
+            InputError, match=rf"no column 'X' \(--columns {role}=X\); it has id, AccNr, prediction, M"
+        ):
+            read_predictions(file, KNOWN, reading=Reading.of([f"{role}=X"]))
+    with pytest.raises(InputError, match=r"no column 'X' \(--columns reference=X\); it has id, AccNr"):
+        read_references(file, Reading.of(["reference=X"]))
+
+
+@pytest.mark.parametrize("pair", ["prediction", "id=", "=x", "text=x", "id=a id=b"])
+def test_columns_that_are_none(pair):
+    with pytest.raises(InputError, match="--columns takes id=NAME, prediction=NAME and reference=NAME, and not '"):
+        Reading.of(pair.split())
+
+
+@pytest.mark.parametrize("content", [lines({"id": "a", "report": "x"}), '{"a": "x"}', "x\n"])
+def test_one_text_is_not_prediction_and_reference_at_once(write, content):
+    """Else a file that has no references would be scored against itself."""
+    with pytest.raises(InputError, match="holds no references"):
+        read_references(write("p.txt", content), beside=True)
+
+
+TEXTS, TRUE = ["Clear.", "", "No effusion, no edema."], ["Clear lungs.", "Edema.", "Small effusion."]
+
+
+@pytest.mark.parametrize(
+    ("name", "predictions", "references"),
+    [
+        ("x.txt", "Clear.\n\nNo effusion, no edema.\n", "Clear lungs.\r\nEdema.\r\nSmall effusion."),
+        ("x.hyp", "Clear.\n\nNo effusion, no edema.\n", "Clear lungs.\nEdema.\nSmall effusion.\n"),
+        ("x.json", json.dumps(TEXTS), json.dumps(TRUE)),
+        ("x.json", json.dumps({"hyp": TEXTS}), json.dumps({"ref": TRUE})),
+        ("x.csv", 'hyp\nClear.\n""\n"No effusion, no edema."\n', "ref\nClear lungs.\nEdema.\nSmall effusion.\n"),
+    ],
+)
+def test_pairs_without_ids(write, name, predictions, references):
+    truth, notes = read_references(write(f"ref_{name}", references))
+    assert list(truth.values()) == TRUE and "paired in their order" in notes[0]
+    completions = read_predictions(write(name, predictions), truth)
+    assert list(completions) == list(truth) and [texts for (texts,) in completions.values()] == TEXTS
+
+
+def test_pairs_without_ids_of_other_lengths(write):
+    truth, _ = read_references(write("ref.txt", "Clear.\nEdema.\n"))
+    for content, number in (("x\n", 1), ("x\ny\nz\n", 3)):
+        with pytest.raises(InputError, match=rf"hyp\.txt has {number} entries and the references end at the 2th"):
+            read_predictions(write("hyp.txt", content), truth, only_common=True)
+    rows = [{"hyp": "x", "ref": "Edema."}, {"hyp": "y", "ref": "Clear."}]
+    with pytest.raises(InputError, match=r"line 1: another reference than that of row 1 before, and there are no ids"):
+        read_predictions(write("hyp.jsonl", lines(*rows)), truth)
+    assert len(read_predictions(write("hyp.jsonl", lines(*rows[::-1])), truth)) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (lines({"id": "a", "prediction": "x", "report": "y"}), "holds no references: name a data set"),  # generated?
+        (
+            lines({"id": "a", "prediction": "x", "report": "y"}),
+            r"no references \(its fields: id, prediction, report\): name a data .* --columns reference=NAME$",
+        ),  # generated?
         (lines({"id": "a", "reference": "x"}, {"id": "a", "reference": "y"}), "line 2: another reference of 'a'"),
         ("", "holds no references"),
         ('{"a": ["x", "y"], "b": "z"}', "entry 'a': the reference of 'a' is a list: give one text$"),
@@ -111,7 +195,7 @@ def test_mistakes_in_references(write, content, said):
 
 
 GOOD = {"id": "a", "prediction": "x"}
-CAPTION = {"image": "a", "caption": "x"}
+OTHER = {"Bild": "a", "Befund": "x"}
 MIXED = b'{"id": "a", "prediction": "\xe9"}\n{"id": "b", "prediction": "\xc3\xa9"}\n{"\xff'  # Latin-1, UTF-8, neither
 FOREIGN = [{"id": name, "prediction": "x"} for name in ("a", "b", "y", "z")]
 
@@ -134,24 +218,34 @@ FOREIGN = [{"id": name, "prediction": "x"} for name in ("a", "b", "y", "z")]
         ),  # another schema
         (
             "p.jsonl",
-            lines(CAPTION, CAPTION),
-            r"line 1: not a JSON object with .*fields: image, caption\) \(and 1 more",
+            lines(OTHER, OTHER),
+            "p.jsonl has no prediction by a usual name; it has Bild, Befund: name the column with --columns predict",
         ),
-        ("p.csv", "image,caption\na,x\n", "row 1: not a JSON object with .*fields: image, caption"),
+        ("p.csv", "Bild,Befund\na,x\n", "no prediction by a usual name; it has Bild, Befund: name the column"),
+        (
+            "p.csv",
+            "Bild,output\na,x\n",
+            "no id by a usual name; it has Bild, output: name the column with --columns id",
+        ),
+        ("p.jsonl", lines(GOOD, {"id": "b"}), r"line 2: no prediction \(its fields: id\)$"),
+        ("p.jsonl", lines(GOOD, {"prediction": "b"}), r"line 2: no id \(its fields: prediction\)$"),
+        ("p.txt", "Clear.\nEdema.\n", "has texts without ids: name the references in the same order"),
+        ("p.json", json.dumps({"id": ["a", "b"], "hyp": ["x"]}), "columns of different lengths: id 2, hyp 1"),
+        ("p.xlsx", "no workbook", "p.xlsx is no workbook"),
         ("p.jsonl", lines(GOOD, '{"id": "b", "predic'), "line 2: not a JSON object"),  # cut off
         ("p.json", "3", "line 1: not a JSON object"),
         ("p.json", json.dumps([GOOD, 3]), "entry 2: not a JSON object"),
         ("p.jsonl", lines({"id": "a", "prediction": None}), "the prediction of 'a' is no text"),
-        ("p.jsonl", lines({"id": ["a"], "prediction": "x"}), "line 1: not a JSON object with study_id"),
+        ("p.jsonl", lines({"id": ["a", "b"], "prediction": "x"}), r"line 1: no id \(its fields: id, prediction\)$"),
         ("p.jsonl", "", "lacks 2 of 2 studies"),
         ("p.jsonl", MIXED, "not UTF-8 in 2 of 3 lines, line 1 first"),
-        ("p.jsonl", b"\xff\xfea", "begins as UTF-16 and is not"),
+        ("p.jsonl", b"\xff\xfea", "p.jsonl is not utf-16 in line 1"),
         ("p.json", lines(GOOD).encode("utf-16-le"), "is UTF-16 or UTF-32 without its mark.*save it as UTF-8"),
         ("p.csv", "id,prediction\na,Clear.\nb,é\n".encode("utf-16-be"), "is UTF-16 or UTF-32 without its mark"),
-        (  # unquoted commas: two fields too many, and one
+        (  # unquoted commas
             "p.csv",
             "id,prediction\na,Edema, and pneumothorax, small\nb,No edema, clear\n",
-            r"row 1: more fields than the header's 2: put a text that has commas in quotes \(and 1 more of 2\)",
+            "p.csv, line 2: 4 cells under 2 columns; a text with ',' or a line break needs quotes around it",
         ),
         ("p.json", "[" * 100_000, "p.json has brackets in brackets, too many to be read, line 1 first$"),
         ("p.json", "[\n" * 100_000, "p.json has brackets in brackets, too many to be read$"),  # one in each line
@@ -170,7 +264,7 @@ FOREIGN = [{"id": name, "prediction": "x"} for name in ("a", "b", "y", "z")]
         (
             "p.csv",
             "id,reference,prediction\na,Edema.,x\nc,,y\n",
-            "p.csv, row 2: 'c' has no reference, its reference is empty; --only_common scores the others$",
+            "p.csv, line 3: 'c' has no reference, its reference is empty; --only_common scores the others$",
         ),
     ],
 )

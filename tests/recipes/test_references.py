@@ -26,7 +26,7 @@ def test_studies_without_a_report_are_left_out_and_counted(build, tmp_path):
     assert truth.notes == [f"2 of 4 studies of {dataset} have no reference report and are left out, 'b' first"]
     file = tmp_path / "p.csv"
     file.write_text("id,prediction\na,x\nb,x\nc,x\nd,x\n")
-    said = r"p.csv, row 2: 'b' is not in this split or .* its reference is empty \(and 1 more of 4\); --only_common"
+    said = r"p.csv, line 3: 'b' is not in this split or .* its reference is empty \(and 1 more of 4\); --only_common"
     with pytest.raises(InputError, match=said):
         read_predictions(file, truth.ids)
     assert list(read_predictions(file, truth.ids, only_common=True)) == ["a", "c"]
