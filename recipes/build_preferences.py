@@ -1,0 +1,88 @@
+"""Pairs for preference learning: of each study the report that a reward ranks first, and the one that it ranks last.
+
+    python recipes/generate.py --model outputs/phantom/sft --dataset outputs/data/phantom --split train \
+        --temperature 1.0 --seed 1 --out outputs/phantom/samples1.jsonl       # and so with other seeds
+    python recipes/build_preferences.py --dataset outputs/data/phantom --rewards severity \
+        --predictions outputs/phantom/samples1.jsonl outputs/phantom/samples2.jsonl --out outputs/phantom/pairs.jsonl
+    accelerate launch recipes/dpo.py --dataset outputs/data/phantom --pairs outputs/phantom/pairs.jsonl \
+        --model_name_or_path outputs/phantom/sft --output_dir outputs/phantom/dpo
+
+A line of the file holds `study_id`, `chosen`, `rejected`, as the model wrote them, and the scores of both. A study
+whose scores differ by no more than `--min_difference` gives no pair, as in CheXalign (arXiv 2410.07025); such studies, and
+those that a reward cannot score, are counted. `--chosen reference` takes the reference report instead of the first.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from recipes.cli import parse, run
+from recipes.data.labels import load_labeler, read_labelled
+from recipes.evaluation.prediction_files import read_predictions
+from recipes.evaluation.preferences import rank_completions
+from recipes.files import InputError, replacing
+from recipes.trainers.setup import choose_rewards
+from rewards.table import RewardArguments
+
+
+@dataclass
+class PreferenceArguments:
+    written_files: ClassVar[tuple[str, ...]] = ("out",)
+
+    dataset: str = field(metadata={"help": "Built data set, a folder or a Hub id."})
+    predictions: list[str] = field(
+        metadata={"help": "JSONL files of recipes/generate.py, together two completions of a study or more."}
+    )
+    out: str = field(metadata={"help": "JSONL file of pairs to write."})
+    split: str = field(default="train", metadata={"help": "Split that the completions are of."})
+    chosen: Literal["best", "reference"] = field(
+        default="best", metadata={"help": "Preferred text: the best completion, or the study's reference report."}
+    )
+    reward_weights: list[float] = field(
+        default_factory=list, metadata={"help": "Weights of the rewards in their sum; none: 1 each."}
+    )
+    min_difference: float = field(
+        default=1e-8, metadata={"help": "Difference of scores up to which a study gives no pair."}
+    )
+
+
+def main() -> None:
+    args, reward_args = parse(PreferenceArguments, RewardArguments)
+
+    ################
+    # Completions
+    ################
+    labeler = load_labeler(reward_args.labeler)
+    rows = read_labelled(args.dataset, args.split, labeler, ("study_id", "report")).select_columns(
+        ["study_id", "report", "labels"]
+    )
+    studies = {row["study_id"]: row for row in rows}
+    completions: dict[str, list[str]] = {}
+    for file in args.predictions:
+        for study, texts in read_predictions(file, studies, only_common=True).items():
+            completions.setdefault(study, []).extend(texts)
+    if args.chosen == "best" and max(map(len, completions.values()), default=0) < 2:
+        raise InputError("no study has two completions: give files of several seeds of recipes/generate.py")
+
+    ################
+    # Pairs
+    ################
+    rewards = choose_rewards(reward_args, labeler, rows["report"], args.reward_weights)
+    weights = args.reward_weights or [1.0] * len(rewards)
+    pairs, counts = rank_completions(
+        completions, studies, rewards, weights, args.chosen == "reference", args.min_difference
+    )
+    if not pairs:
+        raise InputError(
+            f"no study gives a pair: {counts}; sample at a higher --temperature, or lower --min_difference"
+        )
+    with replacing(args.out) as file:
+        file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    print(
+        f"{args.out}: {len(pairs)} pairs of {len(studies)} studies; "
+        + ", ".join(f"{n} {k}" for k, n in counts.items())
+    )
+
+
+if __name__ == "__main__":
+    run(main)
