@@ -191,6 +191,14 @@ class LLMRG4Model(LLMRG4PreTrainedModel):
             self.prior_encoder.eval().requires_grad_(False)
         return self
 
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The image encoder's states (n, tokens, D') of images (n, 3, height, width), the patches' last.
+
+        Where the encoder is frozen, each image's are needed once, whatever the fusion learns.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vision):
+            return self.vision_encoder(pixel_values.to(self.vision_encoder.dtype)).last_hidden_state
+
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
@@ -218,8 +226,7 @@ class LLMRG4Model(LLMRG4PreTrainedModel):
         if not view_mask[:, 0].all():
             row = int(view_mask[:, 0].int().argmin())
             raise ValueError(f"study {row} of the batch has no frontal image, which LLM-RG4 starts from (Eq. 5)")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vision):
-            states = self.vision_encoder(pixel_values[view_mask].to(self.vision_encoder.dtype)).last_hidden_state
+        states = self.encode_images(pixel_values[view_mask])
         size = self.vision_encoder.config.patch_size
         patches = (pixel_values.shape[-2] // size) * (pixel_values.shape[-1] // size)
         images = states[:, -patches:]  # Eqs. 2 and 3, without the class and register tokens before the patches

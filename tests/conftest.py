@@ -13,6 +13,15 @@ from pathlib import Path
 import pytest
 
 
+def pytest_configure() -> None:
+    """SHARE_PREFIX=false: in the tests' own process trainers that do not set `share_prefix` take the plain pass."""
+    if os.environ.get("SHARE_PREFIX") == "false":
+        from recipes.trainers.shared_prefix import SharesPrefix
+
+        share = SharesPrefix._share_prefix
+        SharesPrefix._share_prefix = lambda self: share(self) if self.args.share_prefix else None
+
+
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory) -> Path:
     """A built phantom data set of 12, 4 and 6 studies, frontal and lateral, 64 pixels wide."""

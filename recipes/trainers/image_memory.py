@@ -1,11 +1,13 @@
 """A frozen image encoder reads each distinct image once per generated batch, for generation and all passes."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import reduce
+from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -50,56 +52,111 @@ class ImageFeatures(BaseModelOutputWithPooling):
 
 
 class ImageMemory:
-    """The features of a frozen image encoder's images since the last `clear`, for all models with its weights."""
+    """The features of frozen image encoders' images since the last `clear`, one entry for encoders of equal weights.
 
-    def __init__(self) -> None:
+    `split`: a process holds a part of the weights only (FSDP, ZeRO-3). Then an encoder runs in all processes where one
+    of them has an image to encode, since each waits for the others' parts.
+    """
+
+    def __init__(self, split: bool = False) -> None:
+        self._split = split
+        self._encoders: list[nn.Module] = []
         self._features: dict[tuple, Any] = {}
 
     def clear(self) -> None:
         self._features.clear()
 
-    def features(self, images: Sequence[torch.Tensor], encode: Callable[[list[int]], Sequence]) -> list:
+    def features(
+        self, images: Sequence[torch.Tensor], encode: Callable[[list[int]], Sequence], state: Hashable = None
+    ) -> list:
         """Of each of `images` its features; `encode(numbers)` gives those of images that are not here yet.
 
-        What autocast makes of them in a training pass is remembered apart from what they are without it.
+        What autocast makes of them in a training pass is remembered apart from what they are without it, and so is
+        what an encoder makes of them in another `state`.
         """
         device = images[0].device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        keys = [(precision, *fingerprint(image)) for image in images]
+        keys = [(state, precision, *fingerprint(image)) for image in images]
         new = {key: number for number, key in enumerate(keys) if key not in self._features}
+        if self._split:
+            number = reduce(torch.tensor(len(new), device=images[0].device), reduction="sum")
+            new = new or ({keys[0]: 0} if number else {})
         if new:
             with torch.no_grad():
                 features = encode(list(new.values()))
             self._features.update(zip(new, features, strict=True))
         return [self._features[key] for key in keys]
 
-    def attach(self, backbone: PreTrainedModel) -> None:
-        """Lets `backbone`, a Qwen2.5-VL or Qwen3-VL, take its images' features from here."""
-        original = backbone.get_image_features
+    def attach(self, policy: PreTrainedModel, constant: bool = False) -> None:
+        """Lets `policy` take its images' features from here, where its image encoder is one that is not trained.
+
+        That is known of a model whose backbone has a method `encode_images(pixel_values)`, one row per image, and of
+        Qwen2.5-VL and Qwen3-VL; any other stays as it is. `constant`: no weight of `policy` is trained, as of a
+        reference, whatever `requires_grad` is.
+        """
+        backbone, encoder = policy.base_model, image_encoder(policy)
+        if encoder is None or not (constant or all(not weight.requires_grad for weight in encoder.parameters())):
+            return
+        if hasattr(backbone, "encode_images"):
+            name, read = "encode_images", self._read_rows
+        elif hasattr(backbone, "visual"):
+            name, read = "get_image_features", self._read_grids
+        else:
+            return
+        known = () if self._split else enumerate(self._encoders)  # parts of weights tell nothing
+        number = next((place for place, other in known if have_equal_weights(encoder, other)), len(self._encoders))
+        self._encoders.append(encoder)
+        original = getattr(backbone, name)
 
         @functools.wraps(original)
-        def get_image_features(pixel_values, image_grid_thw=None, **kwargs):
-            pixels = split_images(pixel_values, image_grid_thw)
+        def with_memory(pixel_values, *args, **kwargs):
+            if has_dropout(encoder):
+                return original(pixel_values, *args, **kwargs)
+            return read(original, (number, has_adapters_off(encoder)), pixel_values, *args, **kwargs)
 
-            def encode(numbers: list[int]) -> list[tuple]:
-                output = original(torch.cat([pixels[number] for number in numbers]), image_grid_thw[numbers], **kwargs)
-                return list(
-                    zip(output.pooler_output, *(getattr(output, "deepstack_features", None) or ()), strict=True)
-                )
+        setattr(backbone, name, with_memory)
 
-            pooled, *levels = zip(*self.features(pixels, encode), strict=True)
-            return ImageFeatures(pooler_output=pooled, deepstack_features=levels or None)
+    def _read_rows(self, encode_images: Callable, state: Hashable, pixel_values: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self.features(pixel_values, lambda rows: encode_images(pixel_values[rows]), state))
 
-        backbone.get_image_features = get_image_features
+    def _read_grids(
+        self, get_image_features: Callable, state: Hashable, pixel_values, image_grid_thw, **kwargs
+    ) -> ImageFeatures:
+        pixels = split_images(pixel_values, image_grid_thw)
+
+        def encode(numbers: list[int]) -> list[tuple]:
+            chosen = torch.cat([pixels[number] for number in numbers])
+            output = get_image_features(chosen, image_grid_thw[numbers], **kwargs)
+            return list(zip(output.pooler_output, *(getattr(output, "deepstack_features", None) or ()), strict=True))
+
+        pooled, *levels = zip(*self.features(pixels, encode, state), strict=True)
+        return ImageFeatures(pooler_output=pooled, deepstack_features=levels or None)
 
 
-def is_frozen(backbone: PreTrainedModel) -> bool:
-    """Whether `backbone` has the image encoder of a Qwen-VL, and no parameter of it is trained."""
-    encoder = getattr(backbone, "visual", None)
-    return encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters())
+def have_equal_weights(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two modules of one class have the same parameters and buffers, wherever they are."""
+    ones, twins = ([*module.parameters(), *module.buffers()] for module in (first, second))
+    return len(ones) == len(twins) and all(
+        one is twin or ((one.shape, one.dtype) == (twin.shape, twin.dtype) and torch.equal(one.to(twin.device), twin))
+        for one, twin in zip(ones, twins, strict=True)
+    )
 
 
-def same_encoder(first: PreTrainedModel, second: PreTrainedModel) -> bool:
-    """Whether two models' image encoders have the same weights."""
-    pairs = zip(first.visual.parameters(), second.visual.parameters(), strict=True)
-    return all(one is twin or torch.equal(one, twin) for one, twin in pairs)
+def image_encoder(policy: PreTrainedModel) -> nn.Module | None:
+    """What `policy.get_encoder(modality="image")` gives, or None where it names none."""
+    encoder = policy.get_encoder(modality="image")
+    return None if encoder is policy else encoder
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Whether two passes of `module` may differ now: a part of it is in training mode and has a dropout above 0."""
+    return any(
+        part.training and isinstance(value, float) and value > 0 and "drop" in f"{type(part).__name__}.{name}".lower()
+        for part in module.modules()
+        for name, value in vars(part).items()
+    )
+
+
+def has_adapters_off(module: nn.Module) -> bool:
+    """Whether a part of `module` passes its adapter over now, as LoRA's reference does."""
+    return any(getattr(part, "disable_adapters", False) is True for part in module.modules())

@@ -9,6 +9,7 @@ clipped value loss and the KL term. README.md beside this file has the equations
 
 import copy
 import os
+import types
 from dataclasses import dataclass, field
 from math import inf
 from typing import ClassVar, NamedTuple
@@ -28,6 +29,7 @@ from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.checkpoints import shuffle_by_epoch, weights_are_split
 from recipes.trainers.config import PolicyConfig
 from recipes.trainers.grpo import EVALUATED, PASS_INPUTS, check_pass_inputs
+from recipes.trainers.image_memory import image_encoder
 from recipes.trainers.shared_prefix import SharePrefixConfig, SharesPrefix
 from recipes.trainers.vllm_images import ImageGeneration
 
@@ -203,8 +205,9 @@ def generalized_advantages(
     return advantages
 
 
-def _to_eval(module: nn.Module, args: tuple) -> None:
-    module.eval()  # Trainer puts the whole model into training mode at each step
+def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
+    """In place of `train`, by which Trainer puts the whole model into training mode at each step."""
+    return type(module).train(module, False)
 
 
 class Pass(NamedTuple):
@@ -261,10 +264,9 @@ class PPOTrainer(SharesPrefix, RecipeTrainer, GRPOTrainer):
 
     The model is decoder-only: a causal language model or a vision-language model that GRPOTrainer takes. The reference
     is the model without its LoRA adapter or, without LoRA, a copy of what is trained; frozen parameters are shared.
-    What `model.get_encoder(modality="image")` gives is E. Where the model's backbone computes E's features in a method
-    `encode_images(pixel_values)`, one row per image, each image is encoded once per batch of completions, for
-    generation and all passes together. The tokenizer of `processing_class` pads on the left from here on, however it
-    was loaded or saved. Raises InputError on a model or a reward that it cannot train on.
+    What `model.get_encoder(modality="image")` gives is E; what `ImageMemory` can do with it, it does. The tokenizer of
+    `processing_class` pads on the left from here on, however it was loaded or saved. Raises InputError on a model or a
+    reward that it cannot train on.
 
     Example:
 
@@ -313,7 +315,8 @@ class PPOTrainer(SharesPrefix, RecipeTrainer, GRPOTrainer):
         self._chunks: list[tuple] = []
         self._hidden_states: torch.Tensor | None = None
 
-        self._freeze_encoder(policy)
+        if args.freeze_image_encoder:
+            self._freeze_encoder(policy)
         if copied:
             self.ref_model = self._make_reference(policy)
         self.value_head = self._make_value_head(policy) if args.value_model != "none" else None
@@ -321,18 +324,17 @@ class PPOTrainer(SharesPrefix, RecipeTrainer, GRPOTrainer):
             if core is not None:
                 core.base_model.register_forward_hook(self._after_backbone)
                 model.register_forward_hook(self._after_model)
-                if self._encode is not None:
-                    core.base_model.encode_images = self._encode_images
         self._share_prefix()
 
-    def _freeze_encoder(self, policy: PreTrainedModel) -> None:
-        """E stays as it is, where `freeze_image_encoder` says so; `_encode` is its method, asked once an image."""
-        args, encoder = self.args, policy.get_encoder(modality="image")
-        self._encode = getattr(policy.base_model, "encode_images", None) if args.freeze_image_encoder else None
-        if args.freeze_image_encoder and encoder is not policy:
+    @staticmethod
+    def _freeze_encoder(policy: PreTrainedModel) -> None:
+        """E stays as it is."""
+        encoder = image_encoder(policy)
+        if encoder is not None:
             encoder.requires_grad_(False)
-            encoder.register_forward_pre_hook(_to_eval)  # the reference's copy has it too
-        elif self._encode is not None:
+            encoder.train = types.MethodType(_stay_in_eval, encoder)  # the reference's copy has its own
+            encoder.eval()
+        elif hasattr(policy.base_model, "encode_images"):
             raise InputError(
                 f"{type(policy).__name__} has encode_images but does not say what its image encoder is, so "
                 "freeze_image_encoder has nothing to freeze: give the class get_encoder(modality), or set it to false"
@@ -358,10 +360,6 @@ class PPOTrainer(SharesPrefix, RecipeTrainer, GRPOTrainer):
         ignored = {"value_head.weight", "value_head.bias"}  # no part of the generator: see STATE_FILE
         policy._keys_to_ignore_on_save = set(policy._keys_to_ignore_on_save or ()) | ignored
         return head
-
-    def _encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The model's own `encode_images`, asked only for images that it has not seen since the last generation."""
-        return torch.stack(self._image_memory.features(pixel_values, lambda rows: self._encode(pixel_values[rows])))
 
     def _after_backbone(self, module, args, output):
         self._hidden_states = output.last_hidden_state

@@ -30,7 +30,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 
 from recipes.files import InputError
 from recipes.trainers.checkpoints import weights_are_split
-from recipes.trainers.image_memory import ImageMemory, fingerprint, is_frozen, same_encoder, split_images
+from recipes.trainers.image_memory import ImageMemory, fingerprint, split_images
 
 ATTENTION = "shared_prefix"  # the name by which transformers finds `attend`
 # Decoders whose tokens attend to all earlier ones, at positions that `token_positions` gives, and mix in no other way.
@@ -541,7 +541,7 @@ class SharesPrefix:
 
     @functools.cached_property
     def _image_memory(self) -> ImageMemory:
-        return ImageMemory()
+        return ImageMemory(split=weights_are_split(self.args))
 
     def _share_prefix(self) -> None:
         setting = self.args.share_prefix
@@ -551,11 +551,9 @@ class SharesPrefix:
             None if network is None else self.accelerator.unwrap_model(network)
             for network in (self.model, self.ref_model)
         )
-        backbone = (model.get_base_model() if is_peft_model(model) else model).base_model
-        if is_frozen(backbone) and not weights_are_split(self.args):  # split, all processes would have to ask
-            self._image_memory.attach(backbone)
-            if reference is not None and same_encoder(backbone, reference.base_model):
-                self._image_memory.attach(reference.base_model)
+        self._image_memory.attach(model.get_base_model() if is_peft_model(model) else model)
+        if reference is not None:
+            self._image_memory.attach(reference, constant=True)
         sharing = SharedPrefix(required=bool(setting))
         if self.aux_loss_enabled:
             sharing.note("the load of experts is balanced over the tokens of the plain pass")

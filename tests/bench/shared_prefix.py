@@ -49,7 +49,7 @@ def build() -> tuple[torch.nn.Module, SharedPrefix, ImageMemory]:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     add_fused_lm_head(model.train())
     sharing, memory = SharedPrefix(), ImageMemory()
-    memory.attach(model.model)
+    memory.attach(model)
     sharing.attach(model, check=False)
     return model, sharing, memory
 
@@ -88,7 +88,7 @@ def measure(shared: bool, rows: int) -> dict[str, float]:
     def go(batch: dict) -> torch.Tensor:
         memory.clear()
         if not shared:  # each row's image is encoded, as without a memory
-            memory.features = lambda images, encode: encode(list(range(len(images))))
+            memory.features = lambda images, encode, state: encode(list(range(len(images))))
         with sharing.completions(COMPLETION if shared else 0):
             output = model(**batch, fused_lm_head=True)
         output.log_probs.sum().backward()
@@ -119,7 +119,7 @@ def measure_generation(shared: bool, rows: int) -> dict[str, float]:
     prompts = {name: value if name in ("pixel_values", "image_grid_thw") else value[:, :PROMPT]
                for name, value in batch.items() if name != "labels"}  # fmt: skip
     if not shared:
-        memory.features = lambda images, encode: encode(list(range(len(images))))
+        memory.features = lambda images, encode, state: encode(list(range(len(images))))
     sharing._writing = shared
     start = time.process_time()
     with torch.no_grad():

@@ -494,7 +494,8 @@ def test_images(kind, lora, tiny, studies, tmp_path):
     modes = []
     encoder.register_forward_hook(lambda module, *args: modes.append(module.training))
     trainer = PPOTrainer(
-        model, letters_reward, settings(tmp_path, max_steps=4, num_iterations=2, per_device_train_batch_size=4),
+        model, letters_reward,
+        settings(tmp_path, max_steps=4, num_iterations=2, per_device_train_batch_size=4, share_prefix=True),
         studies, processing_class=processor, peft_config=LoraConfig(**LORA) if lora else None,
     )  # fmt: skip
     assert (trainer.ref_model is None) == lora
@@ -510,8 +511,7 @@ def test_images(kind, lora, tiny, studies, tmp_path):
     changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
     assert any("value_head" in name for name in changed)
     assert any(("lora_" if lora else "proj") in name for name in changed)
-    if kind == "lmrrg":
-        assert len(modes) == 2  # two batches of completions: generation, old, reference and both epochs share them
+    assert len(modes) == 2  # two batches of completions: generation, old, reference and both epochs share them
     rows = [row for row in trainer.state.log_history if "kl" in row]
     assert len(rows) == 4 and all(np.isfinite(row["loss"]) for row in rows)
 
@@ -528,9 +528,14 @@ def test_an_encoder_that_is_trained_is_asked_each_time(studies, tmp_path):
     """LM-RRG's features are not remembered: they change."""
     model, processor = build_lmrrg(studies["report"], vision_layers=1, text_layers=1)
     args = settings(tmp_path, per_device_train_batch_size=4, freeze_image_encoder=False)
-    trainer = PPOTrainer(model, letters_reward, args, studies, processing_class=processor)
-    assert trainer._encode is None
+    PPOTrainer(model, letters_reward, args, studies, processing_class=processor)
     assert any(each.requires_grad for each in model.model.visual_extractor.parameters())
+    pixels = torch.zeros(2, 3, 64, 64)
+    seen = []
+    model.model.visual_extractor.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    for _ in range(2):
+        model.model.encode_images(pixels).sum().backward()
+    assert seen == [2, 2]
 
 
 @pytest.mark.parametrize("kind", ["qwen", "lmrrg"])
@@ -555,27 +560,6 @@ def test_the_pass_for_old_log_probabilities_sees_the_images(kind, tiny, studies,
     trainer._compute_loss(trainer.model, batch)
     mask = batch["completion_mask"].bool()
     torch.testing.assert_close(passes[-1][0][mask], batch["old_per_token_logps"][mask], atol=1e-5, rtol=0)
-
-
-def test_an_image_is_encoded_once_a_batch(words, tmp_path):
-    """Rows of the same image are encoded once; another batch of completions asks again."""
-    trainer = make_trainer(tmp_path, words)
-    asked = []
-
-    def encode(pixel_values):
-        asked.append(len(pixel_values))
-        return pixel_values.mean(dim=(2, 3))
-
-    trainer._encode = encode
-    images = torch.arange(3 * 2 * 4 * 4).view(3, 2, 4, 4) / 7
-    rows = images[[0, 0, 2, 1, 2]]
-    torch.testing.assert_close(trainer._encode_images(rows), rows.mean(dim=(2, 3)))
-    torch.testing.assert_close(trainer._encode_images(images[[1, 2]]), images[[1, 2]].mean(dim=(2, 3)))
-    assert asked == [3]
-    trainer.model.train()
-    trainer._generate_and_score_completions([{"prompt": "pull"}] * 8)
-    trainer._encode_images(images)
-    assert asked == [3, 3]
 
 
 def test_encode_images_without_an_encoder(words, tmp_path, monkeypatch):

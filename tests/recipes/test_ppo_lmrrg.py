@@ -148,7 +148,7 @@ def test_images_are_encoded_once_a_batch(train, stage1, tmp_path, monkeypatch):
     """Two batches of two studies x two completions, two epochs each: E sees four images."""
     seen, forward = [], torch.nn.Conv2d.forward
     monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
-    train(stage1, tmp_path / "out", max_steps=4, num_iterations=2)
+    train(stage1, tmp_path / "out", max_steps=4, num_iterations=2, share_prefix="true")
     assert seen == [2, 2]
 
 

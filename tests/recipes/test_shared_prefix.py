@@ -4,6 +4,7 @@ import ast
 import copy
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from replicas import SENTENCES, qwen3_vl
 from test_long_runs import PROMPTS, make_words, says_clear, small_llama
-from test_uneven_batches import GENERATING, PROMPT, ROWS, score_length, settings_of, studies, write_model
+from test_uneven_batches import GENERATING, PROMPT, ROWS, load, score_length, settings_of, studies, write_model
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -28,8 +29,9 @@ from recipes.cli import run
 from recipes.data.processors import load_processor
 from recipes.data.samples import to_samples
 from recipes.files import InputError
+from recipes.trainers import image_memory
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
-from recipes.trainers.image_memory import ImageMemory, fingerprint
+from recipes.trainers.image_memory import ImageMemory, fingerprint, image_encoder
 from recipes.trainers.shared_prefix import (
     ATTENTION,
     DECODERS,
@@ -344,13 +346,17 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make(models, tmp_path_factory):
-    """`make(kind, system)`: a trainer of that model, and its batch of two completions for each of four studies."""
+    """`make(kind, system)`: a trainer of that model, and its batch of two completions for each of four studies.
 
-    def make(kind: str, system: str, lora: bool = False, **settings):
+    `model`: of its configuration.
+    """
+
+    def make(kind: str, system: str, lora: bool = False, model: dict | None = None, **settings):
         views = "all" if "huatuo" in system or "qwen" in system else "frontal"
         samples = to_samples(studies(priors=False), PROMPT, views, keep=("report",))
         trainer_class, config_class = GENERATING[kind]
-        settings = {"num_iterations": 2, "per_device_train_batch_size": 2 * ROWS, "beta": 0.04} | settings
+        defaults = {"num_iterations": 2, "per_device_train_batch_size": 2 * ROWS, "beta": 0.04, "share_prefix": True}
+        settings = defaults | settings
         trainer = trainer_class(
             model=str(models(system)),
             reward_funcs=[score_length],
@@ -358,7 +364,7 @@ def make(models, tmp_path_factory):
                 **settings_of(tmp_path_factory.mktemp("run"), **settings),
                 num_generations=2,
                 max_completion_length=6,
-                model_init_kwargs={"dtype": "float32"},
+                model_init_kwargs={"dtype": "float32"} | (model or {}),
             ),
             train_dataset=samples,
             processing_class=load_processor(str(models(system))),
@@ -457,28 +463,69 @@ def test_a_step_is_that_of_the_plain_pass(make, kind, system, settings):
             torch.testing.assert_close(*scores, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("system", ["huatuo A", "qwen3-vl"])
-def test_a_frozen_encoder_reads_each_image_once_and_a_generation_each_prompt(make, system):
-    trainer, batch = make("grpo", system, lora=True)
+FROZEN = {"model": {"freeze_extractor": True}}  # LM-RRG's second stage
+
+
+@pytest.mark.parametrize(
+    ("kind", "system", "settings"),
+    [
+        ("grpo", "huatuo A", {"lora": True}),  # the reference is the policy without its adapter
+        ("grpo", "qwen3-vl", {"lora": True}),
+        ("grpo", "lmrrg", FROZEN),  # the reference is a model of its own
+        ("grpo", "lmrrg", {"lora": True}),
+        ("grpo", "llmrg4-atf", {}),
+        ("grpo", "llmrg4-interleaved", {"lora": True}),
+        ("ppo", "huatuo A", {}),
+        ("ppo", "lmrrg", {"lora": True}),
+        ("ppo", "llmrg4-atf", {}),
+    ],
+    ids=str,
+)
+def test_a_frozen_encoder_reads_each_image_once_and_a_generation_each_prompt(
+    make, kind, system, settings, monkeypatch
+):
+    trainer, _ = make(kind, system, **settings)
     images, rows = [], []
-    policy = trainer.model.get_base_model().model
-    policy.visual.register_forward_pre_hook(
-        lambda module, args, settings: images.append(len(settings["grid_thw"])), with_kwargs=True
-    )
-    policy.language_model.register_forward_pre_hook(
-        lambda module, args, settings: rows.append(tuple(settings["inputs_embeds"].shape[:2])), with_kwargs=True
+    policy = trainer.model.get_base_model() if settings.get("lora") else trainer.model
+    for model in filter(None, (policy, trainer.ref_model)):
+        image_encoder(model).register_forward_pre_hook(
+            lambda module, args, named: images.append(len(named.get("grid_thw", args[0]))), with_kwargs=True
+        )
+    policy.model.language_model.register_forward_pre_hook(
+        lambda module, args, named: rows.append(tuple(named["inputs_embeds"].shape[:2])), with_kwargs=True
     )
     samples = [row for row in trainer.train_dataset for _ in range(2)]
+    distinct = sum(len(row["images"]) for row in trainer.train_dataset)
+    assert distinct == (6 if "q" in system or "huatuo" in system else 4)
+    assert (trainer.ref_model is None) == settings.get("lora", False)
     trainer._step = 0
     batch = trainer._prepare_inputs(samples)
-    assert images == [6]  # for generation, old and reference pass; the studies have six images
+    assert images == [distinct]  # for generation, old and reference pass
     assert rows[0][0] == ROWS and rows[1] == (2 * ROWS, 1)  # the first pass of generation and the second
-    trainer._compute_loss(trainer.model, batch).backward()
-    assert images == [6]
+    trainer.model.train()
+    batch["advantages"] = torch.linspace(-1, 1, batch["advantages"].numel()).view(batch["advantages"].shape)
+    remembered = step(trainer, batch, shared=True)
+    assert images == [distinct]
+    with monkeypatch.context() as patch:
+        patch.setattr(image_memory, "has_dropout", lambda encoder: True)  # nothing is remembered
+        plain = step(trainer, batch, shared=False)
+        assert images == [distinct, 2 * distinct]  # each row's
+    assert len(plain) > 10
+    assert_equal(remembered, plain)
     images.clear()
     trainer._step = 2
     trainer._prepare_inputs(samples)
-    assert images == [6]  # another step, which begins anew
+    assert images == [distinct]  # another step, which begins anew
+
+
+@pytest.mark.parametrize("kind", GENERATING)
+def test_without_sharing_every_pass_encodes_its_images(make, kind):
+    trainer, _ = make(kind, "lmrrg", **FROZEN, share_prefix=False)
+    images = []
+    image_encoder(trainer.model).register_forward_pre_hook(lambda module, args: images.append(len(args[0])))
+    trainer._step = 0
+    trainer._prepare_inputs([row for row in trainer.train_dataset for _ in range(2)])
+    assert images and set(images) == {2 * ROWS}
 
 
 def test_a_generation_writes_the_same(make):
@@ -521,23 +568,119 @@ def test_fingerprints_tell_every_bit_shape_and_type():
     assert fingerprint(swapped) != fingerprint(image)
 
 
-def test_the_memory_keeps_precisions_apart_until_it_is_cleared():
-    memory, calls = ImageMemory(), []
+def remember(memory: ImageMemory) -> tuple:
+    """A call of `memory.features`, and the numbers of the images that were encoded."""
+    calls = []
 
     def encode(numbers):
         calls.append(numbers)
         return [torch.tensor(float(number)) for number in numbers]
 
-    images = [torch.zeros(2), torch.ones(2), torch.zeros(2)]
-    assert memory.features(images, encode) == [2, 1, 2]  # the last of the same
-    assert memory.features(images[1:2], encode) == [1]
+    return lambda images, state=None: memory.features(images, encode, state), calls
+
+
+IMAGES = [torch.zeros(2), torch.ones(2), torch.zeros(2)]
+
+
+def test_the_memory_keeps_precisions_and_states_apart_until_it_is_cleared():
+    memory = ImageMemory()
+    features, calls = remember(memory)
+    assert features(IMAGES) == [2, 1, 2]  # the last of the same
+    assert features(IMAGES[1:2]) == [1]
     assert calls == [[2, 1]]
     with torch.autocast("cpu", torch.bfloat16):
-        memory.features(images[:1], encode)
-    assert calls[1:] == [[0]]
+        features(IMAGES[:1])
+    features(IMAGES[:1], "another")
+    assert calls[1:] == [[0], [0]]
     memory.clear()
-    memory.features(images[:1], encode)
-    assert calls[2:] == [[0]]
+    features(IMAGES[:1])
+    assert calls[3:] == [[0]]
+
+
+def test_a_process_encodes_with_those_that_have_to(monkeypatch):
+    """Of split weights: with nothing new it runs the encoder all the same, where another process has an image."""
+    features, calls = remember(ImageMemory(split=True))
+    others = 0
+    monkeypatch.setattr(image_memory, "reduce", lambda number, reduction: number + others)
+    features(IMAGES)
+    features(IMAGES[1:])
+    assert calls == [[2, 1]]
+    others = 1
+    assert features(IMAGES[1:]) == [0, 2]  # its first image again
+    assert calls == [[2, 1], [0]]
+
+
+class Seeing(torch.nn.Module):
+    """The least that the memory looks at, with an encoder that counts its images."""
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Dropout(dropout))
+        torch.nn.init.ones_(self.encoder[0].weight)
+        torch.nn.init.zeros_(self.encoder[0].bias)
+        self.encoder.requires_grad_(False)
+        self.images = 0
+
+    @property
+    def base_model(self):
+        return self
+
+    def get_encoder(self, modality: str):
+        return self.encoder
+
+    def encode_images(self, pixel_values):
+        self.images += len(pixel_values)
+        return self.encoder(pixel_values)
+
+
+ROWS_OF_PIXELS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
+
+
+def test_encoders_share_what_they_remember_while_their_weights_are_equal():
+    models, memory = [Seeing() for _ in range(4)], ImageMemory()
+    models[2].encoder[0].weight.data[0, 1] = 2
+    models[3].encoder.requires_grad_(True)
+    memory.attach(models[0])
+    for model in models[1:3]:
+        model.encoder.requires_grad_(True)  # as TRL's references have it
+        memory.attach(model, constant=True)
+    memory.attach(models[3])
+    found = [model.encode_images(ROWS_OF_PIXELS).flatten().tolist() for model in models]
+    assert found == [[3, 7, 3], [3, 7, 3], [5, 11, 5], [3, 7, 3]]
+    assert [model.images for model in models] == [2, 0, 2, 3]
+
+
+def test_parts_of_weights_are_never_equal():
+    models, memory = [Seeing(), Seeing()], ImageMemory(split=True)
+    for model in models:
+        memory.attach(model)
+        model.encode_images(ROWS_OF_PIXELS)
+    assert [model.images for model in models] == [2, 2]
+
+
+def test_an_encoder_with_dropout_is_asked_each_time_that_it_drops():
+    model, memory = Seeing(dropout=0.5), ImageMemory()
+    memory.attach(model)
+    for _ in range(2):
+        model.train().encode_images(ROWS_OF_PIXELS)
+    assert model.images == 6
+    for _ in range(2):
+        model.eval().encode_images(ROWS_OF_PIXELS)
+    assert model.images == 8
+
+
+def test_an_adapter_in_the_encoder_is_no_part_of_the_reference():
+    model, memory = Seeing(), ImageMemory()
+    adapted = get_peft_model(
+        model, LoraConfig(r=1, lora_alpha=1, target_modules=["encoder.0"], init_lora_weights=False)
+    )
+    adapted.requires_grad_(False)
+    memory.attach(model)
+    with adapted.disable_adapter():
+        assert model.encode_images(ROWS_OF_PIXELS).flatten().tolist() == [3, 7, 3]
+    first = model.encode_images(ROWS_OF_PIXELS)
+    assert model.images == 4 and not torch.equal(first, torch.tensor([[3.0], [7.0], [3.0]]))
+    assert torch.equal(model.encode_images(ROWS_OF_PIXELS), first) and model.images == 4
 
 
 ################
@@ -642,5 +785,60 @@ def test_two_processes_that_share_are_one_that_does_not(tmp_path, torchrun):
     assert not torch.equal(one["weights"]["lm_head.weight"], small_llama().lm_head.weight)
 
 
+def count_letters(completions, **kwargs):
+    return [len(set(completion[0]["content"])) / 10 for completion in completions]
+
+
+def with_parts_of_the_weights(folder: str) -> None:
+    """GRPO steps of LM-RRG, E frozen, in this process of two, with sharing and without.
+
+    The first process has two studies with one image, the second two images: in the reference's pass over the second
+    study the one knows its image and the other does not.
+    """
+    rows, found = [*studies(priors=False)], {}
+    rows[1]["images"], rows[1]["views"] = rows[0]["images"], rows[0]["views"]
+    samples = to_samples(Dataset.from_list(rows), PROMPT, "frontal", keep=("report",))
+    for share in (True, False):
+        args = MRGR1Config(
+            **settings_of(folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=2),
+            beta=0.04, num_generations=2, max_completion_length=4, learning_rate=0.05, optim="sgd",
+            shuffle_dataset=False, share_prefix=share,
+            model_init_kwargs={"dtype": "float32", "freeze_extractor": True},
+        )  # fmt: skip
+        trainer = MRGR1Trainer(
+            f"{folder}/model", count_letters, args, samples,
+            processing_class=load_processor(f"{folder}/model"),
+        )  # fmt: skip
+        images = []
+        for model in (trainer.model, trainer.accelerator.unwrap_model(trainer.ref_model)):
+            image_encoder(model).register_forward_pre_hook(lambda module, args: images.append(len(args[0])))  # noqa: B023
+        trainer.train()
+        weights = dict(trainer.accelerator.get_state_dict(trainer.model_wrapped))
+        found[share] = {"images": images, "weights": weights, "read": trainer._sharing.saved if share else None}
+    torch.save(found, f"{folder}/{trainer.args.process_index}.pt")
+
+
+def test_weights_in_parts_are_shared_too(models, tmp_path, torchrun):
+    shutil.copytree(models("lmrrg"), tmp_path / "model")
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *torchrun(__file__, tmp_path, "parts", under="fsdp2.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    first, second = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (0, 1))
+    # of each step: generation, and the reference's passes over two studies, in both processes
+    assert first[True]["images"] == [1, 1, 1] * 2 and second[True]["images"] == [2, 1, 1] * 2
+    assert first[False]["images"] == second[False]["images"] == [4, 2, 2, 2, 2] * 2
+    read, of = first[True]["read"]
+    assert 0 < read < of
+    start = load(tmp_path / "model").state_dict()
+    changed = 0
+    for name, value in first[False]["weights"].items():
+        torch.testing.assert_close(first[True]["weights"][name], value, atol=1e-6, rtol=1e-4)
+        changed += not torch.equal(value, start[name])
+    assert changed > 10
+
+
 if __name__ == "__main__":
-    run(lambda: one_of_two(*sys.argv[1:]))
+    part = with_parts_of_the_weights if sys.argv[2:] else one_of_two
+    run(lambda: part(sys.argv[1]))

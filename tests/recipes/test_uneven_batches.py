@@ -322,15 +322,6 @@ def test_what_trl_would_leave_out_in_training_is_refused(models, tmp_path, kind,
         trainer._prepare_inputs([samples[number // 2] for number in range(2 * ROWS)])
 
 
-def test_ppo_remembers_images_by_their_pixels_and_their_shape(models, tmp_path):
-    samples = to_samples(studies(priors=False), PROMPT, "frontal", keep=("report",))
-    trainer = make_generating("ppo", models("lmrrg"), samples, tmp_path)
-    trainer._encode = lambda pixels: pixels.mean(dim=(1, 2, 3))[:, None] + pixels.shape[-1]
-    black, white = torch.zeros(1, 3, 2, 8), torch.ones(1, 3, 2, 8)
-    assert trainer._encode_images(torch.cat([black, white, black])).tolist() == [[8], [9], [8]]
-    assert trainer._encode_images(black.view(1, 3, 8, 2)).tolist() == [[2]]  # the same bytes, another image
-
-
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", GENERATING)
 def test_a_tokenizer_pads_left_whatever_it_was_saved_with(tmp_path, kind, side):
