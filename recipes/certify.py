@@ -35,6 +35,7 @@ ROWS: dict[str, Callable[[Lab], tuple]] = {
     "radgraph": checkpoints.radgraph,
     "radgraph_xl": checkpoints.radgraph_xl,
     "modern_radgraph_xl": checkpoints.modern_radgraph_xl,
+    "crepe": checkpoints.crepe,
     "radcliq": checkpoints.radcliq,
     "biomedclip": checkpoints.biomedclip,
     "discbert": checkpoints.discbert,
@@ -72,6 +73,7 @@ class Checkpoints:
     bert: str = field(
         default="google-bert/bert-base-uncased", metadata={"help": "BERT that CheXbert and DiscBERT are made of."}
     )
+    crepe: str = field(default="gihuncho/crepe-biomedbert", metadata={"help": "CREPE as its authors publish it."})
     biomedclip: str = field(
         default="microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
         metadata={"help": "BiomedCLIP in open_clip's form."},

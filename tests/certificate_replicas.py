@@ -12,6 +12,7 @@ from unittest import mock
 import radgraph_models
 import replicas
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from recipes.certificate.laboratory import PUBLISHED, Absent, Lab
@@ -38,6 +39,7 @@ def build(shelf: Path) -> None:
     write_biomedclip(shelf, texts)
     replicas.blip2_opt(shelf / "Salesforce/blip2-opt-2.7b", texts=texts, fewer=50304 - ROWS)
     replicas.bert_base_uncased(shelf / "google-bert/bert-base-uncased", texts)
+    replicas.crepe(shelf / "gihuncho/crepe-biomedbert", texts)
     scorers = shelf / "StanfordAIMI/RRG_scorers"
     replicas.chexbert_pth(scorers)
     for name, (encoder, _) in replicas.RADGRAPH_ENCODERS.items():
@@ -136,6 +138,26 @@ def partial_method(load):
 
 expect_radgraph_xl = partial(expect_radgraph, name="radgraph-xl")
 expect_modern_radgraph_xl = partial(expect_radgraph, name="modern-radgraph-xl")
+
+
+def expect_crepe(lab: Lab, published: dict) -> dict:
+    """transformers' own BertModel with the file's six heads, each pair padded to 512 tokens as the authors' code does.
+
+    Their package is on no registry, and under transformers 5 its class does not load a folder.
+    """
+    folder = Path(lab.checkpoint("crepe"))
+    weights = load_file(folder / "model.safetensors")
+    bert = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=True).eval()
+    bert.load_state_dict({name[5:]: tensor for name, tensor in weights.items() if name.startswith("bert.")})
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    counts = []
+    for pair in zip(published["references"], published["candidates"], strict=True):
+        inputs = tokenizer(*pair, padding="max_length", truncation=True, max_length=512, return_tensors="pt")
+        with torch.no_grad():
+            pooled = bert(**inputs).pooler_output[0]
+        heads = [(weights[f"error_regressors.{i}.weight"][0], weights[f"error_regressors.{i}.bias"]) for i in range(6)]
+        counts.append([max(0.0, (weight @ pooled + bias).item()) for weight, bias in heads])
+    return published | {"counts": counts}
 
 
 def expect_radcliq(lab: Lab, published: dict) -> dict:

@@ -90,6 +90,10 @@ FROM_MEMORY = {
     "cxr_bert_general": ("tokenizer_config.json, of which 228 bytes are known", "the special tokens' ids"),
     "biomedclip": ("the order of the keys in tokenizer_config.json", "the vocabulary's special ids"),
     "chexbert_pth": ("that it is pickled in the old way and without position_ids (from the versions that wrote it)",),
+    "crepe": (
+        "the file set, that its weights are safetensors and its tokenizer's settings; names and settings are those "
+        "that the authors' code reads",
+    ),
     "modernbert_base": ("everything: config, tokenizer, ids and file set",),
     "radgraph_archive": (
         "which encoder the first RadGraph names, and that its label set is called radgraph",
@@ -1122,6 +1126,35 @@ def chexbert_pth(folder: Path) -> Path:
     content = {"epoch": 4, "model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(content, folder / "chexbert.pth", _use_new_zipfile_serialization=False)
+    return folder
+
+
+CREPE = {
+    "_name_or_path": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+    **PLAIN_BERT,
+    "architectures": ["BertForCategoryErrorRegression"],
+    "num_error_categories": 6,
+    "presence_loss_weight": 0.5,
+    "use_poisson_loss": False,
+    "use_presence_loss": True,
+}
+
+
+def crepe(folder: Path, texts: Sequence[str] = SENTENCES) -> Path:
+    """gihuncho/crepe-biomedbert: a BERT's configuration with four settings more, six heads that count errors and six
+    that say whether there are any."""
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    vocab = word_pieces(texts, specials, CREPE["vocab_size"])
+    tokenizer = BertTokenizer({word: number for number, word in enumerate(vocab)}, model_max_length=512)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "config.json", CREPE | BERT_SMALL)
+    set_seed(0)
+    model = torch.nn.Module()
+    model.bert = BertModel(_bert_settings(PLAIN_BERT | BERT_SMALL))
+    for name in ("error_regressors", "error_presence"):
+        heads = [torch.nn.Linear(BERT_SMALL["hidden_size"], 1) for _ in range(CREPE["num_error_categories"])]
+        setattr(model, name, torch.nn.ModuleList(heads))
+    write_weights(folder, model.state_dict(), 1)
     return folder
 
 

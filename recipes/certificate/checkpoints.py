@@ -9,10 +9,18 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from modeling import DiscBertModel
-from recipes import convert_biomedclip, convert_chexbert, convert_discbert, convert_llmrg4, convert_radgraph
+from recipes import (
+    convert_biomedclip,
+    convert_chexbert,
+    convert_crepe,
+    convert_discbert,
+    convert_llmrg4,
+    convert_radgraph,
+)
 from recipes.certificate.laboratory import Absent, Bar, Lab
 from recipes.data.pickles import read_published
 from rewards.chexbert import CheXbertLabeler
+from rewards.crepe import Crepe
 from rewards.radcliq import radcliq_score
 from rewards.radgraph import radgraph_f1
 from rewards.radgraph_parser import RadGraphParser
@@ -39,6 +47,14 @@ def chexbert(lab: Lab) -> tuple[str, Bar]:
     folder = lab.convert(convert_chexbert, checkpoint=checkpoint, tokenizer=bert)
     labels = CheXbertLabeler(folder, lab.device)(expected["texts"])
     return count(int((labels == np.array(expected["labels"])).sum()), labels.size, "labels")
+
+
+def crepe(lab: Lab) -> tuple[float, Bar]:
+    """The largest difference of CREPE's counts of errors to those that its authors' example prints."""
+    expected = lab.expected("crepe")
+    folder = lab.convert(convert_crepe, checkpoint=lab.checkpoint("crepe"))
+    counts = Crepe(folder, lab.device).counts(expected["candidates"], expected["references"])
+    return float(np.abs(counts - np.array(expected["counts"])).max()), Bar("<=", 1e-3)
 
 
 def radgraph(lab: Lab, name: str = "radgraph") -> tuple[str, Bar]:

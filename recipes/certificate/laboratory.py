@@ -26,6 +26,7 @@ TESTS = Path(__file__).resolve().parents[2] / "tests"
 TABLES = ("*.json", "*.txt", "*.jinja", "*.model")  # configurations, tokenizers, templates
 FILES = {  # of each argument's repository on the Hub, what is read; an argument without an entry names one file
     "bert": TABLES,
+    "crepe": (*TABLES, "model.safetensors", "pytorch_model.bin"),
     "biomedclip": ("open_clip_config.json", "open_clip_pytorch_model.bin"),
     "vision": (*TABLES, "model.safetensors"),
     "text": (*TABLES, "pytorch_model.bin"),

@@ -23,21 +23,29 @@ REPLACED = (OURS, PUSHED, *TRAINERS)  # cards that may be
 ARGUMENTS = ("model_name_or_path", "dataset", "dataset_name", "max_steps", "num_train_epochs", "learning_rate", "seed")
 
 _MRGR1 = (
-    "Wang et al. 2025, MRG-R1: Reinforcement Learning for Clinically Aligned Medical Report Generation, 2512.16145"
+    "Wang et al. 2025, MRG-R1: Reinforcement Learning for Clinically Aligned Medical Report Generation, "
+    "arXiv:2512.16145"
 )
 _LLMRG4 = (
     "Wang et al. 2024, LLM-RG4: Flexible and Factual Radiology Report Generation Across Diverse Input Contexts, "
-    "2412.12001"
+    "arXiv:2412.12001"
 )
 _LMRRG = (
     "Zhou et al. 2024, Large Model driven Radiology Report Generation with Clinical Quality Reinforcement Learning, "
-    "2403.06728"
+    "arXiv:2403.06728"
 )
 _CHEXBERT = (
     "Smit et al. 2020, CheXbert: Combining Automatic Labelers and Expert Annotations for Accurate Radiology Report "
-    "Labeling Using BERT, 2004.09167"
+    "Labeling Using BERT, arXiv:2004.09167"
 )
-CITATIONS = {"mrgr1": _MRGR1, "llmrg4": _LLMRG4, "discbert": _LLMRG4, "lmrrg": _LMRRG, "chexbert": _CHEXBERT}
+_CREPE = (
+    "Cho et al. 2025, CREPE: Rapid Chest X-ray Report Evaluation by Predicting Multi-category Error Counts, "
+    "EMNLP 2025, aclanthology.org/2025.emnlp-main.1102"
+)
+CITATIONS = {
+    **{"mrgr1": _MRGR1, "llmrg4": _LLMRG4, "discbert": _LLMRG4, "lmrrg": _LMRRG, "chexbert": _CHEXBERT},
+    "crepe": _CREPE,
+}
 
 
 def check_card(folder: str | Path) -> None:

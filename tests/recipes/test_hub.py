@@ -517,7 +517,10 @@ def test_run_config_keeps_no_token_and_tells_what_was_changed(tmp_path):
     assert changed["learning_rate"] == 0.5 and "weight_decay" not in changed and "hub_token" not in changed
 
 
-TRAINING = ("grpo_mrgr1", "sft_mrgr1", "sft_llmrg4", "sft_lmrrg", "ppo_lmrrg", "train_chexbert", "train_discbert")
+TRAINING = (
+    *("grpo_mrgr1", "sft_mrgr1", "sft_llmrg4", "sft_lmrrg", "ppo_lmrrg"),
+    *("train_chexbert", "train_discbert", "train_crepe"),
+)
 
 
 @pytest.mark.parametrize("script", TRAINING)
@@ -638,6 +641,7 @@ PAPERS = {
     "sft_lmrrg": "arXiv:2403.06728",
     "ppo_lmrrg": "arXiv:2403.06728",
     "train_chexbert": "arXiv:2004.09167",
+    "train_crepe": "aclanthology.org/2025.emnlp-main.1102",
 }
 
 
@@ -648,7 +652,7 @@ def test_the_pushed_card_cites_the_paper(hub, tmp_path, call, monkeypatch, scrip
     save_run(folder, sources=["phantom"])
     call(push_checkpoint.main, "--model", folder, "--repo", "me/x")
     cite = hub.repositories["model", "me/x"].files["README.md"].decode().split("## Cite")[1]
-    assert re.findall(r"arXiv:[\d.]+\d", cite) == [PAPERS[script]]
+    assert re.findall(r"(?:arXiv:|aclanthology\.org/)[\w.-]+\d", cite) == [PAPERS[script]]
 
 
 def test_the_pushed_card_has_the_figures_of_metrics_json(hub, tmp_path, call):
@@ -719,6 +723,7 @@ def starts(tmp_path_factory, tiny, phantom) -> dict[str, list]:
                       **writes, "rewards": "bleu", "allow_scratch": "true"},
         "train_chexbert": labels,
         "train_discbert": labels,
+        "train_crepe": labels,
     }  # fmt: skip
 
 

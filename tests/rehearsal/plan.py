@@ -25,6 +25,7 @@ from .runs import (
 )
 
 CHEXBERT, RADGRAPH = "StanfordAIMI/RRG_scorers/chexbert.pth", "StanfordAIMI/RRG_scorers/radgraph.tar.gz"
+CREPE = "gihuncho/crepe-biomedbert"
 BIOMEDCLIP = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 RECIPES, CONFIGS = ROOT / "recipes", ROOT / "recipes" / "configs"
 ACCELERATE = Path(sys.executable).with_name("accelerate")
@@ -238,6 +239,29 @@ def labelers() -> list[Job]:
     stages += [Stage("load", [*LOAD, "outputs/discbert", "AutoModel", "trust"], check_loaded)]
     stages += [hallucinations("outputs/discbert")]
     jobs.append(Job("discbert/openi.yaml", "discbert_openi", stages, in_table=True))
+    return jobs
+
+
+def learned_metrics() -> list[Job]:
+    """The YAMLs of the metric CREPE: from BiomedBERT on MIMIC-CXR's reports, and the tiny one on Open-i's."""
+    physionet = "physionet.org/files"
+    trees = {"root": physionet, "images": f"{physionet}/mimic-cxr-jpg/2.1.0", "image_size": 224, "workers": 1}
+    jobs = [
+        preparation("crepe: data", recipe("build_mimic_cxr.py", **trees, out="outputs/data/mimic_cxr")),
+        preparation("crepe: published", recipe("convert_crepe.py", checkpoint=CREPE, out="outputs/published")),
+    ]
+    for config, room, needs in (
+        ("crepe/biomedbert.yaml", "crepe", ("crepe: data", "crepe: published")),
+        ("crepe/openi.yaml", "crepe_openi", ()),
+    ):
+        stages = training("train_crepe.py", config, repeatable=room == "crepe")
+        stages += [Stage("load", [*LOAD, "outputs/crepe", "AutoModel", "trust"], check_loaded)]
+        for model in ("crepe", "published")[: 1 + bool(needs)]:
+            scores = {"predictions": "x=reports.jsonl", "crepe": f"outputs/{model}", "out": f"outputs/{model}_scores"}
+            stages.append(
+                Stage(f"evaluate {model}", recipe("evaluate.py", **scores), check_scores(scores["out"], "x"))
+            )
+        jobs.append(Job(config, room, stages, needs, in_table=True))
     return jobs
 
 

@@ -15,7 +15,7 @@ from recipes.files import InputError
 
 from .llm import answering
 from .overrides import overrides_of, read_config
-from .plan import CONFIGS, labelers, llmrg4, lmrrg, mrgr1
+from .plan import CONFIGS, labelers, learned_metrics, llmrg4, lmrrg, mrgr1
 from .real_weights import print_changes, real_weights
 from .rooms import prepare_rooms
 from .runs import Failed, Job, Processes, run_stage
@@ -105,7 +105,7 @@ def rehearse(
     """
     start = time.monotonic()
     with answering() as endpoint:
-        plan = [*llmrg4(endpoint), *lmrrg(), *mrgr1(), *labelers(), *real_weights()]
+        plan = [*llmrg4(endpoint), *lmrrg(), *mrgr1(), *labelers(), *learned_metrics(), *real_weights()]
         selection = select_jobs(plan, only)
         jobs = [job for job in selection if not job.skipped]
         for job in jobs:

@@ -22,6 +22,7 @@ def build_replicas(shelf: Path) -> None:
     replicas.blip2_opt(shelf / "Salesforce/blip2-opt-2.7b", texts=texts, fewer=50304 - ROWS)
     for name in ("google-bert/bert-base-uncased", "bert-base-uncased"):
         replicas.bert_base_uncased(shelf / name, texts)
+    replicas.crepe(shelf / "gihuncho/crepe-biomedbert", texts)
     replicas.chexbert_pth(shelf / "StanfordAIMI/RRG_scorers")
     replicas.radgraph_archive(shelf / "StanfordAIMI/RRG_scorers", "radgraph", texts)
     (shelf / "StanfordAIMI/RRG_scorers/encoder").rename(shelf / replicas.RADGRAPH_ENCODERS["radgraph"][0])
