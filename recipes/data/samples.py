@@ -13,7 +13,7 @@ from modeling.processing_llmrg4 import check_views, mark_prior
 from recipes.data.images import PixelRange, check_image, decode_image, enlarged_by, pixel_range
 from recipes.data.labels import load_labeler, read_labelled
 from recipes.data.privacy import WHY_PUBLIC
-from recipes.data.schema import read_split
+from recipes.data.schema import LATER, read_split
 from recipes.data.sections import TARGETS, target_of
 from recipes.data.special_tokens import special_token
 from recipes.data.views import is_lateral
@@ -178,6 +178,8 @@ def to_samples(
 ) -> Dataset:
     """Samples with `prompt` (chat messages), `images` and the columns `keep`; the first `limit` ones, if that is set.
 
+    Of `boxes` a sample has those of its first image: none, where that is not the study's first.
+
     `prompt` may have the fields of `fill_prompt`. `views`: `each` makes every image a sample of its own with the
     study's report (MRG-R1 section IV-A), `frontal` keeps a study's first image, `all` gives all of them at once,
     `frontal+lateral` its first frontal and first lateral one, as LLM-RG4 takes them: raises InputError naming the
@@ -211,8 +213,8 @@ def to_samples(
             for text, places in samples_of(study, prompt, views):
                 out["prompt"].append([{"role": "user", "content": text}])
                 out["images"].append(places)
-                for name in keep:
-                    out[name].append(batch[name][i])
+                for name in keep:  # boxes are those of the study's first image
+                    out[name].append(None if name == "boxes" and places[0]["place"] else batch[name][i])
                 if completion:
                     out["completion"].append([{"role": "assistant", "content": answer}])
         return out
@@ -253,6 +255,7 @@ def read_samples(
     """
     prompt = read_prompt(args.prompt_file)
     columns, labeling = columns_of(prompt, views), load_labeler(labeler) if labeler else None
+    columns += tuple(name for name in keep if name in LATER)  # which an older data set may lack
     rows, samples = {}, {}
     for split in splits_of(training_args):
         if labeling:
