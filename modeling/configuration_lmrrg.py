@@ -54,6 +54,8 @@ class LMRRGConfig(PreTrainedConfig):
 
     Rows of Table 3: `use_global_feature`, `use_region_features`, `region_prompt` (description or name),
     `use_instruction` (which the processor follows) and `lambda_disease`, the weight of the disease loss (0: no head).
+    Not in the paper: `lambda_region`, the weight of the region loss, which pulls a region's attention into its box
+    (`LMRRGModel.locate`; 0: none). It needs a region feature that weighs patches: text_query, or pool text_attn.
 
     What the paper leaves open (A-01, A-02): `region_attn_mode` image_query is section 2.1 to the letter, patches as
     the query and the text as the one key, whose softmax is 1 whatever the patch, so that a region's text reaches all
@@ -81,6 +83,7 @@ class LMRRGConfig(PreTrainedConfig):
     use_region_features: bool = True
     use_instruction: bool = True
     lambda_disease: float = 1.0
+    lambda_region: float = 0.0
     region_names: list[str] | tuple[str, ...] = REGION_NAMES
     region_texts: list[str] | tuple[str, ...] = ()
     region_length: int = 1
@@ -113,8 +116,7 @@ class LMRRGConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if self.lambda_disease < 0:
-            raise ValueError(f"lambda_disease must be 0 or more, not {self.lambda_disease}")
+        self.check_weights()
         self.vtrans_heads = self.vtrans_heads or self.text_config.num_attention_heads
         for name, width in (("region_heads", self.projection_dim), ("vtrans_heads", self.decoder_width)):
             if width % getattr(self, name):
@@ -124,10 +126,26 @@ class LMRRGConfig(PreTrainedConfig):
         self.region_names, self.region_texts = list(self.region_names), list(self.region_texts)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
 
+    def check_weights(self) -> None:
+        """Raises ValueError on weights of losses that are negative, or of a loss that cannot be computed."""
+        for name in ("lambda_disease", "lambda_region"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.lambda_region and not (self.use_region_features and self.weighs_patches):
+            raise ValueError(
+                "lambda_region needs regions that weigh patches, by region_attn_mode text_query or region_pool "
+                "text_attn: as the mean of all patches, or as the class token, a region has no attention to pull"
+            )
+
     @property
     def decoder_width(self) -> int:
         """Of the decoder's embeddings, which in OPT-350M is not that of its layers."""
         return getattr(self.text_config, "word_embed_proj_dim", None) or self.text_config.hidden_size
+
+    @property
+    def weighs_patches(self) -> bool:
+        """Whether a region's feature is read from patches with weights of its text's choice, which sum to 1."""
+        return self.region_attn_mode == "text_query" or self.region_pool == "text_attn"
 
     @property
     def num_visual_tokens(self) -> int:

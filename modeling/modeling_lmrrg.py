@@ -6,6 +6,7 @@ text encoder does not learn, so what it makes of the region descriptions is kept
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,18 +40,20 @@ STATES = [4] * 13 + [2]  # of CheXpert's 13 findings and of No Finding, which is
 
 @dataclass
 class LMRRGModelOutput(BaseModelOutputWithPast):
-    """As its base, and `disease_logits` (images, 14, 4) and `disease_loss`, a scalar, where they were computed."""
+    """As its base, and `disease_logits` (images, 14, 4), `disease_loss` and `region_loss`, scalars, where computed."""
 
     disease_logits: torch.Tensor | None = None
     disease_loss: torch.Tensor | None = None
+    region_loss: torch.Tensor | None = None
 
 
 @dataclass
 class LMRRGOutput(CausalLMOutputWithPast):
-    """As its base, and `disease_logits` (images, 14, 4) and `disease_loss`, a scalar, where they were computed."""
+    """As its base, and `disease_logits` (images, 14, 4), `disease_loss` and `region_loss`, scalars, where computed."""
 
     disease_logits: torch.Tensor | None = None
     disease_loss: torch.Tensor | None = None
+    region_loss: torch.Tensor | None = None
 
 
 # BiomedCLIP
@@ -139,6 +142,14 @@ class Attention(nn.Module):
         read = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.output(read.transpose(1, 2).flatten(2)).unflatten(0, leading)
 
+    def log_weights(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Logarithms of the weights that `forward` reads with, float32 (.., heads, L, T); they sum to 1 over keys."""
+        q, k = (
+            part(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+            for part, x in ((self.query, queries), (self.key, keys))
+        )
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).float().log_softmax(-1)
+
 
 class Block(nn.Module):
     """Self-attention and feed-forward network, each after LayerNorm and with a residual: a layer of VTrans."""
@@ -176,6 +187,10 @@ class RegionBlock(Block):
             attended = self.cross_attention(normed, keys, mask)
         return super().forward(attended + features)  # F_CA = CA(LN(F_I), F_T) + F_I
 
+    def log_attention(self, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Logarithms of what each region's text, the query, weighs the patches with: (n, heads, k, N)."""
+        return self.cross_attention.log_weights(self.cross_norm(features).transpose(1, 2), images).squeeze(1)
+
 
 class RegionEncoder(GradientCheckpointingLayer):
     """All blocks and the pooling for some regions, which gradient checkpointing recomputes as a whole."""
@@ -186,22 +201,36 @@ class RegionEncoder(GradientCheckpointingLayer):
         sizes = (config.projection_dim, config.region_heads, config.mlp_ratio, self.text_query)
         self.blocks = nn.ModuleList([RegionBlock(*sizes) for _ in range(config.num_region_layers)])
 
-    def forward(self, images: torch.Tensor, texts: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """F_region (n, k, D) of images (n, N, D) and texts (k, T, D) of k regions; `mask` (k, T) of real tokens."""
+    def forward(
+        self, images: torch.Tensor, texts: torch.Tensor, mask: torch.Tensor | None = None, with_attention: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """F_region (n, k, D) of images (n, N, D) and texts (k, T, D) of k regions; `mask` (k, T) of real tokens.
+
+        And `with_attention`, else None, the logarithm of what each region weighs the patches with, (n, k, N): text as
+        the query, the cross-attention's weights, a mean over blocks and heads; with pool text_attn, that pool's.
+        """
         images = images.unsqueeze(1)
         features, keys = (texts[None, :, :1], images) if self.text_query else (images, texts)
+        maps = []
         for block in self.blocks:
+            if with_attention and self.text_query:
+                maps.append(block.log_attention(features, keys))
             features = block(features, keys, mask)
+        attention = torch.cat(maps, 1).logsumexp(1) - math.log(sum(each.shape[1] for each in maps)) if maps else None
         if self.pool == "cls":
-            return features[:, :, 0]
+            return features[:, :, 0], attention
         if self.pool == "mean":
-            return features.mean(2)
+            return features.mean(2), attention
         likeness = torch.einsum("nktd,kd->nkt", features, texts[:, 0]) * texts.shape[-1] ** -0.5
-        return torch.einsum("nkt,nktd->nkd", likeness.softmax(-1), features)
+        attention = likeness.float().log_softmax(-1) if with_attention else None
+        return torch.einsum("nkt,nktd->nkd", likeness.softmax(-1), features), attention
 
 
 class VisualExtractor(nn.Module):
     """E: images (n, 3, height, width) become (n, 1 + K, D), F_global and F_region, less what is switched off.
+
+    `with_attention`, which needs `config.weighs_patches`, the second result is what `RegionEncoder` says of all K
+    regions, (n, K, N), else None.
 
     `region_features` (K, T, D) and `region_mask` (K, T): F_T of the regions' texts, and which of them are real.
     """
@@ -220,25 +249,37 @@ class VisualExtractor(nn.Module):
             inputs = config.projection_dim * (config.use_global_feature + config.use_region_features)
             self.disease_head = nn.Linear(inputs, sum(STATES))
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, pixel_values: torch.Tensor, with_attention: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vision):
             states = self.vision_model(pixel_values.to(self.vision_model.dtype)).last_hidden_state
             states = self.visual_projection(states)
         patches = states[:, 1:]  # F_I, without the class token (A-04)
         features = [patches.mean(1, keepdim=True)] if self.config.use_global_feature else []
+        attention = None
         if self.config.use_region_features:
-            features.append(self.encode_regions(states if self.config.region_pool == "cls" else patches))
-        return torch.cat(features, dim=1)
+            images = states if self.config.region_pool == "cls" else patches
+            regions, attention = self.encode_regions(images, with_attention)
+            features.append(regions)
+        return torch.cat(features, dim=1), attention
 
-    def encode_regions(self, images: torch.Tensor) -> torch.Tensor:
-        """F_region (n, K, D) of the projected states (n, N, D) of n images, `region_chunk_size` regions at once."""
+    def encode_regions(
+        self, images: torch.Tensor, with_attention: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """F_region (n, K, D) of the projected states (n, N, D) of n images, `region_chunk_size` regions at once.
+
+        And, `with_attention`, the regions' log attention over patches (n, K, N), else None.
+        """
         size = self.config.region_chunk_size or len(self.region_features)
-        features = []
+        features, maps = [], []
         for start in range(0, len(self.region_features), size):
             chunk = slice(start, start + size)
             mask = self.region_mask[chunk] if self.config.region_length > 1 else None
-            features.append(self.region_encoder(images, self.region_features[chunk], mask))
-        return torch.cat(features, dim=1)
+            regions, attention = self.region_encoder(images, self.region_features[chunk], mask, with_attention)
+            features.append(regions)
+            maps.append(attention)
+        return torch.cat(features, dim=1), torch.cat(maps, dim=1) if with_attention else None
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (n, 14, 4) of CheXpert's states from `forward`'s features, before VTrans (A-09).
@@ -313,23 +354,63 @@ class LMRRGModel(LMRRGPreTrainedModel):
 
         `forward` and `generate` take either as `pixel_values`. Stage 2, where E is frozen, needs each image's once.
         """
+        return self._extract(pixel_values)[0]
+
+    def _extract(
+        self, pixel_values: torch.Tensor, with_attention: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if pixel_values.dim() != 4:
             raise ValueError(f"pixel_values must be (n, 3, height, width), not {tuple(pixel_values.shape)}")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_extractor):
-            return self.visual_extractor(pixel_values)
+            return self.visual_extractor(pixel_values, with_attention)
 
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values: torch.Tensor, region_attention: bool = False, **kwargs
+    ) -> BaseModelOutputWithPooling:
         """What stands for the placeholders: `pooler_output` (n, 1 + K, width of the decoder), VTrans's features.
 
         `pixel_values`: images (n, 3, height, width), or what `encode_images` made of them, which is in any case
-        `last_hidden_state`. Raises ValueError on other shapes.
+        `last_hidden_state`. `region_attention`: `attentions` is then the logarithm, (n, K, N), of what each region
+        weighs the N patches with, of images only. Raises ValueError on other shapes, and where regions weigh none.
         """
-        features = pixel_values if pixel_values.dim() == 3 else self.encode_images(pixel_values)
+        attention = None
+        if region_attention:
+            if not (self.config.use_region_features and self.config.weighs_patches):
+                raise ValueError(
+                    "regions weigh patches with region_attn_mode text_query or region_pool text_attn only"
+                )
+            features, attention = self._extract(pixel_values, with_attention=True)
+        else:
+            features = pixel_values if pixel_values.dim() == 3 else self.encode_images(pixel_values)
         if features.shape[1:] != (self.config.num_visual_tokens, self.config.projection_dim):
             expected = f"(n, {self.config.num_visual_tokens}, {self.config.projection_dim})"
             raise ValueError(f"encoded images must be {expected}, not {tuple(features.shape)}")
         prefix = self.visual_transfer(features.to(self.visual_transfer.projection.weight.dtype))
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=prefix)
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=prefix, attentions=attention)
+
+    def locate(self, attention: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
+        r"""L_region, a scalar: how far regions' attention is from their boxes. It is ours, not the paper's.
+
+        With a_rn the weight of region r on patch n (sum_n a_rn = 1) and c_rn in [0, 1] how much of the patch its box
+        covers, the mass inside the box is m_r = sum_n a_rn c_rn, and
+
+            L_region = -1 / |R| sum_{r in R} log m_r,    R: the regions of all images that have a box.
+
+        c is divided by its largest value of each region (`LMRRGProcessor.cover_patches`), so that L_region is 0 just
+        where each region weighs nothing but the patches that its box covers most, even if it is smaller than one.
+        With logits z of the weights dL/dz_rn = a_rn (1 - c_rn / m_r) / |R|, whatever c is multiplied by: a step raises
+        patches with more cover than the mass. A region without a box has neither loss nor gradient.
+
+        `attention`: log a (n, K, N), float32; `cover`: c (n, K, N), rows of zeros for no box. Raises ValueError where
+        their shapes differ. a is of text_query the cross-attention's weights, text over patches, a mean over blocks
+        and heads; with image_query and the pool text_attn the weights of that pool. With image_query the
+        cross-attention itself cannot serve: it sums to 1 over the text, and says nothing between patches.
+        """
+        if attention.shape != cover.shape:
+            raise ValueError(f"region_cover must be {tuple(attention.shape)}, not {tuple(cover.shape)}")
+        boxed = cover.amax(-1) > 0
+        mass = (attention[boxed] + cover[boxed].float().log()).logsumexp(-1)
+        return -mass.sum() / boxed.sum().clamp(min=1)
 
     def _classify(
         self, features: torch.Tensor, labels: torch.Tensor | None
@@ -356,6 +437,7 @@ class LMRRGModel(LMRRGPreTrainedModel):
         cache=None,
         inputs_embeds: torch.Tensor | None = None,
         disease_labels: torch.Tensor | None = None,
+        region_cover: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
         **kwargs,
     ) -> LMRRGModelOutput:
@@ -363,17 +445,21 @@ class LMRRGModel(LMRRGPreTrainedModel):
 
         `pixel_values`: as of `get_image_features`; `mm_encoder_outputs` may hold its result under "image", as
         generation has it, which encodes an image once for all beams. `disease_labels`: (images, 14) CheXpert states in
-        CheXbert's order and codes, -100 where unknown; without them there is no `disease_loss`. Raises ValueError
-        where the placeholders in `input_ids` are not as many as the features.
+        CheXbert's order and codes, -100 where unknown; without them there is no `disease_loss`. `region_cover`:
+        (images, K, N), as of `locate`; without it, or with `lambda_region` 0, there is no `region_loss`. Raises
+        ValueError where the placeholders in `input_ids` are not as many as the features.
         """
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         features = (mm_encoder_outputs or {}).get("image")
         if features is None and pixel_values is not None:
-            features = self.get_image_features(pixel_values)
-        disease_logits = disease_loss = None
+            boxed = self.config.lambda_region > 0 and region_cover is not None
+            features = self.get_image_features(pixel_values, region_attention=boxed)
+        disease_logits = disease_loss = region_loss = None
         if features is not None:
             disease_logits, disease_loss = self._classify(features.last_hidden_state, disease_labels)
+            if features.attentions is not None:
+                region_loss = self.locate(features.attentions, region_cover)
             prefix = features.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
             places = input_ids == self.config.image_token_id
             if int(places.sum()) != prefix.shape[:2].numel():
@@ -396,6 +482,7 @@ class LMRRGModel(LMRRGPreTrainedModel):
             attentions=outputs.attentions,
             disease_logits=disease_logits,
             disease_loss=disease_loss,
+            region_loss=region_loss,
         )
 
 
@@ -425,6 +512,7 @@ class LMRRGForConditionalGeneration(LMRRGPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         disease_labels: torch.Tensor | None = None,
+        region_cover: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict | None = None,
         **kwargs,
@@ -432,8 +520,9 @@ class LMRRGForConditionalGeneration(LMRRGPreTrainedModel, GenerationMixin):
         """Logits (n, length, vocabulary) of `LMRRGModel.forward`'s states, the last `logits_to_keep` (0: all).
 
         `loss`, where `labels` (n, length; -100: nothing to predict) are given: L_report, the cross-entropy of the next
-        token, and, where `disease_labels` are given too, + `lambda_disease` x `disease_loss` (section 2.4). TRL's own
-        loss is L_report alone: it takes `base_model`'s states, whose output has the `disease_loss`.
+        token, and, where `disease_labels` are given too, + `lambda_disease` x `disease_loss` (section 2.4), and with
+        `region_cover` + `lambda_region` x `region_loss`. TRL's own loss is L_report alone: it takes `base_model`'s
+        states, whose output has the two others.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -443,6 +532,7 @@ class LMRRGForConditionalGeneration(LMRRGPreTrainedModel, GenerationMixin):
             cache=cache,
             inputs_embeds=inputs_embeds,
             disease_labels=disease_labels,
+            region_cover=region_cover,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
@@ -453,6 +543,8 @@ class LMRRGForConditionalGeneration(LMRRGPreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **kwargs)
             if outputs.disease_loss is not None:
                 loss = loss + self.config.lambda_disease * outputs.disease_loss
+            if outputs.region_loss is not None:
+                loss = loss + self.config.lambda_region * outputs.region_loss
         return LMRRGOutput(
             loss=loss,
             logits=logits,
@@ -461,6 +553,7 @@ class LMRRGForConditionalGeneration(LMRRGPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             disease_logits=outputs.disease_logits,
             disease_loss=outputs.disease_loss,
+            region_loss=outputs.region_loss,
         )
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:

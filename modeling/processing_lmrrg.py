@@ -4,7 +4,12 @@ The multimodal prompt of section 2.2 is [global feature][region features][instru
 chat template writes the decoder's begin token, where it has one, between features and instruction.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
+import torch
 from transformers import AddedToken, BatchFeature, ProcessorMixin
+from transformers.image_transforms import get_resize_output_image_size
 
 IMAGE_TOKEN = "<image>"
 DEFAULT_INSTRUCTION = (  # T_inst of section 2.2, to the letter and to the space at its end
@@ -85,6 +90,61 @@ class LMRRGProcessor(ProcessorMixin):
             pixels = self.image_processor(flat, **options["images_kwargs"] | {"return_tensors": "pt"})
             data["pixel_values"] = pixels["pixel_values"]
         return BatchFeature(data, tensor_type=tensors)
+
+    def cover_patches(
+        self, boxes: Sequence[dict], size: tuple[int, int], region_names: Sequence[str], patch_size: int
+    ) -> torch.Tensor:
+        """How much of each patch the box of each region covers, float32 (K, N), rows of zeros where there is no box.
+
+        `boxes`: {region, x0, y0, x1, y1} in pixels of an image of `size` (width, height), which are scaled, cut and
+        shifted as the image processor does with the image; those of other regions than `region_names` are left out,
+        several of one region are added. `patch_size`: pixels of the processed image; the N patches are its rows from
+        top to bottom. Each row is divided by its largest value, so that a box that is smaller than a patch reaches 1
+        too. Raises ValueError where the image processor does what is not known here.
+
+        Example: of an image of 200 x 100 that becomes 64 x 64, a box (0, 0, 100, 100) covers the left half, 8 of 16
+        patches of 16 pixels.
+        """
+        (width, scale_x, left), (height, scale_y, top) = self._place(*size)
+        places = {name: place for place, name in enumerate(region_names)}
+        boxes = [box for box in boxes if box["region"] in places]
+        cover = torch.zeros(len(places), (width // patch_size) * (height // patch_size))
+        if not boxes:
+            return cover
+        sides = torch.tensor([[float(box[side]) for side in ("x0", "y0", "x1", "y1")] for box in boxes])
+        sides = sides * torch.tensor([scale_x, scale_y] * 2) + torch.tensor([left, top] * 2)
+        across, down = (
+            torch.minimum(end, start + patch_size).sub_(torch.maximum(begin, start)).clamp_(0) / patch_size
+            for begin, end, start in (
+                (sides[:, :1], sides[:, 2:3], torch.arange(0, width - patch_size + 1, patch_size)),
+                (sides[:, 1:2], sides[:, 3:], torch.arange(0, height - patch_size + 1, patch_size)),
+            )
+        )
+        rows = torch.tensor([places[box["region"]] for box in boxes])
+        cover.index_add_(0, rows, (down[:, :, None] * across[:, None]).flatten(1)).clamp_(max=1)
+        return cover / cover.amax(1, keepdim=True).clamp(min=torch.finfo(cover.dtype).tiny)
+
+    def _place(self, width: int, height: int) -> list[tuple[int, float, int]]:
+        """Across and down: pixels of the processed image, how much the image is scaled, where its first pixel is."""
+        processor = self.image_processor
+        size, resized = processor.size, (height, width)
+        if getattr(processor, "do_pad", False):
+            raise ValueError("the image processor pads images (do_pad): where boxes are then is not known")
+        if processor.do_resize and size.get("height") and size.get("width"):
+            resized = size["height"], size["width"]
+        elif processor.do_resize and size.get("shortest_edge") and not size.get("longest_edge"):
+            blank = np.broadcast_to(np.uint8(0), (height, width, 3))
+            resized = get_resize_output_image_size(
+                blank, size["shortest_edge"], default_to_square=False, input_data_format="channels_last"
+            )
+        elif processor.do_resize:
+            raise ValueError(f"the image processor resizes to {dict(size)}: where boxes are then is not known")
+        places = []
+        for before, after, name in ((width, resized[1], "width"), (height, resized[0], "height")):
+            end = processor.crop_size[name] if processor.do_center_crop else after
+            shift = (end - after) // 2 if end > after else -((after - end) // 2)
+            places.append((end, after / before, shift))
+        return places
 
     def _group(self, images, texts: int) -> list[list]:
         """The images of each text."""

@@ -73,6 +73,10 @@ class TinyArguments:
     region_prompt: Literal["description", "name"] = field(
         default="description", metadata={"help": "Text that a region is asked for with (lmrrg, Table 3)."}
     )
+    region_attn_mode: Literal["image_query", "text_query"] = field(
+        default="image_query", metadata={"help": "Query of the regions' cross-attention (lmrrg)."}
+    )
+    lambda_region: float = field(default=0.0, metadata={"help": "Weight of the region loss of stage 1 (lmrrg)."})
     seed: int = field(default=0, metadata={"help": "Seed of the weights."})
 
 
@@ -154,7 +158,7 @@ def make_lmrrg(args: TinyArguments) -> tuple:
         projection_dim=args.hidden_size // 4,
         vocab_size=args.vocab_size,
         seed=args.seed,
-        **{name: value for name, value in vars(args).items() if name.startswith(("use_", "region_"))},
+        **{name: value for name, value in vars(args).items() if name.startswith(("use_", "region_", "lambda_"))},
     )
     if args.parts_of:
         donor, _ = load_checkpoint(args.parts_of, ModelConfig(dtype="float32"))

@@ -3,6 +3,7 @@
     accelerate launch recipes/sft_lmrrg.py                                              # MIMIC-CXR, as the paper
     accelerate launch recipes/sft_lmrrg.py --config recipes/configs/lmrrg/iu.yaml       # IU X-Ray, the same values
     accelerate launch recipes/sft_lmrrg.py --lambda_disease 0                           # Table 3, w/o L_disease
+    accelerate launch recipes/sft_lmrrg.py --region_attn_mode text_query --lambda_region 0.1  # ours: boxes
 
 Without --model_name_or_path the model is put together from BiomedCLIP and a decoder, and the rows of Table 3 that
 concern it are arguments: --use_global_feature, --use_region_features, --use_instruction false, --region_prompt name.
@@ -18,10 +19,9 @@ from recipes.cli import parse_run, run  # before peft, whose import recipes/__in
 from transformers import set_seed
 from trl import ModelConfig
 
-from recipes.data.samples import read_samples
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.disease_sft import DiseaseSFTTrainer
-from recipes.trainers.lmrrg import LMRRGArguments, ModelParts, load_stage1
+from recipes.trainers.lmrrg import LMRRGArguments, ModelParts, load_stage1, read_stage1, report_boxes
 
 
 @dataclass
@@ -30,6 +30,13 @@ class RecipeArguments(LMRRGArguments):
         default="lexical", metadata={"help": "Labeler of the diseases: lexical, chexbert or chexbert:MODEL."}
     )
     lambda_disease: float = field(default=1.0, metadata={"help": "Weight of L_disease; 0: no labels, no head."})
+    lambda_region: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a loss that pulls each region's attention into its box (column boxes; needs "
+            "--region_attn_mode text_query or --region_pool text_attn); 0: none, as in the paper."
+        },
+    )
 
 
 def main() -> None:
@@ -40,23 +47,24 @@ def main() -> None:
     ################
     # Dataset
     ################
-    diseases = {"labeler": args.labeler, "labels": "disease_labels"} if args.lambda_disease else {}
-    keep = ("report", "disease_labels") if args.lambda_disease else ("report",)
-    data = read_samples(args, training_args, args.views, completion="plain", keep=keep, **diseases)
+    data = read_stage1(args, training_args)
+    losses = [f"{name}_loss" for name in ("disease", "region") if getattr(args, f"lambda_{name}")]
     start = model_args.model_name_or_path
     setup = DiseaseSFTTrainer.prepare(
         *(args, parts, training_args, model_args),
         samples=len(data.train),
         rows=data.rows,
         starts=[start] if start else [parts.biomedclip, parts.decoder],
-        metrics=("report_loss", "disease_loss") if args.lambda_disease else (),
+        metrics=("report_loss", *losses) if losses else (),
     )
 
     ################
     # Model
     ################
     set_seed(training_args.seed)  # of new modules
-    model, processor, peft_config = load_stage1(parts, args.lambda_disease, model_args)
+    model, processor, peft_config = load_stage1(parts, args, model_args)
+    if args.lambda_region:
+        report_boxes(data.rows["train"], model.config.region_names)
 
     ################
     # Training

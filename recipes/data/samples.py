@@ -1,5 +1,6 @@
 """From a row of the schema to what TRL's trainers read: `prompt`, `images` and, for SFT, `completion`."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from modeling.processing_llmrg4 import check_views, mark_prior
 from recipes.data.images import PixelRange, check_image, decode_image, enlarged_by, pixel_range
 from recipes.data.labels import load_labeler, read_labelled
 from recipes.data.privacy import WHY_PUBLIC
-from recipes.data.schema import read_split
+from recipes.data.schema import LATER, read_split
 from recipes.data.sections import TARGETS, target_of
 from recipes.data.special_tokens import special_token
 from recipes.data.views import is_lateral
@@ -24,8 +25,9 @@ from recipes.files import InputError, one_process_first, read_prompt
 from rewards.labels import FINDINGS, CheXpertState
 
 VIEWS = ("each", "frontal", "all", "frontal+lateral")
-FIELD = re.compile(r"\{(prior_report|indication|history|sections|view)\}")  # what a prompt may have of each study
+FIELD = re.compile(r"\{(prior_report|age|sex|indication|history|sections|view)\}")  # of each study, in a prompt
 LONGEST = 10  # times that one side of an X-ray is as long as the other: a film of both legs has 3
+SEXES = {"F": "female", "M": "male"}
 FRONTAL = {"PA": "posteroanterior (PA)", "AP": "anteroposterior (AP)"}
 
 
@@ -106,9 +108,10 @@ def write_answer(labels: list[int], report: str) -> str:
 def fill_prompt(prompt: str, study: dict) -> str:
     """`prompt` with its fields filled from one row of the schema; a prompt without fields comes back as it is.
 
-    `{prior_report}`: marked for LLM-RG4's processor. `{indication}`, `{history}`: a line each. All three are empty
-    where the study has none. `{view}`: of the first image. `{sections}`: findings, impression, or both, whichever the
-    study's report is made of (findings where of none), so that with `{view}` there are nine instructions (RG-053).
+    `{prior_report}`: marked for LLM-RG4's processor. `{age}`, `{sex}`, `{indication}`, `{history}`: a line each, such
+    as "Age: 63 years" and "Sex: female". All five are empty where the study has none. `{view}`: of the first image.
+    `{sections}`: findings, impression, or both, whichever the study's report is made of (findings where of none), so
+    that with `{view}` there are nine instructions (RG-053).
     """
 
     def fill(field: re.Match) -> str:
@@ -120,14 +123,30 @@ def fill_prompt(prompt: str, study: dict) -> str:
         if name == "sections":
             names = TARGETS[target_of(study, study["report"]) or "findings"]
             return " and ".join(section for section in names if study[section]) or "findings"
+        if name in ("age", "sex"):
+            text = describe_age(study[name]) if name == "age" else SEXES.get(study[name], study[name])
+            return f"{name.capitalize()}: {text}\n" if text else ""
         return f"{name.capitalize()}: {study[name].strip()}\n" if study[name] else ""
 
     return FIELD.sub(fill, prompt)
 
 
+def describe_age(years: float | None) -> str | None:
+    """An age in words, of `years`: completed years, or months below two years; None where it is not known.
+
+    >>> describe_age(63.9), describe_age(1.5), describe_age(float("nan"))
+    ('63 years', '18 months', None)
+    """
+    if years is None or math.isnan(years):
+        return None
+    return f"{int(years)} years" if years >= 2 else f"{12 * years:.0f} months"
+
+
 def columns_of(prompt: str, views: str) -> tuple[str, ...]:
     """The columns that `to_samples` needs for `prompt` and `views`."""
-    inputs = ("views", "indication", "history", "prior_report", "findings", "impression") * bool(FIELD.search(prompt))
+    names = FIELD.findall(prompt)
+    inputs = ("views", "indication", "history", "prior_report", "findings", "impression") * bool(names)
+    inputs += tuple(name for name in ("age", "sex") if name in names)  # which an older data set may lack
     return ("study_id", "report", "images", *(inputs or ("views",) * (views == "frontal+lateral")))
 
 
@@ -159,7 +178,8 @@ def samples_of(study: dict, prompt: str, views: str) -> list[tuple[str, list]]:
     image, or other views than asked for, or a text that `fill_prompt` cannot take, or that holds a token of a model's.
     """
     for name in FIELD.findall(prompt):
-        check_text(study.get(name), f"the {name} of study {study['study_id']}")
+        if isinstance(study.get(name), str):
+            check_text(study[name], f"the {name} of study {study['study_id']}")
     images = study["images"]
     if not images:
         raise InputError(f"study {study['study_id']} has no image")
@@ -188,6 +208,8 @@ def to_samples(
     check: bool = False,
 ) -> Dataset:
     """Samples with `prompt` (chat messages), `images` and the columns `keep`; the first `limit` ones, if that is set.
+
+    Of `boxes` a sample has those of its first image: none, where that is not the study's first.
 
     `prompt` may have the fields of `fill_prompt`. `views`: `each` makes every image a sample of its own with the
     study's report (MRG-R1 section IV-A), `frontal` keeps a study's first image, `all` gives all of them at once,
@@ -223,8 +245,8 @@ def to_samples(
             for text, places in samples_of(study, prompt, views):
                 out["prompt"].append([{"role": "user", "content": text}])
                 out["images"].append(places)
-                for name in keep:
-                    out[name].append(batch[name][i])
+                for name in keep:  # boxes are those of the study's first image
+                    out[name].append(None if name == "boxes" and places[0]["place"] else batch[name][i])
                 if completion:
                     out["completion"].append([{"role": "assistant", "content": answer}])
         return out
@@ -270,6 +292,7 @@ def read_samples(
     """
     prompt = read_prompt(args.prompt_file)
     columns, labeling = columns_of(prompt, views), load_labeler(labeler) if labeler else None
+    columns += tuple(name for name in keep if name in LATER)  # which an older data set may lack
     rows, samples = {}, {}
     for split in splits_of(training_args):
         if labeling:

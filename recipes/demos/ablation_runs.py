@@ -39,7 +39,9 @@ DATA = {  # data set -> system -> words of the commands that make data and balan
 }
 GENERATE = "--split test --batch_size 64 --prompt_file"
 MRGR1_PROMPT = "--prompt_file prompts/mrgr1_tiny.txt"  # in every row: a tiny model learns no instruction
-CHANGED_NETWORKS = ("without_global", "without_region", "names", "without_instruction")  # of LM-RRG
+CHANGED_NETWORKS = (  # of LM-RRG
+    "without_global", "without_region", "names", "without_instruction", "text_query", "region_loss",
+)  # fmt: skip
 
 TABLES = yaml.safe_load((Path(__file__).parent / "ablations.yaml").read_text(encoding="utf-8"))
 ROWS = {  # of each system all rows, the whole one first

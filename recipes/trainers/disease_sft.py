@@ -1,10 +1,15 @@
-"""Supervised fine-tuning with a second loss, on diseases (LM-RRG, section 2.4), on TRL's SFTTrainer.
+"""Supervised fine-tuning with further losses (LM-RRG, section 2.4, and one of ours), on TRL's SFTTrainer.
 
     trainer = DiseaseSFTTrainer(model=..., args=SFTConfig(...), train_dataset=dataset)
 
 For a model whose backbone takes `disease_labels` and returns `disease_loss`, as LM-RRG's does. Beside TRL's columns
 the data set has `disease_labels`: of each row 14 CheXpert states, -100 where one is unknown, or null where all are.
+With a `lambda_region` above 0 the backbone takes `region_cover` too and returns `region_loss`, and the data set has
+`boxes`: of each row {region, x0, y0, x1, y1} in pixels of its one image, or null.
 """
+
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from accelerate.utils import is_peft_model
@@ -38,11 +43,32 @@ class DiseaseCollator:
         return batch
 
 
-class DiseaseSFTTrainer(RecipeTrainer, SFTTrainer):
-    """SFTTrainer whose loss is L_report + `lambda_disease` x L_disease, both from the one pass that TRL makes.
+class RegionCollator:
+    """`collator`, and in its batch `region_cover`, (n, K, N): what `cover` makes of a row's boxes and image size."""
 
-    `lambda_disease` is the model's (config). L_disease is the mean over the known labels of the whole batch, as TRL's
-    L_report is over its tokens: under any accumulation and in any processes. Logs `report_loss` and `disease_loss`.
+    def __init__(self, collator, cover: Callable[[Sequence[dict], tuple[int, int]], torch.Tensor]):
+        self.collator, self.cover = collator, cover
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        covers = [self.cover(row.get("boxes") or (), row["images"][0].size) for row in rows]  # now: TRL changes rows
+        batch = self.collator([{name: row[name] for name in row if name != "boxes"} for row in rows])
+        batch["region_cover"] = torch.stack(covers)
+        return batch
+
+
+# Of a batch, how many labels or boxes a loss is the mean of
+COUNTS = {
+    "disease_loss": lambda batch: batch["disease_labels"].ne(UNKNOWN).sum(),
+    "region_loss": lambda batch: batch["region_cover"].amax(-1).gt(0).sum(),
+}
+
+
+class DiseaseSFTTrainer(RecipeTrainer, SFTTrainer):
+    """SFTTrainer whose loss is L_report + `lambda_disease` x L_disease + `lambda_region` x L_region, from TRL's pass.
+
+    Both weights are the model's (config), whose processor has `cover_patches` for the second. L_disease is the mean
+    over the known labels of the whole batch, and L_region over its regions with boxes, as TRL's L_report is over its
+    tokens: under any accumulation and in any processes. Logs `report_loss`, `disease_loss` and `region_loss`.
 
     Example:
 
@@ -54,51 +80,61 @@ class DiseaseSFTTrainer(RecipeTrainer, SFTTrainer):
     def __init__(self, model, args: SFTConfig, train_dataset, **kwargs):
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         base = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        self.lambda_disease = base.config.lambda_disease
-        self._disease_loss, self._known_labels = None, None
-        if self.lambda_disease:
+        weights = {f"{name}_loss": getattr(base.config, f"lambda_{name}", 0.0) for name in ("disease", "region")}
+        self.loss_weights = {name: weight for name, weight in weights.items() if weight}
+        self._losses, self._counts = {}, None
+        if "disease_loss" in self.loss_weights:
             self.data_collator = DiseaseCollator(self.data_collator)
+        if "region_loss" in self.loss_weights:
+            grid = {"region_names": base.config.region_names, "patch_size": base.config.vision_config.patch_size}
+            cover = partial(self.processing_class.cover_patches, **grid)
+            self.data_collator = RegionCollator(self.data_collator, cover)
+        if self.loss_weights:
             base.base_model.register_forward_hook(self._after_backbone)
             self.model.register_forward_hook(self._after_model)
 
     def _after_backbone(self, module, args, output):
-        if output.disease_loss is not None:
-            self._disease_loss = output.disease_loss
+        losses = {name: output.get(name) for name in self.loss_weights}
+        self._losses |= {name: loss for name, loss in losses.items() if loss is not None}
 
     def _after_model(self, module, args, output):
-        if self._disease_loss is not None and "log_probs" in output:
-            output["loss"] = output["loss"] + 0.0 * self._disease_loss  # DDP looks there for the parameters in use
+        if self._losses and "log_probs" in output:
+            for loss in self._losses.values():
+                output["loss"] = output["loss"] + 0.0 * loss  # DDP looks there for the parameters in use
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        if "disease_labels" not in self._signature_columns:
-            self._signature_columns.append("disease_labels")
+        columns = ("disease_labels", "boxes")
+        self._signature_columns += [name for name in columns if name not in self._signature_columns]
 
     def _get_num_items_in_batch(self, batch_samples, device):
         number = super()._get_num_items_in_batch(batch_samples, device)
-        self._known_labels = None
-        if self.lambda_disease and number is not None:
-            count = sum(batch["disease_labels"].ne(UNKNOWN).sum() for batch in batch_samples).to(device)
+        self._counts = None
+        if self.loss_weights and number is not None:
+            counts = [sum(COUNTS[name](batch) for batch in batch_samples) for name in self.loss_weights]
+            counts = torch.stack(counts).to(device)
             if self.args.average_tokens_across_devices and self.args.world_size > 1:
-                count = self.accelerator.gather(count).sum()
-            self._known_labels = count.clamp(min=1)
+                counts = self.accelerator.gather(counts[None]).sum(0)
+            self._counts = dict(zip(self.loss_weights, counts.clamp(min=1), strict=True))
         return number
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """TRL's loss plus `lambda_disease` x `disease_loss`."""
+        """TRL's loss plus each other loss times its weight."""
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not self.lambda_disease:
+        if not self.loss_weights:
             return result
         loss, *outputs = result if return_outputs else (result,)
-        disease, steps = self._disease_loss, 1
-        self._disease_loss = None
-        if num_items_in_batch is not None and self._known_labels is not None:
-            disease = disease * inputs["disease_labels"].ne(UNKNOWN).sum() / self._known_labels
-            if self.args.average_tokens_across_devices:
-                disease = disease * self.accelerator.num_processes
-            steps = self.current_gradient_accumulation_steps  # parts of a sum, whose mean is logged
+        losses, self._losses = self._losses, {}
+        total, parts, steps = loss, {"report_loss": loss}, 1
+        for name, weight in self.loss_weights.items():
+            part = losses[name]
+            if num_items_in_batch is not None and self._counts is not None:
+                part = part * COUNTS[name](inputs) / self._counts[name]
+                if self.args.average_tokens_across_devices:
+                    part = part * self.accelerator.num_processes
+                steps = self.current_gradient_accumulation_steps  # parts of a sum, whose mean is logged
+            total, parts[name] = total + weight * part, part
         metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, value in (("report_loss", loss), ("disease_loss", disease)):
+        for name, value in parts.items():
             metrics[name].append(steps * self.accelerator.gather(value.detach()).mean().item())
-        loss = loss + self.lambda_disease * disease
-        return (loss, *outputs) if return_outputs else loss
+        return (total, *outputs) if return_outputs else total

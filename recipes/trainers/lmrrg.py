@@ -1,19 +1,24 @@
 """What LM-RRG's two stages read and start from."""
 
 import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
+from datasets import Dataset
 from peft import PeftConfig
 from transformers import AutoConfig
 from transformers.utils import cached_file
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig, SFTConfig, get_peft_config
 
 from modeling import LMRRGForConditionalGeneration, LMRRGProcessor
 from recipes.data.model_files import check_folder
-from recipes.data.samples import DataArguments
+from recipes.data.samples import DataArguments, TrainingData, read_samples
 from recipes.files import InputError
 from recipes.trainers.ppo import PPOConfig
 
@@ -97,6 +102,7 @@ class ModelParts:
     )
 
 
+LOSS_WEIGHTS = ("lambda_disease", "lambda_region")  # of stage 1, beside the report's loss
 LORA_OF_DECODER = r".*language_model.*\.(q|v)_proj"  # the image encoder has a q_proj too
 
 
@@ -112,21 +118,56 @@ def lora_of_decoder(model_args: ModelConfig, modules: list[str]) -> PeftConfig |
     return peft_config
 
 
+def read_stage1(args: LMRRGArguments, training_args: SFTConfig) -> TrainingData:
+    """The samples of stage 1, with the columns that its losses need, `disease_labels` and `boxes`.
+
+    `args`: the RecipeArguments of recipes/sft_lmrrg.py. Raises InputError where a column is missing.
+    """
+    diseases = {"labeler": args.labeler, "labels": "disease_labels"} if args.lambda_disease else {}
+    keep = ("report", *["disease_labels"] * bool(args.lambda_disease), *["boxes"] * bool(args.lambda_region))
+    return read_samples(args, training_args, args.views, completion="plain", keep=keep, **diseases)
+
+
+def report_boxes(rows: Dataset, region_names: Sequence[str]) -> Counter:
+    """Prints how many of `rows` have boxes of the regions, and which other names boxes have; returns boxes by name.
+
+    Raises InputError where no box has the name of a region, and where a side of one is missing, naming the study.
+    """
+    names, boxed = Counter(), 0
+    for study, boxes in zip(rows["study_id"], rows["boxes"], strict=True):
+        names.update(box["region"] for box in boxes or ())
+        boxed += any(box["region"] in region_names for box in boxes or ())
+        for box in boxes or ():
+            sides = [box[side] for side in ("x0", "y0", "x1", "y1")]
+            if not all(side is not None and math.isfinite(side) for side in sides):
+                raise InputError(f"study {study}: the box of {box['region']} has the sides {sides}; build it again")
+    if not boxed:
+        raise InputError(
+            f"no row has a box of a region ({', '.join(region_names[:3])}, ...), which --lambda_region needs: build "
+            "with boxes (build_mimic_cxr.py --imagenome, or the phantom), or leave it 0"
+        )
+    if os.environ.get("RANK", "0") == "0":
+        others = {name: number for name, number in names.items() if name not in region_names}
+        note = (
+            f"; {sum(others.values())} boxes have other names ({', '.join(sorted(others)[:3])}, ...)" if others else ""
+        )
+        print(f"{boxed} of {len(rows)} training rows have boxes of regions{note}", flush=True)
+    return names
+
+
 def load_stage1(
-    parts: ModelParts, lambda_disease: float, model_args: ModelConfig
+    parts: ModelParts, args: LMRRGArguments, model_args: ModelConfig
 ) -> tuple[LMRRGForConditionalGeneration, LMRRGProcessor, PeftConfig | None]:
     """The model, processor and LoRA, if any, of stage 1, which trains E and VTrans as a whole (section 2.4).
 
-    The model is `model_name_or_path`, or put together from `parts`; its disease loss weighs `lambda_disease`. Raises
+    The model is `model_name_or_path`, or put together from `parts`; its losses have the weights of `args`. Raises
     InputError as `load_checkpoint` and `load_parts`.
     """
-    name = model_args.model_name_or_path
+    name, weights = model_args.model_name_or_path, {key: getattr(args, key) for key in LOSS_WEIGHTS}
     if name is None:
-        model, processor = load_parts(parts, lambda_disease, model_args)
+        model, processor = load_parts(parts, weights, model_args)
     else:
-        model, processor = load_checkpoint(
-            name, model_args, parts, freeze_extractor=False, lambda_disease=lambda_disease
-        )
+        model, processor = load_checkpoint(name, model_args, parts, freeze_extractor=False, **weights)
     return model, processor, lora_of_decoder(model_args, ["visual_extractor", "visual_transfer"])
 
 
@@ -138,9 +179,9 @@ def load_stage2(model_args: ModelConfig) -> tuple[LMRRGForConditionalGeneration,
 
 
 def load_parts(
-    parts: ModelParts, lambda_disease: float, model_args: ModelConfig
+    parts: ModelParts, weights: dict[str, float], model_args: ModelConfig
 ) -> tuple[LMRRGForConditionalGeneration, LMRRGProcessor]:
-    """A fresh LM-RRG from the pretrained parts and with the settings of `parts`.
+    """A fresh LM-RRG from the pretrained parts and with the settings of `parts`; `weights`: of its losses, by name.
 
     Raises InputError on a part that cannot be loaded, and on settings that LMRRGConfig refuses.
     """
@@ -151,7 +192,7 @@ def load_parts(
     try:
         model, processor = LMRRGForConditionalGeneration.from_pretrained_parts(
             **{name: value for name, value in vars(parts).items() if value is not None},
-            lambda_disease=lambda_disease,
+            **weights,
             dtype=getattr(torch, model_args.dtype),
         )
     except (OSError, ValueError) as error:
@@ -170,10 +211,11 @@ def load_checkpoint(
     """
     check_folder(name)
     try:
-        model_type = AutoConfig.from_pretrained(name, revision=model_args.model_revision).model_type
-        if model_type != "lmrrg":
-            raise InputError(f"{name} is a {model_type} model, not an LM-RRG")
+        settings = AutoConfig.from_pretrained(name, revision=model_args.model_revision, **config)
+        if settings.model_type != "lmrrg":
+            raise InputError(f"{name} is a {settings.model_type} model, not an LM-RRG")
         check_folder(name, images=True)
+        settings.check_weights()  # of `config`, which from_pretrained does not check
         model, loaded = LMRRGForConditionalGeneration.from_pretrained(
             name,
             dtype=model_args.dtype,

@@ -24,8 +24,8 @@ from markupsafe import Markup, escape
 from recipes.evaluation.agreement import group_mentions
 from recipes.evaluation.error_taxonomy import Evidence
 from recipes.files import InputError
-from recipes.viewer.study import MAX_CHARACTERS, SECTIONS, Picture, make_study, take_upload
-from recipes.viewer.systems import TYPED, System, list_findings, read_completion
+from recipes.viewer.study import MAX_CHARACTERS, SECTIONS, SEXES, Picture, make_study, take_upload
+from recipes.viewer.systems import READ, System, list_findings, read_completion
 from rewards.labelers import LexicalLabeler
 from rewards.labels import FINDINGS, CheXpertState
 
@@ -114,7 +114,7 @@ def show_findings(rows: list[tuple[str, str, list[str]]], others: list[tuple[str
 def describe(system: System) -> Markup:
     """Which model it is, and what of a study reaches it."""
     reads = ["the frontal X-ray", *["the lateral X-ray"] * system.reads_lateral]
-    reads += [name.replace("_", " ") for name in TYPED if name in system.fields]
+    reads += [name.replace("_", " ") for name in READ if name in system.fields]
     return Markup('<h2>{}</h2><p class="soft">Reads {}. Prompt: {}.</p>').format(
         system.name, " and ".join([", ".join(reads[:-1]), reads[-1]] if len(reads) > 1 else reads), system.prompt_file
     )
@@ -169,7 +169,7 @@ def draw(progress: list[dict]) -> Iterator:
 def blank_page(systems: int) -> list:
     """The page's fields, its status and its answers as they are at the start, for so many systems."""
     answer = [EMPTY, "", gr.Accordion(visible=False), "", gr.Accordion(visible=False), ""]
-    return ["not known", "findings", "", "", "", "", *answer * systems]
+    return ["not known", "findings", "", "", "", None, "not known", "", *answer * systems]
 
 
 def empty_drop() -> tuple:
@@ -275,6 +275,8 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
                 indication = text_box("indication", "Indication", 2, fields)
                 history = text_box("history", "History", 2, fields)
                 prior = text_box("prior_report", "Prior report", 4, fields)
+                age = gr.Number(None, label="Age in years", visible="age" in fields, elem_id="age")
+                sex = gr.Radio(list(SEXES), value="not known", label="Sex", visible="sex" in fields, elem_id="sex")
                 with gr.Row():
                     start = gr.Button(
                         "Write the report", variant="primary", size="md", scale=3, min_width=165, elem_id="start"
@@ -306,7 +308,7 @@ def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image
             )
             remove.click(empty_drop, None, [file, preview, remove, picture], **private)
             clear.click(empty_drop, None, [file, preview, remove, picture], **private)
-        typed = [view, sections, indication, history, prior]
+        typed = [view, sections, indication, history, prior, age, sex]
         pictures = [frontal[3], lateral[3] if reads_lateral else gr.State()]
         start.click(callbacks.write, [*pictures, *typed], [status, *shown], **private)
         stop.click(callbacks.end, None, None, **private)

@@ -17,6 +17,7 @@ MAX_CHARACTERS = 4000  # of a typed text: the longest reports of MIMIC-CXR are s
 XRAYS = ("CR", "DX", "RG")  # DICOM's modalities of plain X-rays
 CHESTS = ("CHEST", "THORAX", "PORT CHEST")
 LATERALS = ("LL", "RL", "LATERAL")
+SEXES = {"not known": None, "female": "F", "male": "M"}
 SECTIONS = ("findings", "impression", "findings and impression")
 
 
@@ -127,10 +128,13 @@ def make_study(
     indication: str | None = None,
     history: str | None = None,
     prior_report: str | None = None,
+    age: float | None = None,
+    sex: str | None = None,
 ) -> dict:
     """A row of the schema as `samples_of` reads it; raises InputError without a frontal X-ray or on too long a text.
 
     `view`: PA, AP or, not known, None. `sections`: one of `SECTIONS`, what `{sections}` in a prompt asks for.
+    `age`: in years, from 0 to 130, else InputError. `sex`: one of `SEXES`.
     """
     if frontal is None:
         raise InputError("drop a frontal X-ray first")
@@ -140,12 +144,16 @@ def make_study(
             raise InputError(
                 f"the {name.replace('_', ' ')} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read"
             )
+    if age is not None and not 0 <= age <= 130:
+        raise InputError(f"an age is from 0 to 130 years, not {age:g}")
     asked = sections.split(" and ")
     return {
         "study_id": "of the page",
         "images": [picture.png for picture in (frontal, lateral) if picture],
         "views": [view or "FRONTAL", "LATERAL"][: 2 if lateral else 1],
         **{name: (text or "").strip() or None for name, text in texts.items()},
+        "age": age,
+        "sex": SEXES.get(sex),
         # A data set's row says by its texts which sections its report is made of, so their names stand for them.
         **{name: name if name in asked else None for name in ("findings", "impression")},
         "report": " ".join(asked),

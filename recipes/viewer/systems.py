@@ -23,6 +23,7 @@ from rewards.completions import TAGS, parse_completion
 from rewards.labels import CONDITIONS, CheXpertState
 
 TYPED = ("indication", "history", "prior_report")
+READ = ("age", "sex", *TYPED)  # what a prompt may have of the patient
 
 
 def trained_with(model: str) -> dict:
@@ -55,7 +56,7 @@ class System:
 
     @property
     def fields(self) -> set[str]:
-        """What its prompt has a place for: `indication`, `history`, `prior_report`, `view`, `sections`."""
+        """What its prompt has a place for: `view`, `sections`, and what is `READ` of the patient."""
         return set(FIELD.findall(self.prompt))
 
     @property

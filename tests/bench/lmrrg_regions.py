@@ -45,7 +45,7 @@ def act(extractor: VisualExtractor, images: torch.Tensor, chunk: int, training: 
     """F_region; in training also the gradients of its mean square."""
     extractor.config.region_chunk_size = chunk
     with torch.set_grad_enabled(training):
-        regions = extractor.encode_regions(images)
+        regions, _ = extractor.encode_regions(images)
         if training:
             regions.square().mean().backward()
             extractor.zero_grad()

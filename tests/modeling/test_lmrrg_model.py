@@ -24,6 +24,7 @@ from transformers import (
     Blip2ForConditionalGeneration,
     Blip2QFormerConfig,
     Blip2VisionConfig,
+    CLIPImageProcessor,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -172,15 +173,15 @@ def test_all_regions_at_once_as_one_by_one_and_in_chunks(mode):
     _, model, processor = mode
     extractor = model.model.visual_extractor
     pixels = encode(processor, QUESTIONS)["pixel_values"]
-    expected = extractor(pixels)
+    expected, _ = extractor(pixels)
     for size in (1, 7, 28, 29, 100):
         model.config.region_chunk_size = size
-        torch.testing.assert_close(extractor(pixels), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(extractor(pixels)[0], expected, atol=1e-5, rtol=1e-5)
     model.config.region_chunk_size = None
     regions = extractor.region_features, extractor.region_mask
     for k in (0, 28):
         extractor.region_features, extractor.region_mask = (each[k : k + 1] for each in regions)
-        alone = extractor(pixels)
+        alone, _ = extractor(pixels)
         torch.testing.assert_close(alone[:, 1], expected[:, 1 + k], atol=1e-5, rtol=1e-5)
     extractor.region_features, extractor.region_mask = regions
 
@@ -214,7 +215,7 @@ def test_one_key_shifts_all_patches_alike(mode):
     mask = model.model.visual_extractor.region_mask[:3] if name == "tokens" else None
     read = []
     handle = block.cross_attention.register_forward_hook(lambda *args: read.append(args[-1]))
-    encoder(patches, texts, mask).sum().backward()
+    encoder(patches, texts, mask)[0].sum().backward()
     handle.remove()
     alike = name in ("paper", "text_attn", "cls")
     if name != "text_query":
@@ -558,6 +559,194 @@ def test_one_state_per_position(paper):
     torch.testing.assert_close(model.get_output_embeddings()(states), model(**inputs).logits)
 
 
+# L_region
+
+
+WEIGHING = {name: MODES[name] for name in ("text_query", "text_attn")}
+
+
+@pytest.fixture(scope="module", params=WEIGHING)
+def weighing(request):
+    return request.param, *build(**WEIGHING[request.param], lambda_region=0.5)
+
+
+@torch.no_grad()
+def test_attention_over_patches_by_torchs_own_layers(weighing):
+    """text_query: torch's weights of each block and head, their mean; text_attn: the weights of the pool."""
+    name, model, processor = weighing
+    extractor = model.model.visual_extractor
+    pixels = encode(processor, QUESTIONS[:2])["pixel_values"]
+    output = model.model.get_image_features(pixels, region_attention=True)
+    attention = output.attentions.exp()
+    assert attention.shape == (2, K, N) and attention.dtype == torch.float32
+    torch.testing.assert_close(attention.sum(-1), torch.ones(2, K))
+    assert torch.equal(output.last_hidden_state, model.model.encode_images(pixels))  # to the bit
+    states = extractor.visual_projection(extractor.vision_model(pixels).last_hidden_state)
+    for i, k in product(range(2), (0, 7, 28)):
+        patches, text = states[i : i + 1, 1:], extractor.region_features[k : k + 1]
+        features, maps = text if name == "text_query" else patches, []
+        for block in extractor.region_encoder.blocks:
+            keys = patches if name == "text_query" else text
+            attended, weights = torchs_attention(block.cross_attention)(
+                block.cross_norm(features), keys, keys, average_attn_weights=False
+            )
+            maps.append(weights[0])  # (heads, 1, N)
+            features = torchs_layer(block)(attended + features)
+        expected = torch.stack(maps).mean((0, 1))[0]
+        if name == "text_attn":
+            expected = (features[0] @ text[0, 0] / math.sqrt(D)).softmax(0)
+        torch.testing.assert_close(attention[i, k], expected, atol=1e-5, rtol=1e-4)
+    for size in (1, 7, 100):
+        model.config.region_chunk_size = size
+        again = model.model.get_image_features(pixels, region_attention=True).attentions
+        torch.testing.assert_close(again, output.attentions, atol=1e-4, rtol=1e-4)
+    model.config.region_chunk_size = None
+
+
+def test_region_loss_by_hand(paper):
+    """Of two images and three regions, two have boxes: half of four patches, and one patch."""
+    cover = torch.zeros(2, 3, 4)
+    cover[0, 0], cover[1, 2] = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 0.5, 1.0])
+    logits = torch.zeros(2, 3, 4, requires_grad=True)
+    loss = paper[0].model.locate(logits.log_softmax(-1), cover)
+    assert float(loss) == pytest.approx((math.log(2) - math.log(1.5 / 4)) / 2)  # masses 1/2 and 0.25 x 0.5 + 0.25
+    loss.backward()
+    expected = torch.zeros(2, 3, 4)  # a (1 - c / m) / 2
+    expected[0, 0] = torch.tensor([-1.0, -1.0, 1.0, 1.0]) / 8
+    expected[1, 2] = torch.tensor([1.0, 1.0, 1 - 0.5 / 0.375, 1 - 1 / 0.375]) / 8
+    torch.testing.assert_close(logits.grad, expected)  # no box, no gradient
+
+
+def test_region_loss_at_its_optimum_and_far_from_it(paper):
+    """0 where all attention is inside; finite, with a gradient, where float32 has none left inside."""
+    cover = torch.tensor([[[0.0, 1.0, 0.3, 0.0]]])
+    inside = torch.tensor([[[-torch.inf, 0.0, -torch.inf, -torch.inf]]])
+    assert paper[0].model.locate(inside, cover) == 0
+    logits = torch.tensor([[[300.0, 0.0, 0.0, 0.0]]], requires_grad=True)
+    loss = paper[0].model.locate(logits.log_softmax(-1), cover)
+    loss.backward()
+    assert float(loss) == pytest.approx(300 - math.log(1.3), rel=1e-6)
+    torch.testing.assert_close(logits.grad, torch.tensor([[[1.0, -1 / 1.3, -0.3 / 1.3, 0.0]]]))
+    assert paper[0].model.locate(logits.log_softmax(-1), torch.zeros(1, 1, 4)) == 0  # no box at all
+    with pytest.raises(ValueError, match=r"region_cover must be \(1, 1, 4\), not \(1, 4\)"):
+        paper[0].model.locate(inside, cover[0])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_steps_move_attention_into_the_boxes(checkpointing, weighing):
+    """Gradient steps on L_region alone: attention goes where the boxes are, through E alone."""
+    name, _, processor = weighing
+    model, _ = build(**WEIGHING[name], lambda_region=0.5)
+    if checkpointing:
+        model.train().activation_checkpointing_enable({"use_reentrant": False})
+    inputs = encode(processor, QUESTIONS[:2])
+    cover = torch.zeros(2, K, N)
+    cover[0, 3, :4], cover[1, 3, 12:], cover[0, 20, 5] = 1, 1, 1
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(30):
+        output = model(**inputs, region_cover=cover)
+        losses.append(output.region_loss.item())
+        optimizer.zero_grad()
+        output.region_loss.backward()
+        optimizer.step()
+    assert losses[1] < losses[0] and losses[-1] < 0.3 * losses[0]
+    moved = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"visual_extractor"}
+    with torch.no_grad():
+        attention = model.eval().model.get_image_features(inputs["pixel_values"], region_attention=True).attentions
+    mass = (attention.exp() * cover).sum(-1)
+    assert mass[0, 3] > 0.5 and mass[1, 3] > 0.5 and mass[0, 20] > 0.3
+
+
+def test_the_region_loss_counts_with_its_weight(weighing):
+    _, model, processor = weighing
+    inputs = encode(processor, QUESTIONS[:2], REPORTS)
+    labels, cover = inputs["input_ids"], torch.rand(2, K, N)
+    plain = model(**inputs, labels=labels)
+    assert plain.region_loss is None
+    both = model(**inputs, labels=labels, region_cover=cover)
+    assert both.region_loss > 0
+    torch.testing.assert_close(both.loss, plain.loss + 0.5 * both.region_loss)
+    assert torch.equal(both.logits, plain.logits)
+    model.config.lambda_region = 0.0
+    assert model(**inputs, labels=labels, region_cover=cover).region_loss is None
+    model.config.lambda_region = 0.5
+    none = model(**inputs, labels=labels, region_cover=torch.zeros(2, K, N))
+    assert none.region_loss == 0 and none.loss == plain.loss
+
+
+def test_regions_that_weigh_no_patches_have_no_attention(paper):
+    model, processor = paper
+    with pytest.raises(ValueError, match="regions weigh patches with region_attn_mode text_query or region_pool"):
+        model.model.get_image_features(encode(processor)["pixel_values"], region_attention=True)
+
+
+PROCESSORS = {  # how the image processor changes a picture, before patches of 16 pixels
+    "squashed": {"size": {"height": 64, "width": 64}, "do_center_crop": False},
+    "cropped": {"size": {"shortest_edge": 64}, "crop_size": 64},  # BiomedCLIP's
+    "padded": {"size": {"shortest_edge": 40}, "crop_size": 64},
+    "untouched": {"do_resize": False, "crop_size": 64},
+}
+
+
+@pytest.mark.parametrize("size", [(200, 100), (90, 150), (64, 64), (61, 83)], ids=str)
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_boxes_go_where_the_image_processor_puts_them(name, size, paper):
+    """The processor itself tells: a white box on black, as it comes out, has the brightness of the cover."""
+    width, height = size
+    box = {"region": "carina", "x0": 0.3 * width, "y0": 0.2 * height, "x1": 0.85 * width, "y1": 0.6 * height}
+    box |= {side: round(value) for side, value in box.items() if side != "region"}
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[box["y0"] : box["y1"], box["x0"] : box["x1"]] = 255
+    images = CLIPImageProcessor(image_mean=[0.0] * 3, image_std=[1.0] * 3, **PROCESSORS[name])
+    shown = images(PILImage.fromarray(pixels), return_tensors="pt")["pixel_values"][0, 0]
+    assert shown.shape == (64, 64)
+    expected = shown.unfold(0, 16, 16).unfold(1, 16, 16).mean((2, 3)).flatten()
+    processor = LMRRGProcessor(images, paper[1].tokenizer)
+    cover = processor.cover_patches([box], size, ["svc", "carina"], 16)
+    assert cover.shape == (2, 16) and not cover[0].any() and cover[1].max() == 1
+    torch.testing.assert_close(cover[1], expected / expected.max(), atol=0.06, rtol=0)
+
+
+def cover_of(paper, boxes, pixels, names=("carina", "svc"), **options) -> list:
+    images = CLIPImageProcessor(**PROCESSORS["squashed"] | options)
+    return LMRRGProcessor(images, paper[1].tokenizer).cover_patches(boxes, pixels, names, 16).view(-1, 4, 4).tolist()
+
+
+def box_of(region: str, *sides: float) -> dict:
+    return {"region": region, **dict(zip(("x0", "y0", "x1", "y1"), sides, strict=True))}
+
+
+def test_cover_by_hand(paper):
+    """200 x 100 pixels become 64 x 64: 50 across and 25 down are one patch."""
+    empty = [[0.0] * 4] * 4
+    carina, svc = cover_of(paper, [box_of("carina", 50, 25, 125, 50)], (200, 100))
+    assert svc == empty and carina == [[0, 0, 0, 0], [0, 1, 0.5, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    small = [box_of("carina", 60, 30, 70, 35)]  # within one patch: a 25th of it, and yet all that there is
+    assert cover_of(paper, small, (200, 100))[0] == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    two = [box_of("svc", 0, 0, 25, 25), box_of("svc", 25, 0, 50, 25), box_of("svc", 150, 0, 175, 25)]
+    assert cover_of(paper, two, (200, 100))[1][0] == [1, 0, 0, 0.5]  # two halves, and a half
+    assert cover_of(paper, [two[0], two[0], two[2]], (200, 100))[1][0] == [1, 0, 0, 0.5]  # counted twice: at most 1
+    assert cover_of(paper, [box_of("left atrium", 0, 0, 50, 50)], (200, 100)) == [empty, empty]  # no such region
+    assert cover_of(paper, [], (200, 100)) == [empty, empty]
+    cropped = {"size": {"shortest_edge": 64}, "crop_size": 64, "do_center_crop": True}  # 100 x 200: 32 go at each end
+    above, below = box_of("carina", 0, 0, 100, 40), box_of("svc", 0, 0, 100, 100)
+    assert cover_of(paper, [above, below], (100, 200), **cropped) == [empty, [[1] * 4, [1] * 4, [0] * 4, [0] * 4]]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"do_pad": True}, r"pads images \(do_pad\)"),
+        ({"size": {"shortest_edge": 64, "longest_edge": 80}}, "resizes to .*: where boxes are then is not known"),
+    ],
+)
+def test_image_processors_that_boxes_cannot_follow(options, sentence, paper):
+    with pytest.raises(ValueError, match=sentence):
+        cover_of(paper, [box_of("svc", 0, 0, 9, 9)], (100, 200), **options)
+
+
 # Training
 
 
@@ -871,6 +1060,14 @@ def test_the_model_refuses(paper, change, sentence):
         ({"region_chunk_size": 0}, "region_chunk_size must be at least 1, not 0"),
         ({"num_vtrans_layers": 0}, "num_vtrans_layers must be at least 1"),
         ({"lambda_disease": -1.0}, "lambda_disease must be 0 or more, not -1.0"),
+        ({"lambda_region": -1.0}, "lambda_region must be 0 or more, not -1.0"),
+        ({"lambda_region": 1.0}, "^lambda_region needs regions that weigh patches, by region_attn_mode text_query or"),
+        ({"lambda_region": 1.0, "region_text": "tokens"}, "lambda_region needs regions that weigh patches"),
+        ({"lambda_region": 1.0, "region_pool": "cls"}, "lambda_region needs regions that weigh patches"),
+        (
+            {"lambda_region": 1.0, "region_pool": "text_attn", "use_region_features": False},
+            "lambda_region needs regions that weigh patches",
+        ),
         ({"region_heads": 7}, r"region_heads \(7\) must divide the width 512"),
         ({"vtrans_heads": 7}, r"vtrans_heads \(7\) must divide the width 2560"),
     ],

@@ -65,6 +65,8 @@ CHANGES = [  # rows of the papers' ablations: row, its script, its bases, the ar
     ("lmrrg/names", sft_lmrrg, (*IU_MIMIC, "demo"), {"region_prompt"}),
     ("lmrrg/without_instruction", sft_lmrrg, (*IU_MIMIC, "demo"), {"use_instruction"}),
     ("lmrrg/without_disease", sft_lmrrg, (*IU_MIMIC, "demo"), {"lambda_disease"}),
+    ("lmrrg/text_query", sft_lmrrg, (*IU_MIMIC, "demo"), {"region_attn_mode"}),
+    ("lmrrg/region_loss", sft_lmrrg, (*IU_MIMIC, "demo"), {"region_attn_mode", "lambda_region"}),
     ("lmrrg/without_cqrl", sft_lmrrg, (*IU_MIMIC, "demo"), set()),  # stage 1 alone
     ("lmrrg/bleu", ppo_lmrrg, ("iu_cqrl", "mimic_cqrl", "demo_cqrl"), {"rewards", "theta"}),
     ("lmrrg/fixed_lambda", ppo_lmrrg, ("iu_cqrl", "mimic_cqrl", "demo_cqrl"), {"kl_controller"}),
@@ -138,6 +140,7 @@ def test_a_row_changes_its_keys_alone(read, row, script, bases, changed):
         ("mrgr1/severity_format", "rewards", ["severity", "format"]),
         ("lmrrg/names", "region_prompt", "name"),
         ("lmrrg/without_disease", "lambda_disease", 0),
+        ("lmrrg/region_loss", "lambda_region", 0.1),
         ("lmrrg/bleu", "rewards", ["bleu"]),
         ("lmrrg/fixed_lambda", "kl_controller", "fixed"),
         ("llmrg4/stage1_without_tlw", "key_weight", 1),

@@ -56,14 +56,17 @@ NASTY = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    """Four studies with two views; every second one has a prior report."""
-    return [build_row("test", i, ("mn", "mw")[i % 2], BuildArguments(size=64, seed=4)) for i in range(4)]
+    """Four studies with two views; every second one has a prior report, some an age or a sex."""
+    patients = [{}, {"age": 63.0, "sex": "F"}, {"age": None, "sex": "M"}, {"age": 0.5, "sex": None}]
+    args = BuildArguments(size=64, seed=4)
+    return [build_row("test", i, ("mn", "mw")[i % 2], args) | patient for i, patient in enumerate(patients)]
 
 
 @pytest.fixture(scope="module")
 def llmrg4(tmp_path_factory, rows) -> Path:
     prompt, out = read_prompt("prompts/llmrg4.txt"), tmp_path_factory.mktemp("models") / "llmrg4"
     texts = [text for row in rows for text in (row["report"], row["prior_report"] or "", fill_prompt(prompt, row))]
+    texts += ["Age: 63 years Sex: female male months"]
     for part in build_llmrg4(texts, vocab_size=400, num_visual_tokens=4, text_layers=1):
         part.save_pretrained(out)
     return out
@@ -96,6 +99,7 @@ def upload(folder: Path, content: bytes, name: str = "x.png") -> Picture:
         ("tiny", TINY_PROMPT, "frontal"),
         ("tiny", TINY_PROMPT, "all"),
         ("llmrg4", "prompts/llmrg4.txt", "frontal+lateral"),  # indication, history and prior report; two images
+        ("llmrg4", "prompts/llmrg4_demographics.txt", "frontal+lateral"),  # age and sex too
         ("lmrrg", "prompts/lmrrg.txt", "frontal"),
     ],
 )
@@ -108,7 +112,8 @@ def test_a_study_typed_in_is_asked_as_generate_asks(request, call, tmp_path, row
     system = load(model, prompt_file, views)
     for row, line in zip(rows, (tmp_path / "out.jsonl").read_text().splitlines(), strict=True):
         frontal, lateral = (upload(tmp_path, image["bytes"]) for image in row["images"])
-        typed = {name: row[name] for name in ("indication", "history", "prior_report")}
+        typed = {name: row[name] for name in ("indication", "history", "prior_report")} | {"age": row.get("age")}
+        typed["sex"] = {"F": "female", "M": "male"}.get(row.get("sex"), "not known")
         study = make_study(frontal, lateral, row["views"][0], "findings", **typed)
         expected = json.loads(line)
         *growing, (completion, cut) = system.write(study)
@@ -205,6 +210,12 @@ def test_text_that_is_refused(llmrg4, rows, tmp_path, typed, message):
         load(llmrg4, "prompts/llmrg4.txt").sample(
             make_study(upload(tmp_path, rows[0]["images"][0]["bytes"]), None, **typed)
         )
+
+
+@pytest.mark.parametrize("age", [-1, 131, float("nan")])
+def test_ages_that_nobody_has(age, rows, tmp_path):
+    with pytest.raises(InputError, match="an age is from 0 to 130 years, not"):
+        make_study(upload(tmp_path, rows[0]["images"][0]["bytes"]), age=age)
 
 
 def test_a_mark_in_a_text_that_nobody_reads(tiny, rows, tmp_path):

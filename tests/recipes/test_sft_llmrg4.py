@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate.data_loader import BatchSamplerShard
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from torch.utils.data import BatchSampler
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -34,6 +35,7 @@ from recipes.trainers import scenario_sft
 from recipes.trainers.llmrg4 import FusionParts, load_start, report_long_priors
 from recipes.trainers.scenario_sft import RoundRobinSampler, ScenarioSFTConfig, ScenarioSFTTrainer
 from recipes.trainers.weighted_sft import WeightedSFTTrainer
+from recipes.viewer.systems import trained_with
 from rewards.scenarios import SCENARIOS
 
 CONFIGS = Path(sft_llmrg4.__file__).parent / "configs/llmrg4"
@@ -281,6 +283,57 @@ def test_nine_instructions():
 def test_fields(prompt, text):
     study = {"prior_report": " ", "indication": "{history}", "history": None, "views": ["AP"]}
     assert fill_prompt(prompt, study) == text
+
+
+DEMOGRAPHICS = "prompts/llmrg4_demographics.txt"
+
+
+@pytest.mark.parametrize(
+    ("age", "sex", "lines"),
+    [
+        (63.0, "F", "Age: 63 years\nSex: female\n"),
+        (63.99, "M", "Age: 63 years\nSex: male\n"),  # completed years
+        (1.5, None, "Age: 18 months\n"),
+        (0.0, None, "Age: 0 months\n"),  # a newborn's is known
+        (None, "F", "Sex: female\n"),
+        (float("nan"), "", ""),
+        (None, None, ""),
+    ],
+)
+def test_age_and_sex_where_they_are_asked_for(age, sex, lines):
+    """A line each before the indication; the paper's prompt has neither, whatever the study has."""
+    study = {"prior_report": "Old.", "indication": "Cough.", "history": None, "views": ["AP"], "report": "A."}
+    study |= {"findings": "A.", "impression": None}
+    text = fill_prompt(read_prompt(DEMOGRAPHICS), study | {"age": age, "sex": sex})
+    start = f"{PRIOR_START}Old.{PRIOR_END}\n"
+    assert text.removeprefix(start).startswith(f"{lines}Indication: Cough.\nWrite the findings")
+    assert (
+        text.replace(lines, "") == fill_prompt(PROMPT, study | {"age": age, "sex": sex}) == fill_prompt(PROMPT, study)
+    )
+
+
+def test_the_prompt_of_age_and_sex_is_remembered(train, tiny, rows, tmp_path):
+    """It is an argument of the run, which the app reads and generate.py is told."""
+    rows = [row | {"age": 40.0 + i, "sex": "FM"[i % 2]} for i, row in enumerate(rows)]
+    dataset = write(tmp_path / "data", rows)
+    out = train(1, tiny, tmp_path / "out", dataset=dataset, prompt_file=DEMOGRAPHICS, max_steps=1)
+    assert trained_with(out)["prompt_file"] == DEMOGRAPHICS
+    samples = to_samples(read_split(dataset, "train", ()), read_prompt(DEMOGRAPHICS), "frontal+lateral")
+    texts = [sample["prompt"][0]["content"] for sample in samples.remove_columns("images")]
+    assert all(f"Age: {40 + i} years\nSex: {('female', 'male')[i % 2]}\n" in text for i, text in enumerate(texts))
+
+
+def test_age_and_sex_that_cannot_be_read(train, tiny, rows, tmp_path):
+    marked = write(tmp_path / "marked", [row | {"age": 40.0, "sex": "<image>"} for row in rows])
+    with pytest.raises(InputError, match=f"the sex of study {rows[0]['study_id']} holds '<image>'"):
+        train(1, tiny, tmp_path / "out", dataset=marked, prompt_file=DEMOGRAPHICS)
+    old = Path(write(tmp_path / "old", rows))  # as it was before there were such columns
+    for file in old.glob("*.parquet"):
+        table = parquet.read_table(file)
+        parquet.write_table(table.drop_columns(["age", "sex", "boxes"]), file)
+    with pytest.raises(InputError, match="old has no column age, sex"):
+        train(1, tiny, tmp_path / "out", dataset=str(old), prompt_file=DEMOGRAPHICS)
+    train(1, tiny, tmp_path / "out", dataset=str(old), max_steps=1)
 
 
 # Scenarios in turn

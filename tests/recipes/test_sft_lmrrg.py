@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 import yaml
 from datasets import Dataset
+from pyarrow import parquet
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, OPTConfig, OPTForCausalLM, set_seed
@@ -27,7 +29,7 @@ from recipes.data.schema import read_split
 from recipes.files import InputError, read_prompt
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.disease_sft import UNKNOWN, DiseaseCollator, DiseaseSFTTrainer
-from recipes.trainers.lmrrg import CQRLConfig, ModelParts
+from recipes.trainers.lmrrg import CQRLConfig, ModelParts, report_boxes
 from rewards.table import RewardArguments
 
 CONFIGS = Path(sft_lmrrg.__file__).parent / "configs/lmrrg"
@@ -158,15 +160,18 @@ def samples(phantom) -> Dataset:
 
 
 def make_samples(phantom: str) -> Dataset:
-    """Eight studies; of the first four only a few labels are known, of one none."""
+    """Eight studies; of the first four only a few labels are known, of one none; of the last two no boxes."""
     rows = read_split(phantom, "train").select(range(8)).rename_column("labels", "disease_labels")
-    dataset = to_samples(rows, PROMPT, "frontal", completion="plain", keep=("disease_labels",))
+    dataset = to_samples(rows, PROMPT, "frontal", completion="plain", keep=("disease_labels", "boxes"))
     labels = [list(each) for each in dataset["disease_labels"]]
     for i in range(4):
         labels[i][i + 1 :] = [UNKNOWN] * (13 - i)
     labels[4] = None
+    boxes = [list(each)[: 3 * i + 1] for i, each in enumerate(dataset["boxes"][:6])] + [[], None]
     read = dataset.format["format_kwargs"]["transform"]
-    return dataset.remove_columns("disease_labels").add_column("disease_labels", labels).with_transform(read)
+    dataset = dataset.remove_columns("disease_labels").add_column("disease_labels", labels)
+    dataset = dataset.remove_columns("boxes").add_column("boxes", boxes, feature=rows.features["boxes"])
+    return dataset.with_transform(read)
 
 
 def trained(samples, folder, size: int, accumulation: int, trainer_class=DiseaseSFTTrainer, **config):
@@ -184,7 +189,7 @@ def trained(samples, folder, size: int, accumulation: int, trainer_class=Disease
 
 
 def logged(trainer) -> list[list[float]]:
-    names = ("loss", "report_loss", "disease_loss")
+    names = ("loss", "report_loss", *trainer.loss_weights)
     return [[float(row[name]) for name in names] for row in trainer.state.log_history if "report_loss" in row]
 
 
@@ -207,6 +212,50 @@ def test_the_loss_is_that_of_the_whole_batch_whatever_its_parts(samples, tmp_pat
         torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
+REGIONS = {"region_attn_mode": "text_query", "lambda_region": 0.5}
+
+
+def test_the_region_loss_is_that_of_the_whole_batch_too(samples, tmp_path):
+    """The mean over all regions with boxes of eight rows, from the attention, whatever the batch is cut into."""
+    texts = [row["completion"][0]["content"] for row in samples.remove_columns("images")]
+    model, processor = make_tiny(texts, lambda_disease=0.25, **REGIONS)
+    whole = trained(samples, tmp_path, 8, 1, lambda_disease=0.25, **REGIONS)
+    batch = whole.data_collator([dict(row) for row in samples])
+    names, losses = model.config.region_names, []
+    with torch.no_grad():
+        attention = model.model.get_image_features(batch["pixel_values"], region_attention=True).attentions.exp()
+    for number, row in enumerate(samples):
+        for box in row["boxes"] or ():
+            cover = processor.cover_patches([box], row["images"][0].size, names, 16)
+            place = names.index(box["region"])
+            losses.append(-(attention[number, place] @ cover[place]).log())
+    assert len(losses) == 1 + 4 + 7 + 10 + 13 + 16
+    _, report, disease, region = logged(whole)[0]
+    assert region == pytest.approx(float(sum(losses)) / len(losses), rel=1e-4)
+    assert logged(whole)[0][0] == pytest.approx(report + 0.25 * disease + 0.5 * region, rel=1e-4)
+    assert logged(whole)[1][3] < region  # a step later
+    parts = trained(samples, tmp_path, 2, 4, lambda_disease=0.25, **REGIONS)  # one of which has no box at all
+    torch.testing.assert_close(torch.tensor(logged(parts)), torch.tensor(logged(whole)), rtol=1e-4, atol=1e-5)
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_boxes_without_their_loss_change_nothing(samples, tmp_path):
+    """To the last bit, as lambda_region is 0 unless somebody asks."""
+    boxed, plain = (
+        trained(rows, tmp_path, 4, 2, region_attn_mode="text_query").model.state_dict()
+        for rows in (samples, samples.remove_columns("boxes"))
+    )
+    assert all(torch.equal(value, plain[name]) for name, value in boxed.items())
+
+
+def test_only_the_first_image_of_a_study_has_boxes(phantom):
+    """With views each the lateral film is a sample too, and boxes are of the frontal one."""
+    rows = read_split(str(phantom), "train").select(range(3))
+    each = to_samples(rows, PROMPT, "each", completion="plain", keep=("boxes",))
+    assert [len(boxes or ()) for boxes in each["boxes"]] == [27, 0] * 3
+
+
 def test_one_pass_serves_both_losses(samples, tmp_path, monkeypatch):
     calls = []
     forward = nn.Conv2d.forward  # the patch embedding: once per pass
@@ -216,7 +265,7 @@ def test_one_pass_serves_both_losses(samples, tmp_path, monkeypatch):
 
 
 def test_lambda_0_is_trls_own_training(samples, tmp_path):
-    without = samples.remove_columns("disease_labels")
+    without = samples.remove_columns(["disease_labels", "boxes"])
     ours, trls = (
         trained(each, tmp_path, 4, 2, trainer, lambda_disease=0.0).model.state_dict()
         for each, trainer in ((without, DiseaseSFTTrainer), (without, SFTTrainer))
@@ -232,7 +281,7 @@ def test_evaluation_logs_both_losses(samples, tmp_path):
 
 def one_of_two(folder: str, phantom: str) -> None:
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    trainer = trained(make_samples(phantom), folder, 4 // processes, 2, lambda_disease=0.5)
+    trainer = trained(make_samples(phantom), folder, 4 // processes, 2, lambda_disease=0.5, **REGIONS)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         torch.save({"weights": weights, "rows": logged(trainer)}, Path(folder) / f"{processes}.pt")
@@ -300,6 +349,61 @@ def test_rows_of_table_3_train_and_write(switch, visual, parts, call, train, pha
     assert len(file.read_text().splitlines()) == 6
 
 
+# Boxes
+
+
+def rewrite(phantom, folder: Path, change) -> Path:
+    """The phantom with `change` made to the table of each split."""
+    folder.mkdir()
+    for file in Path(phantom).glob("*.parquet"):
+        parquet.write_table(change(parquet.read_table(file)), folder / file.name)
+    return folder
+
+
+def test_a_run_with_the_region_loss(train, parts, tmp_path, capsys):
+    options = from_parts(parts) | {"region_attn_mode": "text_query", "lambda_region": 0.5}
+    out = train(None, tmp_path / "out", **options)
+    assert "12 of 12 training rows have boxes of regions\n" in capsys.readouterr().out
+    rows = [row for row in json.loads(Path(out, "trainer_state.json").read_text())["log_history"] if "loss" in row]
+    for row in rows:
+        total = float(row["report_loss"]) + float(row["disease_loss"]) + 0.5 * float(row["region_loss"])
+        assert float(row["loss"]) == pytest.approx(total, rel=1e-4)
+    model = AutoModelForImageTextToText.from_pretrained(out)
+    assert (model.config.lambda_region, model.config.region_attn_mode) == (0.5, "text_query")
+    again = train(out, tmp_path / "again", max_steps=1)  # a later run without it
+    assert AutoModelForImageTextToText.from_pretrained(again).config.lambda_region == 0
+
+
+def test_boxes_of_other_names_are_counted(capsys):
+    sides = {"x0": 0.0, "y0": 0.0, "x1": 9.0, "y1": 9.0}
+    rows = {
+        "study_id": ["a", "b", "c"],
+        "boxes": [[{"region": "svc", **sides}, {"region": "neck", **sides}], None, []],
+    }
+    assert report_boxes(Dataset.from_dict(rows), ["carina", "svc"]) == {"svc": 1, "neck": 1}
+    assert capsys.readouterr().out == (
+        "1 of 3 training rows have boxes of regions; boxes of other names: 1 (neck, ...)\n"
+    )
+    with pytest.raises(InputError, match=r"no row has a box of a region \(carina, ...\), which --lambda_region needs"):
+        report_boxes(Dataset.from_dict(rows), ["carina"])
+    rows["boxes"][2] = [{"region": "svc", **sides, "y1": None}]
+    with pytest.raises(InputError, match=r"study c: the box of svc has the sides .*None"):
+        report_boxes(Dataset.from_dict(rows), ["svc"])
+
+
+def test_data_sets_without_boxes(phantom, train, parts, tmp_path):
+    """One that was built before there were boxes is read as ever; the loss alone needs them."""
+    old = rewrite(phantom, tmp_path / "old", lambda table: table.drop_columns(["boxes", "age", "sex"]))
+    train(None, tmp_path / "out", **from_parts(parts), dataset=old, max_steps=1)
+    options = from_parts(parts) | {"region_attn_mode": "text_query", "lambda_region": 0.5}
+    with pytest.raises(InputError, match="old has no column boxes"):
+        train(None, tmp_path / "out2", **options, dataset=old)
+    empty = parquet.read_table(phantom / "test.parquet").schema.field("boxes").type
+    change = lambda table: table.drop_columns(["boxes"]).append_column("boxes", pa.nulls(len(table), empty))  # noqa: E731
+    with pytest.raises(InputError, match="no row has a box of a region"):
+        train(None, tmp_path / "out3", **options, dataset=rewrite(phantom, tmp_path / "nulls", change))
+
+
 # Bad input
 
 
@@ -325,6 +429,8 @@ def test_labels_to_refuse(labels, sentence):
         ({"biomedclip": "an OPT"}, "is a opt model; convert BiomedCLIP"),
         ({"use_global_feature": "false", "use_region_features": "false"}, "cannot both be false"),
         ({"lambda_disease": -1}, "lambda_disease must be 0 or more"),
+        ({"lambda_region": -1}, "lambda_region must be 0 or more"),
+        ({"lambda_region": 1}, "stage 1 cannot start: lambda_region needs regions that weigh patches"),
         ({"dtype": "auto"}, "--dtype auto: name float32 or bfloat16"),
         ({"labeler": "chexbert:nowhere"}, "labeler chexbert:nowhere"),
         ({"prompt_file": "prompts/none.txt"}, "there is no prompt file prompts/none.txt"),
@@ -349,6 +455,11 @@ def test_a_model_that_was_made_otherwise(changed, train, tiny_lmrrg, tmp_path):
     with pytest.raises(InputError, match=f"--{next(iter(changed))} .* is for a model that is put together"):
         train(tiny_lmrrg, tmp_path / "out", **changed)
     train(tiny_lmrrg, tmp_path / "out", use_global_feature="true", region_chunk_size=7, max_steps=1)  # as it is
+
+
+def test_a_model_whose_regions_weigh_no_patches(train, tiny_lmrrg, tmp_path):
+    with pytest.raises(InputError, match="cannot be loaded: lambda_region needs regions that weigh patches"):
+        train(tiny_lmrrg, tmp_path / "out", lambda_region=1)
 
 
 def test_another_systems_model(train, tiny, tmp_path):
