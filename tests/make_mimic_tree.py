@@ -5,7 +5,8 @@
 
 `--out` then holds mimic-cxr/2.1.0/mimic-cxr-reports.zip and mimic-cxr-jpg/2.1.0/mimic-cxr-2.0.0-{split,metadata,
 chexpert}.csv.gz, with files/p10/p10000032/s50414267/*.jpg (or .dcm under mimic-cxr) where images are asked for. File
-names, columns, views, and the share of each split are PhysioNet's; patients and texts are invented.
+names, columns, views, and the share of each split are PhysioNet's; patients and texts are invented. The headers of
+DICOM files are as frequent as in Open-i's, the only public ones that were at hand (`HEADERS`).
 
 Sentences come from $RRG_DATA/radlabels/dev.json (MIT), read at run time, or, where it is absent, from templates of the
 phantom. Two in three sentences are altered: measures and sides are drawn anew, and one word in eight is exchanged for
@@ -42,6 +43,13 @@ METADATA = (
     *("StudyDate", "StudyTime", "ProcedureCodeSequence_CodeMeaning", "ViewCodeSequence_CodeMeaning"),
     "PatientOrientationCodeSequence_CodeMeaning",
 )
+HEADERS = {  # (MONOCHROME, bits, VOI LUT, windows, slope and intercept): how many of Open-i's 7,469 DICOM files
+    (1, 12, True, 0, True): 2878, (2, 12, False, 1, False): 2576, (2, 15, False, 1, True): 866,
+    (1, 15, False, 1, True): 439, (2, 12, False, 0, False): 281, (1, 15, True, 0, True): 133,
+    (2, 12, False, 1, True): 98, (1, 10, False, 0, True): 58, (2, 15, False, 1, False): 38,
+    (1, 12, False, 1, False): 32, (2, 14, True, 3, True): 26, (1, 12, False, 1, True): 25,
+    (1, 12, False, 0, False): 16, (1, 10, False, 1, True): 3,
+}  # fmt: skip
 RULE = "_" * 78
 
 
@@ -167,6 +175,33 @@ def write_dicom(file: Path, values: np.ndarray, **tags) -> None:
     dataset.save_as(file, enforce_file_format=True)
 
 
+def draw_dicom(file: Path, picture: np.ndarray, rng: random.Random) -> tuple:
+    """A DICOM file that shows `picture` (8 bits), with a header drawn from `HEADERS`, which is returned.
+
+    Every window and table is that of the whole range, so that each header must show the same picture.
+    """
+    [header] = rng.choices(list(HEADERS), list(HEADERS.values()))
+    monochrome, bits, look_up, windows, rescaled = header
+    top = 2**bits - 1
+    stored = np.rint(picture * (top / 255)).astype(np.uint16)
+    tags = {"PhotometricInterpretation": f"MONOCHROME{monochrome}", "BitsStored": bits, "HighBit": bits - 1}
+    if windows:
+        widths = [top + 1, 0.75 * (top + 1), 1.5 * (top + 1)][:windows]
+        tags |= {"WindowCenter": [(top + 1) / 2] * windows, "WindowWidth": widths}
+    if rescaled:
+        tags |= {"RescaleSlope": 1, "RescaleIntercept": 0}
+    if look_up:
+        from pydicom.dataset import Dataset
+        from pydicom.sequence import Sequence
+
+        table = Dataset()
+        table.add_new("LUTDescriptor", "US", [top + 1, 0, 16])
+        table.add_new("LUTData", "OW", np.rint(np.linspace(0, 65535, top + 1)).astype("<u2").tobytes())
+        tags["VOILUTSequence"] = Sequence([table])
+    write_dicom(file, top - stored if monochrome == 1 else stored, **tags)
+    return header
+
+
 def _open_csv(file: Path):
     return io.TextIOWrapper(gzip.GzipFile(file, "wb", mtime=0), encoding="utf-8", newline="")
 
@@ -206,7 +241,7 @@ def make_tree(out: str | Path, studies: int, images: str = "none", seed: int = 0
                 if images == "jpg":
                     make_image(rng).save(place)
                 elif images == "dcm":
-                    write_dicom(place, np.asarray(make_image(rng)).astype(np.uint16) * 16)
+                    draw_dicom(place, np.asarray(make_image(rng)), rng)
 
 
 def main() -> None:

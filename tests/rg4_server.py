@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,13 +19,15 @@ class Server:
     """
 
     def __init__(self, answer: Callable):
-        self.answer, self.asked, self.lock = answer, [], threading.Lock()
+        self.answer, self.asked, self.lock, asks = answer, [], threading.Lock(), Counter()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(handler):
                 messages = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))["messages"]
+                key = json.dumps(messages)
                 with self.lock:
-                    times = self.asked.count(messages)
+                    times = asks[key]
+                    asks[key] += 1
                     self.asked.append(messages)
                 self._reply(handler, self.answer(messages, times))
 
