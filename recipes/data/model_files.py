@@ -20,6 +20,7 @@ NAMES = (
 )
 CONFIGS = ("config.json", "adapter_config.json")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+VOCABULARIES = ("vocab.txt", "tokenizer.json")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 BERTS = ("bert", "cxr-bert", "chexbert", "discbert", "crepe")  # their encoder's weights have the same names
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
@@ -98,6 +99,12 @@ def check_folder(name: str, images: bool = False) -> None:
         raise InputError(f"there is no model {name}: no such folder, and no name that the Hub could have")
 
 
+def check_vocabulary(name: str) -> None:
+    """Raises InputError where `name` is a folder of a BERT without its tokenizer, which transformers would make up."""
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in VOCABULARIES):
+        raise InputError(f"{name} has no tokenizer (no {' or '.join(VOCABULARIES)}): copy it there")
+
+
 def load_bert(
     name: str, tokenizer_class: type[PreTrainedTokenizerBase], model_class: type[PreTrainedModel]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -105,8 +112,9 @@ def load_bert(
 
     Raises InputError where it is not there, damaged, of another architecture or without a tokenizer.
     """
+    check_folder(name)
+    check_vocabulary(name)
     try:
-        check_folder(name)
         model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type", "missing")
         if model_type not in BERTS:
             raise InputError(f"--model {name} is a {model_type} model: name a BERT")
@@ -116,7 +124,8 @@ def load_bert(
         raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
-        raise InputError(f"--model {name}: no such folder, or the Hub is out of reach ({reason})") from error
+        fault = "" if Path(name).is_dir() else "no such folder, or the Hub is out of reach "
+        raise InputError(f"--model {name} cannot be loaded: {fault}({reason})") from error
     if not has_vocabulary(tokenizer):
         raise InputError(f"--model {name} has no tokenizer (no vocab.txt or tokenizer.json): copy it there")
     return model, tokenizer
