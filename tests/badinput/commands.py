@@ -298,8 +298,8 @@ def add_numbers(add, shelf: Path) -> None:
 
 def add_outputs(add, shelf: Path) -> None:
     """Places that cannot be written; the data set or checkpoint is absent too, so that they must be found first."""
-    absent = {"dataset": "absent/data", "datasets": "absent/data", "checkpoint": "absent.pth", "archive": "absent.pth", "table": "absent.csv",
-              "llm": "absent/llm", "root": "absent/files"}  # fmt: skip
+    absent = {"dataset": "absent/data", "datasets": "absent/data", "checkpoint": "absent.pth", "archive": "absent.pth",
+              "table": "absent.csv", "llm": "absent/llm", "root": "absent/files"}  # fmt: skip
     file = shelf / "files/text.pth"
     for script, base in bases(shelf).items():
         name = "output_dir" if "output_dir" in base else "out"
