@@ -60,9 +60,9 @@ class BERTScore:
         if baseline == "published":
             baseline = BASELINES.get((Path(name).name, layer))
             if baseline is None:
-                known = ", ".join(f"layer {number} of {encoder}" for encoder, number in BASELINES)
+                layers = ", ".join(f"layer {number} of {encoder}" for encoder, number in BASELINES)
                 raise ValueError(
-                    f"no baseline of BERTScore is published for layer {layer} of {name}, but for {known}: name that "
+                    f"no baseline of BERTScore is published for layer {layer} of {name}, but for {layers}: name that "
                     "encoder (in Python: or give a baseline, None for raw scores)"
                 )
         self.baseline, self.token_budget, self.device = float(baseline or 0), token_budget, device

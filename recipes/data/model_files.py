@@ -20,17 +20,18 @@ NAMES = (
 )
 CONFIGS = ("config.json", "adapter_config.json")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+VOCABULARIES = ("vocab.txt", "tokenizer.json")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 BERTS = ("bert", "cxr-bert", "chexbert", "discbert", "crepe")  # their encoder's weights have the same names
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 
 
-def find_unreadable(folder: Path, images: bool = False) -> str | None:
+def find_unreadable(folder: Path, images: bool = False, weights: bool = True) -> str | None:
     """What in a model's folder could not be read, and what to do, or None; weights are looked at, not read.
 
     It has a config.json, or an adapter's; JSON files parse, generation settings are of the right types, a safetensors
     file is as long as it says, every shard of an index is there, and a pickle, read where there is no safetensors
-    file, names nothing but tensors. `images`: an image processor is there.
+    file, names nothing but tensors. `images`: an image processor is there. `weights`: False leaves all weights out.
     """
     if not any(folder.iterdir()):
         return "is empty: copy the model's files there"
@@ -40,7 +41,7 @@ def find_unreadable(folder: Path, images: bool = False) -> str | None:
         return fault
     if images and not any((folder / name).is_file() for name in PROCESSORS):
         return f"has no processor for images (no {' or '.join(PROCESSORS)}): copy that of the model it was made from"
-    return _find_bad_weights(folder)
+    return _find_bad_weights(folder) if weights else None
 
 
 def _find_bad_settings(folder: Path) -> str | None:
@@ -82,7 +83,7 @@ def _find_bad_weights(folder: Path) -> str | None:
     return None
 
 
-def check_folder(name: str, images: bool = False) -> None:
+def check_folder(name: str, images: bool = False, weights: bool = True) -> None:
     """Raises InputError where `name` is a model's folder with a file that cannot be read (`find_unreadable`).
 
     So it does where `name` is a file, or a folder that is not there and no Hub id either. Of a Hub id nothing is
@@ -92,10 +93,16 @@ def check_folder(name: str, images: bool = False) -> None:
     if path.is_file():
         raise InputError(f"{name} is a file, and a model is a folder: name the folder of its config.json")
     if path.is_dir():
-        if fault := find_unreadable(path, images):
+        if fault := find_unreadable(path, images, weights):
             raise InputError(f"{name} {fault}")
     elif not HUB_ID.fullmatch(name):
         raise InputError(f"there is no model {name}: no such folder, and no name that the Hub could have")
+
+
+def check_vocabulary(name: str) -> None:
+    """Raises InputError where `name` is a folder of a BERT without its tokenizer, which transformers would make up."""
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in VOCABULARIES):
+        raise InputError(f"{name} has no tokenizer (no {' or '.join(VOCABULARIES)}): copy it there")
 
 
 def load_bert(
@@ -105,18 +112,21 @@ def load_bert(
 
     Raises InputError where it is not there, damaged, of another architecture or without a tokenizer.
     """
+    check_folder(name, weights=False)
+    check_vocabulary(name)
     try:
-        check_folder(name)
         model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type", "missing")
         if model_type not in BERTS:
             raise InputError(f"--model {name} is a {model_type} model: name a BERT")
+        check_folder(name)
         tokenizer = tokenizer_class.from_pretrained(name)
         model = model_class.from_pretrained(name)
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
-        raise InputError(f"--model {name}: no such folder, or the Hub is out of reach ({reason})") from error
+        fault = "" if Path(name).is_dir() else "no such folder, or the Hub is out of reach "
+        raise InputError(f"--model {name} cannot be loaded: {fault}({reason})") from error
     if not has_vocabulary(tokenizer):
         raise InputError(f"--model {name} has no tokenizer (no vocab.txt or tokenizer.json): copy it there")
     return model, tokenizer
@@ -148,7 +158,7 @@ def check_model(name: str, trust_remote_code: bool = False, attention: str | Non
 
     if not name:
         raise InputError("no model is named: give --model_name_or_path, a folder or a Hub id")
-    check_folder(name)
+    check_folder(name, weights=False)
     adapter = read_adapter(name)
     base = adapter["base_model_name_or_path"] if adapter else name
     try:
@@ -161,6 +171,7 @@ def check_model(name: str, trust_remote_code: bool = False, attention: str | Non
     remote = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
     if not remote and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise InputError(f"{name} is a {config.model_type} model, which reads no images; name a vision-language model")
+    check_folder(name)
     check_folder(base, images=True)
     flash = is_flash_attention_requested(requested_attention_implementation=attention)
     if flash and not remote and not MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._supports_flash_attn:

@@ -21,7 +21,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
 from modeling.modeling_chexbert import FINDINGS
-from recipes.data.model_files import check_folder
+from recipes.data.model_files import check_folder, check_vocabulary
 from recipes.data.schema import FEATURES, read_build
 from recipes.files import InputError, replacing
 from recipes.rg4.rules import split_sentences
@@ -272,6 +272,7 @@ class TokenWeigher:
             raise InputError(f"--max_nodes must be at least {FIRST_NODES}, and --token_budget at least 1")
         try:
             check_folder(str(model))
+            check_vocabulary(str(model))
             labeler = CheXbertLabeler(model, device, token_budget)
         except ValueError as error:
             raise InputError(f"--model: {error}") from error

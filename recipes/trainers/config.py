@@ -163,14 +163,15 @@ class LabelerConfig(RecipeConfig, TrainingArguments):
             )
 
 
-def check_trackers(names: Iterable[str]) -> None:
+def check_trackers(names: str | Iterable[str] | None) -> None:
     """Raises InputError where one of `names`, those of report_to, is none that transformers knows or is installed."""
-    for name in names:
+    names = [names] if isinstance(names, str) else names or ()
+    for name in set(names) - {"none", "all"}:
         if name not in INTEGRATION_TO_CALLBACK:
             raise InputError(f"report_to must be none, or some of {', '.join(INTEGRATION_TO_CALLBACK)}, not {name}")
         if name not in (*get_available_reporting_integrations(), "flyte"):  # flyte: known inside its own tasks alone
-            raise InputError(f"report_to {name}: its package is not installed: pip install {name}, or set "
-                             "report_to: none")  # fmt: skip
+            remedy = f"pip install {name}, or set report_to: none"
+            raise InputError(f"report_to {name}: its package is not installed: {remedy}")
 
 
 def check_run(

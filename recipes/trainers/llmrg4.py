@@ -152,7 +152,7 @@ def load_start(
 def _load(
     name: str, args, parts: FusionParts, model_args: ModelConfig
 ) -> tuple[LLMRG4ForConditionalGeneration, LLMRG4Processor]:
-    check_folder(name)
+    check_folder(name, weights=False)
     config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)
     if config.model_type != "llmrg4":
         raise InputError(f"{name} is a {config.model_type} model, not an LLM-RG4")

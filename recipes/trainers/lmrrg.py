@@ -209,7 +209,7 @@ def load_checkpoint(
     Raises InputError where it is not there or of another system, its weights are not those of its configuration (the
     disease head alone may come or go with `lambda_disease`), or it was made otherwise than `parts` say.
     """
-    check_folder(name)
+    check_folder(name, weights=False)
     try:
         settings = AutoConfig.from_pretrained(name, revision=model_args.model_revision, **config)
         if settings.model_type != "lmrrg":
@@ -248,7 +248,7 @@ def check_trained(name: str) -> None:
     """Raises InputError unless `name`, a folder or Hub id, has the trainer_state.json of at least one step."""
     if not name:
         raise InputError("no model is named: give --model_name_or_path, the folder of stage 1 or a Hub id")
-    check_folder(name)
+    check_folder(name, weights=False)
     try:
         cached_file(name, "config.json")
         file = cached_file(name, "trainer_state.json", _raise_exceptions_for_missing_entries=False)

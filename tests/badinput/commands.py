@@ -77,11 +77,11 @@ def bases(shelf: Path) -> dict[str, dict]:
         "convert_discbert": {"checkpoint": shelf / "files/text.pth", "out": "out/model",
                              "tokenizer": shelf / "models/bert"},
         "convert_llmrg4": {"checkpoint": shelf / "files/text.pth", "out": "out/model"},
-        "convert_radgraph": {"checkpoint": shelf / "files/text.pth", "out": "out/model"},
+        "convert_radgraph": {"archive": shelf / "files/text.pth", "out": "out/model"},
         "demo": {"out": "out/demo"}, "ablations": {"out": "out/ablations"},
         "app": {"models": model["qwen"], "prompt_files": "prompts/zero_shot.txt", "views": "frontal", "port": 7999},
         "generate_region_descriptions": {"llm": "absent/llm", "out": "out/regions.json"},
-        "reward_card": {"out": "out/card", "data": shelf / "files", "rewards": "mccs", "reports": 10,
+        "reward_card": {"out": "out/card", "data": shelf / "files", "rewards": "mccs_reward", "reports": 10,
                         "resamples": 10},
         "setup_gpu": {"flash_attn": "false"},
     }  # fmt: skip
@@ -101,7 +101,17 @@ def make_commands(shelf: Path) -> list[Command]:
                 words += [f"--{name}", *map(str, values)]
         commands.append(Command(kind, script, words, expected, environment or {}))
 
-    for kind in (add_data, add_models, add_yaml, add_numbers, add_outputs, add_names, add_tables, add_processes):
+    for kind in (
+        add_data,
+        add_models,
+        add_folders,
+        add_yaml,
+        add_numbers,
+        add_outputs,
+        add_names,
+        add_tables,
+        add_processes,
+    ):
         kind(add, shelf)
     return commands
 
@@ -137,6 +147,9 @@ def add_data(add, shelf: Path) -> None:
     over("build.json", ("sft_mrgr1", "ppo_lmrrg"), r"build\.json", *("build_null", "build_latin", "build_empty"))
     over("images", VISION, r"image 1 of study phantom-0-\w+-000002", "image_empty", "image_half", "image_strip")
     over("images", VISION, r"study phantom-0-\w+-000002 has no image", "images_null")
+    for script in VISION:
+        add("images", script, r"image 1 of study phantom-0-\w+-000002 is truncated or damaged",
+            dataset=shelf / "data/image_holed", check_images="true")  # fmt: skip
     over("images", ("grpo_mrgr1", "generate"), r"image 1 of study phantom-0-\w+-000002", "image_none", "image_text")
     over("images", ("sft_mrgr1", "generate"), r"images/gone\.png", "image_gone")
     over("data set", READERS, "no data set at|no local folder|no such folder|there is no|absent/data", "absent/data")
@@ -172,10 +185,52 @@ def add_models(add, shelf: Path) -> None:
         for damage, sentence in sentences.items():
             if script != "push_checkpoint" or damage in ("emptied", "truncated", "pickled", "without_config"):
                 add("models", script, sentence, **{argument: shelf / f"models/{kind}_{damage}"})
-        add("models", script, "no such folder|there is no", **{argument: "outputs/absent/sft"})
-        add("models", script, "is a file", **{argument: shelf / "models/file"})
+        add("models", script, "no such folder|there is no|is no folder", **{argument: "outputs/absent/sft"})
+        add("models", script, "is a file|is no folder", **{argument: shelf / "models/file"})
     for script in ("grpo_mrgr1", "sft_mrgr1", "generate", "app"):
         add("models", script, "chat template", **{users[script][0]: shelf / "models/qwen_without_template"})
+
+
+def add_folders(add, shelf: Path) -> None:
+    """Folders and files, of models or not, that are not there."""
+    absent = "outputs/absent/model"
+    for script, arguments in {
+        "evaluate": (
+            "radgraph",
+            "bertscore",
+            "semb",
+            "crepe",
+            "ratescore_ner",
+            "original_references",
+            "judge_prompts",
+        ),
+        "sft_llmrg4": ("vision", "text", "decoder"),
+        "sft_lmrrg": ("biomedclip", "decoder", "region_descriptions"),
+        "build_tiny": ("chexbert", "parts_of", "warm_up"),
+        "generate": ("chat_template",),
+        "app": ("chat_template",),
+        "train_discbert": ("eval_file",),
+        "build_mimic_cxr": ("root", "reports", "split_file", "metadata", "chexpert", "images"),
+        "build_iu_xray": ("reports", "split_file"),
+        "build_public_set": ("root", "images"),
+        "build_from_table": ("table", "images", "reports"),
+        "convert_chexbert": ("tokenizer",),
+        "convert_discbert": ("tokenizer",),
+    }.items():
+        for argument in arguments:
+            more = {"model_name_or_path": None} if script in ("sft_llmrg4", "sft_lmrrg") else {}
+            more |= (
+                {"system": {"chexbert": "llmrg4", "parts_of": "lmrrg"}.get(argument)} if script == "build_tiny" else {}
+            )
+            more |= {"judge": "green", "llm": absent} if argument == "judge_prompts" else {}
+            if more.get("model_name_or_path", "") is None:
+                more["config"] = shelf / f"files/parts_{script}.yaml"
+            add("folders", script, rf"{absent}|{argument}", **more, **{argument: absent})
+    for script in ("dataset_stats", "build_mimic_rg4"):
+        add("folders", script, absent, judge=f"discbert:{absent}")
+        add("folders", script, "judge", judge="discbart")
+    add("folders", "evaluate", absent, hall_judge=f"discbert:{absent}")
+    add("folders", "generate", "vllm|GPU", engine="vllm")
 
 
 def add_yaml(add, shelf: Path) -> None:
@@ -243,24 +298,29 @@ def add_numbers(add, shelf: Path) -> None:
 
 def add_outputs(add, shelf: Path) -> None:
     """Places that cannot be written; the data set or checkpoint is absent too, so that they must be found first."""
-    absent = {"dataset": "absent/data", "datasets": "absent/data", "checkpoint": "absent.pth", "table": "absent.csv",
-              "llm": "absent/llm", "root": "absent/files"}  # fmt: skip
+    absent = {"dataset": "absent/data", "datasets": "absent/data", "checkpoint": "absent.pth", "archive": "absent.pth",
+              "table": "absent.csv", "llm": "absent/llm", "root": "absent/files"}  # fmt: skip
     file = shelf / "files/text.pth"
     for script, base in bases(shelf).items():
         name = "output_dir" if "output_dir" in base else "out"
         if name not in base:
             continue
         missing = {argument: path for argument, path in absent.items() if argument in base}
-        add("outputs", script, f"{name}.*(folder|file)", **missing, **{name: shelf if script == "generate" else file})
+        wrong = shelf if script in ("generate", "generate_region_descriptions") else file  # which write a file
+        add("outputs", script, f"{name}.*(folder|file)", **missing, **{name: wrong})
         add("outputs", script, f"{name}.*text.pth", **missing, **{name: file / "run/out"})
         add("outputs", script, f"{name}.*/proc", **missing, **{name: "/proc/run/out"})
         add("outputs", script, f"{name}.*/sys", **missing, **{name: "/sys/out"})
+    late = ("weigh_tokens", "build_from_table", "build_public_set")  # after their small input is read, before the work
     occupied = ("build_tiny", "evaluate", "weigh_tokens", "build_mimic_rg4", "build_phantom", "build_iu_xray",
                 "build_from_table", "build_mimic_cxr", "build_public_set", "certify", "convert_chexbert",
                 "convert_crepe", "convert_discbert", "convert_biomedclip", "convert_llmrg4", "convert_radgraph",
                 "generate_region_descriptions")  # fmt: skip
     for script in occupied:
-        missing = {argument: path for argument, path in absent.items() if argument in bases(shelf)[script]}
+        names = () if script in late else bases(shelf)[script]
+        missing = {argument: path for argument, path in absent.items() if argument in names}
+        if script == "build_public_set":  # whose files nobody has here
+            continue
         add("outputs", script, "out.*(folder|earlier|file)", **missing, out=shelf / "images")
 
 
@@ -277,7 +337,7 @@ def add_names(add, shelf: Path) -> None:
         add("rewards", script, "reward_weights", rewards=["mccs", "bleu"], reward_weights=["1", "1", "1"])
         for reward, argument in (("crepe", "crepe"), ("radgraph", "radgraph"), ("bertscore", "bertscore")):
             add("rewards", script, reward, rewards=reward, reward_weights=1, **{argument: "absent/model"})
-    add("rewards", "reward_card", "bleux", rewards=["mccs", "bleux"])
+    add("rewards", "reward_card", "bleux", rewards=["mccs_reward", "bleux"])
     add("rewards", "reward_card", "os", rewards="os.path")
     for script in (*TRAINERS, *LABELERS):
         for tracker in ("wandb", "tensorboardx"):
@@ -319,7 +379,7 @@ def add_tables(add, shelf: Path) -> None:
     files = shelf / "files"
     for name in ("latin", "utf16", "empty", "binary", "head", "columns", "range", "word", "short"):
         add("tables", "train_chexbert", r"labelled_\w+\.csv", csv=files / f"labelled_{name}.csv", dataset=None)
-    for name in ("latin", "utf16", "empty", "binary", "head", "columns"):
+    for name in ("latin", "empty", "binary", "head", "columns"):
         add("tables", "build_from_table", rf"table_{name}\.csv|report|the table", table=files / f"table_{name}.csv")
         add("tables", "train_discbert", rf"table_{name}\.csv", judgements=files / f"table_{name}.csv", dataset=None)
         add("tables", "evaluate", rf"table_{name}\.csv", predictions=f"a={files}/table_{name}.csv")
@@ -328,11 +388,12 @@ def add_tables(add, shelf: Path) -> None:
     add("tables", "train_discbert", r"table_megabyte\.csv", judgements=files / "table_megabyte.csv", dataset=None)
     for name in ("half", "twice", "number", "null", "empty", "list", "latin"):
         add("tables", "evaluate", rf"reports_{name}\.jsonl", predictions=f"a={files}/reports_{name}.jsonl")
-    for name in ("empty", "half", "text", "strip"):
+    for name in ("empty", "text"):
         add("tables", "build_from_table", "image", images=shelf / f"images_{name}")
     for name in ("pickle", "half", "empty", "text", "absent"):
-        for script in ("convert_chexbert", "convert_discbert", "convert_llmrg4", "convert_radgraph"):
+        for script in ("convert_chexbert", "convert_discbert", "convert_llmrg4"):
             add("tables", script, rf"{name}\.pth", checkpoint=files / f"{name}.pth")
+        add("tables", "convert_radgraph", rf"{name}\.pth", archive=files / f"{name}.pth")
 
 
 def add_processes(add, shelf: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
+CONFIGS = Path(__file__).resolve().parents[2] / "recipes/configs"
 TEXTS = ["The heart is normal in size. No effusion.", "Left pleural effusion.", "Describe the findings."] * 3
 SPLITS = {"train": 16, "validation": 4, "test": 4}
 
@@ -300,6 +301,9 @@ def make_files(shelf: Path) -> None:
     (files / "half.pth").write_bytes(b"PK\x03\x04half")
     (files / "empty.pth").write_bytes(b"")
     (files / "text.pth").write_text("weights")
+    for script, config in (("sft_llmrg4", "llmrg4/demo_stage1"), ("sft_lmrrg", "lmrrg/demo")):
+        lines = (CONFIGS / f"{config}.yaml").read_text().splitlines(keepends=True)
+        (files / f"parts_{script}.yaml").write_text("".join(line for line in lines if "model_name" not in line))
     for name, text in YAMLS.items():
         (files / f"{name}.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
 

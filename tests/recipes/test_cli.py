@@ -243,11 +243,16 @@ KERNEL = {"attn_implementation": "kernels-community/flash-attn2"}
 @pytest.mark.parametrize(
     ("cuda", "packages", "settings", "sentence"),
     [
-        (False, "flash bitsandbytes", {}, "make demo"),  # no GPU at all
-        (False, "flash bitsandbytes", {"use_cpu": True} | FLASH, "make demo"),
+        (False, "flash bitsandbytes", {}, "needs a GPU and there is none"),  # no GPU at all
+        (False, "flash bitsandbytes", {"use_cpu": True} | FLASH, "needs a GPU and there is none"),
         (False, "flash bitsandbytes", {"use_cpu": True} | FLASH, "flash-attn"),  # by name
         (False, "kernels hub", {"use_cpu": True} | KERNEL, "kernels-community/flash-attn2 .flash-attn. is for GPUs"),
-        (False, "flash bitsandbytes", {"use_cpu": True, "optim": "adamw_bnb_8bit"}, "make demo"),  # 8 bits want a GPU
+        (
+            False,
+            "flash bitsandbytes",
+            {"use_cpu": True, "optim": "adamw_bnb_8bit"},
+            "needs a GPU and there is none",
+        ),  # 8 bits want a GPU
         (
             False,
             "flash bitsandbytes",

@@ -265,7 +265,7 @@ def test_what_is_no_folder_of_a_model(tmp_path):
     for name, sentence in sentences.items():
         with pytest.raises(InputError, match=sentence):
             check_folder(str(tmp_path / name))
-    for name in ("outputs/one/two", "a b/c", ""):
+    for name in ("outputs/one/two", "a b/c"):
         with pytest.raises(InputError, match="there is no model"):
             check_folder(name)
     for name in ("bert-base-uncased", "Qwen/Qwen2.5-VL-3B-Instruct", "lmsys/vicuna-7b-v1.5"):
