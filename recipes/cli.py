@@ -85,20 +85,22 @@ def parse(*types: type, default_config: str | None = None) -> tuple:
     Without it, `default_config` (a file beside the recipes) is read. A file goes through the same check as the command
     line, and every setting must be within its range (recipes/data/settings.py). An unreadable file, an unknown key or
     a bad value raises InputError naming the file. `--help` prints the script's page (recipes/usage.py), with the
-    defaults that the files leave, and ends the process.
+    defaults that the files leave, and ends the process; `--quiet` is for recipes/progress.py.
     """
     import yaml
 
     from recipes.data.settings import check_settings, make_parser, read_values
+    from recipes.progress import silence_libraries, take_quiet
     from recipes.usage import help_page, screen_width
 
-    files, words = _config_files(sys.argv[1:], default_config)
+    files, words = _config_files(take_quiet(sys.argv[1:]), default_config)
     blamed = " + ".join(files) or "command line"
 
     def refuse(message: str) -> NoReturn:
         raise InputError(f"{blamed}: {message}; --help lists the arguments")
 
     parser = make_parser(types)
+    silence_libraries()
     configured: set[str] = set()
     parser.error = refuse  # argparse's own prints the usage of two hundred arguments first
     try:
