@@ -1,6 +1,7 @@
 """The log of a training run as a table: a row for each logging step, a line for each evaluation."""
 
 import time
+from collections.abc import Iterable
 
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
@@ -28,13 +29,13 @@ TITLES = {  # by what a trainer logs, in order; the parts of a reward come after
 }
 
 
-def columns_of(figures: dict[str, float]) -> dict[str, str]:
-    """Of what was logged, the names that a table shows, with their titles, each a single word.
+def columns_of(figures: Iterable[str]) -> dict[str, str]:
+    """Of the names that were logged those that a table shows, with their titles, each a single word.
 
     With a reward its parts (`rewards/NAME/mean`) stand beside it, and the loss is left out: that of GRPO is near 0
     whatever the policy does.
 
-    >>> columns_of({"loss": 0.0, "reward": 0.5, "rewards/mccs_reward/mean": 0.4, "step_time": 2.0})
+    >>> columns_of(["loss", "reward", "rewards/mccs_reward/mean", "step_time"])
     {'reward': 'reward', 'rewards/mccs_reward/mean': 'mccs'}
     """
     parts = [name for name in figures if name.startswith("rewards/") and name.endswith("/mean")]
@@ -66,7 +67,7 @@ class TrainingLog(ProgressCallback):
     def __init__(self, shows_bar: bool):
         super().__init__()
         self.shows_bar = shows_bar
-        self._columns: dict[str, str] = {}
+        self._names: dict[str, None] = {}  # that were logged so far: some steps of PPO log no reward
         self._rows = 0
         self._start: tuple[float, int] | None = None  # time and step after the first step
 
@@ -79,7 +80,7 @@ class TrainingLog(ProgressCallback):
             trainer.add_callback(cls(shows_bar=is_terminal() and not trainer.args.disable_tqdm))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._rows, self._start = 0, None
+        self._names, self._rows, self._start = {}, 0, None
         if self.shows_bar:
             super().on_train_begin(args, state, control, **kwargs)
 
@@ -108,23 +109,25 @@ class TrainingLog(ProgressCallback):
         elif evaluated:
             parts = [f"{title} {show(evaluated[name])}" for name, title in columns_of(evaluated).items()]
             self._say(f"evaluation after step {state.global_step:,}: {', '.join(parts)}")
-        elif columns := columns_of(figures):
-            self._row(state, columns, figures)
+        elif columns_of(figures):
+            before = columns_of(self._names)
+            self._names |= dict.fromkeys(figures)
+            self._row(state, columns_of(self._names), figures, before)
 
-    def _row(self, state, columns: dict[str, str], figures: dict[str, float]) -> None:
-        if columns != self._columns or self._rows % ROWS == 0:
-            self._columns, self._rows = columns, 0
+    def _row(self, state, columns: dict[str, str], figures: dict[str, float], before: dict[str, str]) -> None:
+        if columns != before or self._rows % ROWS == 0:
+            self._rows = 0
             self._say(_cells(FIRST, columns, columns))
         self._rows += 1
         step, last = state.global_step, state.max_steps
         share = step / last if last else 0
         first = f"{f'{step}/{last}':>13} {share:>5.0%} {self._left(step, last):>9}"
-        values = {name: show(figures[name]) for name in columns}
-        if "learning_rate" in values:
+        values = {name: show(figures[name]) if name in figures else "" for name in columns}
+        if "learning_rate" in figures:
             values["learning_rate"] = f"{figures['learning_rate']:.1e}"
         self._say(_cells(first, columns, values))
         if self.training_bar is not None:
-            name = next(iter(columns))
+            name = next(name for name in columns if name in figures)
             self.training_bar.set_postfix_str(f"{columns[name]} {values[name]}", refresh=False)
 
     def _left(self, step: int, last: int) -> str:
@@ -144,7 +147,8 @@ def _cells(first: str, columns: dict[str, str], texts: dict[str, str]) -> str:
     """`first`, then of each of `columns` its part of `texts` below its title, as far as `WIDTH` has room."""
     line = first
     for name, title in columns.items():
-        line += f" {texts[name]:>{max(len(title), 8)}}"
-        if len(line) > WIDTH:
-            return line[: line.rindex(" ", 0, len(line) - len(texts[name]))].rstrip()
+        cell = f" {texts[name]:>{max(len(title), 8)}}"
+        if len(line) + len(cell) > WIDTH:
+            break
+        line += cell
     return line
