@@ -8,8 +8,8 @@
         --model_name_or_path outputs/phantom/sft --output_dir outputs/phantom/dpo
 
 A line of the file holds `study_id`, `chosen`, `rejected`, as the model wrote them, and the scores of both. A study
-whose scores differ by no more than `--min_difference` gives no pair, as in CheXalign (arXiv 2410.07025); such studies, and
-those that a reward cannot score, are counted. `--chosen reference` takes the reference report instead of the first.
+whose scores differ by no more than `--min_difference` gives no pair, as in CheXalign (arXiv 2410.07025); such studies,
+and those that a reward cannot score, are counted. `--chosen reference` takes the reference report instead.
 """
 
 import json

@@ -102,22 +102,25 @@ def parse(*types: type, default_config: str | None = None, several_processes: bo
     line, and every setting must be within its range (recipes/data/settings.py). An unreadable file, an unknown key or
     a bad value raises InputError naming the file, and so does an output that could not be written (`check_outputs`).
     `several_processes`: the script may be started by accelerate launch or torchrun; any other would do its work twice.
-    `--help` prints the script's page (recipes/usage.py), with the defaults that the files leave, and ends the process.
+    `--help` prints the script's page (recipes/usage.py), with the defaults that the files leave, and ends the process;
+    `--quiet` is for recipes/progress.py.
     """
     import yaml
 
     from recipes.data.settings import check_settings, make_parser, read_values
+    from recipes.progress import silence_libraries, take_quiet
     from recipes.usage import help_page, screen_width
 
     if not several_processes and int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise InputError(f"{Path(sys.argv[0]).name} is for one process: start it with python, without a launcher")
-    files, words = _config_files(sys.argv[1:], default_config)
+    files, words = _config_files(take_quiet(sys.argv[1:]), default_config)
     blamed = " + ".join(files) or "command line"
 
     def refuse(message: str) -> NoReturn:
         raise InputError(f"{blamed}: {message}; --help lists the arguments")
 
     parser = make_parser(types)
+    silence_libraries()
     configured: set[str] = set()
     parser.error = refuse  # argparse's own prints the usage of two hundred arguments first
     try:

@@ -40,7 +40,8 @@ def help_page(
 
     Its docstring; the recipe's arguments with the defaults of `parser`, which read the config `files`; of TRL's and
     transformers' arguments the `configured` ones, which `files` set, or with `is_full` all of them with their texts.
-    Without `is_full` the page has at most `MOST_LINES` lines of `width` columns, for which a text may be cut.
+    Without `is_full` the page has at most `MOST_LINES` lines of `width` columns, for which a text may be cut, and the
+    last paragraphs of the docstring.
     """
     libraries = {name for kind in types for name in names_of_libraries(kind)}
     hidden = [action for action in parser._actions if isinstance(action, _HelpAction) or is_opposite(action)]
@@ -49,23 +50,28 @@ def help_page(
     ours.sort(key=lambda action: not action.required)
     theirs = [action for action in actions if action.dest in libraries]
 
-    top = [*docstring_lines(sys.modules[types[0].__module__].__file__), ""]
-    defaults = f"; {' + '.join(map(short_path, files))} has the defaults" if files else ""
-    top += [f"Arguments (--config FILE.yaml reads them from a file{defaults}):"]
+    paragraphs = "\n".join(docstring_lines(sys.modules[types[0].__module__].__file__)).split("\n\n")
+    named = f", with the defaults of {' + '.join(map(short_path, files))}" if files else ""
+    heading = wrap(f"Arguments{named} (--config FILE.yaml reads them from a file, --quiet shows no progress):", width)
     if is_full:
         bottom = ["", "TRL's and transformers' arguments:", *rows(theirs, width)] if theirs else []
-        return "\n".join(top + rows(ours, width) + bottom)
-    bottom = pointer(theirs, configured, width) if theirs else []
-    for most in (99, 2, 1):
-        lines = rows(ours, width, most)
-        if most < 99 and not theirs:
-            bottom = ["", "--help all has every text in full."]
-        if len(top + lines + bottom[:SHORTEST]) <= MOST_LINES:
+        return "\n".join(["\n\n".join(paragraphs), "", *heading, *rows(ours, width), *bottom])
+    bottom, most = pointer(theirs, configured, width), 99
+    while True:
+        top = [*"\n\n".join(paragraphs).splitlines(), "", *heading, *rows(ours, width, most)]
+        if len(top + bottom[:SHORTEST]) <= MOST_LINES:
             break
-    room = MOST_LINES - len(top + lines)
+        bottom = bottom or ["", "--help all has every text in full."]
+        if most > 1:
+            most = min(most - 1, 2)
+        elif len(paragraphs) > 1:
+            paragraphs.pop()
+        else:
+            break
+    room = max(MOST_LINES - len(top), 2)
     if len(bottom) > room:
         bottom[room - 1 :] = [textwrap.shorten(bottom[room - 1], width - 2, placeholder="") + " …"]
-    return "\n".join(top + lines + bottom)
+    return "\n".join(top + bottom)
 
 
 def names_of_libraries(kind: type) -> set[str]:
@@ -144,8 +150,10 @@ def wrap(text: str, width: int, head: str = "", indent: str = "") -> list[str]:
 
 
 def pointer(actions: Sequence[Action], configured: Collection[str], width: int) -> list[str]:
-    """Lines, one of them empty, that say which of TRL's and transformers' arguments the config sets, and where all
-    are."""
+    """Lines, the first one empty, that say which of TRL's and transformers' arguments the config sets, and where all
+    are; none where there are no `actions`."""
+    if not actions:
+        return []
     settings = [f"--{action.dest} {show(action.default)}" for action in actions if action.dest in configured]
     text = f"--help all has every text in full, and the {len(actions)} arguments of TRL and transformers."
     if settings:

@@ -31,7 +31,7 @@ FORBIDDEN = {"recipes": set(), "rewards": {"recipes"}, "modeling": {"recipes", "
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 ALL_PYTHON = MODULES + sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
 # In recipes/, but nobody's script
-LIBRARY = {"__init__.py", "__main__.py", "cli.py", "files.py", "templates.py", "usage.py"}
+LIBRARY = {"__init__.py", "__main__.py", "cli.py", "files.py", "progress.py", "templates.py", "usage.py"}
 # A module imports from rooms of lower numbers and from its own: scripts -> demos -> viewer | trainers -> hub ->
 # evaluation -> rg4 -> data -> the files of every room -> rewards -> modeling.
 LEVELS = {
@@ -91,7 +91,7 @@ def room(parts: tuple[str, ...]) -> str:
     if parts[0] != "recipes":
         return parts[0]
     if (len(parts) == 2 and parts[1] not in LEVELS) or parts[1] == "files":
-        return "files" if parts[1] in ("files", "templates", "usage") else "scripts"
+        return "files" if parts[1] in ("files", "progress", "templates", "usage") else "scripts"
     return parts[1]
 
 

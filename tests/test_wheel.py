@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("recipes", "rewards", "modeling")
 READ = {".py", ".json", ".yaml", ".txt", ".jinja", ".css", ".js"}  # pages and pictures are for the repository alone
-LIBRARY = {"__init__", "__main__", "cli", "files", "templates", "usage"}
+LIBRARY = {"__init__", "__main__", "cli", "files", "progress", "templates", "usage"}
 EXAMPLES = "recipes/examples/"  # code to read, in no package
 
 # In the empty environment: a reward, a default configuration, and --help of every script as `python -m` starts it

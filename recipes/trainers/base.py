@@ -36,16 +36,19 @@ from recipes.trainers.checkpoints import (
 from recipes.trainers.clinical_evaluation import ClinicalEvaluation
 from recipes.trainers.collapse import StopOnCollapse
 from recipes.trainers.config import check_run
+from recipes.trainers.curves import Curves
 from recipes.trainers.interrupt import SaveOnInterrupt, shield_workers
 from recipes.trainers.run_summary import RunSummary
 from recipes.trainers.setup import RunSetup, save_run
+from recipes.trainers.training_log import TrainingLog
 
 
 class RecipeTrainer:
     """Before a Trainer among a class's bases: what all runs of the recipes share. `setup` is what `prepare` returns.
 
     - `train` tells a mistake before the first step (`find_unsavable`), says what the run will do (`RunSummary`),
-      writes run_config.json, and stops whole on Ctrl-C and on a policy's collapse.
+      writes run_config.json, and stops whole on Ctrl-C and on a policy's collapse. Its log is a table (`TrainingLog`)
+      and a picture, curves.png in `output_dir` (`Curves`).
     - Checkpoints are whole whenever the run is killed. Trainer writes into `checkpoint-N` file by file; here a
       checkpoint gets that name once all processes have written their parts, and loses it before its files are deleted
       (`save_total_limit`). Not with `enable_jit_checkpoint`. Weights are in it by the names by which Trainer reads
@@ -97,6 +100,8 @@ class RecipeTrainer:
             if processor and isinstance(dataset, Dataset) and isinstance(image_reader(dataset), ImageReader):
                 call.arguments[name] = prepare_images({name: dataset}, processor)[name]
         super().__init__(*call.args, **call.kwargs)
+        TrainingLog.install(self)
+        self.add_callback(Curves())
 
     def init_hf_repo(self, token=None, private=None):
         """Trainer's, which its constructor calls where a push is asked for and `prepare` was not called.

@@ -17,7 +17,7 @@ from recipes import usage
 from recipes.cli import parse
 
 RECIPES = Path(usage.__file__).parent
-LIBRARY = {"__init__", "__main__", "cli", "files", "templates", "usage"}
+LIBRARY = {"__init__", "__main__", "cli", "files", "progress", "templates", "usage"}
 SCRIPTS = sorted({path.stem for path in RECIPES.glob("*.py")} - LIBRARY)
 TRAINING = ["grpo_mrgr1", "ppo_lmrrg", "sft_llmrg4", "sft_lmrrg", "sft_mrgr1"]
 
@@ -78,7 +78,7 @@ def test_defaults_in_words(page):
     assert lines[0] == "`--help` and `python -m recipes`: short, true, and of every script."
     assert lines[1:] == [
         "",
-        "Arguments (--config FILE.yaml reads them from a file):",
+        "Arguments (--config FILE.yaml reads them from a file, --quiet shows no progress):",
         "  --out                   Folder of it. (required)",
         "  --size                  Size of it, 50 % of the rest. (default: 1)",
         "  --kind                  Kind of it. (a | b; default: a)",

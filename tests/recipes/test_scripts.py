@@ -29,14 +29,8 @@ from recipes.trainers.interrupt import WorkerStart
 
 ROOT = Path(__file__).resolve().parents[2]
 GRPO = ROOT / "recipes/grpo_mrgr1.py"
-LIBRARY = (
-    "__init__.py",
-    "__main__.py",
-    "cli.py",
-    "files.py",
-    "templates.py",
-    "usage.py",
-)  # beside the scripts, and none
+# Beside the scripts, and none
+LIBRARY = ("__init__.py", "__main__.py", "cli.py", "files.py", "progress.py", "templates.py", "usage.py")
 SCRIPTS = sorted(path for path in (ROOT / "recipes").glob("*.py") if path.name not in LIBRARY)
 SECONDS = 120  # for one process; importing the libraries takes most of it
 
