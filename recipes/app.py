@@ -3,6 +3,8 @@
     python recipes/app.py --models outputs/phantom/grpo
     python recipes/app.py --models outputs/demo/phantom/seed0/sft outputs/demo/phantom/seed0/grpo
 
+    python recipes/app.py --models outputs/phantom/grpo --dataset outputs/data/phantom      # its studies and boxes
+
 Any model that recipes/generate.py can load, asked in the same words. The prompt and the views are those that the
 model's run_config.json names; a model from elsewhere needs them:
 
@@ -12,16 +14,20 @@ Nothing leaves this computer and nothing is kept: an uploaded file is deleted on
 whoever reaches this computer, without a password. Ctrl-C ends it. Research use, not for clinical use.
 """
 
-from contextlib import closing
+import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 from types import SimpleNamespace
 from typing import ClassVar, Literal
 
 import torch
+from datasets import Image, List
 
 from recipes.cli import parse, run
 from recipes.data.labels import load_labeler
+from recipes.data.schema import read_split
 from recipes.data.settings import COUNT, Range
 from recipes.files import InputError
 from recipes.viewer.page import build_page, check_address, serve
@@ -47,6 +53,10 @@ class AppArguments:
             "help": "Views of each model: frontal, each (the frontal one), all, frontal+lateral; none: as in training."
         },
     )
+    dataset: str | None = field(
+        default=None, metadata={"help": "Data set whose studies can be opened, with their boxes: a folder or Hub id."}
+    )
+    split: str = field(default="test", metadata={"help": "Split of the data set."})
     labeler: str = field(
         default="lexical", metadata={"help": "Labeler of the findings: lexical, chexbert or chexbert:MODEL."}
     )
@@ -83,6 +93,22 @@ class AppArguments:
     seed: int = field(default=42, metadata={"help": "Seed of sampling."})
 
 
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within it SIGINT and SIGTERM end the process in order, in the background too, where a shell ignores SIGINT."""
+
+    def end(number: int, frame) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@ended_by_signals()
 def main() -> None:
     (args,) = parse(AppArguments)
     if len(args.models) > 2:
@@ -91,6 +117,7 @@ def main() -> None:
         if len(getattr(args, name)) not in (0, len(args.models)):
             raise InputError(f"--{name} needs one for each of --models ({len(args.models)})")
     check_address(args.host, args.port)
+    rows = read_split(args.dataset, args.split, ("study_id", "images"), bare=True) if args.dataset else None
 
     ################
     # Models
@@ -107,7 +134,9 @@ def main() -> None:
     ################
     # Serving
     ################
-    page_of = lambda folder: build_page(systems, labeler, folder, args.image_size)  # noqa: E731
+    if rows is not None:
+        rows = rows.cast_column("images", List(Image(decode=False)))
+    page_of = lambda folder: build_page(systems, labeler, folder, args.image_size, rows)  # noqa: E731
     with closing(serve(page_of, args.host, args.port, args.max_upload)) as server:
         print(f"{next(server)} is the page; Ctrl-C ends it. Research use, not for clinical use.", flush=True)
         if args.host not in ("127.0.0.1", "localhost"):

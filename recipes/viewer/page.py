@@ -1,10 +1,10 @@
 """The page of recipes/app.py: one study on the left, what one or two models write about it on the right.
 
 Gradio serves it. An uploaded file is read and deleted at once; the X-rays of a study wait in memory until their page
-is closed. What was typed and what a model writes reaches the browser escaped.
+is closed.
 """
 
-import base64
+import io
 import os
 import socket
 import tempfile
@@ -19,29 +19,39 @@ from threading import Event
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else gradio tells its makers of every start
 
 import gradio as gr
-from markupsafe import Markup, escape
+from datasets import Dataset
+from markupsafe import Markup
+from PIL import Image
 
-from recipes.evaluation.agreement import group_mentions
 from recipes.evaluation.error_taxonomy import Evidence
 from recipes.files import InputError
-from recipes.viewer.study import MAX_CHARACTERS, SECTIONS, SEXES, Picture, make_study, take_upload
-from recipes.viewer.systems import READ, System, list_findings, read_completion
-from rewards.labelers import LexicalLabeler
-from rewards.labels import FINDINGS, CheXpertState
+from recipes.viewer.anatomy import place_findings
+from recipes.viewer.attribution import draw_look, look_for
+from recipes.viewer.html import (
+    EMPTY,
+    describe,
+    short_names,
+    show_boxes,
+    show_comparison,
+    show_findings,
+    show_look,
+    show_picture,
+    show_report,
+)
+from recipes.viewer.study import MAX_CHARACTERS, SECTIONS, SEXES, Picture, make_study, take_row, take_upload
+from recipes.viewer.systems import TYPED, System, list_findings, read_completion
 
 NOTICE = "For research. Not for clinical use."
-INTRODUCTION = """<p class="soft">Drop a chest X-ray (PNG, JPEG or DICOM) and have the report written.
-A file is deleted once it is read; nothing is kept.</p>"""
-EMPTY = '<div class="written soft">The report is written here.</div>'
+INTRODUCTION = """<p class="soft">Drop a chest X-ray (PNG, JPEG or DICOM) and have the report written. Its findings are
+those of the labeler {}. A file is deleted once it is read; nothing is kept.</p>"""
 VIEWS = {"not known": None, "PA": "PA", "AP": "AP"}
-KINDS = {
-    CheXpertState.POSITIVE: "present",
-    CheXpertState.UNCERTAIN: "possible",
-    CheXpertState.NEGATIVE: "absent",
-}
 CSS = Path(__file__).with_suffix(".css")
+SCRIPT = Path(__file__).with_suffix(".js")
+TO_THE_REPORT = "() => window.showAnswers()"  # of SCRIPT
 PACE = 0.1  # seconds
 KEPT = 3600  # seconds that a study without a request stays in memory
+NO_TEXTS = ("", "", "", None, "not known")  # indication, history, prior report, age, sex
+MOST_STUDIES = 1000  # of a data set that are offered
 
 
 def check_address(host: str, port: int) -> None:
@@ -55,78 +65,12 @@ def check_address(host: str, port: int) -> None:
 
 
 ################
-# HTML
-################
-
-
-def show_picture(picture: Picture) -> Markup:
-    """The X-ray, its file's name and size, and the warnings about it."""
-    image = base64.b64encode(picture.png).decode()
-    warnings = [Markup('<p class="warning">{}</p>').format(warning) for warning in picture.warnings]
-    width, height = picture.size
-    return Markup(
-        '<figure class="xray"><img src="data:image/png;base64,{}" alt="{}"><figcaption>{} · {} × {}</figcaption>{}'
-        "</figure>"
-    ).format(image, picture.name, picture.name, width, height, Markup("").join(warnings))
-
-
-def show_report(report: str, complete: bool, cut: int | None = None) -> Markup:
-    """The report as text; once `complete`, with its findings marked. `cut`: at how many tokens it was cut off."""
-    note = Markup('<p class="warning">Cut off after {} tokens (--max_new_tokens).</p>').format(cut) if cut else ""
-    if not report:
-        return Markup('<div class="written soft">{}</div>{}').format("(an empty report)" if complete else "…", note)
-    pieces, place = [], 0
-    for group in group_mentions(LexicalLabeler().mentions(report)) if complete else ():
-        states = [state for *_, state in group]
-        kind = KINDS[next(candidate for candidate in KINDS if candidate in states)]
-        start, end = group[0][0], max(mention[1] for mention in group)
-        pieces += [escape(report[place:start]), Markup('<mark class="{}">{}</mark>').format(kind, report[start:end])]
-        place = end
-    text = Markup("").join([*pieces, escape(report[place:])])
-    return Markup('<div class="written report{}">{}</div>{}').format("" if complete else " growing", text, note)
-
-
-def show_findings(rows: list[tuple[str, str, list[str]]], others: list[tuple[str, str, list[str]]] | None) -> Markup:
-    """The table of findings; a row says so where it differs from `others`, the other model's."""
-    other_states = {name: state for name, state, _ in others or ()}
-    lines = []
-    for name, state, sentences in rows:
-        differs = others is not None and other_states.get(name, "not mentioned") != state
-        note = Markup('<span class="other">other model: {}</span>').format(other_states.get(name, "not mentioned"))
-        lines.append(
-            Markup('<tr class="{}"><th scope="row">{}</th><td class="state">{}{}</td><td>{}</td></tr>').format(
-                "absent" if name == "No Finding" else state,
-                name,
-                state,
-                note if differs else "",
-                Markup("<br>").join(escape(sentence) for sentence in sentences),
-            )
-        )
-    if not rows:
-        return Markup('<p class="soft">The report mentions none of the 13 findings.</p>')
-    silent = [name for name in FINDINGS if name not in {row[0] for row in rows}]
-    return Markup(
-        '<table class="findings"><thead><tr><th>Finding</th><th>State</th><th>The report says</th></tr></thead>'
-        '<tbody>{}</tbody></table><p class="soft">Not mentioned: {}.</p>'
-    ).format(Markup("").join(lines), ", ".join(silent) or "none")
-
-
-def describe(system: System) -> Markup:
-    """Which model it is, and what of a study reaches it."""
-    reads = ["the frontal X-ray", *["the lateral X-ray"] * system.reads_lateral]
-    reads += [name.replace("_", " ") for name in READ if name in system.fields]
-    return Markup('<h2>{}</h2><p class="soft">Reads {}. Prompt: {}.</p>').format(
-        system.name, " and ".join([", ".join(reads[:-1]), reads[-1]] if len(reads) > 1 else reads), system.prompt_file
-    )
-
-
-################
 # Callbacks
 ################
 
 
 def answers(systems: Sequence[System], labeler: Callable, study: dict) -> Iterator[list[dict]]:
-    """Of each model {report, think, asked, findings, done, cut} as they grow; models write one after the other.
+    """What each system has written so far: report, think, asked (the prompt), findings, done, completion and cut.
 
     `findings` are those of `list_findings`, None until the report is complete. Raises InputError. Tokens that come
     within `PACE` are shown together: a browser that lags behind would not hear of a stop.
@@ -140,7 +84,7 @@ def answers(systems: Sequence[System], labeler: Callable, study: dict) -> Iterat
         due = 0.0
         for completion, cut in system.write(study):
             answer["report"], answer["think"] = read_completion(completion)
-            answer["cut"] = system.max_new_tokens if cut else None
+            answer["cut"], answer["completion"] = system.max_new_tokens if cut else None, completion
             if time.monotonic() > due:
                 yield progress
                 due = time.monotonic() + PACE
@@ -154,68 +98,152 @@ def say(sentence: str, kind: str = "error") -> str:
     return Markup('<p class="{}" role="alert">{}</p>').format(kind, sentence) if sentence else ""
 
 
-def draw(progress: list[dict]) -> Iterator:
-    """What the page shows of each answer: report, findings, reasoning with its fold, question with its fold."""
-    for answer, other_answer in zip(progress, progress[::-1] if len(progress) == 2 else [None], strict=True):
+def draw(systems: Sequence[System], progress: list[dict], study: dict, frontal: Picture) -> Iterator:
+    """What the page shows: of two complete answers the comparison, then each answer as `blank_answer` has it."""
+    complete = [answer["findings"] for answer in progress if answer["findings"] is not None]
+    yield show_comparison(short_names(systems), complete) if len(complete) == 2 else ""
+    for answer in progress:
+        findings = answer["findings"]
         yield show_report(answer["report"], answer["done"], answer["cut"])
-        rows = answer["findings"]
-        yield "" if rows is None else show_findings(rows, other_answer and other_answer["findings"])
+        if findings is None:
+            yield from ["", *[gr.skip()] * 5]
+        else:
+            with Image.open(io.BytesIO(frontal.png)) as image:
+                boxes = show_boxes(frontal.png, image.size, place_findings(findings, frontal.boxes))
+            sentences = [text for *_, texts in findings for text in texts if text in answer["completion"]]
+            sentences = sorted(dict.fromkeys(sentences), key=answer["report"].find)
+            yield show_findings(findings)
+            yield gr.HTML(boxes, visible=bool(boxes))
+            yield gr.Accordion(visible=bool(sentences))
+            yield gr.Radio(choices=sentences, value=None)
+            yield ""
+            yield (study, answer["completion"], frontal.png)
         yield gr.Accordion(visible=bool(answer["think"]))
         yield Markup('<div class="report">{}</div>').format(answer["think"])
         yield gr.Accordion(visible=True)
         yield Markup('<div class="report">{}</div>').format(answer["asked"])
 
 
-def blank_page(systems: int) -> list:
-    """The page's fields, its status and its answers as they are at the start, for so many systems."""
-    answer = [EMPTY, "", gr.Accordion(visible=False), "", gr.Accordion(visible=False), ""]
-    return ["not known", "findings", "", "", "", None, "not known", "", *answer * systems]
+def blank_answer() -> list:
+    """An answer's fields at the start: report; findings; boxes; the fold, the sentences and the picture of where the
+    model looked, and what that needs; reasoning with its fold; question with its fold."""
+    hidden = gr.Accordion(visible=False)
+    look = [gr.HTML("", visible=False), hidden, gr.Radio(choices=[], value=None), "", None]
+    return [EMPTY, "", *look, hidden, "", hidden, ""]
 
 
-def empty_drop() -> tuple:
+def blank_answers(systems: int) -> list:
+    """The comparison and the answers as they are at the start, for so many systems."""
+    return ["", *[field for _ in range(systems) for field in blank_answer()]]
+
+
+def empty_drop() -> list:
     """A place for an X-ray without one."""
-    return gr.File(value=None, visible=True), gr.HTML("", visible=False), gr.Button(visible=False), None
+    return [gr.File(value=None, visible=True), gr.HTML("", visible=False), gr.Button(visible=False), None]
+
+
+def full_drop(picture: Picture) -> list:
+    """A place for an X-ray with one."""
+    return [
+        gr.File(value=None, visible=False),
+        gr.HTML(show_picture(picture), visible=True),
+        gr.Button(visible=True),
+        picture,
+    ]
+
+
+class Stop(Event):
+    """Ends what is being written for a visitor; `forgotten`: what is there already is to vanish."""
+
+    forgotten = False
 
 
 @dataclass
 class Callbacks:
-    """What the page does when a file is dropped and when a report is asked for or stopped."""
+    """What the page does when a file is dropped and when a report is asked for, stopped or looked into.
+
+    `rows`: of a data set whose studies are offered, or None.
+    """
 
     systems: Sequence[System]
     labeler: Callable
     folder: Path
     image_size: int
-    stops: dict[str, Event] = field(default_factory=dict)  # of the visitors whose reports are being written
+    rows: Dataset | None = None
+    stops: dict[str, Stop] = field(default_factory=dict)  # of the visitors whose reports are being written
 
-    def take(self, is_frontal: bool, payload: dict | None) -> tuple:
-        """Reads a dropped file: file, preview, button, picture, status and view."""
+    def take_frontal(self, request: gr.Request, payload: dict | None) -> list:
+        """Reads a dropped file: its place, status, view, and answers that are blank again."""
+        return self._take(request, payload, True)
+
+    def take_lateral(self, request: gr.Request, payload: dict | None) -> list:
+        """As `take_frontal`."""
+        return self._take(request, payload, False)
+
+    def _take(self, request: gr.Request, payload: dict | None, is_frontal: bool) -> list:
+        blank = self.forget(request)
         try:
             picture = take_upload(payload or {}, self.folder, self.image_size, is_frontal)
         except InputError as error:
-            return gr.File(value=None), gr.skip(), gr.skip(), None, say(str(error)), gr.skip()
-        view_name = picture.view if picture.view in VIEWS else gr.skip()
-        figure = gr.HTML(show_picture(picture), visible=True)
-        return gr.File(value=None, visible=False), figure, gr.Button(visible=True), picture, "", view_name
+            return [gr.File(value=None), gr.skip(), gr.skip(), None, say(str(error)), gr.skip(), *blank]
+        view = picture.view if picture.view in VIEWS else gr.skip()
+        return [*full_drop(picture), "", view, *blank]
+
+    def take_study(self, request: gr.Request, study_id: str | None) -> list:
+        """Reads a study of the data set: both places, view, texts, status, and answers that are blank again."""
+        blank = self.forget(request)
+        if study_id is None:
+            return [*empty_drop(), *empty_drop(), "not known", *NO_TEXTS, "", *blank]
+        row = self.rows[self.rows["study_id"].index(study_id)]
+        try:
+            pictures = take_row(row, self.image_size)
+        except InputError as error:
+            return [*empty_drop(), *empty_drop(), "not known", *NO_TEXTS, say(str(error)), *blank]
+        drops = [full_drop(picture) for picture in pictures] + [empty_drop()]
+        view = pictures[0].view if pictures[0].view in VIEWS else "not known"
+        sex = next((name for name, value in SEXES.items() if value == row.get("sex")), "not known")
+        texts = [row.get(name) or "" for name in TYPED]
+        return [*drops[0], *drops[1], view, *texts, row.get("age"), sex, "", *blank]
+
+    def remove(self, request: gr.Request) -> list:
+        """Empties a place: the place, and answers that are blank again."""
+        return [*empty_drop(), *self.forget(request)]
 
     def write(
         self, request: gr.Request, frontal: Picture | None, lateral: Picture | None, view: str, *texts
     ) -> Iterator[list]:
         """The status and, as they grow, the answers; `texts` are the further arguments of `make_study`."""
-        unchanged = [gr.skip()] * (6 * len(self.systems))
-        stopped = self.stops[request.session_hash] = Event()
+        unchanged = [gr.skip()] * len(blank_answers(len(self.systems)))
+        stop = self.stops[request.session_hash] = Stop()
         began = time.monotonic()
         try:
             study = make_study(frontal, lateral, VIEWS[view], *texts)
             with closing(answers(self.systems, self.labeler, study)) as telling:
                 for progress in telling:
-                    if stopped.is_set():
-                        yield [say("Stopped.", "soft"), *unchanged]
+                    if stop.is_set():
+                        # What was under way may have come after the page was made blank: it vanishes once more.
+                        blank = [gr.skip(), *blank_answers(len(self.systems))]
+                        yield blank if stop.forgotten else [say("Stopped.", "soft"), *unchanged]
                         return
-                    yield [say("Writing …", "soft"), *draw(progress)]
+                    yield [say("Writing …", "soft"), *draw(self.systems, progress, study, frontal)]
         except InputError as error:
             yield [say(str(error)), *unchanged]
         else:
             yield [say(f"Done in {time.monotonic() - began:.1f} s.", "soft"), *unchanged]
+
+    def look(self, number: int, sentence: str | None, written: tuple | None) -> Iterator[str]:
+        """Where system `number` looked for one of the sentences that it has `written`."""
+        if not sentence or written is None:
+            yield ""
+            return
+        study, completion, png = written
+        yield say("Computing the gradient …", "soft")
+        try:
+            look = look_for(self.systems[number], study, completion, sentence)
+        except InputError as error:
+            yield say(str(error))
+        else:
+            yield show_look(draw_look(png, look), look, sentence)
 
     def end(self, request: gr.Request) -> None:
         """Stops what is being written for this visitor."""
@@ -223,98 +251,128 @@ class Callbacks:
         if request.session_hash in self.stops:
             self.stops[request.session_hash].set()
 
+    def forget(self, request: gr.Request) -> list:
+        """Stops it, and returns answers that are blank again."""
+        if stop := self.stops.get(request.session_hash):
+            stop.forgotten = True
+        self.end(request)
+        return blank_answers(len(self.systems))
+
 
 html = partial(gr.HTML, apply_default_css=False)  # gradio's own draws boxes around every cell
 
 
-def text_box(name: str, label: str, lines: int, fields: set[str]) -> gr.Textbox:
-    """A box for a text; one that no prompt's `fields` name takes none and says why."""
-    read = name in fields
+def text_box(name: str, label: str, lines: int, systems: Sequence[System]) -> gr.Textbox:
+    """A box for a text; hidden where no system's prompt has a place for it, and of two systems it says which has."""
+    names = zip(short_names(systems), systems, strict=True)
+    readers = [short for short, system in names if name in system.fields]
     return gr.Textbox(
         label=label,
-        lines=lines if read else 1,
+        info=f"read by {readers[0]} alone" if 0 < len(readers) < len(systems) else None,
+        lines=lines,
         max_lines=12,
         max_length=MAX_CHARACTERS,
-        interactive=read,
-        placeholder="optional" if read else f"not read: the prompt has no {{{name}}}",
+        visible=bool(readers),
+        placeholder="optional",
         elem_id=name,
     )
 
 
-def drop_zone(name: str, label: str) -> tuple:
+def drop_zone(name: str, label: str, visible: bool = True) -> list:
     """A place for an X-ray: the file, its preview, the button that removes it, and the picture."""
-    with gr.Column(min_width=150, elem_id=name):
+    with gr.Column(min_width=150, elem_id=name, visible=visible):
         file = gr.File(label=label, height=150, elem_classes="drop")
         preview = html(visible=False)
         remove = gr.Button("Remove", size="sm", visible=False, elem_classes="remove")
-    return file, preview, remove, gr.State(None, time_to_live=KEPT)
+    return [file, preview, remove, gr.State(None, time_to_live=KEPT)]
 
 
-def build_page(systems: Sequence[System], labeler: Callable, folder: Path, image_size: int) -> gr.Blocks:
-    """The page; `folder` is where gradio puts uploads, and where they are deleted from."""
+def answer_column(number: int, system: System) -> list:
+    """A system's column: what `blank_answer` lists."""
+    with gr.Column(scale=3, min_width=300, elem_id=f"model-{number}", elem_classes="model"):
+        html(describe(system))
+        report = html(EMPTY, elem_classes="result")
+        findings = html()
+        boxes = html(visible=False)
+        with gr.Accordion("Where it looked", open=False, visible=False, elem_classes="where") as where:
+            sentence = gr.Radio([], label="Sentence", elem_classes="sentence")
+            look = html(elem_classes="look-place")
+        with gr.Accordion("Reasoning", open=False, visible=False, elem_classes="think") as fold:
+            think = html()
+        with gr.Accordion("What it was asked", open=False, visible=False, elem_classes="asked") as ask:
+            asked = html()
+    return [report, findings, boxes, where, sentence, look, gr.State(None, time_to_live=KEPT), fold, think, ask, asked]
+
+
+def build_page(
+    systems: Sequence[System], labeler: Callable, folder: Path, image_size: int, rows: Dataset | None = None
+) -> gr.Blocks:
+    """The page; `folder` is where gradio puts uploads, and where they are deleted from; `rows`: of `Callbacks`."""
     fields = set().union(*(system.fields for system in systems))
-    reads_lateral = any(system.reads_lateral for system in systems)
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    callbacks = Callbacks(systems, labeler, folder, image_size)
+    callbacks = Callbacks(systems, labeler, folder, image_size, rows)
 
     with gr.Blocks(
         title="RRG Recipes: try a model", analytics_enabled=False, delete_cache=(60, 300), fill_width=True
     ) as page:
         html(f'<div class="notice" role="note">{NOTICE}</div>', elem_id="notice")
-        html("<h1>Try a model</h1>" + INTRODUCTION)
+        html(Markup("<h1>Try a model</h1>" + INTRODUCTION).format(labeler.name))
         with gr.Row():
             with gr.Column(scale=2, min_width=320, elem_id="study"):
+                names = rows["study_id"][:MOST_STUDIES] if rows is not None else []
+                choice = gr.Dropdown(names, value=None, label="Study", visible=bool(names), elem_id="choice")
                 with gr.Row():
                     frontal = drop_zone("frontal", "Frontal X-ray")
-                    if reads_lateral:
-                        lateral = drop_zone("lateral", "Lateral X-ray")
-                if not reads_lateral:
-                    html('<p class="soft">A lateral X-ray is not read: one image is looked at.</p>')
+                    lateral = drop_zone(
+                        "lateral", "Lateral X-ray", visible=any(system.reads_lateral for system in systems)
+                    )
                 view = gr.Radio(list(VIEWS), value="not known", label="View", visible="view" in fields, elem_id="view")
                 sections = gr.Radio(SECTIONS, value="findings", label="Write", visible="sections" in fields)
-                indication = text_box("indication", "Indication", 2, fields)
-                history = text_box("history", "History", 2, fields)
-                prior = text_box("prior_report", "Prior report", 4, fields)
+                indication = text_box("indication", "Indication", 2, systems)
+                history = text_box("history", "History", 2, systems)
+                prior = text_box("prior_report", "Prior report", 3, systems)
                 age = gr.Number(None, label="Age in years", visible="age" in fields, elem_id="age")
                 sex = gr.Radio(list(SEXES), value="not known", label="Sex", visible="sex" in fields, elem_id="sex")
+                with gr.Column(elem_id="actions"):
+                    with gr.Row():
+                        start = gr.Button(
+                            "Write the report", variant="primary", size="md", scale=3, min_width=165, elem_id="start"
+                        )
+                        stop = gr.Button("Stop", size="md", scale=1, min_width=60, elem_id="stop")
+                        clear = gr.Button("Clear", size="md", scale=1, min_width=60, elem_id="clear")
+                    status = html(elem_id="status")
+                    html('<p id="oversize" class="error" role="alert" hidden></p>')
+            with gr.Column(scale=3 * len(systems), min_width=320, elem_id="answers"):
+                comparison = html(elem_id="comparison")
                 with gr.Row():
-                    start = gr.Button(
-                        "Write the report", variant="primary", size="md", scale=3, min_width=165, elem_id="start"
-                    )
-                    stop = gr.Button("Stop", size="md", scale=1, min_width=60, elem_id="stop")
-                    clear = gr.Button("Clear", size="md", scale=1, min_width=60, elem_id="clear")
-                status = html(elem_id="status")
-            shown = []
-            for number, system in enumerate(systems):
-                with gr.Column(scale=3, min_width=320, elem_id=f"model-{number}", elem_classes="model"):
-                    html(describe(system))
-                    report = html(EMPTY, elem_classes="result")
-                    findings = html()
-                    with gr.Accordion("Reasoning", open=False, visible=False, elem_classes="think") as fold:
-                        think = html()
-                    with gr.Accordion("What it was asked", open=False, visible=False, elem_classes="asked") as ask:
-                        asked = html()
-                shown += [report, findings, fold, think, ask, asked]
+                    columns = [answer_column(number, system) for number, system in enumerate(systems)]
 
-        drops = [frontal, lateral] if reads_lateral else [frontal]
-        for number, (file, preview, remove, picture) in enumerate(drops):
-            view_output = view if number == 0 else gr.State()
-            file.upload(
-                partial(callbacks.take, number == 0),
-                file,
-                [file, preview, remove, picture, status, view_output],
-                preprocess=False,
-                **private,
-            )
-            remove.click(empty_drop, None, [file, preview, remove, picture], **private)
-            clear.click(empty_drop, None, [file, preview, remove, picture], **private)
+        shown = [comparison, *(part for column in columns for part in column)]
         typed = [view, sections, indication, history, prior, age, sex]
-        pictures = [frontal[3], lateral[3] if reads_lateral else gr.State()]
-        start.click(callbacks.write, [*pictures, *typed], [status, *shown], **private)
+        for place, take, view_place in (
+            (frontal, callbacks.take_frontal, view),
+            (lateral, callbacks.take_lateral, gr.State()),
+        ):
+            place[0].upload(take, place[0], [*place, status, view_place, *shown], preprocess=False, **private)
+            place[2].click(callbacks.remove, None, [*place, *shown], **private)
+        choice.input(callbacks.take_study, choice, [*frontal, *lateral, view, *typed[2:], status, *shown], **private)
+        for number, column in enumerate(columns):
+            column[4].input(partial(callbacks.look, number), [column[4], column[6]], column[5], **private)
+        start.click(callbacks.write, [frontal[3], lateral[3], *typed], [status, *shown], **private)
+        start.click(None, None, None, js=TO_THE_REPORT)
         stop.click(callbacks.end, None, None, **private)
 
-        forget = partial(blank_page, len(systems))
-        clear.click(callbacks.end, None, None, **private).then(forget, None, [*typed, status, *shown], **private)
+        blank = ["not known", "findings", *NO_TEXTS, None, ""]
+
+        def clear_all(request: gr.Request) -> list:
+            return [*blank, *empty_drop(), *empty_drop(), *callbacks.forget(request)]
+
+        clear.click(
+            clear_all,
+            None,
+            [*typed, choice, status, *frontal, *lateral, *shown],
+            **private,
+        )
     return page
 
 
@@ -343,6 +401,7 @@ def serve(page_of: Callable[[Path], gr.Blocks], host: str, port: int, max_upload
                 show_error=True,
                 theme=gr.themes.Default(primary_hue="sky"),
                 css=CSS.read_text(),
+                js=SCRIPT.read_text().replace("LIMIT", str(max_upload)),
             )
             yield address
         finally:

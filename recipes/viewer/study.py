@@ -5,14 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
+import pydicom.pixels
 from PIL import Image
 from pydicom.errors import InvalidDicomError
 
 from recipes.data.dicom import load_dicom
-from recipes.data.images import load_image
+from recipes.data.images import decode_image, load_image
 from recipes.files import InputError
 
 MAX_PIXELS = 50_000_000  # three times the largest flat detector
+MIN_SIDE = 32  # pixels: on less, no model here has learnt to read
 MAX_CHARACTERS = 4000  # of a typed text: the longest reports of MIMIC-CXR are shorter
 XRAYS = ("CR", "DX", "RG")  # DICOM's modalities of plain X-rays
 CHESTS = ("CHEST", "THORAX", "PORT CHEST")
@@ -25,7 +27,8 @@ SECTIONS = ("findings", "impression", "findings and impression")
 class Picture:
     """An X-ray as the models get it: the bytes of an 8-bit grey PNG; `size` of the file's own in pixels.
 
-    `view`: as a DICOM file names it. `warnings`: sentences about what a DICOM file says of itself.
+    `view`: as a DICOM file names it. `warnings`: sentences about what a DICOM file says of itself. `boxes`: of a data
+    set's study, in pixels of the PNG.
     """
 
     name: str
@@ -33,13 +36,15 @@ class Picture:
     size: tuple[int, int]
     view: str | None = None
     warnings: list[str] = field(default_factory=list)
+    boxes: list[dict] | None = None
 
 
 def read_picture(path: Path, name: str, image_size: int, frontal: bool = True) -> Picture:
     """The X-ray in the file at `path`, which the user calls `name`, with no side longer than `image_size` pixels.
 
-    PNG, JPEG and DICOM are told apart by their first bytes. Raises InputError, naming `name`, on any other file, on a
-    damaged one and on one of more than `MAX_PIXELS`, which is not decoded. `frontal`: whether it ought to be one.
+    PNG, JPEG and DICOM are told apart by their first bytes. Raises InputError, naming `name` and the remedy, on any
+    other file, on a damaged one, on one of more than `MAX_PIXELS`, which is not decoded, or with a side of fewer than
+    `MIN_SIDE`, and on a compression that is not read here. `frontal`: whether it ought to be one.
     """
     with path.open("rb") as file:
         head = file.read(132)
@@ -48,24 +53,70 @@ def read_picture(path: Path, name: str, image_size: int, frontal: bool = True) -
         if head[128:] == b"DICM":
             _read_header(path, picture, frontal)
             image = load_dicom(path)
+        elif head.startswith(b"\xff\xd8\xff") and _is_jpeg_ls(path):
+            raise InputError(f"{name} is a JPEG-LS file, which is not read; save it as PNG or plain JPEG")
         elif head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
             with Image.open(path, formats=("PNG", "JPEG")) as unread:
                 _check_size(name, *unread.size)
             image = load_image(path)
         else:
-            raise InputError(f"{name} is no PNG, JPEG or DICOM file, whatever its name says")
+            raise InputError(
+                f"{name} is no PNG, JPEG or DICOM file, whatever its name says; export it as one of these"
+            )
     except InputError as error:
         raise InputError(str(error).replace(str(path), name)) from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name} has far more pixels than an X-ray") from error
+        raise InputError(
+            f"{name} has far more pixels than an X-ray; export it with at most {MAX_PIXELS // 10**6} million"
+        ) from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on a damaged header
-        raise InputError(f"{name} is truncated or damaged") from error
+        raise InputError(f"{name} is truncated or damaged; export it again") from error
     picture.size = image.size
+    picture.png = _shrink(image, image_size)
+    return picture
+
+
+def _shrink(image: Image.Image, image_size: int) -> bytes:
     image.thumbnail((image_size, image_size), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "PNG")
-    picture.png = file.getvalue()
-    return picture
+    return file.getvalue()
+
+
+def _is_jpeg_ls(path: Path) -> bool:
+    """Whether the JPEG file's first frame is of JPEG-LS (marker FFF7, ISO 14495-1), by its segments in turn."""
+    with path.open("rb") as file:
+        file.seek(2)
+        for _ in range(100):
+            marker, length = file.read(2), file.read(2)
+            if len(length) < 2 or marker[0] != 0xFF or 0xC0 <= marker[1] <= 0xCF:
+                return False
+            if marker[1] == 0xF7:
+                return True
+            file.seek(int.from_bytes(length) - 2, io.SEEK_CUR)
+    return False
+
+
+def take_row(row: dict, image_size: int) -> list[Picture]:
+    """The pictures of a data set's row: its first image, with the row's boxes, and its second one if it has two.
+
+    Raises InputError where it has none or one that cannot be read.
+    """
+    pictures = []
+    for number, image in enumerate((row.get("images") or [])[:2]):
+        name = f"{row['study_id']}, image {number + 1}"
+        opened = decode_image(image["bytes"], name).convert("L")
+        picture = Picture(name, b"", opened.size)
+        picture.png = _shrink(opened, image_size)
+        picture.view = ((row.get("views") or [])[number : number + 1] or [None])[0]
+        if number == 0 and row.get("boxes"):
+            scale = max(opened.size) / max(picture.size)
+            sides = ("x0", "y0", "x1", "y1")
+            picture.boxes = [box | {side: box[side] * scale for side in sides} for box in row["boxes"]]
+        pictures.append(picture)
+    if not pictures:
+        raise InputError(f"study {row['study_id']} has no image")
+    return pictures
 
 
 def _read_header(path: Path, picture: Picture, frontal: bool) -> None:
@@ -75,6 +126,11 @@ def _read_header(path: Path, picture: Picture, frontal: bool) -> None:
         syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
         if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:  # a few bytes may inflate to all memory
             raise InputError(f"{name} is a deflated DICOM file, which is not read; save it uncompressed")
+        if syntax is not None and syntax.is_transfer_syntax and syntax.is_encapsulated and not _decodes(syntax):
+            raise InputError(
+                f"{name} is compressed as {syntax.name}, which is not read here; save it uncompressed, for example "
+                "with `gdcmconv --raw`" + " or `dcmdjpls`" * ("JPEG-LS" in syntax.name)
+            )
         header = pydicom.dcmread(path, stop_before_pixels=True)
         rows, columns, frames = (int(header.get(keyword) or 0) for keyword in ("Rows", "Columns", "NumberOfFrames"))
     except InputError:
@@ -96,10 +152,24 @@ def _read_header(path: Path, picture: Picture, frontal: bool) -> None:
         picture.warnings.append(f"{name} says that it is a lateral view ({picture.view}), not a frontal one.")
 
 
+def _decodes(syntax: pydicom.uid.UID) -> bool:
+    try:
+        return pydicom.pixels.get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
+
+
 def _check_size(name: str, width: int, height: int, frames: int = 1) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise InputError(
+            f"{name} has {width} x {height} pixels, too few for an X-ray (a side has at least {MIN_SIDE}); drop the "
+            "original, not its thumbnail"
+        )
     if width * height * frames > MAX_PIXELS:
         raise InputError(
-            f"{name} has {width} x {height} pixels, far more than an X-ray" + f" ({frames} times)" * (frames > 1)
+            f"{name} has {width} x {height} pixels, far more than an X-ray"
+            + f" ({frames} times)" * (frames > 1)
+            + f"; export it with at most {MAX_PIXELS // 10**6} million"
         )
 
 

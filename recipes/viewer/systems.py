@@ -9,7 +9,7 @@ from threading import Event
 
 import torch
 from safetensors import SafetensorError
-from transformers import StoppingCriteriaList, TextIteratorStreamer
+from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
 from modeling.processing_llmrg4 import PRIOR_END, PRIOR_START
 from recipes.data.images import decode_image
@@ -42,7 +42,7 @@ def trained_with(model: str) -> dict:
 class System:
     """A loaded model with the prompt and the views that it is asked with.
 
-    `closing` ends whatever it is writing.
+    `closing` ends whatever it is writing. `decoding`: how it writes, in words.
     """
 
     name: str
@@ -53,6 +53,7 @@ class System:
     max_new_tokens: int
     seed: int
     closing: Event
+    decoding: str = ""
 
     @property
     def fields(self) -> set[str]:
@@ -135,7 +136,21 @@ def load_system(args, device: torch.device, closing: Event) -> System:
         raise InputError(f"the model {args.model} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     of_its_own = "frontal+lateral" if engine.model.config.model_type == "llmrg4" else "frontal"
     views = args.views or trained.get("views") or of_its_own
-    return System(args.model, engine, prompt_file, prompt, views, args.max_new_tokens, args.seed, closing)
+    decoding = describe_decoding(engine.model.generation_config, args.seed)
+    return System(args.model, engine, prompt_file, prompt, views, args.max_new_tokens, args.seed, closing, decoding)
+
+
+def describe_decoding(config: GenerationConfig, seed: int) -> str:
+    """How a model with that generation config writes.
+
+    >>> describe_decoding(GenerationConfig(max_new_tokens=64), 0)
+    'greedy search, at most 64 tokens'
+    """
+    words = [f"sampling, temperature {config.temperature:g}, top-p {config.top_p:g}, seed {seed}"]
+    words = words if config.do_sample else ["greedy search"]
+    words += [f"repetition penalty {config.repetition_penalty:g}"] * ((config.repetition_penalty or 1) != 1)
+    words += [f"at least {config.min_new_tokens} tokens"] * bool(config.min_new_tokens)
+    return ", ".join([*words, f"at most {config.max_new_tokens} tokens"])
 
 
 def list_findings(report: str, labeler: Callable, evidence: Evidence) -> list[tuple[str, str, list[str]]]:

@@ -38,8 +38,11 @@ from recipes.data.samples import fill_prompt
 from recipes.data.schema import write_dataset
 from recipes.evaluation.error_taxonomy import Evidence
 from recipes.files import InputError, read_prompt
-from recipes.viewer.page import NOTICE, build_page, serve, show_findings, show_picture, show_report
-from recipes.viewer.study import MAX_CHARACTERS, Picture, make_study, read_picture, take_upload
+from recipes.viewer.anatomy import place_findings, regions_of
+from recipes.viewer.attribution import Look, draw_look, find_area, find_cells, log_likelihood, look_for
+from recipes.viewer.html import show_boxes, show_comparison, show_findings, show_look, show_picture, show_report
+from recipes.viewer.page import NOTICE, build_page, serve
+from recipes.viewer.study import MAX_CHARACTERS, Picture, make_study, read_picture, take_row, take_upload
 from recipes.viewer.systems import list_findings, load_system, read_completion
 from rewards.labelers import LexicalLabeler
 
@@ -246,7 +249,7 @@ def bomb(side: int) -> bytes:
 
 
 def dicom(folder: Path, pixels: np.ndarray | None = None, **tags) -> bytes:
-    write_dicom(folder / "made.dcm", np.arange(64).reshape(8, 8) if pixels is None else pixels, **tags)
+    write_dicom(folder / "made.dcm", np.arange(1600).reshape(40, 40) if pixels is None else pixels, **tags)
     return (folder / "made.dcm").read_bytes()
 
 
@@ -255,6 +258,16 @@ def deflated(folder: Path) -> bytes:
     data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     data.save_as(folder / "deflated.dcm", enforce_file_format=True)
     return (folder / "deflated.dcm").read_bytes()
+
+
+def jpeg_ls(folder: Path) -> bytes:
+    """A file that says it is JPEG-LS; whether its pixels are is not looked at."""
+    data = pydicom.dcmread(io.BytesIO(dicom(folder)))
+    pixels, data.file_meta.TransferSyntaxUID = data.PixelData, pydicom.uid.JPEGLSLossless
+    data.PixelData = pydicom.encaps.encapsulate([pixels])
+    data["PixelData"].VR = "OB"
+    data.save_as(folder / "jpeg_ls.dcm", enforce_file_format=True)
+    return (folder / "jpeg_ls.dcm").read_bytes()
 
 
 def without_pixels(folder: Path) -> bytes:
@@ -273,13 +286,18 @@ def without_pixels(folder: Path) -> bytes:
         ("x.png", png()[:300], "x.png is truncated or damaged"),
         ("x.png", png()[:20], "x.png is (truncated|no PNG|not an image)"),
         ("x.jpg", png(kind="JPEG")[:300], "x.jpg is truncated or damaged"),
+        ("x.png", png(16), r"x.png has 16 x 16 pixels, too few for an X-ray \(a side has at least 32\); drop"),
+        ("x.dcm", lambda f: dicom(f, np.zeros((16, 16))), "x.dcm has 16 x 16 pixels, too few for an X-ray"),
+        ("x.dcm", jpeg_ls, "x.dcm is compressed as JPEG-LS Lossless .* uncompressed, .*gdcmconv --raw` or `dcmdj"),
+        ("x.jls", b"\xff\xd8\xff\xf7" + bytes(200), "x.jls is a JPEG-LS file, which is not read; save it as PNG"),
+        ("x.jpg", b"\xff\xd8\xff\xe0\x00\x04ab\xff\xf7" + bytes(99), "x.jpg is a JPEG-LS file"),  # behind APP0
         ("x.png", bomb(60_000), "x.png has far more pixels than an X-ray"),  # Pillow's own limit
         ("x.png", bomb(8000), "x.png has 8000 x 8000 pixels, far more than an X-ray"),  # ours
         ("x.dcm", lambda f: dicom(f)[:200], "x.dcm is a (damaged or incomplete DICOM file|DICOM file without)"),
         ("x.dcm", lambda f: dicom(f)[:-3], "x.dcm.*(damaged|cannot be decoded)"),
         ("x.dcm", without_pixels, "x.dcm is a DICOM file without an image"),
         ("x.png", deflated, "x.png is a deflated DICOM file, which is not read"),
-        ("x.dcm", lambda f: dicom(f, NumberOfFrames=9_000_000), "x.dcm has 8 x 8 pixels.*9000000 times"),
+        ("x.dcm", lambda f: dicom(f, NumberOfFrames=9_000_000), "x.dcm has 40 x 40 .*9000000 times.*; export it with"),
         ("x.dcm", lambda f: dicom(f, Rows=20_000, Columns=20_000), "x.dcm has 20000 x 20000 pixels"),
     ],
 )  # fmt: skip
@@ -315,7 +333,7 @@ def test_pictures_become_grey_pngs_of_the_builders_size(tmp_path, mode):
 )
 def test_what_a_dicom_file_says_of_itself(tmp_path, tags, view, warnings):
     picture = upload(tmp_path, dicom(tmp_path, **tags), "x.dcm")
-    assert picture.view == view and picture.size == (8, 8)
+    assert picture.view == view and picture.size == (40, 40)
     assert len(picture.warnings) == len(warnings)
     assert all(part in sentence for part, sentence in zip(warnings, picture.warnings, strict=True))
 
@@ -359,13 +377,74 @@ def test_another_labeler_decides_and_the_sentence_is_the_one_that_speaks_of_it()
     assert list_findings("Nothing.", contrary, Evidence()) == [("Pleural Effusion", "possible", [])]
 
 
-def test_the_table_says_where_two_models_differ():
-    own = [("Edema", "present", ["Edema."]), ("Fracture", "absent", ["No fracture."])]
-    html = show_findings(own, [("Edema", "absent", ["No edema."]), ("Fracture", "absent", ["No fracture."])])
-    assert re.findall(r"other model: ([^<]*)", html) == ["absent"]
-    assert re.findall(r"other model: ([^<]*)", show_findings(own, [])) == ["not mentioned"] * 2
-    assert "other model" not in show_findings(own, None)
+def test_the_table_of_findings():
+    html = show_findings([("Edema", "present", ["Edema."]), ("Fracture", "absent", ["No fracture."])])
     assert "Not mentioned: Enlarged Cardiomediastinum, " in html and "Edema, Consolidation" not in html
+    assert "none of the 13 findings" in show_findings([])
+
+
+def test_two_models_side_by_side():
+    """What one has and the other denies, then what one alone mentions, then what is the same."""
+    first = [("Edema", "present", []), ("Fracture", "absent", []), ("Pneumonia", "possible", [])]
+    second = [("Edema", "present", []), ("Pneumothorax", "absent", []), ("Fracture", "present", [])]
+    html = show_comparison(["a", "b"], [first, second])
+    rows = re.findall(r'<tr class="(\w+)"><th scope="row">(\w+).*?<td[^>]*>([^<]*)</td><td[^>]*>([^<]*)<', html)
+    assert rows == [
+        ("differs", "Fracture", "absent", "present"),
+        ("differs", "Pneumonia", "possible", "not mentioned"),
+        ("differs", "Pneumothorax", "not mentioned", "absent"),
+        ("same", "Edema", "present", "present"),
+    ]
+    assert "differ in 3 of 4 labels" in html
+    assert "All labels are the same." in show_comparison(["a", "b"], [first, first])
+    assert "Neither report mentions a finding" in show_comparison(["a", "b"], [[], []])
+
+
+@pytest.mark.parametrize(
+    ("finding", "sentence", "regions"),
+    [
+        ("Pleural Effusion", "There is a small left effusion.", ["left costophrenic angle"]),
+        ("Pleural Effusion", "Both, left more.", ["right costophrenic angle", "left costophrenic angle"]),
+        ("Pneumothorax", "A right apical pneumothorax.", ["right apical zone"]),
+        ("Atelectasis", "Bibasilar atelectasis.", ["right lower lung zone", "left lower lung zone"]),
+        ("Pneumonia", "Left lower and mid lung pneumonia.", ["left mid lung zone", "left lower lung zone"]),
+        ("Lung Opacity", "An opacity on the left.", ["left lung"]),
+        ("Edema", "Mild edema.", ["right lung", "left lung"]),
+        ("Cardiomegaly", "The left heart is enlarged.", ["cardiac silhouette"]),
+        ("Enlarged Cardiomediastinum", "Widened upper mediastinum.", ["upper mediastinum"]),
+        ("Fracture", "Old left rib fracture.", []),
+        ("Fracture", "Left clavicle fracture.", ["left clavicle"]),
+        ("Support Devices", "A left pacemaker.", []),
+    ],
+)  # fmt: skip
+def test_regions_of_a_sentence(finding, sentence, regions):
+    assert regions_of(finding, sentence) == regions
+    ours = {region["name"] for region in json.loads((ROOT / "modeling/region_descriptions.json").read_text())}
+    assert set(regions) <= ours
+
+
+def box(region: str, *sides: float) -> dict:
+    return {"region": region, **dict(zip(("x0", "y0", "x1", "y1"), sides, strict=True))}
+
+
+def test_boxes_of_what_is_present_or_possible(rows, tmp_path):
+    boxes = [box("left costophrenic angle", 30, 40, 50, 60), box("left lung", 1, 2, 3, 4)]
+    row = {"study_id": "1", "images": [{"bytes": png(80)}], "views": ["AP"], "boxes": boxes}
+    (picture,) = take_row(row, 40)  # half as large
+    assert (picture.size, picture.view) == ((80, 80), "AP")
+    findings = [
+        ("Pleural Effusion", "possible", ["Possible left effusion."]),
+        ("Pneumothorax", "absent", ["No left pneumothorax."]),
+        ("Edema", "present", ["Edema on the right."]),  # the study has no box there
+    ]
+    places = place_findings(findings, picture.boxes)
+    assert places == [("Pleural Effusion", "possible", box("left costophrenic angle", 15, 20, 25, 30))]
+    html = show_boxes(picture.png, (40, 40), places)
+    assert 'viewBox="0 0 40 40"' in html and "not where the model looked" in html
+    assert '<rect class="possible" x="15.0" y="20.0" width="10.0" height="10.0">' in html
+    assert not show_boxes(picture.png, (40, 40), []) and not place_findings(findings, None)
+    with pytest.raises(InputError, match="study 1 has no image"):
+        take_row(row | {"images": []}, 40)
 
 
 @pytest.mark.parametrize(
@@ -391,7 +470,10 @@ def test_what_comes_from_outside_is_escaped():
     for html in (
         show_report(f"{NASTY} edema {NASTY}", True),
         show_report(NASTY, False),
-        show_findings(rows, rows),
+        show_findings(rows),
+        show_comparison([NASTY, NASTY], [[("Edema", NASTY, [])], []]),
+        show_boxes(png(), (1, 1), [(NASTY, NASTY + '"', box(NASTY + '"', 0, 0, 1, 1))]),
+        show_look(png(), Look(np.ones((2, 2)), regions=[(NASTY, 1.0)]), NASTY + '"'),
         show_picture(Picture(NASTY + '"', png(), (1, 1), warnings=[NASTY])),
     ):
         assert "&lt;script&gt;" in html and "<script" not in html and "<img src=x" not in html
@@ -404,6 +486,96 @@ def test_marks():
         ("possible", "edema"), ("absent", "effusion"), ("present", "Pneumothorax")
     ]  # fmt: skip
     assert "Cut off after 5 tokens" in html and "<mark" not in show_report("Edema.", False)
+
+
+################
+# Where a model looked
+################
+
+
+@pytest.mark.parametrize(("corner", "cell"), [((0, 0), (0, 0)), ((84, 28), (1, 3)), ((28, 84), (3, 1))])
+def test_cells_of_qwen_lie_as_the_image(tiny, corner, cell):
+    """A white square on black, taken for a gradient: its cell is the largest one."""
+    processor = AutoProcessor.from_pretrained(tiny)
+    image = Image.new("RGB", (140, 112))
+    image.paste((255, 255, 255), (*corner, corner[0] + 28, corner[1] + 28))
+    inputs = processor.image_processor(
+        image, do_normalize=False, return_tensors="pt", size={"shortest_edge": 112 * 140, "longest_edge": 112 * 140}
+    )
+    cells = find_cells(inputs["pixel_values"], inputs, processor)
+    assert cells.shape == (4, 5) and np.unravel_index(cells.argmax(), cells.shape) == cell
+
+
+def test_cells_of_other_models_lie_as_the_image():
+    pixels = torch.zeros(1, 2, 3, 64, 64)
+    pixels[0, 0, :, 8:12, 40:44] = 1
+    cells = find_cells(pixels, {}, None)
+    assert cells.shape == (16, 16) and np.argwhere(cells).tolist() == [[2, 10]]
+
+
+@pytest.mark.parametrize(
+    ("size", "area"), [((60, 60), (0, 0, 1, 1)), ((120, 60), (0.25, 0, 0.75, 1)), ((60, 80), (0, 0.125, 1, 0.875))]
+)
+def test_the_area_of_a_crop(size, area):
+    crop = SimpleNamespace(do_center_crop=True, size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
+    assert find_area(crop, size) == pytest.approx(area)
+    assert find_area(SimpleNamespace(do_center_crop=False), size) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "prompt_file"), [("tiny", TINY_PROMPT), ("llmrg4", "prompts/llmrg4.txt"), ("lmrrg", "prompts/lmrrg.txt")]
+)
+def test_the_gradient_is_that_of_the_sentence(request, rows, tmp_path, monkeypatch, model, prompt_file):
+    """Against a difference quotient of the log-likelihood along the gradient, in float64."""
+    system = load(request.getfixturevalue(model), prompt_file, "frontal")
+    system.engine.model.double()
+    if model == "lmrrg":
+        system.engine.model.config.freeze_vision = system.engine.model.config.freeze_extractor = True
+    calls, grad = [], torch.autograd.grad
+
+    def watch(value, inputs, **options):
+        gradients = grad(value, inputs, **options)
+        calls.append((inputs.detach(), gradients[0]))
+        return gradients
+
+    likelihoods = []
+
+    def record(model, inputs, *rest):
+        likelihoods.append((model, dict(inputs), rest))
+        return log_likelihood(model, inputs, *rest)
+
+    monkeypatch.setattr(torch.autograd, "grad", watch)
+    monkeypatch.setattr("recipes.viewer.attribution.log_likelihood", record)
+    study = make_study(upload(tmp_path, rows[0]["images"][0]["bytes"]))
+    look = look_for(system, study, "<think>x</think><report>No edema. No effusion.</report>", "No effusion.")
+    pixels, gradient = calls[0]
+    model, inputs, rest = likelihoods[0]
+    step = 1e-4 * gradient / gradient.norm()
+    with torch.no_grad():
+        ends = [
+            float(log_likelihood(model, {**inputs, "pixel_values": pixels + sign * step}, *rest)) for sign in (1, -1)
+        ]
+    assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(float(gradient.norm()), rel=1e-4)
+    assert look.cells.max() == 1 and look.cells.min() >= 0
+    assert bool(look.regions) == (system.engine.model.config.model_type == "lmrrg")
+    if look.regions:
+        assert len(look.regions) == 5 and 0 < sum(share for _, share in look.regions) <= 1
+        assert system.engine.model.config.freeze_vision  # as before
+    tokens = system.engine.processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0, -rest[0] :][rest[1]])
+    assert "effusion" in system.engine.processor.tokenizer.convert_tokens_to_string(tokens)
+    assert "edema" not in system.engine.processor.tokenizer.convert_tokens_to_string(tokens)
+    with pytest.raises(InputError, match="not in what the model wrote"):
+        look_for(system, study, "No edema.", "Effusion.")
+
+
+def test_the_picture_of_a_look(tmp_path):
+    grey = io.BytesIO()
+    Image.new("L", (64, 64), 100).save(grey, "PNG")
+    look = Look(np.array([[0.0, 0.0], [0.0, 1.0]]), (0.5, 0, 1, 1))
+    with Image.open(io.BytesIO(draw_look(grey.getvalue(), look))) as image:
+        assert image.getpixel((10, 60)) == (100, 100, 100)  # outside of what the encoder saw
+        red, _, blue = image.getpixel((62, 62))
+        assert red > 180 and blue < 50 and image.getpixel((36, 4)) == (100, 100, 100)
 
 
 ################
@@ -450,6 +622,7 @@ def damaged(folder: Path, tiny: Path) -> Path:
         ({"--max_upload": "0"}, ["--max_upload"]),
         ({"--image_size": "9"}, ["--image_size"]),
         ({"--dtype": "float12"}, ["--dtype", "float12"]),
+        ({"--dataset": "./absent"}, ["no data set at ./absent"]),
     ],
 )
 def test_mistakes_end_in_one_sentence(tiny, tmp_path, monkeypatch, changed, named):
@@ -481,7 +654,9 @@ def test_a_port_in_use(monkeypatch):
             run(app.main)
 
 
-def test_the_script_ends_quietly_and_leaves_nothing(tiny, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_script_ends_quietly_and_leaves_nothing(tiny, tmp_path, number):
+    """As a shell starts it with nohup and &: SIGINT and SIGHUP are ignored in what it starts."""
     port = free_port()
     command = [
         sys.executable,
@@ -494,8 +669,10 @@ def test_the_script_ends_quietly_and_leaves_nothing(tiny, tmp_path):
         TINY_PROMPT,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    ignoring = "import os, signal, sys; signal.signal(1, signal.SIG_IGN); signal.signal(2, signal.SIG_IGN); "
+    ignoring += "os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen(
-        list(map(str, command)),
+        list(map(str, [sys.executable, "-c", ignoring, *command])),
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,
@@ -506,11 +683,11 @@ def test_the_script_ends_quietly_and_leaves_nothing(tiny, tmp_path):
         assert f"http://127.0.0.1:{port}/ is the page" in process.stdout.readline()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as page:
             assert NOTICE in page.read().decode()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors and not output
     assert not list(tmp_path.glob("rrg_recipes_app_*"))
 
