@@ -216,7 +216,7 @@ class RegionEncoder(GradientCheckpointingLayer):
             if with_attention and self.text_query:
                 maps.append(block.log_attention(features, keys))
             features = block(features, keys, mask)
-        attention = torch.cat(maps, 1).logsumexp(1) - math.log(sum(each.shape[1] for each in maps)) if maps else None
+        attention = torch.cat(maps, 1).logsumexp(1) - math.log(sum(weights.shape[1] for weights in maps)) if maps else None
         if self.pool == "cls":
             return features[:, :, 0], attention
         if self.pool == "mean":
