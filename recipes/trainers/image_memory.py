@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import reduce
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -110,7 +111,7 @@ class ImageMemory:
 
         @functools.wraps(original)
         def with_memory(pixel_values, *args, **kwargs):
-            if has_dropout(encoder):
+            if varies(encoder):
                 return original(pixel_values, *args, **kwargs)
             return read(original, (number, has_adapters_off(encoder)), pixel_values, *args, **kwargs)
 
@@ -148,12 +149,16 @@ def image_encoder(policy: PreTrainedModel) -> nn.Module | None:
     return None if encoder is policy else encoder
 
 
-def has_dropout(module: nn.Module) -> bool:
-    """Whether two passes of `module` may differ now: a part of it is in training mode and has a dropout above 0."""
+def varies(module: nn.Module) -> bool:
+    """Whether two passes of `module` may differ now: in training mode by dropout or by batch normalisation."""
     return any(
-        part.training and isinstance(value, float) and value > 0 and "drop" in f"{type(part).__name__}.{name}".lower()
+        isinstance(part, _BatchNorm)
+        or any(
+            isinstance(value, float) and value > 0 and "drop" in f"{type(part).__name__}.{name}".lower()
+            for name, value in vars(part).items()
+        )
         for part in module.modules()
-        for name, value in vars(part).items()
+        if part.training
     )
 
 

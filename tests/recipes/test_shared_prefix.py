@@ -507,7 +507,7 @@ def test_a_frozen_encoder_reads_each_image_once_and_a_generation_each_prompt(
     remembered = step(trainer, batch, shared=True)
     assert images == [distinct]
     with monkeypatch.context() as patch:
-        patch.setattr(image_memory, "has_dropout", lambda encoder: True)  # nothing is remembered
+        patch.setattr(image_memory, "varies", lambda encoder: True)  # nothing is remembered
         plain = step(trainer, batch, shared=False)
         assert images == [distinct, 2 * distinct]  # each row's
     assert len(plain) > 10
@@ -613,9 +613,9 @@ def test_a_process_encodes_with_those_that_have_to(monkeypatch):
 class Seeing(torch.nn.Module):
     """The least that the memory looks at, with an encoder that counts its images."""
 
-    def __init__(self, dropout: float = 0.0):
+    def __init__(self, last: torch.nn.Module | None = None):
         super().__init__()
-        self.encoder = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Dropout(dropout))
+        self.encoder = torch.nn.Sequential(torch.nn.Linear(2, 1), last or torch.nn.Dropout(0.0))
         torch.nn.init.ones_(self.encoder[0].weight)
         torch.nn.init.zeros_(self.encoder[0].bias)
         self.encoder.requires_grad_(False)
@@ -658,8 +658,20 @@ def test_parts_of_weights_are_never_equal():
     assert [model.images for model in models] == [2, 2]
 
 
-def test_an_encoder_with_dropout_is_asked_each_time_that_it_drops():
-    model, memory = Seeing(dropout=0.5), ImageMemory()
+class Dropping(torch.nn.Module):
+    """Calls the function with a probability of its own, as transformers' attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention_dropout = 0.5
+
+    def forward(self, states):
+        return torch.nn.functional.dropout(states, self.attention_dropout, self.training)
+
+
+@pytest.mark.parametrize("last", [torch.nn.Dropout(0.5), Dropping(), torch.nn.BatchNorm1d(1)], ids=repr)
+def test_an_encoder_that_varies_in_training_is_asked_each_time_then(last):
+    model, memory = Seeing(last), ImageMemory()
     memory.attach(model)
     for _ in range(2):
         model.train().encode_images(ROWS_OF_PIXELS)
