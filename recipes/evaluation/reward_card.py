@@ -44,6 +44,7 @@ FIXED = (
     "Degenerative changes of the spine.",
 )
 KEYWORDS = "effusion pneumothorax edema pneumonia cardiomegaly atelectasis opacity nodule fracture"
+SENTENCE = 300  # characters of a reward's error
 DENIAL, FINDING = "No pleural effusion.", "Large pleural effusion."
 Reward = Callable[..., list[float | None]]
 _READ = FindingReader()
@@ -74,7 +75,8 @@ class Scorer:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """The error as one sentence, however long a text it quotes."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:SENTENCE]}"
 
 
 def make_scorers(

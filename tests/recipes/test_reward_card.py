@@ -135,11 +135,16 @@ def silent(completions, **kwargs):
     return [None] * len(completions)
 
 
+def verbose(completions, **kwargs):
+    return ["a" * 100_000] * len(completions)
+
+
 def test_a_reward_that_fails_loses_its_row_alone(data, monkeypatch):
     monkeypatch.setattr(
         "recipes.evaluation.reward_card.read_reports", lambda count, seed: {"Open-i": [REPORT, "Nodule."] * 5}
     )
     settings = RewardArguments(["severity", f"{__name__}.broken", f"{__name__}.silent", "crepe"], crepe="no/such")
+    settings.rewards.append(f"{__name__}.verbose")
     card = make_card(settings, [LexicalLabeler()], data, resamples=10)
     assert list(card["cost"]) == ["severity"] and card["normal"] == {"Open-i": 0.0}
     assert card["failed"][f"{__name__}.broken"].endswith("raises RuntimeError: no server at this address")
@@ -147,7 +152,7 @@ def test_a_reward_that_fails_loses_its_row_alone(data, monkeypatch):
     assert card["failed"]["crepe"].startswith(
         "crepe cannot be made: ValueError: no CREPE could be loaded from no/such"
     )
-    assert len(card["problems"]) == 3
+    assert len(card["problems"]) == 4 and all(len(sentence) < 700 for sentence in card["problems"])
     rows = table(card)
     assert rows[1][:2] == ["severity", "1.000"] and rows[1][5:7] == ["1 of 2", "0 of 1"]
     assert any(row[0] == f"{__name__}.broken: failed" for row in rows)

@@ -84,9 +84,13 @@ def test_skip_empty_leaves_out_what_neither_graph_has():
     ]
 
 
-def test_published_scores_of_a_pair():
-    """Pair 5 of the RadGraph package's test. Its graphs are not published: these are ours, of the entities that the
-    model finds, and the only choice that all three of its scores leave for the word "process"."""
+def test_graphs_written_for_a_pair_have_its_published_scores():
+    """Pair 5 of the RadGraph package's test, of which the scores are published and the graphs are not.
+
+    The graphs here are ours, written so that they have the score of the first level: four of 6 and 8 entities are the
+    same, 2 * 4 / 14. That the two other levels then have their published values as well is what is tested; nothing is
+    said of a parser, nor that the model's graphs are these.
+    """
     expected = read("radeval_expected/expected_values_from_tests.json")["f1radgraph_original_model"]
     assert expected["hyps"][4] == "no evidence of acute cardiopulmonary process moderate hiatal hernia"
     hypothesis = graph("acute - mod 2", "cardiopulmonary A", "process - at 1", "moderate + mod 5", "hiatal A",
