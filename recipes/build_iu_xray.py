@@ -20,10 +20,7 @@ The text is CC BY-NC-ND 4.0: do not publish what is built. Stand-in images are d
 the study, never from its text; they are not medical data, and build.json says so.
 """
 
-import csv
-import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,11 +31,11 @@ from transformers.hf_argparser import HfArg
 
 from recipes.cli import parse, run
 from recipes.data import openi, phantom
-from recipes.data.images import SIDES, below, read_png
-from recipes.data.schema import SPLITS, read_build, write_dataset
+from recipes.data.images import SIDES, below
+from recipes.data.schema import read_build
 from recipes.data.settings import COUNT, Range
-from recipes.data.views import scenario_of
-from recipes.files import InputError, replacing
+from recipes.data.studies import PlainImage, PlainStudy, Settings, Skipped, build, text_columns
+from recipes.files import InputError
 from rewards.labelers import LexicalLabeler
 
 
@@ -46,7 +43,7 @@ from rewards.labelers import LexicalLabeler
 class BuildArguments:
     """Arguments of the builder."""
 
-    ranges: ClassVar[dict[str, Range]] = {"image_size": Range(64, 1024), "max_images": COUNT}
+    ranges: ClassVar[dict[str, Range]] = {"image_size": Range(64, 1024), "max_images": COUNT, "workers": COUNT}
 
     out: str = HfArg(default="outputs/data/iu_xray", help="Folder to write; an earlier build there is replaced.")
     reports: str | None = HfArg(
@@ -72,6 +69,7 @@ class BuildArguments:
     )
     image_size_of: Literal[SIDES] = HfArg(default="longest", help="Side of an image that is shrunk to --image_size.")
     max_images: int = HfArg(default=2, help="Images of a study at most: a frontal one, a lateral one, then others.")
+    workers: int = HfArg(default=2, help="Processes that read images; the result is the same for any number.")
     limit: int | None = HfArg(default=None, help="Number of studies to use, drawn at random; all when not given.")
     seed: int = HfArg(default=0, help="Seed of the split, of --limit and of the phantoms.")
 
@@ -84,7 +82,7 @@ def check_arguments(arguments: BuildArguments) -> None:
         raise InputError(f"--out {arguments.out} exists and is no earlier build: name a folder that may be replaced")
 
 
-def read_reports(arguments: BuildArguments) -> tuple[list[openi.Study], list[openi.Skipped], str]:
+def read_reports(arguments: BuildArguments) -> tuple[list[openi.Study], list[Skipped], str]:
     """The studies, those skipped, and the sections that make a report; `report` where it is one text."""
     studies, skipped = openi.read_studies(arguments.reports)
     if studies[0].report is None:
@@ -98,23 +96,30 @@ def read_reports(arguments: BuildArguments) -> tuple[list[openi.Study], list[ope
 
 
 def find_usable(
-    studies: list[openi.Study], target: str, arguments: BuildArguments, skipped: list[openi.Skipped]
-) -> dict[str, tuple[openi.Study, dict, list[Path | None]]]:
-    """Of each study with a report and an image, by its id: study, row, image files. The others join `skipped`."""
+    studies: list[openi.Study], settings: Settings, arguments: BuildArguments, skipped: list[Skipped]
+) -> dict[str, PlainStudy]:
+    """The studies with a report and an image, by their ids. The others join `skipped`."""
     root = arguments.image_root
     index, projections = (openi.index_images(root), openi.read_projections(root)) if root else ({}, {})
     usable = {}
     for study in studies:
-        row = openi.text_columns(study, target, arguments.cleaning)
+        plain = openi.plain_study(study)
+        text = text_columns(plain, settings)["report"]
         images = openi.find_images(study, index, root) if root else openi.stand_in_images(study)
-        if row["report"] and images:
-            row["views"], files = openi.order_views(images, study.caption, projections, arguments.max_images)
-            row["scenario"] = scenario_of(row["views"], None)
-            usable[study.study_id] = study, row, files
+        views, files = openi.order_views(images, study.caption, projections, arguments.max_images)
+        try:
+            for place, (view, file) in enumerate(zip(views, files, strict=True)):
+                drawn = partial(openi.draw_stand_in, study, views, place, settings.image_size, arguments.seed)
+                plain.images.append(PlainImage(below(file, root) if root else drawn, view))
+        except InputError as error:
+            skipped.append(Skipped(study.study_id, study.file, "study", str(error)))
+            continue
+        if text and images:
+            usable[study.study_id] = plain
             continue
         lacking = "image under --image_root" if root else "human MeSH label that says what to draw"
-        reason = f"it has no {lacking if row['report'] else target}"
-        skipped.append(openi.Skipped(study.study_id, study.file, reason))
+        reason = f"it has no {lacking if text else settings.target}"
+        skipped.append(Skipped(study.study_id, study.file, "study", reason))
     if not usable:
         [(reason, times)] = Counter(row.reason for row in skipped).most_common(1)
         raise InputError(f"none of {len(studies)} studies can be used; of {times} of them: {reason}")
@@ -124,55 +129,33 @@ def find_usable(
 def main() -> None:
     (arguments,) = parse(BuildArguments)
     check_arguments(arguments)
-    out, as_phantom = Path(arguments.out), bool(arguments.image_source)
+    as_phantom = bool(arguments.image_source)
     size, side = arguments.image_size or (112 if as_phantom else 512), arguments.image_size_of
     studies, skipped, target = read_reports(arguments)
-    usable = find_usable(studies, target, arguments, skipped)
+    more = {"image_size": size, "image_size_of": side, "max_images": arguments.max_images, "seed": arguments.seed}
+    settings = openi.settings_for(target, arguments.cleaning, workers=arguments.workers, **more)
+    usable = find_usable(studies, settings, arguments, skipped)
 
-    # Labels and splits
+    # Splits
     ids, rng = list(usable), np.random.default_rng(arguments.seed)
     if arguments.limit is not None:
         ids = [ids[i] for i in sorted(rng.permutation(len(ids))[: arguments.limit])]
-    labels = LexicalLabeler()([openi.text_columns(usable[key][0], target, "plain")["report"] for key in ids])
     file_splits = {study.study_id: study.split for study in studies if study.split}
     if arguments.split_file:
         file_splits = openi.read_split(arguments.split_file.split(","))
     scheme = arguments.split_scheme or ("r2gen" if file_splits else "random")
-    split_of = openi.assign_splits(ids, scheme, file_splits, rng)
-    unnamed = [key for key in ids if key not in split_of]
-    skipped += [openi.Skipped(key, usable[key][0].file, "the split file does not name it") for key in unnamed]
+    for key, split in openi.assign_splits(ids, scheme, file_splits, rng).items():
+        usable[key].split = split
+    unnamed = [usable[key] for key in ids if usable[key].split is None]
+    skipped += [Skipped(study.study_id, study.place, "study", "the split file does not name it") for study in unnamed]
 
-    # Writing
-    def rows_of(split: str) -> Iterator[dict]:
-        before, written = len(skipped), 0
-        for key, states in zip(ids, labels.tolist(), strict=True):
-            study, row, files = usable[key]
-            if split_of.get(key) != split:
-                continue
-            try:
-                if as_phantom:
-                    images = openi.draw_stand_ins(study, row["views"], size, arguments.seed)
-                else:
-                    images = [read_png(below(file, arguments.image_root), size, side) for file in files]
-            except InputError as error:
-                skipped.append(openi.Skipped(key, study.file, str(error)))
-                continue
-            written += 1
-            yield row | {"labels": states, "images": [{"bytes": image, "path": None} for image in images]}
-        if not written:
-            raise InputError(f"no study of split {split} has images that can be read; {skipped[before].reason}")
-
-    note = f"stand-ins drawn from human MeSH labels. {phantom.NOTE}" if as_phantom else "X-rays"
-    build = {name: getattr(arguments, name) for name in ("reports", "cleaning", "max_images", "limit", "seed")}
-    build |= {"labeler": "lexical", "target": target, "split_scheme": scheme}
-    build |= {"image_source": note, "image_size": size, "image_size_of": side}
-    with replacing(out, marker="build.json") as folder:
-        splits = {split: partial(rows_of, split) for split in SPLITS if split in split_of.values()}
-        sizes = write_dataset(splits, folder, build)
-        (folder / "build.json").write_text(json.dumps(read_build(folder) | {"skipped": len(skipped)}, indent=2) + "\n")
-        with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([openi.Skipped._fields, *skipped])
-    print(f"{out}: {sizes}; {len(skipped)} studies skipped, see {out / 'skipped.csv'}")
+    # Images, labels, writing
+    note = {"image_source": "X-rays", "reports": arguments.reports, "limit": arguments.limit, "split_scheme": scheme}
+    if as_phantom:
+        note["image_source"] = f"stand-ins drawn from human MeSH labels. {phantom.NOTE}"
+    plain = [usable[key] for key in ids if usable[key].split]
+    sizes = build(plain, arguments.out, settings, note, skipped, LexicalLabeler())
+    print(f"{arguments.out}: {sizes}; {len(skipped)} entries left out, see {Path(arguments.out) / 'skipped.csv'}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -31,16 +31,25 @@ from typing import BinaryIO, NamedTuple
 import pandas as pd
 from pyarrow import parquet
 
-from recipes.data import dicom, imagenome, mimic_images, mimic_sections, sections, views
+from recipes.data import dicom, imagenome, mimic_images, mimic_sections, sections, studies, views
 from recipes.data import images as image_files
 from recipes.data.labels import load_labeler
 from recipes.data.mimic_images import find_image, read_as_stored
-from recipes.data.mimic_sections import clean_mimic, read_sections
+from recipes.data.mimic_sections import read_sections
 from recipes.data.schema import FEATURES, SPLITS, write_rows
 from recipes.data.schema import ROWS_PER_GROUP as ROWS_WITH_IMAGES
-from recipes.data.sections import clean, target_text
 from recipes.data.sources import MIMIC
-from recipes.data.views import order_views, scenario_of
+from recipes.data.studies import (
+    Moment,
+    PlainImage,
+    PlainStudy,
+    Skipped,
+    add_labels,
+    full_rows,
+    link_priors,
+    text_rows,
+)
+from recipes.data.views import order_views
 from recipes.files import InputError, replacing
 from rewards import labelers
 from rewards.labels import CONDITIONS, from_csv
@@ -54,16 +63,6 @@ _PLACES = ("", "mimic-cxr*/", "mimic-cxr*/*/", "*/mimic-cxr*/", "*/mimic-cxr*/*/
 _REPORT = re.compile(r"(?:^|/)files/p\d\d/p(\d+)/s(\d+)\.txt$")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][\w-]*(?:\.[\w-]+)*")
 _VIEW_CODES = {"postero-anterior": "PA", "antero-posterior": "AP", "lateral": "LATERAL", "left lateral": "LL"}
-
-
-class Skipped(NamedTuple):
-    """What was left out: a study, an image, a row of a CSV, or a study's scenario or prior report; and why."""
-
-    study_id: str
-    file: str
-    left_out: str
-    reason: str  # one of a few fixed sentences, which build.json counts
-    detail: str = ""
 
 
 class Study(NamedTuple):
@@ -97,6 +96,11 @@ class Settings:
     image_size_of: str
     max_images: int
     imagenome: str | None = None  # Chest ImaGenome's archive of scene graphs, or their folder
+
+    def common(self) -> studies.Settings:
+        """What the common path asks for, in the one process that builds a shard."""
+        names = ("labeler", "target", "cleaning", "sample_unit", "image_size", "image_size_of", "max_images")
+        return studies.Settings(MIMIC.name, MIMIC.license, workers=1, **{name: getattr(self, name) for name in names})
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -384,152 +388,72 @@ def moment(date: str, time: str) -> tuple[int | None, float | None]:
     return day, clock
 
 
-def find_prior(studies: list[Study], study: Study) -> Study | None:
-    """The subject's last study that is certainly earlier than `study`, or None.
-
-    Earlier is an earlier day, or the same day and an earlier time; where a time is missing or equal, two studies of
-    one day have no order, and neither is the other's prior. Of two priors of one day without times the one with the
-    greater id is taken.
-    """
-
-    def earlier(candidate: Study) -> bool:
-        if study.date is None or candidate.date is None:
-            return False
-        if candidate.date != study.date or study.time is None or candidate.time is None:
-            return candidate.date < study.date
-        return candidate.time < study.time
-
-    return max(
-        filter(earlier, studies),
-        key=lambda candidate: (
-            candidate.date,
-            -1 if candidate.time is None else candidate.time,
-            int(candidate.study_id),
-        ),
-        default=None,
-    )
-
-
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
 def build_rows(studies: list[Study], settings: Settings, notes: dict) -> Iterator[dict]:
     """Rows of the schema of those studies that have a split; `notes` takes what was skipped, counts and hashes."""
-    skipped, counts = notes["skipped"], Counter()
-    reports = _read_reports(studies, settings, skipped)
-    texts = list(_plan_rows(studies, reports, settings, skipped))
-    if settings.labeler == CHEXPERT_CSV:
-        labels = [study.states for study, *_ in texts]
-    else:
-        labels = _labeler(settings.labeler_argument)([plain for _, _, plain in texts]).tolist() if texts else []
-    for (study, row, _), states in zip(texts, labels, strict=True):
-        images = list(_stored_images(study, settings, notes))
-        if settings.images and not images:
-            skipped.append(Skipped(study.study_id, "", "study", "none of its images can be read"))
-            continue
-        row["labels"] = states
-        units = [[image] for image in images] if settings.sample_unit == "image" else [images]
-        if settings.sample_unit == "study" and scenario_of([view for view, *_ in images], None) is None:
-            skipped.append(Skipped(study.study_id, "", "scenario", "it has no frontal view; the study is kept"))
-        origin = reports[study.study_id].get("findings_from")
-        if origin and "findings" in settings.target:
-            counts[f"findings from a {origin}"] += 1
-        for header in filter(None, reports[study.study_id].get("unknown_headers", "").split("\n")):
-            counts[f"header not known: {header}"] += 1
-        for unit in units:
-            views = [view for view, *_ in unit]
-            scenario = scenario_of(views, row["prior_report"])
-            counts[f"scenario {scenario or 'none'}"] += 1
-            counts.update(f"view {view or 'unknown'}" for view in views)
-            stored = [{"bytes": content, "path": None} for _, content, _ in unit if content is not None]
-            boxes = None
-            if settings.imagenome:
-                boxes = _boxes(study, *unit[0][1:], settings, notes)
-                counts[f"{'no ' * (boxes is None)}boxes of the row's first image"] += 1
-            yield row | {"views": views, "images": stored, "scenario": scenario, "boxes": boxes}
+    skipped, counts, common = notes["skipped"], Counter(), settings.common()
+    plain = list(_plain_studies(studies, settings, notes))
+    link_priors(plain, skipped)
+    rows = text_rows([study for study in plain if study.split], common, skipped, counts)
+    add_labels(rows, common, None if settings.labeler == CHEXPERT_CSV else _labeler(settings.labeler_argument))
+    for row in full_rows(rows, common, skipped, counts):
+        if settings.sample_unit == "study" and row["scenario"] is None:
+            skipped.append(Skipped(row["study_id"], "", "scenario", "it has no frontal view; the study is kept"))
+        if settings.imagenome:
+            counts[f"{'no ' * (row['boxes'] is None)}boxes of the row's first image"] += 1
+        yield row
     notes["counts"] = dict(sorted(counts.items()))
 
 
-def _read_reports(studies: list[Study], settings: Settings, skipped: list[Skipped]) -> dict[str, dict[str, str]]:
-    """Sections by study, of those without a split as well: they may be another study's prior."""
-    reports: dict[str, dict[str, str]] = {}
+def _plain_studies(studies: list[Study], settings: Settings, notes: dict) -> Iterator[PlainStudy]:
+    """All of `studies` with their reports: those without a split as well, which may be another study's prior."""
     with open_reports(settings.reports) as read:
         for study in studies:
-            if study.report is None:
-                continue
+            sections: dict[str, str] = {}
             try:
-                reports[study.study_id] = read_sections(read_report(read, study))
+                sections = read_sections(read_report(read, study)) if study.report else {}
+                if study.split and not sections:
+                    raise InputError("it holds no final report")
             except InputError as error:
                 if study.split:
-                    skipped.append(Skipped(study.study_id, study.report, "study", *error.args))
-    return reports
+                    notes["skipped"].append(Skipped(study.study_id, study.report, "study", *error.args))
+            names = ("findings", "impression", "indication", "history", "findings_from", "unknown_headers")
+            yield PlainStudy(
+                study.study_id,
+                study.subject_id,
+                study.report or "",
+                images=[
+                    PlainImage(
+                        settings.images and partial(_stored_image, study, name, settings, notes),
+                        view,
+                        settings.imagenome and partial(_boxes, study, name, settings, notes),
+                    )
+                    for name, view in study.images
+                ],
+                split=(study.split if sections else "") or None,
+                moment=None if study.date is None else Moment(study.date, study.time),
+                labels=study.states and list(study.states),
+                **{name: sections.get(name) for name in names},
+            )
 
 
-def _plan_rows(
-    studies: list[Study], reports: dict[str, dict[str, str]], settings: Settings, skipped: list[Skipped]
-) -> Iterator[tuple[Study, dict, str | None]]:
-    """Study, its row without images and labels, and the plain text that is labelled."""
-    for _, group in groupby(studies, key=lambda study: study.subject_id):
-        group = list(group)
-        for study in group:
-            if not study.split or study.study_id not in reports:
-                continue
-            report = reports[study.study_id]
-            row, plain = _text_columns(study, report, settings)
-            if not row["report"]:  # nor, then, is there a plain one
-                reason = f"it has no {settings.target}" if report else "it holds no final report"
-                skipped.append(Skipped(study.study_id, study.report, "study", reason))
-                continue
-            if prior := find_prior(group, study):
-                earlier = reports.get(prior.study_id, {})
-                plain_prior = {name: clean(earlier.get(name)) for name in ("findings", "impression")}
-                row["prior_report"] = target_text(plain_prior, "findings+impression")
-                if not row["prior_report"]:
-                    reason = "the study before it has no report with findings or impression"
-                    skipped.append(Skipped(study.study_id, study.report, "prior", reason, prior.study_id))
-            yield study, row, plain
+def _stored_image(study: Study, dicom_id: str, settings: Settings, notes: dict) -> bytes:
+    """The bytes to store, noted in the manifest; raises InputError(reason, detail)."""
+    path = find_image(settings.images, study.subject_id, study.study_id, dicom_id)
+    if path is None:
+        raise InputError("there is no file of it", f"{dicom_id}: there is no .jpg, .png or .dcm")
+    try:
+        content = read_as_stored(path, settings.image_size, settings.image_size_of)
+    except InputError as error:
+        raise InputError("its file cannot be read", str(error)) from error
+    name = path.relative_to(settings.images).as_posix()
+    notes["manifest"].append((study.study_id, name, len(content), hashlib.sha256(content).hexdigest()))
+    return content
 
 
-def _text_columns(study: Study, report: dict[str, str], settings: Settings) -> tuple[dict, str | None]:
-    plain = {name: clean(report.get(name)) for name in ("indication", "history", "findings", "impression")}
-    cleaned = {name: plain[name] for name in ("findings", "impression")}
-    if settings.cleaning != "plain":
-        cleaned = {name: clean_mimic(report.get(name), settings.cleaning) for name in cleaned}
-    row = {
-        "study_id": study.study_id,
-        "subject_id": study.subject_id,
-        "indication": plain["indication"],
-        "history": plain["history"],
-        "prior_report": None,
-        **cleaned,
-        "report": target_text(cleaned, settings.target),
-        "key_spans": None,
-        "source": MIMIC.name,
-        "license": MIMIC.license,
-    }
-    return row, target_text(plain, settings.target)
-
-
-def _stored_images(study: Study, settings: Settings, notes: dict) -> Iterator[tuple[str, bytes | None, str]]:
-    for dicom_id, view in study.images:
-        if settings.images is None:
-            yield view, None, dicom_id
-            continue
-        path = find_image(settings.images, study.subject_id, study.study_id, dicom_id)
-        try:
-            if path is None:
-                raise InputError("there is no .jpg, .png or .dcm of it")
-            content = read_as_stored(path, settings.image_size, settings.image_size_of)
-        except InputError as error:
-            reason = "there is no file of it" if path is None else "its file cannot be read"
-            notes["skipped"].append(Skipped(study.study_id, dicom_id, "image", reason, str(error)))
-            continue
-        name = path.relative_to(settings.images).as_posix()
-        notes["manifest"].append((study.study_id, name, len(content), hashlib.sha256(content).hexdigest()))
-        yield view, content, dicom_id
-
-
-def _boxes(study: Study, content: bytes, dicom_id: str, settings: Settings, notes: dict) -> list[dict] | None:
+def _boxes(study: Study, dicom_id: str, settings: Settings, notes: dict, content: bytes) -> list[dict] | None:
     """Chest ImaGenome's boxes of an image, in pixels of what is stored of it; None where it has none."""
     size = study.sizes[[image[0] for image in study.images].index(dicom_id)]
     try:
@@ -593,17 +517,8 @@ def name_shard(studies: list[Study], settings: Settings) -> str:
 
 @cache
 def _code() -> str:
-    modules = (
-        labelers,
-        dicom,
-        image_files,
-        imagenome,
-        mimic_images,
-        mimic_sections,
-        sections,
-        views,
-        sys.modules[__name__],
-    )
+    modules = (labelers, dicom, image_files, imagenome, mimic_images, mimic_sections, sections, studies, views)
+    modules = (*modules, sys.modules[__name__])
     return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()
 
 

@@ -15,15 +15,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 
-from recipes.data import phantom
+from recipes.data import phantom, studies
 from recipes.data.images import SUFFIXES
-from recipes.data.sections import clean, target_text
 from recipes.data.sources import OPENI
+from recipes.data.studies import PlainStudy, Settings, Skipped
 from recipes.files import InputError
 from rewards.labels import CONDITIONS, NO_FINDING, CheXpertState
 
@@ -44,14 +43,6 @@ class Study:
     images: tuple[str, ...] = ()  # "CXR100_IM-0002-1001", or a path of an annotation.json
     caption: str = ""
     split: str | None = None  # "train", "validation" or "test", of an annotation.json
-
-
-class Skipped(NamedTuple):
-    """A study that cannot be used: its id, the file at fault, and one sentence that says why."""
-
-    study_id: str
-    file: str
-    reason: str
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -96,9 +87,9 @@ def read_studies(source: str | Path | None = None) -> tuple[list[Study], list[Sk
             images.update(dict.fromkeys(study.images, study.study_id))
             studies.append(study)
             continue
-        skipped.append(Skipped(study.study_id, study.file, reason))
+        skipped.append(Skipped(study.study_id, study.file, "study", reason))
     if not studies:
-        reason = f"{skipped[0].file}: {skipped[0].reason}" if skipped else "it lists none"
+        reason = f"{skipped[0].place}: {skipped[0].reason}" if skipped else "it lists none"
         raise InputError(f"no study in {source} can be read; {reason}")
     return studies, skipped
 
@@ -136,10 +127,10 @@ def _parse(content: bytes, file: str) -> Study | Skipped:
     try:
         root = ElementTree.fromstring(content)
     except ElementTree.ParseError as error:
-        return Skipped(name, file, f"the XML does not parse: {error}")
+        return Skipped(name, file, "study", f"the XML does not parse: {error}")
     identifier = root.find("uId")
     if identifier is None or not identifier.get("id"):
-        return Skipped(name, file, "the XML has no uId, so it is no Open-i report")
+        return Skipped(name, file, "study", "the XML has no uId, so it is no Open-i report")
     mesh = {
         kind: tuple(" ".join((term.text or "").split()) for term in root.iterfind(f"MeSH/{kind}"))
         for kind in ("major", "automatic")
@@ -181,7 +172,7 @@ def _read_annotation(file: Path) -> Iterator[Study | Skipped]:
         for index, row in enumerate(rows):
             place = f"{file}: {split}[{index}]"
             if not isinstance(row, dict) or not {"id", "report", "image_path"} <= row.keys():
-                yield Skipped("", place, "the entry lacks id, report or image_path")
+                yield Skipped("", place, "study", "the entry lacks id, report or image_path")
                 continue
             yield Study(
                 study_id_of(row["id"]),
@@ -433,22 +424,20 @@ def signs_from_mesh(terms: Iterable[str]) -> dict[str, dict[str, str]]:
 # --- from studies to rows ----------------------------------------------------------------------------------------
 
 
-def text_columns(study: Study, target: str, cleaning: str) -> dict[str, str | None]:
-    """The text and source columns of a study's row; `report` is None where it has no such text.
+def plain_study(study: Study) -> PlainStudy:
+    """The texts of `study` for the common path. The comparison is no column of this data set."""
+    sections = {name: study.sections.get(name) for name in ("findings", "impression", "indication")}
+    return PlainStudy(study.study_id, study.study_id, study.file, report=study.report, **sections)
 
-    `target` as in `sections.target_text`, which has no say where the study is of an annotation.json, which holds whole
-    reports; `cleaning` as in `sections.clean` (the indication stays plain: it is no target).
-    """
-    sections = {name: clean(study.sections.get(name), cleaning) for name in ("findings", "impression")}
-    return {
-        "study_id": study.study_id,
-        "subject_id": study.study_id,
-        "indication": clean(study.sections.get("indication")),
-        **sections,
-        "report": target_text(sections, target) if study.report is None else clean(study.report, cleaning),
-        "source": OPENI.name,
-        "license": OPENI.license,
-    }
+
+def settings_for(target: str, cleaning: str, **more) -> Settings:
+    """How Open-i's studies become rows; `target` is "report" of an annotation.json, which holds whole reports."""
+    return Settings(OPENI.name, OPENI.license, target=target, cleaning=cleaning, r2gen="iu_xray", **more)
+
+
+def text_columns(study: Study, target: str, cleaning: str) -> dict[str, str | None]:
+    """`studies.text_columns` of an Open-i study; `report` is None where it has no such text."""
+    return studies.text_columns(plain_study(study), settings_for(target, cleaning))
 
 
 def assign_splits(
@@ -505,3 +494,8 @@ def draw_stand_ins(study: Study, views: list[str], size: int, seed: int) -> list
         patient.signs[name] = replace(patient.signs[name], **signs)
     drawn = [phantom.render(patient, "lateral" if view == "LATERAL" else "frontal", rng, size) for view in views]
     return [phantom.to_png(image) for image in drawn]
+
+
+def draw_stand_in(study: Study, views: list[str], place: int, size: int, seed: int) -> bytes:
+    """The PNG of one of the `views` of `draw_stand_ins`."""
+    return draw_stand_ins(study, views[: place + 1], size, seed)[place]

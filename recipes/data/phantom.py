@@ -440,7 +440,7 @@ def _midline_regions(study: Study, chest: _Chest, bottom: float) -> list[tuple[s
         ("aortic arch", 0.0, -0.47, max(0.20, wide), -0.27),
         ("mediastinum", min(-wide, west), chest.apex, max(0.20, wide, east), low),
         ("upper mediastinum", -wide, chest.apex, max(0.20, wide), -0.20),
-        ("cardiac silhouette", west, top, right, low),
+        ("cardiac silhouette", west, top, east, low),
         ("right atrium", *atrium),
         ("carina", -0.09, -0.34, 0.07, -0.18),
         ("abdomen", -1.2, min(chest.domes.values()), 1.2, bottom),

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,10 +38,12 @@ class Moment(NamedTuple):
 
 
 class PlainImage(NamedTuple):
-    """A file, or its content where the table holds it, and the view in the schema's words."""
+    """A file, its content where the table holds it, what returns the bytes to store, or None; the view; and what
+    returns the boxes in the stored bytes, where the source has boxes of each image."""
 
-    file: Path | bytes
-    view: str
+    file: Path | bytes | Callable[[], bytes] | None  # None: the view is known, and no image is stored
+    view: str  # in the schema's words
+    boxes: Callable[[bytes], list[dict] | None] | None = None
 
 
 class Skipped(NamedTuple):
@@ -78,6 +80,8 @@ class PlainStudy:
     labels: list[int] | None = None
     boxes: list[dict] | None = None  # region, x0, y0, x1, y1 in pixels of the first image's file
     prior_images: list[PlainImage] = field(default_factory=list)
+    findings_from: str | None = None  # as of `read_sections`
+    unknown_headers: str | None = None  # a line each
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,13 @@ class Settings:
 
     source: str
     license: str
-    target: str = "findings+impression"
+    target: str = "findings+impression"  # or "report": the whole text as it stands
     cleaning: str = "plain"
+    r2gen: str = "mimic"  # variant of the cleaning r2gen: mimic or iu_xray
     image_size: int = 512
     image_size_of: str = "longest"
     max_images: int = 0
+    sample_unit: str = "study"  # what a row is; image: each image with its study's report
     fractions: tuple[float, float] = (0.1, 0.1)  # of the subjects, to validate and to test on
     seed: int = 0
     split_by_subject: bool = False
@@ -152,7 +158,7 @@ def with_sections(study: PlainStudy) -> PlainStudy:
     sections = read_sections(study.report)
     if sections.get("findings_from") == "last paragraph" or not set(SECTIONS) & set(sections):
         return study
-    for name in (*SECTIONS, *REQUEST):
+    for name in (*SECTIONS, *REQUEST, "findings_from", "unknown_headers"):
         setattr(study, name, getattr(study, name) or sections.get(name))
     return study
 
@@ -163,17 +169,23 @@ def text_columns(study: PlainStudy, settings: Settings) -> dict[str, str | None]
     A report without headers is the target as it stands; so there `findings` and `impression` are null.
     """
     row = {name: clean(getattr(study, name)) for name in REQUEST}
-    row |= {name: clean_mimic(getattr(study, name), settings.cleaning) for name in SECTIONS}
-    row["prior_report"] = clean(study.prior_report)
+    row |= {name: clean_text(getattr(study, name), settings) for name in SECTIONS}
+    row["prior_report"] = study.prior_report
     if study.findings or study.impression:
         row["report"] = target_text(row, settings.target)
     else:
-        row["report"] = clean_mimic(study.report, settings.cleaning)
+        row["report"] = clean_text(study.report, settings)
     return row
 
 
+def clean_text(text: str | None, settings: Settings) -> str | None:
+    """A section or report as `settings` want it, or None where no word is left."""
+    cleaned = clean if settings.r2gen == "iu_xray" else clean_mimic
+    return cleaned(text, settings.cleaning)
+
+
 def plain_report(study: PlainStudy) -> str | None:
-    """Findings and impression, or the whole report: what a labeler reads and what a later study has as its prior."""
+    """Findings and impression, or the whole report: what a later study has as its prior."""
     sections = {name: clean(getattr(study, name)) for name in SECTIONS}
     return target_text(sections, "findings+impression") or clean(study.report)
 
@@ -187,7 +199,8 @@ def link_priors(studies: list[PlainStudy], skipped: list[Skipped]) -> None:
     """Gives studies the report and the images of the subject's last study that is certainly earlier.
 
     A prior that the source names wins over the dates. Earlier is an earlier day, or the same day and an earlier time;
-    two studies of one day have no order where a time is missing or equal.
+    two studies of one day have no order where a time is missing or equal. Of two priors of one moment the one with the
+    greater id is taken. Prior reports are plain afterwards (`plain_report`), whatever the cleaning of the target.
     """
     by_id = {study.study_id: study for study in studies}
     by_subject: dict[str, list[PlainStudy]] = defaultdict(list)
@@ -195,7 +208,7 @@ def link_priors(studies: list[PlainStudy], skipped: list[Skipped]) -> None:
         if study.subject_id is not None and study.moment is not None:
             by_subject[study.subject_id].append(study)
     for group in by_subject.values():
-        group.sort(key=lambda study: (study.moment.day, study.moment.seconds or 0.0, study.study_id))
+        group.sort(key=_rank)
     days = {subject: [study.moment.day for study in group] for subject, group in by_subject.items()}
     priors = {}
     for study in studies:
@@ -214,9 +227,19 @@ def link_priors(studies: list[PlainStudy], skipped: list[Skipped]) -> None:
             ]
             priors[study.study_id] = same_day[-1] if same_day else group[end - 1] if end else None
     for study in studies:
+        study.prior_report = clean(study.prior_report)
         if prior := priors.get(study.study_id):
             study.prior_report = study.prior_report or plain_report(prior)
             study.prior_images = study.prior_images or frontal_images(prior)
+            if not study.prior_report and study.split and plain_report(study):
+                reason = "the study before it has no report with findings or impression"
+                skipped.append(Skipped(study.study_id, study.place, "prior", reason, prior.study_id))
+
+
+def _rank(study: PlainStudy) -> tuple:
+    """What orders studies that have a moment: ids that are numbers as numbers."""
+    seconds = -1.0 if study.moment.seconds is None else study.moment.seconds
+    return study.moment.day, seconds, len(study.study_id), study.study_id
 
 
 def frontal_images(study: PlainStudy) -> list[PlainImage]:
@@ -267,15 +290,17 @@ def assign_splits(studies: list[PlainStudy], settings: Settings) -> None:
 ################
 
 
-def stored_image(file: Path | bytes, size: int, side: str) -> tuple[bytes, float] | str:
-    """`image_to_store`, or the sentence that says why not."""
+def stored_image(file: object, size: int, side: str) -> tuple[bytes | None, float] | InputError:
+    """`image_to_store` of a `PlainImage`'s file, or why not; what a function returns is stored as it is."""
     try:
+        if file is None or callable(file):
+            return file and file(), 1.0
         return image_to_store(file, size, side)
     except InputError as error:
-        return str(error)
+        return error
 
 
-def stored_images(files: list[Path | bytes], size: int, side: str) -> list[tuple[bytes, float] | str]:
+def stored_images(files: list, size: int, side: str) -> list[tuple[bytes | None, float] | InputError]:
     """`stored_image` of several files, in a worker process."""
     return [stored_image(file, size, side) for file in files]
 
@@ -326,21 +351,25 @@ def build(
         raise InputError(f"--out {out} exists and is no earlier build: name a folder that may be replaced")
     counts: Counter = Counter()
     assign_splits(studies, settings)
-    link_priors(list(map(with_sections, studies)), skipped)
+    link_priors(studies if settings.target == "report" else list(map(with_sections, studies)), skipped)
     rows = text_rows(studies, settings, skipped, counts)
+    if not rows:
+        [(reason, number)] = Counter(entry.reason for entry in skipped if entry.left_out == "study").most_common(1)
+        raise InputError(f"none of {len(studies)} studies can be used; of {number} of them: {reason}")
     if preview:
         preview([row | {"study_id": study.study_id, "split": study.split} for study, row in rows[:3]])
     if check:
         return dict(Counter(study.split for study, _ in rows))
-    add_labels(rows, labeler)
+    add_labels(rows, settings, labeler)
     with replacing(out, marker="build.json") as folder:
-        present = {study.split for study, _ in rows}
-        splits = {
-            split: partial(full_rows, rows, split, settings, skipped, counts) for split in SPLITS if split in present
-        }
+        splits = {}
+        for split in SPLITS:
+            if pairs := [(study, row) for study, row in rows if study.split == split]:
+                splits[split] = partial(full_rows, pairs, settings, skipped, counts)
         sizes = write_dataset(splits, folder, note | asdict(settings))
         if not sum(sizes.values()):
-            raise InputError(f"no study has an image that can be read; {skipped[-1].place}: {skipped[-1].reason}")
+            entry = next((entry for entry in skipped if entry.left_out == "image"), skipped[-1])
+            raise InputError(f"no study has an image that can be read; {entry.place}: {entry.detail or entry.reason}")
         for split in [split for split, number in sizes.items() if not number]:
             (folder / f"{split}.parquet").unlink()
         counts.update(f"{entry.left_out} left out: {entry.reason}" for entry in skipped)
@@ -354,7 +383,7 @@ def build(
 def text_rows(
     studies: list[PlainStudy], settings: Settings, skipped: list[Skipped], counts: Counter
 ) -> list[tuple[PlainStudy, dict]]:
-    """(study, text columns of its row) of those studies that have a report to write; InputError where none has."""
+    """(study, text columns of its row) of those studies that have a report to write."""
     rows = []
     for study in studies:
         row = text_columns(study, settings)
@@ -366,17 +395,22 @@ def text_rows(
             skipped.append(Skipped(study.study_id, study.place, "study", reason, token))
         else:
             counts["reports of sections" if study.findings or study.impression else "reports without sections"] += 1
+            if study.findings_from and "findings" in settings.target:
+                counts[f"findings from a {study.findings_from}"] += 1
+            counts.update(f"header not known: {header}" for header in (study.unknown_headers or "").splitlines())
             rows.append((study, row))
-    if not rows:
-        [(reason, number)] = Counter(entry.reason for entry in skipped if entry.left_out == "study").most_common(1)
-        raise InputError(f"none of {len(studies)} studies can be used; of {number} of them: {reason}")
     return rows
 
 
-def add_labels(rows: list[tuple[PlainStudy, dict]], labeler: Callable) -> None:
-    """Gives every row its labels: the source's, or those of `labeler`, which reads the rest in one call."""
+def add_labels(rows: list[tuple[PlainStudy, dict]], settings: Settings, labeler: Callable) -> None:
+    """Gives every row its labels: the source's, or those of `labeler`, which reads the rest in one call.
+
+    It reads the target before its cleaning: labelers need points and capitals.
+    """
     unlabelled = [(study, row) for study, row in rows if study.labels is None]
-    states = labeler([plain_report(study) for study, _ in unlabelled]).tolist() if unlabelled else []
+    plain = replace(settings, cleaning="plain")
+    texts = [row["report"] if settings == plain else text_columns(study, plain)["report"] for study, row in unlabelled]
+    states = labeler(texts).tolist() if texts else []
     for (_, row), labels in zip(unlabelled, states, strict=True):
         row["labels"] = labels
     for study, row in rows:
@@ -384,29 +418,33 @@ def add_labels(rows: list[tuple[PlainStudy, dict]], labeler: Callable) -> None:
 
 
 def full_rows(
-    rows: list[tuple[PlainStudy, dict]], split: str, settings: Settings, skipped: list[Skipped], counts: Counter
+    rows: list[tuple[PlainStudy, dict]], settings: Settings, skipped: list[Skipped], counts: Counter
 ) -> Iterator[dict]:
-    """The rows of one split with their images; a study none of whose images can be read is left out."""
-    for (study, row, shown), stored in _read_in_order(_files_of(rows, split, settings), settings):
-        for content in stored:
-            if isinstance(content, str):
-                skipped.append(Skipped(study.study_id, study.place, "image", "it cannot be read", content))
+    """`rows` with their images; a study none of whose images can be read is left out.
+
+    An InputError of two arguments gives the reason and the detail that skipped.csv has of an image.
+    """
+    for (study, row, shown), stored in _read_in_order(_files_of(rows, settings), settings):
+        for error in stored:
+            if isinstance(error, InputError):
+                reason, detail = error.args if len(error.args) == 2 else ("it cannot be read", str(error))
+                skipped.append(Skipped(study.study_id, study.place, "image", reason, detail))
         pairs = zip(shown, stored, strict=False)
         readable = [(image, content) for image, content in pairs if isinstance(content, tuple)]
         if not readable:
             reason = "none of its images can be read" if shown else "it has no image"
             skipped.append(Skipped(study.study_id, study.place, "study", reason))
             continue
-        yield row | _image_columns(study, row, readable, stored[len(shown) :], settings, counts)
+        for unit in [[pair] for pair in readable] if settings.sample_unit == "image" else [readable]:
+            yield row | _image_columns(study, row, unit, stored[len(shown) :], settings, counts)
 
 
-def _files_of(rows: list[tuple[PlainStudy, dict]], split: str, settings: Settings) -> Iterator[tuple]:
+def _files_of(rows: list[tuple[PlainStudy, dict]], settings: Settings) -> Iterator[tuple]:
     for study, row in rows:
-        if study.split == split:
-            pairs = [((number, image), image.view) for number, image in enumerate(study.images)]
-            shown = [image for (_, image), _ in order_views(pairs, settings.max_images)]
-            earlier = study.prior_images if settings.prior_images else []
-            yield (study, row, shown), [image.file for image in (*shown, *earlier)]
+        pairs = [((number, image), image.view) for number, image in enumerate(study.images)]
+        shown = [image for (_, image), _ in order_views(pairs, settings.max_images)]
+        earlier = study.prior_images if settings.prior_images else []
+        yield (study, row, shown), [image.file for image in (*shown, *earlier)]
 
 
 def _image_columns(
@@ -416,16 +454,16 @@ def _image_columns(
     views = [image.view for image, _ in readable]
     scenario = scenario_of(views, row["prior_report"])
     counts[f"scenario {scenario or 'none (no frontal view)'}"] += 1
-    counts.update(f"view {view}" for view in views)
-    image, (_, scale) = readable[0]
-    boxes = None
+    counts.update(f"view {view or 'unknown'}" for view in views)
+    image, (content, scale) = readable[0]
+    boxes = image.boxes(content) if image.boxes else None
     if study.boxes and study.images and image is study.images[0]:
         sides = ("x0", "y0", "x1", "y1")
         boxes = [box | {side: box[side] * scale for side in sides} for box in study.boxes]
     return {
         "study_id": study.study_id,
         "subject_id": study.subject_id,
-        "images": [{"bytes": content, "path": None} for _, (content, _) in readable],
+        "images": [{"bytes": content, "path": None} for _, (content, _) in readable if content is not None],
         "views": views,
         "scenario": scenario,
         "age": study.age,

@@ -59,6 +59,10 @@ def decode(content: bytes, name: str, encoding: str | None = None) -> str:
     """The text of a file by its byte-order mark, else as `encoding` (default UTF-8); InputError where it is not."""
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
     marked = next((kind for mark, kind in marks.items() if content.startswith(mark)), None)
+    if not (encoding or marked) and content.count(0) * 4 > len(content):
+        raise InputError(
+            f"{name} is UTF-16 or UTF-32 without its mark, or no text: save it as UTF-8, or name --encoding"
+        )
     try:
         return content.decode(encoding or marked or "utf-8")
     except LookupError as error:

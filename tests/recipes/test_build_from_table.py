@@ -358,7 +358,17 @@ def test_check_writes_nothing(lab, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe", b"a,b\n1,2,3\n", b"study_id\n\xe4\n", b"[1, 2]", b'{"a": ', b"a,a\n1,2\n"]
+    "content",
+    [
+        "id,report\n".encode("utf-16-le"),
+        b"",
+        b"\xff\xfe",
+        b"a,b\n1,2,3\n",
+        b"study_id\n\xe4\n",
+        b"[1, 2]",
+        b'{"a": ',
+        b"a,a\n1,2\n",
+    ],
 )
 def test_a_damaged_table_is_told_in_one_sentence(tmp_path, content):
     file = tmp_path / "t.csv"

@@ -25,6 +25,7 @@ from recipes import build_mimic_cxr
 from recipes.data import mimic
 from recipes.data.dicom import load_dicom
 from recipes.data.schema import FEATURES, read_build, read_dataset
+from recipes.data.studies import Moment, PlainStudy, link_priors
 from recipes.data.views import order_views, scenario_of
 from recipes.files import InputError
 from rewards.labels import CONDITIONS, CheXpertState
@@ -175,8 +176,9 @@ def test_prior_is_the_study_before_by_date_and_time_and_scenarios_follow(tmp_pat
     assert reasons(built) == {("50000004", "scenario", named), ("50000006", "scenario", named)}
 
 
-def study(number: int, date: int | None, time: float | None) -> mimic.Study:
-    return mimic.Study(f"{number}", "1", "train", date, time, (), None, "", None, None)
+def study(number: int, date: int | None, time: float | None) -> PlainStudy:
+    moment = None if date is None else Moment(date, time)
+    return PlainStudy(f"{number}", "1", "", findings=f"Of {number}.", moment=moment)
 
 
 @pytest.mark.parametrize(
@@ -197,10 +199,10 @@ def study(number: int, date: int | None, time: float | None) -> mimic.Study:
     ],
 )
 def test_the_prior_among_several(others, prior):
-    group = [study(*each) for each in others]
-    for order in (group, group[::-1]):
-        chosen = mimic.find_prior(order, study(50, 20, 120000.0))
-        assert (chosen.study_id if chosen else None) == prior
+    for order in (others, others[::-1]):
+        current = study(50, 20, 120000.0)
+        link_priors([*(study(*each) for each in order), current], [])
+        assert current.prior_report == (prior and f"Of {prior}.")
 
 
 def test_another_patients_study_is_no_prior(tmp_path, build):
@@ -627,7 +629,7 @@ def test_duplicates_are_listed(tmp_path, build):
         ("50000006", "study", "there are two reports of it"),
         ("50000008", "row", "subject_id or study_id is no number"),
     }
-    assert any(each.file.endswith("split.csv.gz:9") for each in built.skipped)  # line 1 holds the columns' names
+    assert any(each.place.endswith("split.csv.gz:9") for each in built.skipped)  # line 1 holds the columns' names
     assert sorted(built.by_study) == ["50000001", "50000002", "50000003", "50000004"]
 
 

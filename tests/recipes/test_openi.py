@@ -80,7 +80,7 @@ def test_reads_an_annotation(tmp_path):
         ("CXR8", "validation", CLEAR),
     ]
     assert (
-        skipped[0].file.endswith("annotation.json: test[0]") and "lacks id, report or image_path" in skipped[0].reason
+        skipped[0].place.endswith("annotation.json: test[0]") and "lacks id, report or image_path" in skipped[0].reason
     )
 
 
@@ -98,7 +98,7 @@ def test_reads_an_annotation(tmp_path):
 def test_a_bad_study_is_skipped_with_its_reason(tmp_path, bad, study_id, reason):
     studies, skipped = openi.read_studies(write_reports(tmp_path / "xml", {1: xml(1), 2: xml(2), 3: bad}))
     assert [study.study_id for study in studies] == ["CXR1", "CXR2"]
-    assert len(skipped) == 1 and skipped[0].study_id == study_id and skipped[0].file.endswith("3.xml")
+    assert len(skipped) == 1 and skipped[0].study_id == study_id and skipped[0].place.endswith("3.xml")
     assert reason in skipped[0].reason
 
 
@@ -468,7 +468,9 @@ def build(monkeypatch, tmp_path):
     """Runs the builder in this process with the given arguments; the data set, build.json and skipped.csv."""
 
     def run_it(*arguments, out="built"):
-        monkeypatch.setattr(sys, "argv", ["build_iu_xray.py", "--out", str(tmp_path / out), *map(str, arguments)])
+        monkeypatch.setattr(
+            sys, "argv", ["build_iu_xray.py", "--out", str(tmp_path / out), "--workers", "1", *map(str, arguments)]
+        )
         build_iu_xray.main()
         with (tmp_path / out / "skipped.csv").open() as lines:
             return read_dataset(str(tmp_path / out)), read_build(tmp_path / out), list(csv.DictReader(lines))
@@ -568,7 +570,7 @@ def test_stand_ins_depend_on_mesh_alone():
 
 
 def test_build_with_images(tmp_path, build, monkeypatch):
-    """R2Gen's annotation and folders; one study with a damaged image and one without any is skipped, not the build."""
+    """R2Gen's annotation and folders; a damaged image is left out, and a study without any, not the build."""
     labels = build_iu_xray.LexicalLabeler()
     ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (100, 1)))
     splits = {"train": range(1, 7), "val": [7], "test": [8, 9]}
@@ -585,9 +587,10 @@ def test_build_with_images(tmp_path, build, monkeypatch):
     (tmp_path / "annotation.json").write_text(json.dumps(annotation))
     arguments = ("--reports", tmp_path / "annotation.json", "--image_root", tmp_path / "images", "--image_size", 64)
     data, note, skipped = build(*arguments)
-    assert note["rows"] == {"train": 4, "validation": 1, "test": 2} and note["split_scheme"] == "r2gen"
-    assert sorted(row["study_id"] for row in skipped) == ["CXR5", "CXR6"]
-    assert "CXR5_IM-0005/1.png is truncated or damaged" in {row["study_id"]: row["reason"] for row in skipped}["CXR5"]
+    assert note["rows"] == {"train": 5, "validation": 1, "test": 2} and note["split_scheme"] == "r2gen"
+    assert [(row["study_id"], row["left_out"]) for row in skipped] == [("CXR6", "study"), ("CXR5", "image")]
+    assert "CXR5_IM-0005/1.png is truncated or damaged" in skipped[1]["detail"]
+    assert [row["views"] for row in data["train"] if row["study_id"] == "CXR5"] == [["FRONTAL"]]
     assert data["train"][0]["images"][0].size == (64, 32) and data["train"][0]["report"] == CLEAR
     assert data["test"][0]["views"] == FL
     # replaces the earlier build
@@ -660,7 +663,7 @@ def test_unreadable_images_of_a_whole_split(tmp_path, build):
     (tmp_path / "images").mkdir()
     for n in range(1, 11):
         (tmp_path / "images" / f"CXR{n}_IM-{n:04d}-1001.png").write_text("<html>404</html>")
-    with pytest.raises(InputError, match=r"no study of split train .*CXR\d+_IM-\d+-1001.png is not an image"):
+    with pytest.raises(InputError, match=r"no study has an image .*CXR\d+_IM-\d+-1001.png is not an image"):
         build("--reports", source, "--image_root", tmp_path / "images")
     assert not (tmp_path / "built").exists() and len(list(tmp_path.iterdir())) == 2
 
