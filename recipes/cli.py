@@ -4,10 +4,12 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
@@ -149,6 +151,10 @@ def parse(*types: type, default_config: str | None = None, several_processes: bo
             settings = (_with_field(arguments, name) for name in ("optim", "attn_implementation"))
             check_hardware(*settings, default_config)
             raise InputError(no_gpu(default_config)) from error
+        if unknown := re.search(r"not used by the HfArgumentParser: \['(.*?)'", str(error)):
+            likely = get_close_matches(unknown[1], parser._option_string_actions, 1)
+            remedy = f"did you mean {likely[0]}? " if likely else ""
+            raise InputError(f"there is no argument {unknown[1]}: {remedy}--help lists the arguments") from error
         raise InputError(f"{blamed}: {' '.join(str(error).split())}") from error
 
 

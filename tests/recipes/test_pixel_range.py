@@ -154,7 +154,7 @@ BAD = [
     (b"not a picture", "is not an image that can be read"),
     (GOOD[:-500], "is truncated or damaged"),
     (jpeg(noise(64, 60))[:-500], "is truncated or damaged"),
-    (png(noise(3000, 8)), "has 3000 x 8 pixels, a strip that the model does not read"),
+    (png(noise(3000, 8)), "has 3000 x 8 pixels, a strip that is no X-ray"),
 ]
 
 

@@ -105,6 +105,13 @@ def test_a_yaml_that_says_nothing(content, sentence, tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_a_misspelt_argument_is_named_with_the_likely_one(monkeypatch):
+    with pytest.raises(InputError, match=r"^there is no argument --sed: did you mean --seed\? --help lists"):
+        parsed(monkeypatch, "--sed", "3")
+    with pytest.raises(InputError, match=r"^there is no argument 3: --help lists"):
+        parsed(monkeypatch, "3")
+
+
 def test_a_yaml_with_a_byte_order_mark(tmp_path, monkeypatch):
     (tmp_path / "x.yaml").write_bytes("seed: 7\n".encode("utf-8-sig"))
     assert parsed(monkeypatch, "--config", tmp_path / "x.yaml").seed == 7
