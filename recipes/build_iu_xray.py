@@ -39,6 +39,7 @@ from recipes.data.schema import SPLITS, read_build, write_dataset
 from recipes.data.settings import COUNT, Range
 from recipes.data.views import scenario_of
 from recipes.files import InputError, replacing
+from recipes.progress import follow
 from rewards.labelers import LexicalLabeler
 
 
@@ -145,10 +146,9 @@ def main() -> None:
     # Writing
     def rows_of(split: str) -> Iterator[dict]:
         before, written = len(skipped), 0
-        for key, states in zip(ids, labels.tolist(), strict=True):
+        labelled = [pair for pair in zip(ids, labels.tolist(), strict=True) if split_of.get(pair[0]) == split]
+        for key, states in follow(labelled, f"{split}: studies"):
             study, row, files = usable[key]
-            if split_of.get(key) != split:
-                continue
             try:
                 if as_phantom:
                     images = openi.draw_stand_ins(study, row["views"], size, arguments.seed)

@@ -25,6 +25,7 @@ from recipes.data.settings import COUNT, NOT_NEGATIVE, Range
 from recipes.data.special_tokens import special_token
 from recipes.data.views import is_frontal, order_views, rank_view, scenario_of
 from recipes.files import InputError, replacing
+from recipes.progress import follow
 
 SECTIONS = ("findings", "impression")
 REQUEST = ("indication", "history", "comparison", "technique")
@@ -390,7 +391,11 @@ def full_rows(
     rows: list[tuple[PlainStudy, dict]], split: str, settings: Settings, skipped: list[Skipped], counts: Counter
 ) -> Iterator[dict]:
     """The rows of one split with their images; a study none of whose images can be read is left out."""
-    for (study, row, shown), stored in _read_in_order(_files_of(rows, split, settings), settings):
+    entries, number = (
+        _read_in_order(_files_of(rows, split, settings), settings),
+        sum(one.split == split for one, _ in rows),
+    )
+    for (study, row, shown), stored in follow(entries, f"{split}: studies", number):
         for content in stored:
             if isinstance(content, str):
                 skipped.append(Skipped(study.study_id, study.place, "image", "it cannot be read", content))
