@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 from types import SimpleNamespace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from datasets import Image, List
@@ -29,13 +29,15 @@ from recipes.cli import parse, run
 from recipes.data.labels import load_labeler
 from recipes.data.schema import read_split
 from recipes.data.settings import COUNT, Range
+from recipes.evaluation.decoding import DecodingArguments
+from recipes.evaluation.generation import usual_dtype
 from recipes.files import InputError
 from recipes.viewer.page import build_page, check_address, serve
 from recipes.viewer.systems import load_system
 
 
 @dataclass
-class AppArguments:
+class AppArguments(DecodingArguments):
     """Arguments of the page."""
 
     ranges: ClassVar[dict[str, Range]] = {"max_upload": COUNT, "image_size": Range(64, 4096), "port": Range(1, 65535)}
@@ -68,29 +70,6 @@ class AppArguments:
     image_size: int = field(
         default=512, metadata={"help": "Pixels of the longest side of an X-ray, to which it is shrunk."}
     )
-    max_new_tokens: int = field(default=512, metadata={"help": "Largest number of tokens of a completion."})
-    min_new_tokens: int = field(default=0, metadata={"help": "Smallest number of tokens of a completion."})
-    repetition_penalty: float = field(
-        default=1.0, metadata={"help": "Penalty on tokens that were written before; 1: none."}
-    )
-    temperature: float = field(default=0.0, metadata={"help": "Temperature of sampling; 0: greedy search."})
-    top_p: float = field(
-        default=1.0, metadata={"help": "Probability mass of the tokens to sample from, above 0 to 1."}
-    )
-    min_pixels: int | None = field(
-        default=None, metadata={"help": "Fewest pixels of an image; the processor's when not given."}
-    )
-    max_pixels: int | None = field(
-        default=None, metadata={"help": "Most pixels of an image; the processor's when not given."}
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Type of the weights."}
-    )
-    chat_template: str | None = field(
-        default=None, metadata={"help": "Jinja file of a chat template; the processor's own when not given."}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
-    seed: int = field(default=42, metadata={"help": "Seed of sampling."})
 
 
 @contextmanager
@@ -129,6 +108,7 @@ def main() -> None:
     for number, model in enumerate(args.models):
         settings = {"model": model, "prompt_file": (*args.prompt_files, None, None)[number], "num_beams": 1}
         settings |= {"views": (*args.views, None, None)[number], "length_penalty": 1.0}
+        settings |= {"dtype": args.dtype or usual_dtype()}
         systems.append(load_system(SimpleNamespace(**vars(args) | settings), device, ending))
 
     ################

@@ -38,6 +38,7 @@ from recipes.data.schema import SPLITS, write_dataset
 from recipes.data.settings import COUNT, Range
 from recipes.data.sources import PHANTOM
 from recipes.files import InputError, replacing
+from recipes.progress import follow
 from rewards.scenarios import SCENARIOS
 
 
@@ -127,7 +128,7 @@ def main() -> None:
     if args.out:
 
         def rows(split: str) -> Iterator[dict]:
-            for index in range(sizes[split]):
+            for index in follow(range(sizes[split]), f"{split}: studies"):
                 yield build_row(split, index, scenarios[index % len(scenarios)], args)
 
         build = {"builder": "build_phantom", "labeler": "lexical", "note": NOTE, **vars(args)}

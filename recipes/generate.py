@@ -1,9 +1,11 @@
 """Writes reports with any vision-language model of transformers, one JSON line per sample.
 
     python recipes/generate.py --model outputs/phantom/grpo --dataset outputs/data/phantom --split test \
-        --out outputs/phantom/test.jsonl --prompt_file prompts/mrgr1_tiny.txt --views all
+        --out outputs/phantom/test.jsonl
 
-Zero-shot baselines, all asked alike (MRG-R1 section IV-D), and several processes, each with its share of the samples:
+Of a model of these recipes, prompt, views, pixels and length are those of its training (its run_config.json); a
+sentence says where an argument differs. Zero-shot baselines, all asked alike (MRG-R1 section IV-D), and several
+processes, each with its share of the samples:
 
     torchrun --nproc_per_node 8 recipes/generate.py --model google/medgemma-4b-it --dataset outputs/data/iu_xray \
         --prompt_file prompts/zero_shot.txt --dtype bfloat16 --out outputs/zero_shot/medgemma-4b.jsonl
@@ -28,6 +30,7 @@ from transformers import set_seed
 from recipes.data.model_files import check_model, read_adapter
 from recipes.data.samples import columns_of, to_samples
 from recipes.data.schema import read_split
+from recipes.evaluation.decoding import DecodingArguments, ask_as_trained
 from recipes.evaluation.generation import (
     ENGINES,
     PATIENCE,
@@ -40,54 +43,39 @@ from recipes.evaluation.generation import (
 )
 from recipes.files import InputError, read_prompt
 
+PROMPT, VIEWS = "prompts/mrgr1_reasoning.txt", "each"  # of a model that says nothing of its training
 # Arguments that change no report
 IGNORED_ON_RESUME = ("out", "batch_size", "limit", "tensor_parallel_size", "check_images")
 
 
 @dataclass
-class GenerateArguments:
+class GenerateArguments(DecodingArguments):
     written_files: ClassVar[tuple[str, ...]] = ("out",)
 
     model: str = field(metadata={"help": "Checkpoint or LoRA adapter, a folder or a Hub id."})
     dataset: str = field(metadata={"help": "Built data set, a folder or a Hub id."})
     out: str = field(metadata={"help": "JSONL file to write or to continue."})
     split: str = field(default="test", metadata={"help": "Split to write reports of."})
-    prompt_file: str = field(
-        default="prompts/mrgr1_reasoning.txt",
-        metadata={"help": "Prompt file, a path or a name in the recipes' folder."},
+    prompt_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Prompt file, a path or a name in the recipes' folder; when not given as in training, else "
+            f"{PROMPT}."
+        },
     )
-    views: str = field(
-        default="each", metadata={"help": "Images of a sample: each image alone, frontal, all, or frontal+lateral."}
+    views: str | None = field(
+        default=None,
+        metadata={
+            "help": "Images of a sample: each image alone, frontal, all, or frontal+lateral; when not given as in "
+            f"training, else {VIEWS}."
+        },
     )
     engine: Literal["transformers", "vllm"] = field(default="transformers", metadata={"help": "Library that writes."})
     batch_size: int = field(default=16, metadata={"help": "Samples that are written at once."})
-    max_new_tokens: int = field(default=512, metadata={"help": "Largest number of tokens of a completion."})
-    min_new_tokens: int = field(default=0, metadata={"help": "Smallest number of tokens of a completion."})
     num_beams: int = field(default=1, metadata={"help": "Beams of beam search; 1: greedy, or sampling."})
-    repetition_penalty: float = field(
-        default=1.0, metadata={"help": "Penalty on tokens that were written before; 1: none."}
-    )
     length_penalty: float = field(
         default=1.0, metadata={"help": "Exponent of the length in beam search; above 1 favours long reports."}
     )
-    temperature: float = field(default=0.0, metadata={"help": "Temperature of sampling; 0: greedy or beam search."})
-    top_p: float = field(
-        default=1.0, metadata={"help": "Probability mass of the tokens to sample from, above 0 to 1."}
-    )
-    min_pixels: int | None = field(
-        default=None, metadata={"help": "Fewest pixels of an image; the processor's when not given."}
-    )
-    max_pixels: int | None = field(
-        default=None, metadata={"help": "Most pixels of an image; the processor's when not given."}
-    )
-    dtype: str | None = field(
-        default=None,
-        metadata={"help": "Type of the weights; when not given, bfloat16 on a GPU that has it, else float32."},
-    )
-    chat_template: str | None = field(
-        default=None, metadata={"help": "Jinja file of a chat template; the processor's own when not given."}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
     tensor_parallel_size: int = field(default=1, metadata={"help": "Number of GPUs that vLLM spreads the model over."})
     shuffle_images: bool = field(
         default=False, metadata={"help": "Exchange the images between studies, as a control."}
@@ -101,7 +89,7 @@ class GenerateArguments:
     limit: int | None = field(
         default=None, metadata={"help": "Number of samples to write, the first ones; all when not given."}
     )
-    seed: int = field(default=42, metadata={"help": "Seed of sampling and of the exchange of images."})
+    seed: int = field(default=42, kw_only=True, metadata={"help": "Seed of sampling and of the exchange of images."})
 
 
 def main() -> None:
@@ -109,6 +97,9 @@ def main() -> None:
     args.dtype = args.dtype or usual_dtype()
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     set_seed(args.seed)
+    for sentence in ask_as_trained(args):
+        state.print(sentence)
+    args.prompt_file, args.views = args.prompt_file or PROMPT, args.views or VIEWS
 
     ################
     # Samples

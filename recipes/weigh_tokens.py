@@ -16,12 +16,11 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.progress import track
-
 from recipes.cli import parse, run
 from recipes.data.labels import CHEXBERT
 from recipes.data.schema import read_build, read_dataset
 from recipes.files import InputError, replacing
+from recipes.progress import follow
 from recipes.rg4 import token_weights
 
 
@@ -78,7 +77,7 @@ def main() -> None:
     shards = [texts[i : i + token_weights.SHARD] for i in range(0, len(texts), token_weights.SHARD)]
     parts = out.with_name(f".{out.name}.parts")
     weighed = {}
-    for shard in track(shards, description=f"{len(texts)} reports"):
+    for shard in follow(shards, f"{len(texts):,} reports, in parts"):
         weighed |= weigher.weigh_shard(shard, parts)
 
     ################

@@ -51,6 +51,7 @@ from recipes.data.studies import (
 )
 from recipes.data.views import order_views
 from recipes.files import InputError, replacing
+from recipes.progress import follow
 from rewards import labelers
 from rewards.labels import CONDITIONS, from_csv
 
@@ -536,21 +537,19 @@ def build_shards(
     if len(todo) < len(pairs):
         print(f"{len(pairs) - len(todo)} of {len(pairs)} shards are there from an earlier run", flush=True)
     if workers == 1:
-        for number, work in enumerate(todo, 1):
+        for work in follow(todo, "shards"):
             build_shard(*work)
-            _tell(number, len(todo))
         return files
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
     waiting: deque = deque()
     try:
-        for number, work in enumerate(todo, 1):
+        for work in follow(todo, "shards"):
             handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the process that a submit may start:
             waiting.append(pool.submit(build_shard, *work))  # Ctrl-C is the parent's, which lets shards finish
             signal.signal(signal.SIGINT, handler)
             if len(waiting) > 2 * workers:
                 waiting.popleft().result()
-            _tell(number, len(todo))
         while waiting:
             waiting.popleft().result()
     except BrokenProcessPool as error:
@@ -570,11 +569,6 @@ def _start_worker() -> None:
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)  # the parent was killed; without this a worker would wait for it forever
-
-
-def _tell(number: int, total: int) -> None:
-    if number * 10 // total > (number - 1) * 10 // total:
-        print(f"shard {number} of {total}", flush=True)
 
 
 def join_shards(files: list[Path], out: Path) -> tuple[int, list[dict]]:

@@ -25,6 +25,7 @@ from recipes.data.settings import COUNT, NOT_NEGATIVE, Range
 from recipes.data.special_tokens import special_token
 from recipes.data.views import is_frontal, order_views, rank_view, scenario_of
 from recipes.files import InputError, replacing
+from recipes.progress import follow
 
 SECTIONS = ("findings", "impression")
 REQUEST = ("indication", "history", "comparison", "technique")
@@ -361,11 +362,15 @@ def build(
     if check:
         return dict(Counter(study.split for study, _ in rows))
     add_labels(rows, settings, labeler)
+
+    def rows_of(split: str, pairs: list[tuple[PlainStudy, dict]]) -> Iterator[dict]:
+        return follow(full_rows(pairs, settings, skipped, counts), f"{split}: studies", len(pairs))
+
     with replacing(out, marker="build.json") as folder:
         splits = {}
         for split in SPLITS:
             if pairs := [(study, row) for study, row in rows if study.split == split]:
-                splits[split] = partial(full_rows, pairs, settings, skipped, counts)
+                splits[split] = partial(rows_of, split, pairs)
         sizes = write_dataset(splits, folder, note | asdict(settings))
         if not sum(sizes.values()):
             entry = next((entry for entry in skipped if entry.left_out == "image"), skipped[-1])

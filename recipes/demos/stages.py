@@ -15,20 +15,43 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets import disable_progress_bars
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from recipes.files import InputError, replacing
+from recipes.progress import PERIOD, is_quiet
 
-COUNT = re.compile(r"(\d+)/(\d+)(?: \[|:)")  # tqdm's "12/100 [", the tiny model's "epoch 1/4:"
+# tqdm's "12/100 [", the tiny model's "epoch 1/4:", "12/100, " of recipes/progress.py, "12/100  12%" of a training log
+COUNT = re.compile(r"(\d+)/(\d+)(?: \[|:|, | +\d+%)")
 # GOMP_SPINCOUNT: two threads that wait for each other spin at first; with the default, any other work on the two
 # cores slows training up to twentyfold (measured: 5.9 s idle, 113 s beside other work, 18 s with this value)
 QUIET = {"GOMP_SPINCOUNT": "10000", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+QUIET[PERIOD] = "2"  # seconds between two lines that this display reads
 
 
 def read_count(log: str) -> tuple[int, int] | None:
     """The last (done, total) that a progress bar wrote to `log`, or None."""
     counts = COUNT.findall(log)
     return (int(counts[-1][0]), int(counts[-1][1])) if counts else None
+
+
+def read_reached(log: str) -> str:
+    """What the last row of a training's log has first, such as "reward 0.531"; empty where there is none."""
+    titles, reached = [], ""
+    for line in log.splitlines():
+        cells = line.split()
+        if cells[:3] == ["step", "done", "left"]:
+            titles = cells
+        elif len(cells) == len(titles) > 3 and COUNT.match(line.lstrip()):  # a step without reward has fewer
+            reached = f"{titles[3]} {cells[3]}"
+    return reached
 
 
 def last_lines(log: str, number: int = 15) -> str:
@@ -124,6 +147,9 @@ class Stages:
             BarColumn(bar_width=30),
             TextColumn("{task.fields[note]:>12}"),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[reached]}"),
+            disable=is_quiet(),
         )
 
     def __enter__(self) -> "Stages":
@@ -152,7 +178,7 @@ class Stages:
         children = []
         for job in jobs:
             self.used.append(job.out)
-            task = self.progress.add_task(job.name, total=None, note="")
+            task = self.progress.add_task(job.name, total=None, note="", reached="")
             if self.is_done(job):
                 self.progress.update(task, total=1, completed=1, note="done before")
             else:
@@ -173,9 +199,10 @@ class Stages:
                     child.seconds += (now - last) / len(running)
                 last = now
                 for child in list(running):
-                    if count := read_count(child.written(4000)):
-                        completed, total = count
-                        self.progress.update(child.task, completed=completed, total=total, note=f"{completed}/{total}")
+                    written = child.written(100_000)
+                    if count := read_count(written[-4000:]):
+                        figures = {"completed": count[0], "total": count[1], "note": f"{count[0]}/{count[1]}"}
+                        self.progress.update(child.task, **figures, reached=read_reached(written))
                     if child.has_ended():
                         running.remove(child)
                         self._finish(child)

@@ -15,7 +15,6 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from pyarrow.compute import list_value_length
-from rich.progress import track
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -30,6 +29,7 @@ from recipes.data.images import pixel_range
 from recipes.data.model_files import read_adapter
 from recipes.data.samples import check_images, report_enlarged
 from recipes.files import InputError, replacing
+from recipes.progress import follow
 from rewards.completions import parse_completion
 
 PATIENCE = timedelta(days=7)  # how long a process waits for the others: one may have far longer reports to write
@@ -141,7 +141,7 @@ class Shards:
         """The open samples of this process, `size` at a time; the first process shows how far it is."""
         starts = range(0, len(self.samples), size)
         if self.state.is_main_process:
-            starts = track(starts, description=f"{self.out.name:30}")
+            starts = follow(starts, f"{self.out.name}, batches")
         for start in starts:
             yield self.samples[start : start + size]
 

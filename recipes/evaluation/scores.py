@@ -43,6 +43,7 @@ from recipes.evaluation.prediction_files import COSTS, HTML, LONG
 from recipes.evaluation.references import Truth
 from recipes.evaluation.rexrank import board_part, learned_parts
 from recipes.files import InputError
+from recipes.progress import follow
 from rewards.bleu import bleu_of_sums, match_statistics
 from rewards.ce_f1 import report_f1
 from rewards.cider import cider_d, document_frequencies
@@ -136,7 +137,7 @@ def measure_systems(
     tables = [table] + ([document_frequencies(originals)] if originals and table else [])
     if table is None:
         notes.append("CIDEr was not computed: its document frequencies need at least two references")
-    for name, entry in entries.items():
+    for name, entry in follow(entries.items(), "scoring systems", len(entries)):
         texts = [(places[study], text) for study, samples in entry["completions"].items() for text in samples]
         rows = np.array([row for row, _ in texts])
         completions = [text for _, text in texts]
@@ -272,7 +273,8 @@ def summarise(systems: dict[str, System], truth: Truth, resamples: int, seed: in
     """The block `systems` of metrics.json; also leaves each system's resampled figures in its `values`."""
     studies = truth.studies.max() + 1
     counts = draw_counts(studies, resamples, seed)
-    return {name: _summary(system, truth, counts, seed) for name, system in systems.items()}
+    steps = follow(systems.items(), "drawing intervals", len(systems))
+    return {name: _summary(system, truth, counts, seed) for name, system in steps}
 
 
 def _summary(system: System, truth: Truth, counts: np.ndarray, seed: int) -> dict:

@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import requests
 from requests.adapters import HTTPAdapter
-from rich.progress import track
 from urllib3.util import Retry
 
 from recipes.files import InputError
+from recipes.progress import follow
 from rewards.scenarios import CATEGORIES
 
 ASKS = 3  # how often one question is put until its answer has the right form
@@ -177,7 +177,7 @@ class Answers:
         pool = ThreadPoolExecutor(self.chat.concurrency)
         try:
             futures = [pool.submit(self._one, *question) for question in questions]
-            return [future.result() for future in track(futures, title, disable=len(futures) < 100)]
+            return [future.result() for future in (futures if len(futures) < 100 else follow(futures, title))]
         finally:
             pool.shutdown(cancel_futures=True)
 

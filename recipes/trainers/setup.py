@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from recipes.data.model_files import check_model
 from recipes.data.processors import load_processor
 from recipes.files import InputError, read_commit, replacing
 from recipes.hub.push import Repository
+from recipes.progress import clock, is_quiet
 
 
 def load_base_processor(
@@ -50,9 +52,16 @@ def choose_rewards(settings, labeler: Callable, references: Sequence[str], weigh
         raise InputError(str(error)) from error
     if weights and len(weights) != len(names):
         raise InputError(f"reward_weights has {len(weights)} values for {len(names)} rewards")
+    processes, start = PartialState(), time.monotonic()
+    speaks = processes.is_main_process and not is_quiet()
+    if speaks:
+        print(f"rewards {', '.join(names)}: getting ready", flush=True)  # some have models to load, or to download
     try:
-        with PartialState().main_process_first():  # what has to be downloaded comes once
-            return make_rewards(settings, cached(labeler), references)
+        with processes.main_process_first():  # what has to be downloaded comes once
+            rewards = make_rewards(settings, cached(labeler), references)
+        if speaks:
+            print(f"rewards {', '.join(names)}: ready after {clock(time.monotonic() - start)}", flush=True)
+        return rewards
     except (OSError, ValueError) as error:
         raise InputError(f"rewards {', '.join(names)}: {str(error).splitlines()[0]}") from error
 

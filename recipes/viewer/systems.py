@@ -1,10 +1,8 @@
 """The models behind recipes/app.py: loaded and asked as generate.py does, and read while they write."""
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event
 
 import torch
@@ -16,6 +14,7 @@ from recipes.data.images import decode_image
 from recipes.data.model_files import check_model, read_adapter
 from recipes.data.samples import FIELD, VIEWS, samples_of
 from recipes.evaluation.agreement import WORDS
+from recipes.evaluation.decoding import ask_as_trained
 from recipes.evaluation.error_taxonomy import Evidence
 from recipes.evaluation.generation import TransformersEngine
 from recipes.files import InputError, read_prompt
@@ -24,18 +23,6 @@ from rewards.labels import CONDITIONS, CheXpertState
 
 TYPED = ("indication", "history", "prior_report")
 READ = ("age", "sex", *TYPED)  # what a prompt may have of the patient
-
-
-def trained_with(model: str) -> dict:
-    """The recipe's arguments in `model`/run_config.json, `prompt_file` among them; empty where there is none."""
-    file = Path(model) / "run_config.json"
-    if not file.is_file():
-        return {}
-    try:
-        groups = json.loads(file.read_text()).values()
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{file} is damaged; delete it and name the prompt with --prompt_files") from error
-    return next((group for group in groups if isinstance(group, dict) and "prompt_file" in group), {})
 
 
 @dataclass
@@ -120,8 +107,9 @@ def load_system(args, device: torch.device, closing: Event) -> System:
     adapter = read_adapter(args.model)
     if adapter and adapter.get("modules_to_save"):
         raise InputError(f"{args.model} is an adapter that transformers reads in part: name the run's own folder")
-    trained = trained_with(args.model)
-    prompt_file = args.prompt_file or trained.get("prompt_file")
+    for sentence in ask_as_trained(args):
+        print(sentence, flush=True)
+    prompt_file = args.prompt_file
     if prompt_file is None:
         raise InputError(
             f"{args.model} has no run_config.json that says what it was asked in training: name its prompt, such as "
@@ -135,7 +123,7 @@ def load_system(args, device: torch.device, closing: Event) -> System:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the model {args.model} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     of_its_own = "frontal+lateral" if engine.model.config.model_type == "llmrg4" else "frontal"
-    views = args.views or trained.get("views") or of_its_own
+    views = args.views or of_its_own
     decoding = describe_decoding(engine.model.generation_config, args.seed)
     return System(args.model, engine, prompt_file, prompt, views, args.max_new_tokens, args.seed, closing, decoding)
 

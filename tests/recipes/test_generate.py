@@ -28,9 +28,13 @@ from transformers import (
 
 from recipes import generate
 from recipes.build_phantom import BuildArguments, build_row
+from recipes.data.samples import ImageArguments
 from recipes.data.schema import read_split, write_dataset
+from recipes.evaluation.decoding import ask_as_trained, trained_with
 from recipes.evaluation.generation import describe_cost, finished_samples, shuffled_images, usual_dtype
 from recipes.files import InputError
+from recipes.trainers.config import PolicyConfig, SFTRecipeConfig
+from recipes.trainers.setup import save_run
 from rewards.completions import parse_completion
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +69,7 @@ def write(call, tiny, dataset, tmp_path):
             "prompt_file": "prompts/mrgr1_tiny.txt",
             "max_new_tokens": 5,
         } | changed
+        given = {name: value for name, value in given.items() if value is not None}
         call(generate.main, *(word for name, value in given.items() for word in (f"--{name}", value)))
         return [json.loads(line) for line in (tmp_path / file).read_text().splitlines()]
 
@@ -496,3 +501,104 @@ def test_a_text_model_is_refused(write, tmp_path):
     BertConfig().save_pretrained(tmp_path / "bert")
     with pytest.raises(InputError, match="reads no images"):
         write(model=tmp_path / "bert")
+
+
+################
+# What the training says
+################
+
+
+@pytest.fixture
+def trained(tiny, tmp_path):
+    """A model's folder with the run_config.json that a recipe's settings make."""
+
+    def trained(*settings, name: str = "run", script: str = "sft_mrgr1.py", **changed) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        for file in tiny.iterdir():
+            (folder / file.name).symlink_to(file)
+        save_run(folder, *settings)
+        record = json.loads((folder / "run_config.json").read_text()) | {"script": script} | changed
+        (folder / "run_config.json").write_text(json.dumps(record))
+        return folder
+
+    return trained
+
+
+def of_training(**changed) -> ImageArguments:
+    return ImageArguments(
+        **{"dataset": "x", "prompt_file": "prompts/mrgr1_tiny.txt", "views": "frontal", "max_pixels": 3136} | changed
+    )
+
+
+def test_what_is_not_said_is_as_in_training(write, trained, tmp_path, capsys):
+    """Prompt, views, pixels and length of the run; of a checkpoint the same, from its run's folder."""
+    run = trained(of_training(), PolicyConfig(str(tmp_path / "run"), max_completion_length=3, use_cpu=True))
+    open_ones = dict.fromkeys(("prompt_file", "views", "max_new_tokens"))
+    rows = write("a.jsonl", model=run, **open_ones)
+    assert len(rows) == 6  # the frontal image of each study
+    assert rows[0]["prompt"] == "Report the findings of this chest X-ray." and max(row["tokens"] for row in rows) == 3
+    used = {"prompt_file": "prompts/mrgr1_tiny.txt", "views": "frontal", "max_pixels": 3136, "max_new_tokens": 3}
+    assert used.items() <= rows[0]["arguments"].items()
+    assert "was trained with" not in capsys.readouterr().out
+    assert trained_with(str(run / "checkpoint-7")) == trained_with(str(run)) == {"min_pixels": None} | used
+
+
+def test_a_sentence_for_what_differs(write, trained, tmp_path, capsys):
+    run = trained(of_training(), PolicyConfig(str(tmp_path / "run"), max_completion_length=3, use_cpu=True))
+    copy = tmp_path / "same.txt"
+    copy.write_text("Report the findings of this chest X-ray.\n")  # the same words in another file
+    write("b.jsonl", model=run, prompt_file=copy, views="all", max_pixels=6272, max_new_tokens=3, limit=1)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "was trained with" in line]
+    assert lines == [
+        f"--views is all; {run} was trained with frontal",
+        f"--max_pixels is 6272; {run} was trained with 3136",
+    ]
+    write("c.jsonl", model=run, prompt_file="prompts/zero_shot.txt", views="frontal", max_new_tokens=2, limit=1)
+    out = capsys.readouterr().out
+    assert f"--prompt_file is prompts/zero_shot.txt; {run} was trained with prompts/mrgr1_tiny.txt" in out
+    assert f"--max_new_tokens is 2; {run} was trained with 3" in out
+
+
+def test_another_template(write, trained, tiny, tmp_path, capsys):
+    run, file = trained(of_training()), tmp_path / "other.jinja"
+    text = (tiny / "chat_template.jinja").read_text()
+    for content, differs in ((text, False), (text + "{# new #}", True)):
+        file.write_text(content)
+        write(f"{differs}.jsonl", model=run, chat_template=file, views="frontal", limit=1)
+        assert ("--chat_template is" in capsys.readouterr().out) == differs
+
+
+@pytest.mark.parametrize(
+    ("settings", "length"),
+    [
+        ({"clinical_samples": 8, "clinical_max_new_tokens": 40, "eval_strategy": "steps", "eval_steps": 1}, 40),
+        ({}, None),
+    ],
+)
+def test_the_length_of_sft(trained, tmp_path, settings, length):
+    """That of the reports that its evaluations wrote; without them nothing says it, and it is 512."""
+    run = trained(of_training(), SFTRecipeConfig(str(tmp_path / "run"), use_cpu=True, **settings))
+    assert trained_with(str(run)).get("max_new_tokens") == length
+    args = types.SimpleNamespace(model=str(run), chat_template=None, **dict.fromkeys(trained_with(str(run))))
+    args.max_new_tokens = None
+    assert ask_as_trained(args) == [] and args.max_new_tokens == (length or 512)
+
+
+def test_llmrg4_reads_both_views(trained):
+    run = trained(script="sft_llmrg4.py", RecipeArguments={"prompt_file": "prompts/llmrg4.txt"})
+    assert trained_with(str(run)) == {"prompt_file": "prompts/llmrg4.txt", "views": "frontal+lateral"}
+
+
+@pytest.mark.parametrize("name", ["nowhere/at/all", "Qwen/Qwen2.5-VL-3B-Instruct"])
+def test_a_model_that_says_nothing(name):
+    assert trained_with(name) == {}
+
+
+def test_a_prompt_that_is_gone(write, trained):
+    run = trained(of_training(prompt_file="/gone/prompt.txt"))
+    with pytest.raises(InputError, match=r"trained with a prompt that is not here: .*/gone/prompt\.txt"):
+        write("d.jsonl", model=run, prompt_file=None)
+    (run / "run_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"run_config\.json is damaged"):
+        write("d.jsonl", model=run)
