@@ -153,7 +153,7 @@ def test_odd_boxes_are_cut_or_counted(build, tmp_path):
         {"region": "trachea", "x0": 0, "y0": 0, "x1": 15, "y1": 20},
         {"region": "abdomen", "x0": 0, "y0": 50, "x1": 75, "y1": 100},
     ]
-    assert (entry["study_id"], entry["file"]) == ("50000003", "a0")
+    assert (entry["study_id"], entry["place"]) == ("50000003", "a0")
     assert entry["reason"] == "some lie outside the image, have no area or lack a side"
     assert entry["detail"] == "carina, svc, spine, right lung"
 
@@ -175,7 +175,7 @@ def test_a_broken_graph_is_listed_and_the_build_goes_on(form, content, reason, b
     graphs = {"a0": content, "e0": graph("e0", [scene_object("svc")])}
     boxes, [entry], note = build(write_graphs(tmp_path, graphs, form))
     assert boxes["train"]["50000003"] is None and boxes["validation"]["50000005"] is not None
-    assert (entry["study_id"], entry["file"], entry["reason"]) == ("50000003", "a0", reason)
+    assert (entry["study_id"], entry["place"], entry["reason"]) == ("50000003", "a0", reason)
     assert note["counts"][f"boxes left out: {reason}"] == 1
 
 
@@ -215,7 +215,7 @@ def test_sizes_that_the_metadata_lack(build, tree, tmp_path):
         write_graphs(tmp_path / "2", {name: graph(name, [scene_object("svc")]) for name in ("a0", "e0")})
     )
     assert boxes["validation"]["50000005"] == [{"region": "svc", **EXPECTED}]
-    assert (entry["file"], entry["reason"]) == ("a0", "the metadata have no Columns and Rows of it")
+    assert (entry["place"], entry["reason"]) == ("a0", "the metadata have no Columns and Rows of it")
 
 
 def test_a_run_with_boxes_uses_no_shard_without_or_of_other_graphs(build, tree, tmp_path, call):
