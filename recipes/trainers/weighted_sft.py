@@ -19,6 +19,9 @@ from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.config import SFTRecipeConfig
 
 
+TOKENS = ("input_ids", "offset_mapping")  # of a text, as a tokenizer gives them
+
+
 @dataclass
 class WeightedSFTConfig(SFTRecipeConfig):
     """SFTRecipeConfig, and how tokens are weighed. Raises InputError on what cannot be combined with weights.
@@ -83,30 +86,36 @@ class KeyTokenCollator:
         texts = [(row.get("key_spans"), weighted_text(row)) for row in rows]  # now: TRL's collators change the rows
         batch = self.collator([{name: row[name] for name in row if name != "key_spans"} for row in rows])
         batch["key_tokens"] = torch.zeros_like(batch["labels"], dtype=torch.bool)
-        for number, (spans, text) in enumerate(texts):
+        keyed = [number for number, (spans, _) in enumerate(texts) if spans]
+        encoded = self.encode([texts[number][1] for number in keyed]) if keyed else {}
+        for number, *tokens in zip(keyed, *(encoded.get(name, ()) for name in TOKENS), strict=True):
+            spans, text = texts[number]
             check_spans(spans, text, f"row {number} of a batch")
-            if spans:
-                places = batch["labels"][number].ne(-100).nonzero().flatten()
-                batch["key_tokens"][number, places] = self._find(spans, text, batch["input_ids"][number, places])
+            places = batch["labels"][number].ne(-100).nonzero().flatten()
+            ids = batch["input_ids"][number, places]
+            batch["key_tokens"][number, places] = self._find(spans, text, ids, *tokens)
         return batch
 
-    def _find(self, spans: list, text: str, ids: torch.Tensor) -> torch.Tensor:
+    def _find(self, spans: list, text: str, ids: torch.Tensor, text_ids: list, offsets: list) -> torch.Tensor:
         """Which of the labelled token `ids`, (m,), touch `spans` of `text`; their end may have been cut off.
+
+        `text_ids`, `offsets`: the text's tokens and the characters of each, as the tokenizer has them.
 
         The text is where most of its tokens stand in a row, and the last of such places: a message may say again what
         an earlier one said.
         """
-        ids, encoded = ids.tolist(), self.encode(text)
-        places = []
+        ids, places = ids.tolist(), []
         for merged in (0, 1):  # the text's first token may have been merged with what stands before it
-            tail = encoded["input_ids"][merged:]
-            starts = [s for s in range(merged, len(ids)) if tail and ids[s : s + len(tail)] == tail[: len(ids) - s]]
+            tail = text_ids[merged:]
+            likely = [s for s in range(merged, len(ids)) if tail and ids[s] == tail[0]]
+            starts = [s for s in likely if ids[s : s + len(tail)] == tail[: len(ids) - s]]
             places += [(min(len(tail), len(ids) - start), start, merged) for start in starts]
         if not places:
             raise InputError(f"the tokens of {text[:60]!r} are not in its row: does the template change the text?")
         length, start, merged = max(places)
-        offsets = encoded["offset_mapping"][: length + merged]
-        touched = [any(first < end and begin < last for begin, end in spans) for first, last in offsets]
+        touched = [
+            any(first < end and begin < last for begin, end in spans) for first, last in offsets[: length + merged]
+        ]
         keys = torch.zeros(len(ids), dtype=torch.bool)
         keys[start - merged : start + length] = torch.tensor(touched)
         return keys

@@ -24,7 +24,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from modeling.tiny import build_qwen2_5_vl, train_tokenizer
 from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import report, run
-from recipes.data.samples import to_samples
+from recipes.data.samples import image_reader, to_samples
 from recipes.data.schema import read_dataset, write_dataset
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
@@ -93,11 +93,13 @@ def train(name: str, folder: Path) -> None:
     model.model.visual.requires_grad_(False)
     rewards = [[null_reward]] if "SFT" not in name else []
     if not rewards:  # the first half of a report counts as its key sentences
-        texts = rows["report"]
+        reader, samples = image_reader(samples), samples.with_format(None)
+        texts = rows["report"][: len(samples)]
         answers = [[{"role": "assistant", "content": text}] for text in texts]
-        samples = samples.remove_columns("report").add_column("completion", answers)
+        samples = samples.add_column("completion", answers)
         if "weighted" in name:
             samples = samples.add_column("key_spans", [[[0, len(text) // 2]] for text in texts])
+        samples = samples.with_transform(reader)
     processor = AutoProcessor.from_pretrained(folder / "model")
     processor.tokenizer.padding_side = "left" if rewards else "right"  # TRL's GRPO needs it; ours sees to it
     trainer = trainer_class(
