@@ -148,14 +148,16 @@ def measure_matrix(
 
 
 def goal_checks(matrix: dict) -> list[dict]:
-    """The goal of the severity reward: more of the findings than MCCS, at no loss of negatives."""
+    """The goal of the severity reward: more of the findings than MCCS, and at most .02 less of the negatives.
+
+    Both must be shown, by the low end of the difference's interval.
+    """
     checks = []
     for entry in matrix["differences"]:
         if (entry["system"], entry["minus"]) in PAIRS[::2]:
-            name, figures = f"goal: {entry['system']} minus {entry['minus']}", entry["figures"]
-            checks.append(make_check(f"{name}, recall of findings, low end", figures["recall"]["low"], "> 0"))
-            high = figures["negative_recall"]["high"]
-            checks.append(make_check(f"{name}, recall of negatives, high end", high, ">= 0"))
+            for figure, bar in (("recall", "> 0"), ("negative_recall", ">= -0.02")):
+                name = f"goal: {entry['system']} minus {entry['minus']}, {NAMED[figure]}, low end"
+                checks.append(make_check(name, entry["figures"][figure]["low"], bar))
     return checks
 
 

@@ -659,10 +659,10 @@ def test_rewards_of_a_row():
 
 @pytest.mark.parametrize(
     ("recall", "negatives", "holds"),
-    [(0.01, 0.0, [True, True]), (0.0, 0.1, [False, True]), (0.1, -0.01, [True, False])],
+    [(0.01, -0.02, [True, True]), (0.0, 0.1, [False, True]), (0.1, -0.021, [True, False])],
 )
 def test_goal_of_the_severity_reward(recall, negatives, holds):
-    figures = {"recall": {"low": recall}, "negative_recall": {"high": negatives}}
+    figures = {"recall": {"low": recall, "high": 1.0}, "negative_recall": {"low": negatives, "high": 1.0}}
     pairs = [("severity", "mccs"), ("severity", "ce_f1")]  # the second is no goal
     matrix = {"differences": [{"system": a, "minus": b, "figures": figures} for a, b in pairs]}
     assert [check["holds"] for check in goal_checks(matrix)] == holds
