@@ -38,6 +38,7 @@ PAIRS = (  # rows whose difference is measured, the first minus the second
     ("severity_format", "mccs_reasoning"),
     ("severity_format", "ce_f1_reasoning"),
 )
+GOALS = (PAIRS[0], PAIRS[2])  # those on which the severity reward's goal is checked
 MATRIX = (
     "The columns up to BLEU-4 are judges: mean rewards of the reports. * marks a judge that the row was trained on. "
     "Beside them, of the first 13 labels: findings named in a report; silent, the abnormal studies whose report names "
@@ -148,14 +149,16 @@ def measure_matrix(
 
 
 def goal_checks(matrix: dict) -> list[dict]:
-    """The goal of the severity reward: more of the findings than MCCS, at no loss of negatives."""
+    """The goal of the severity reward: more of the findings than MCCS, and at most .02 less of the negatives.
+
+    Both must be shown, by the low end of the difference's interval.
+    """
     checks = []
     for entry in matrix["differences"]:
-        if (entry["system"], entry["minus"]) in PAIRS[::2]:
-            name, figures = f"goal: {entry['system']} minus {entry['minus']}", entry["figures"]
-            checks.append(make_check(f"{name}, recall of findings, low end", figures["recall"]["low"], "> 0"))
-            high = figures["negative_recall"]["high"]
-            checks.append(make_check(f"{name}, recall of negatives, high end", high, ">= 0"))
+        if (entry["system"], entry["minus"]) in GOALS:
+            for figure, bar in (("recall", "> 0"), ("negative_recall", ">= -0.02")):
+                name = f"goal: {entry['system']} minus {entry['minus']}, {NAMED[figure]}, low end"
+                checks.append(make_check(name, entry["figures"][figure]["low"], bar))
     return checks
 
 

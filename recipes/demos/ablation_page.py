@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from recipes.demos.ablation_figures import AGREE, DISAGREE
-from recipes.demos.ablation_matrix import DIFFERENCES, MATRIX, PAIRS, differences_table, matrix_table
+from recipes.demos.ablation_matrix import DIFFERENCES, GOALS, MATRIX, PAIRS, differences_table, matrix_table
 from recipes.demos.ablation_runs import PHANTOM, row_reports
 from recipes.demos.page import choose_studies, render
 from recipes.demos.reward_habits import HABITS, MEANING, REFERENCES
@@ -145,8 +145,10 @@ def write_markdown(file: str | Path, results: dict) -> str:
         table = matrix_table(matrix | {"rows": rows}, results["groups"][0]["names"], intervals=False)
         lines += ["", f"Trained on one reward, judged by others, {matrix['studies']} test studies:", ""]
         lines += table.to_markdown()
-        if matrix["differences"]:
-            lines += ["", DIFFERENCES, "", *differences_table(matrix, by_seed=False).to_markdown()]
+        goals = [entry for entry in matrix["differences"] if (entry["system"], entry["minus"]) in GOALS]
+        if goals:
+            table = differences_table(matrix | {"differences": goals}, by_seed=False)
+            lines += ["", DIFFERENCES, "", *table.to_markdown()]
     text = "\n".join(lines) + "\n"
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")

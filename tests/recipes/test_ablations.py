@@ -19,7 +19,7 @@ from recipes.build_phantom import BuildArguments, build_row
 from recipes.cli import parse
 from recipes.data.schema import read_split, write_dataset
 from recipes.demos import ablation_figures as figures_of
-from recipes.demos import ablation_matrix
+from recipes.demos import ablation_matrix, ablation_page
 from recipes.demos import reward_habits as reward_habits_of
 from recipes.demos.ablation_figures import AGREE, DISAGREE, GROUPS, NOTHING, OPEN, is_style, measure, verdict
 from recipes.demos.ablation_matrix import goal_checks, judge_reports, make_judges, measure_matrix, rewards_of
@@ -662,29 +662,31 @@ def test_rewards_of_a_row():
 
 @pytest.mark.parametrize(
     ("recall", "negatives", "holds"),
-    [(0.01, 0.0, [True, True]), (0.0, 0.1, [False, True]), (0.1, -0.01, [True, False])],
+    [(0.01, -0.02, [True, True]), (0.0, 0.1, [False, True]), (0.1, -0.021, [True, False])],
 )
 def test_goal_of_the_severity_reward(recall, negatives, holds):
-    figures = {"recall": {"low": recall}, "negative_recall": {"high": negatives}}
+    figures = {"recall": {"low": recall, "high": 1.0}, "negative_recall": {"low": negatives, "high": 1.0}}
     pairs = [("severity", "mccs"), ("severity", "ce_f1")]  # the second is no goal
     matrix = {"differences": [{"system": a, "minus": b, "figures": figures} for a, b in pairs]}
     assert [check["holds"] for check in goal_checks(matrix)] == holds
 
 
-def test_matrix_in_tables(results, out, tmp_path):
+def test_matrix_in_tables(results, out, tmp_path, monkeypatch):
     truth = read_truth(f"{out}/data", "test", LABELER)
     names = ["mccs_reasoning", "base", "ce_f1"]
     judges = make_judges(["mccs", "ce_f1"], LABELER, truth.reports)
     runs, trained = read_runs(str(out), [0, 1], names, truth), {row: rewards_of(row) for row in names}
-    matrix = measure_matrix(truth, runs, trained, judges, LABELER, [("ce_f1", "base")])
+    matrix = measure_matrix(truth, runs, trained, judges, LABELER, [("ce_f1", "base"), ("base", "ce_f1")])
+    monkeypatch.setattr(ablation_page, "GOALS", (("ce_f1", "base"),))
     table = write_markdown(tmp_path / "a.md", results | {"matrix": matrix, "data": OPENI})
     lines = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("|")}
     assert lines["Base + CE F1"].split("|")[2:4] == [" 1.000 ", " 1.000* "]  # its own reward is marked
     assert lines["Base + MCCS + reasoning"].split("|")[2:4] == [" 1.000* ", " 1.000 "]
-    assert "ce_f1 minus base" in table and "Table II" not in table  # the paper's images are others
+    assert "| figure | ce_f1 minus base |\n" in table and "Table II" not in table  # the paper's images are others
     assert re.search(r"\| MCCS \| \+0\.\d{3} \(\+0\.\d{3} to \+0\.\d{3}\) \|", table)
     write_page(tmp_path / "a.html", results | {"matrix": matrix, "data": OPENI}, [])
     page = (tmp_path / "a.html").read_text()
+    assert "<th>base minus ce_f1</th>" in page  # which has every pair
     assert "judged by others" in page and "on Open-i with stand-in images" in page
     assert "<small>1.000, 1.000</small>" in page  # of each seed
     assert page.count(">1.000*<small>1.000 to 1.000</small>") == 2
