@@ -10,7 +10,7 @@ from rehearsal.runs import Failed
 
 CUT = (
     *("mrgr1/iu.yaml", "llmrg4/mimic_rg4_stage1.yaml", "llmrg4/mimic_rg4_stage2.yaml"),
-    *("lmrrg/iu.yaml", "lmrrg/iu_cqrl.yaml", "crepe/biomedbert.yaml"),
+    *("lmrrg/iu.yaml", "lmrrg/iu_cqrl.yaml"),
 )
 PAPERS = {path.relative_to(CONFIGS).as_posix(): yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*/*.yaml")}
 OWN = ("demo", "phantom")  # tiny models, which make demo runs
