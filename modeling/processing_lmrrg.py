@@ -105,14 +105,14 @@ class LMRRGProcessor(ProcessorMixin):
         Example: of an image of 200 x 100 that becomes 64 x 64, a box (0, 0, 100, 100) covers the left half, 8 of 16
         patches of 16 pixels.
         """
-        (width, scale_x, left), (height, scale_y, top) = self._place(*size)
+        (width, scale_x, shift_x), (height, scale_y, shift_y) = self._place(*size)
         places = {name: place for place, name in enumerate(region_names)}
         boxes = [box for box in boxes if box["region"] in places]
         cover = torch.zeros(len(places), (width // patch_size) * (height // patch_size))
         if not boxes:
             return cover
         sides = torch.tensor([[float(box[side]) for side in ("x0", "y0", "x1", "y1")] for box in boxes])
-        sides = sides * torch.tensor([scale_x, scale_y] * 2) + torch.tensor([left, top] * 2)
+        sides = sides * torch.tensor([scale_x, scale_y] * 2) + torch.tensor([shift_x, shift_y] * 2)
         across, down = (
             torch.minimum(end, start + patch_size).sub_(torch.maximum(begin, start)).clamp_(0) / patch_size
             for begin, end, start in (
