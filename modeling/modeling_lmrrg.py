@@ -216,8 +216,8 @@ class RegionEncoder(GradientCheckpointingLayer):
             if with_attention and self.text_query:
                 maps.append(block.log_attention(features, keys))
             features = block(features, keys, mask)
-        number = sum(weights.shape[1] for weights in maps)
-        attention = torch.cat(maps, 1).logsumexp(1) - math.log(number) if maps else None
+        weights = torch.cat(maps, 1) if maps else None  # of all blocks and heads
+        attention = weights.logsumexp(1) - math.log(weights.shape[1]) if maps else None
         if self.pool == "cls":
             return features[:, :, 0], attention
         if self.pool == "mean":

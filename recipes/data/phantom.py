@@ -400,10 +400,9 @@ def region_boxes(study: Study, rng: np.random.Generator, size: int = 112, shape:
     rows = []
     for name, x0, x1, y0, y1 in boxes:
         points = np.array([(x, y) for x in (x0, x1) for y in (y0, y1)])
-        (west, top), (east, low) = (end(canvas.to_pixels(points), axis=0) for end in (np.min, np.max))
-        west, east = np.clip([west, east], 0, size).tolist()
-        top, low = np.clip([top, low], 0, canvas.height).tolist()
-        rows.append({"region": name, "x0": west, "y0": top, "x1": east, "y1": low})
+        pixels = canvas.to_pixels(points).clip(0, (size, canvas.height))
+        (x0, y0), (x1, y1) = pixels.min(0).tolist(), pixels.max(0).tolist()
+        rows.append({"region": name, "x0": x0, "y0": y0, "x1": x1, "y1": y1})
     return rows
 
 
@@ -432,15 +431,15 @@ def _midline_regions(study: Study, chest: _Chest, bottom: float) -> list[tuple[s
     wide = 0.10 + 0.20 * _strengths(study, "frontal")["Enlarged Cardiomediastinum"]
     reach = 0.341 * heart, 0.325 * heart  # of an ellipse of half axes 0.39 and 0.265 that is turned by 0.72
     atrium = (-0.20 * heart, -0.04, 0.06 * heart, 0.40)
-    west, top = min(0.12 * heart - reach[0], atrium[0]), min(base - 0.31 * heart - reach[1], atrium[1])
-    east, low = 0.12 * heart + reach[0], max(base - 0.31 * heart + reach[1], atrium[3])
+    x0, y0 = min(0.12 * heart - reach[0], atrium[0]), min(base - 0.31 * heart - reach[1], atrium[1])
+    x1, y1 = 0.12 * heart + reach[0], max(base - 0.31 * heart + reach[1], atrium[3])
     return [
         ("trachea", -0.06, -1.2, 0.035, -0.24),
         ("spine", -0.09, -1.2, 0.09, bottom),
         ("aortic arch", 0.0, -0.47, max(0.20, wide), -0.27),
-        ("mediastinum", min(-wide, west), chest.apex, max(0.20, wide, east), low),
+        ("mediastinum", min(-wide, x0), chest.apex, max(0.20, wide, x1), y1),
         ("upper mediastinum", -wide, chest.apex, max(0.20, wide), -0.20),
-        ("cardiac silhouette", west, top, east, low),
+        ("cardiac silhouette", x0, y0, x1, y1),
         ("right atrium", *atrium),
         ("carina", -0.09, -0.34, 0.07, -0.18),
         ("abdomen", -1.2, min(chest.domes.values()), 1.2, bottom),
