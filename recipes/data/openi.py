@@ -436,8 +436,8 @@ def settings_for(target: str, cleaning: str, **more) -> Settings:
 
 
 def text_columns(study: Study, target: str, cleaning: str) -> dict[str, str | None]:
-    """`studies.text_columns` of an Open-i study; `report` is None where it has no such text."""
-    return studies.text_columns(plain_study(study), settings_for(target, cleaning))
+    """The id and `studies.text_columns` of an Open-i study; `report` is None where it has no such text."""
+    return {"study_id": study.study_id, **studies.text_columns(plain_study(study), settings_for(target, cleaning))}
 
 
 def assign_splits(

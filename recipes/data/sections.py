@@ -2,6 +2,7 @@
 
 import html
 import re
+from functools import lru_cache
 
 from recipes.files import InputError
 
@@ -24,6 +25,7 @@ _R2GEN = {  # how often two dots become one, and what is deleted
 }
 
 
+@lru_cache(maxsize=8192)  # a study's sections are cleaned again where they are the prior of the next one
 def clean(text: str | None, cleaning: str = "plain") -> str | None:
     """One cleaned section, or None where no word is left (de-identification marks, "XXXX", are no words).
 

@@ -413,8 +413,11 @@ def add_labels(rows: list[tuple[PlainStudy, dict]], settings: Settings, labeler:
     It reads the target before its cleaning: labelers need points and capitals.
     """
     unlabelled = [(study, row) for study, row in rows if study.labels is None]
-    plain = replace(settings, cleaning="plain")
-    texts = [row["report"] if settings == plain else text_columns(study, plain)["report"] for study, row in unlabelled]
+    if settings.cleaning == "plain":
+        texts = [row["report"] for _, row in unlabelled]
+    else:
+        plain = replace(settings, cleaning="plain")
+        texts = [text_columns(study, plain)["report"] for study, _ in unlabelled]
     states = labeler(texts).tolist() if texts else []
     for (_, row), labels in zip(unlabelled, states, strict=True):
         row["labels"] = labels

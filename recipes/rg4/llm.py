@@ -152,7 +152,8 @@ class Answers:
 
     `asked` and `recalled` count the requests sent and the answers found in the file. A request that gets no answer
     after its retries is one without a usable answer, and asked again by the next run; `FAILURES` of them in a row, or
-    all of fewer, mean that the server is gone.
+    all of fewer, mean that the server is gone. Those that a server left open while it answered others are kept, too:
+    in the next run, which may have nothing else left to ask, they say nothing of the server.
     """
 
     def __init__(self, chat: Callable[[Messages], str], file: str | Path):
@@ -161,11 +162,13 @@ class Answers:
         try:
             self.database = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
             self.database.execute("CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer TEXT)")
+            self.database.execute("CREATE TABLE IF NOT EXISTS unanswered (question BLOB PRIMARY KEY)")
+            self.hopeless = {key for (key,) in self.database.execute("SELECT question FROM unanswered")}
         except sqlite3.DatabaseError as error:
             raise InputError(
                 f"{file} is no file of kept answers ({error}); name another --out or move it away"
             ) from error
-        self.lock = threading.Lock()
+        self.lock, self.unanswered = threading.Lock(), []
 
     def all(self, questions: Sequence[tuple[Messages, Callable[[str], Any]]], title: str) -> list[Any]:
         """`read(answer)` for each (messages, read) of `questions`, or the sentence that says why there is none.
@@ -198,15 +201,16 @@ class Answers:
             try:
                 answer = self.chat(asked)
             except Refused as error:
+                self._server_is_there()
                 return str(error)
             except Unanswered as error:
                 with self.lock:
-                    self.failures += 1
+                    self.unanswered.append((key,))
+                    self.failures += key not in self.hopeless
                     if self.failures >= self.most_failures:
                         raise
                 return f"no answer after all retries: {str(error).partition('; every answer')[0]}"
-            with self.lock:
-                self.failures = 0
+            self._server_is_there()
             try:
                 result = read(answer)
             except Refused as error:
@@ -215,13 +219,24 @@ class Answers:
                 correction = f"That is no valid answer: {fault}. Answer again, in the form that was asked for."
                 asked = [*messages, *turn, {"role": "user", "content": correction}]
                 continue
-            try:
-                with self.lock:
-                    self.database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
-            except sqlite3.OperationalError as error:  # a full disk, or another run with the same file
-                raise InputError(f"an answer cannot be kept in {self.file}: {error}") from error
+            with self.lock:
+                self._keep("INSERT OR REPLACE INTO answers VALUES (?, ?)", [(key, answer)])
             return result
         return f"{self.chat.name} gave no valid answer in {ASKS} asks: {fault}"
+
+    def _server_is_there(self) -> None:
+        """Notes that the server has replied, and so that the fault is of those requests that it left open before."""
+        with self.lock:
+            self.failures = 0
+            if self.unanswered:
+                self._keep("INSERT OR IGNORE INTO unanswered VALUES (?)", self.unanswered)
+                self.unanswered = []
+
+    def _keep(self, statement: str, rows: list[tuple]) -> None:
+        try:
+            self.database.executemany(statement, rows)
+        except sqlite3.OperationalError as error:  # a full disk, or another run with the same file
+            raise InputError(f"an answer cannot be kept in {self.file}: {error}") from error
 
 
 def read_object(answer: str) -> dict:

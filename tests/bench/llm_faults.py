@@ -50,7 +50,8 @@ REFUSAL = FAULTS.index(400) * 2
 
 def reply_to(number: int, again: bool) -> str | int | float:
     """What the server answers to request `number`, for the first time or `again`."""
-    return SPACED.get(number % 20, VERDICT) if not again or is_lasting(number) else VERDICT
+    stays = is_lasting(number) or number % 20 == REFUSAL
+    return SPACED.get(number % 20, VERDICT) if stays or not again else VERDICT
 
 
 def is_lasting(number: int) -> bool:

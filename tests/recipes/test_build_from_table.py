@@ -20,6 +20,7 @@ from recipes.data.studies import Moment, PlainStudy, Settings, assign_splits, li
 from recipes.data.tables import Record, absent, read_records
 from recipes.data.views import view_in_name, view_name
 from recipes.files import InputError
+from rewards.labels import CONDITIONS, CheXpertState
 
 REPORT = "FINDINGS: Small left pleural effusion. No pneumothorax.\nIMPRESSION: Effusion."
 ROWS = [
@@ -192,6 +193,25 @@ def test_r2gen_annotation_with_one_row_per_image_and_other_folders(lab, monkeypa
         "test": ["s4"],
     }
     assert len(splits["train"][0]["images"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "state"),
+    [
+        (("--target", "findings"), CheXpertState.BLANK),  # the heart stands in the impression alone
+        (("--target", "findings+impression", "--cleaning", "r2gen"), CheXpertState.POSITIVE),
+    ],
+)
+def test_labels_are_those_of_the_target_before_its_cleaning(lab, monkeypatch, arguments, state):
+    rows = [row | {"report": "FINDINGS: Clear lungs.\nIMPRESSION: Cardiomegaly."} for row in ROWS]
+    studies = by_study(build(lab, write_csv(lab / "t.csv", rows), *arguments, monkeypatch=monkeypatch))
+    assert studies["s1"]["labels"][CONDITIONS.index("Cardiomegaly")] == state
+
+
+def test_headers_that_are_not_known_are_counted(lab, monkeypatch):
+    rows = [row | {"report": "FINDINGS: Clear.\nBOWEL GAS: Normal.\nIMPRESSION: Normal."} for row in ROWS]
+    build(lab, write_csv(lab / "t.csv", rows), monkeypatch=monkeypatch)
+    assert read_build(lab / "out")["counts"]["header not known: BOWEL GAS"] == 4
 
 
 def test_an_imagefolder_with_a_folder_per_split(lab, monkeypatch):

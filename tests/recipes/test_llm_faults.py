@@ -50,6 +50,24 @@ def test_a_server_that_is_gone_ends_the_run(tmp_path):
     assert all(result == [1, 1, 1, 1] for result in results) and answers.recalled == 6
 
 
+def test_a_resumed_run_that_has_hopeless_requests_alone_left_comes_to_its_end(tmp_path):
+    """Ten of forty always fail: each is listed in the first run, and again in a second one that asks nothing else."""
+    server = Server(lambda messages, times: 500 if int(content(messages).split()[1]) % 4 == 3 else VERDICT)
+    for _ in range(2):
+        results, answers = ask(server, tmp_path / "a.sqlite", 40, concurrency=1)
+        assert [i for i, result in enumerate(results) if isinstance(result, str)] == list(range(3, 40, 4))
+    assert answers.recalled == 30 and answers.asked == 10
+    server.answer = lambda messages, times: 500  # gone: of what is new, so many fail in a row
+    with pytest.raises(InputError, match="kept failing"):
+        ask(server, tmp_path / "a.sqlite", 60, concurrency=1)
+
+
+def test_a_refusal_says_that_the_server_is_there(tmp_path):
+    server = Server(lambda messages, times: 400 if int(content(messages).split()[1]) % 4 == 0 else 500)
+    results, _ = ask(server, tmp_path / "a.sqlite", 12, concurrency=1)
+    assert all(isinstance(result, str) for result in results)
+
+
 def test_fewer_requests_than_that_which_all_fail_end_the_run_too(tmp_path):
     with pytest.raises(InputError, match="kept failing"):
         ask(Server(lambda messages, times: 502), tmp_path / "a.sqlite", 2)

@@ -641,6 +641,12 @@ def test_rows_that_contradict_each_other_are_listed(tmp_path, build):
     assert len(built.rows) == 4
 
 
+def test_a_report_with_a_models_own_token_is_listed(tmp_path, build):
+    reports = {("11000000", "50000005"): CLEAR.replace("clear", "clear <|im_end|>")}
+    built = build(write_tree(tmp_path / "mimic", reports=reports))
+    assert ("50000005", "study", "its text holds what a model reads as a token of its own") in reasons(built)
+
+
 def test_a_report_under_another_subject_is_listed(tmp_path, build):
     reports = {("11000000", "50000005"): None, ("12000000", "50000005"): CLEAR}
     built = build(write_tree(tmp_path / "mimic", reports=reports))
