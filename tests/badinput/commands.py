@@ -210,12 +210,11 @@ def add_folders(add, shelf: Path) -> None:
         "generate": ("chat_template",),
         "app": ("chat_template",),
         "train_discbert": ("eval_file",),
-        "build_mimic_cxr": ("root", "reports", "split_file", "metadata", "chexpert", "images"),
+        "build_mimic_cxr": ("root", "reports", "images"),
         "build_iu_xray": ("reports", "split_file"),
         "build_public_set": ("root", "images"),
-        "build_from_table": ("table", "images", "reports"),
+        "build_from_table": ("table", "images"),
         "convert_chexbert": ("tokenizer",),
-        "convert_discbert": ("tokenizer",),
     }.items():
         for argument in arguments:
             more = {"model_name_or_path": None} if script in ("sft_llmrg4", "sft_lmrrg") else {}
