@@ -42,7 +42,7 @@ def main() -> None:
     (args,) = parse(PushArguments)
     folder = Path(args.model)
     if not folder.is_dir():
-        raise InputError(f"--model {args.model} is no folder; name the one that a recipe ended in")
+        raise InputError(f"--model {args.model}: there is no such folder; name the one that a recipe ended in")
     check_folder(args.model)
     adapter = read_adapter(args.model)
     if args.merge and not adapter:

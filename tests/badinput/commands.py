@@ -186,7 +186,7 @@ def add_models(add, shelf: Path) -> None:
             if script != "push_checkpoint" or damage in ("emptied", "truncated", "pickled", "without_config"):
                 add("models", script, sentence, **{argument: shelf / f"models/{kind}_{damage}"})
         add("models", script, "no such folder|there is no|is no folder", **{argument: "outputs/absent/sft"})
-        add("models", script, "is a file|is no folder", **{argument: shelf / "models/file"})
+        add("models", script, "is a file|no such folder", **{argument: shelf / "models/file"})
     for script in ("grpo_mrgr1", "sft_mrgr1", "generate", "app"):
         add("models", script, "chat template", **{users[script][0]: shelf / "models/qwen_without_template"})
 
