@@ -183,7 +183,7 @@ def add_models(add, shelf: Path) -> None:
     }  # fmt: skip
     for script, (argument, kind) in users.items():
         for damage, sentence in sentences.items():
-            if script != "push_checkpoint" or damage in ("emptied", "truncated", "pickled", "without_config"):
+            if script != "push_checkpoint":  # which opens the repository first
                 add("models", script, sentence, **{argument: shelf / f"models/{kind}_{damage}"})
         add("models", script, "no such folder|there is no|is no folder", **{argument: "outputs/absent/sft"})
         add("models", script, "is a file|no such folder", **{argument: shelf / "models/file"})
