@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes.cli import parse, run
-from recipes.data.schema import read_dataset
+from recipes.data.schema import check_values, read_dataset
 from recipes.files import InputError, replacing
 from recipes.rg4.pipeline import load_judge
 from recipes.rg4.statistics_page import PAPER, measure, write_page
@@ -46,7 +46,9 @@ def main() -> None:
         scenarios = [f"{name}/{scenario}" for scenario in SCENARIOS if (Path(name) / scenario).is_dir()]
         for folder in scenarios or [name]:
             data = str(Path(folder).relative_to(Path(name).parent))
-            measurements += [measure(data, split, rows, judge) for split, rows in read_dataset(folder, needed).items()]
+            for split, rows in read_dataset(folder, needed).items():
+                check_values(rows, ("labels",), f"split {split} of {folder}")
+                measurements.append(measure(data, split, rows, judge))
 
     # Table
     table = Table("data", "split", "scenario", "reports", *(f"{column} %" for column in COLUMNS), "hall. %")

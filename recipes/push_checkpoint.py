@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 import modeling  # noqa: F401  (registers our own systems)
-from recipes.data.model_files import check_folder, read_adapter
+from recipes.data.model_files import read_adapter
 from recipes.data.privacy import WHY_PUBLIC
 from recipes.data.processors import load_processor
 from recipes.files import InputError, replacing
@@ -42,8 +42,7 @@ def main() -> None:
     (args,) = parse(PushArguments)
     folder = Path(args.model)
     if not folder.is_dir():
-        raise InputError(f"--model {args.model} is no folder; name the one that a recipe ended in")
-    check_folder(args.model)
+        raise InputError(f"--model {args.model}: there is no such folder; name the one that a recipe ended in")
     adapter = read_adapter(args.model)
     if args.merge and not adapter:
         raise InputError(f"--merge: {args.model} is no LoRA adapter (no adapter_config.json); leave --merge out")

@@ -239,7 +239,7 @@ def read_dataset(path: str, columns: tuple[str, ...] = ("report", "images"), bar
         _check_columns(rows.features.arrow_schema, columns, where)
         if not bare and "report" in columns:
             dataset[split] = with_reports(rows, where)
-        check_values(dataset[split], tuple(name for name in columns if name != "labels" or not bare), where)
+        check_values(dataset[split], tuple(name for name in columns if name != "labels"), where)
     return dataset
 
 

@@ -32,7 +32,7 @@ class BadInputArguments:
     scripts: list[str] | None = field(default=None, metadata={"help": "Scripts to run, all when not given."})
     sample: bool = field(default=False, metadata={"help": "Run the first command of each kind alone."})
     workers: int = field(default=2, metadata={"help": "Commands at a time; each takes one core."})
-    limit: float = field(default=120, metadata={"help": "Seconds of one command at most."})
+    limit: float = field(default=180, metadata={"help": "Seconds of one command at most."})
 
 
 def write_sentences(file: Path, outcomes: list[Outcome], shelf: Path) -> None:

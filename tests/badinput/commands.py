@@ -183,10 +183,10 @@ def add_models(add, shelf: Path) -> None:
     }  # fmt: skip
     for script, (argument, kind) in users.items():
         for damage, sentence in sentences.items():
-            if script != "push_checkpoint" or damage in ("emptied", "truncated", "pickled", "without_config"):
+            if script != "push_checkpoint":  # which opens the repository first
                 add("models", script, sentence, **{argument: shelf / f"models/{kind}_{damage}"})
         add("models", script, "no such folder|there is no|is no folder", **{argument: "outputs/absent/sft"})
-        add("models", script, "is a file|is no folder", **{argument: shelf / "models/file"})
+        add("models", script, "is a file|no such folder", **{argument: shelf / "models/file"})
     for script in ("grpo_mrgr1", "sft_mrgr1", "generate", "app"):
         add("models", script, "chat template", **{users[script][0]: shelf / "models/qwen_without_template"})
 
@@ -210,12 +210,11 @@ def add_folders(add, shelf: Path) -> None:
         "generate": ("chat_template",),
         "app": ("chat_template",),
         "train_discbert": ("eval_file",),
-        "build_mimic_cxr": ("root", "reports", "split_file", "metadata", "chexpert", "images"),
+        "build_mimic_cxr": ("root", "reports", "images"),
         "build_iu_xray": ("reports", "split_file"),
         "build_public_set": ("root", "images"),
-        "build_from_table": ("table", "images", "reports"),
+        "build_from_table": ("table", "images"),
         "convert_chexbert": ("tokenizer",),
-        "convert_discbert": ("tokenizer",),
     }.items():
         for argument in arguments:
             more = {"model_name_or_path": None} if script in ("sft_llmrg4", "sft_lmrrg") else {}
