@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -157,7 +158,7 @@ def check_trained(run: str, steps: int, compare: Callable[[dict], None]) -> Call
         losses = {row["step"]: row["loss"] for row in state["log_history"] if "loss" in row}
         if state["global_step"] != steps or sorted(losses) != list(range(1, steps + 1)):
             raise Failed(f"step {state['global_step']} and losses of steps {sorted(losses)}, of {steps} steps")
-        if not 0 < output.count("'loss':") < steps:
+        if not 0 < len(re.findall(rf"^ *\d+/{steps} +\d+% ", output, re.MULTILINE)) < steps:  # rows of its log
             raise Failed("it did not go on from the checkpoint")
         if not all(map(math.isfinite, losses.values())):
             raise Failed(f"losses {losses}")
