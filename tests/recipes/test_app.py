@@ -534,8 +534,8 @@ def test_the_area_of_a_crop(size, area):
     ("model", "prompt_file"), [("tiny", TINY_PROMPT), ("llmrg4", "prompts/llmrg4.txt"), ("lmrrg", "prompts/lmrrg.txt")]
 )
 def test_the_gradient_is_that_of_the_sentence(request, rows, tmp_path, monkeypatch, model, prompt_file):
-    """Against difference quotients of the log-likelihood along the gradient, of which the models compute parts in float32:
-    of three steps the best, since a long one bends and a short one rounds."""
+    """Against difference quotients of the log-likelihood, of which the models compute parts in float32: of three steps
+    the best, since a long one bends and a short one rounds."""
     system = load(request.getfixturevalue(model), prompt_file, "frontal")
     system.engine.model.double()
     if model == "lmrrg":
