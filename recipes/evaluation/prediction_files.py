@@ -187,7 +187,7 @@ def _json_columns(file: str | Path, document: dict) -> list[Entry]:
 
 def _is_called(name: str, *roles: str) -> bool:
     """Whether a column of that name has one of `roles`; pandas' row numbers do not count."""
-    return name not in ("", "0") and _plain(name) in {_plain(each) for role in roles for each in NAMES[role]}
+    return name not in ("", "0") and _plain(name) in {_plain(usual) for role in roles for usual in NAMES[role]}
 
 
 def _holds_entries(value: object) -> bool:
@@ -259,8 +259,8 @@ class _Layout:
         by_name: dict[str, str] = {}
         for name in self.fields:
             by_name.setdefault(_plain(name) if name else "", name)
-        named = [by_name[key] for name in NAMES[role] if (key := _plain(name)) in by_name]
-        return [name for name in dict.fromkeys(named) if name not in self.reading.columns.values()]
+        matches = [by_name[key] for name in NAMES[role] if (key := _plain(name)) in by_name]
+        return [name for name in dict.fromkeys(matches) if name not in self.reading.columns.values()]
 
     def check(self, role: str, unnamed: bool = True) -> None:
         """Raises InputError where no entry has a column of `role`, and names the columns that there are.

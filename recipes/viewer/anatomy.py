@@ -39,18 +39,18 @@ def regions_of(finding: str, sentence: str) -> list[str]:
     places, words = PLACES.get(finding, ()), sentence.lower()
     if finding == "Fracture" and "clavic" not in words:
         return []  # of a rib: no region has ribs alone
-    named = [
+    heights = [
         place
-        for pattern, heights in HEIGHTS.items()
+        for pattern, regions in HEIGHTS.items()
         if re.search(rf"\b(?:{pattern})\b", words)
-        for place in heights
+        for place in regions
         if place in places
     ]
     sides = [side for side in ("right", "left") if re.search(rf"\b{side}\b", words)] or ["right", "left"]
     if re.search(r"\bbi(?:lateral|bas|api)|\bboth\b", words):
         sides = ["right", "left"]
-    paired = [place for place in named or places[:1] if place not in PLACES["Cardiomegaly"] and "media" not in place]
-    single = [place for place in named or places[:1] if place not in paired]
+    paired = [place for place in heights or places[:1] if place not in PLACES["Cardiomegaly"] and "media" not in place]
+    single = [place for place in heights or places[:1] if place not in paired]
     return [*single, *(f"{side} {place}" for place in paired for side in sides)]
 
 

@@ -154,13 +154,10 @@ def draw_look(png: bytes, look: Look) -> bytes:
     """The X-ray with the `look` over it, a PNG: the more orange, the larger the gradient."""
     with Image.open(io.BytesIO(png)) as opened:
         image = opened.convert("RGB")
-    left, top, right, bottom = (
-        round(part * side) for part, side in zip(look.area, (*image.size, *image.size), strict=True)
-    )
-    heat = Image.fromarray(np.uint8(200 * np.sqrt(look.cells))).resize(
-        (max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC
-    )
-    image.paste(Image.new("RGB", heat.size, HEAT), (left, top), heat)
+    x0, y0, x1, y1 = (round(part * side) for part, side in zip(look.area, (*image.size, *image.size), strict=True))
+    heat = Image.fromarray(np.uint8(200 * np.sqrt(look.cells)))
+    heat = heat.resize((max(1, x1 - x0), max(1, y1 - y0)), Image.Resampling.BICUBIC)
+    image.paste(Image.new("RGB", heat.size, HEAT), (x0, y0), heat)
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
