@@ -18,7 +18,6 @@ from recipes.files import InputError
 from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.config import SFTRecipeConfig
 
-
 TOKENS = ("input_ids", "offset_mapping")  # of a text, as a tokenizer gives them
 
 
