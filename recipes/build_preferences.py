@@ -1,4 +1,4 @@
-"""Pairs for preference learning: of each study the report that a reward ranks first, and the one that it ranks last.
+"""Makes pairs for recipes/dpo.py: of each study the reports that a reward ranks first and last.
 
     python recipes/generate.py --model outputs/phantom/sft --dataset outputs/data/phantom --split train \
         --temperature 1.0 --seed 1 --out outputs/phantom/samples1.jsonl       # and so with other seeds

@@ -1,4 +1,4 @@
-"""Preference learning (DPO) of any policy here on pairs of reports that a reward ranks: Qwen-VL, LLM-RG4, LM-RRG.
+"""DPO on pairs of reports that a reward ranks, for Qwen2.5-VL, LLM-RG4 and LM-RRG.
 
     accelerate launch recipes/dpo.py --dataset outputs/data/phantom --pairs outputs/phantom/pairs.jsonl \
         --model_name_or_path outputs/phantom/sft --prompt_file prompts/mrgr1_tiny.txt --views frontal --use_cpu true
