@@ -18,6 +18,7 @@ from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.checkpoints import shuffle_by_epoch
 from recipes.trainers.config import PolicyConfig
 from recipes.trainers.shared_prefix import SharePrefixConfig, SharesPrefix
+from recipes.trainers.study_inputs import STUDY_INPUTS, StudyInputs
 from recipes.trainers.vllm_images import ImageGeneration
 from rewards.completions import parse_completion
 
@@ -82,14 +83,14 @@ def paper_advantages(rewards: torch.Tensor, num_generations: int, std_epsilon: f
 
 def check_pass_inputs(fields: dict) -> None:
     """Raises InputError where a processor's `fields` for the prompts hold one that GRPOTrainer trains without."""
-    if unknown := sorted(set(fields) - set(PASS_INPUTS)):
+    if unknown := sorted(set(fields) - {*PASS_INPUTS, *STUDY_INPUTS}):
         raise InputError(
-            f"the model reads {', '.join(unknown)} of these prompts to write, but GRPOTrainer does not hand it on to "
-            "training: give LLM-RG4 single views without prior reports"
+            f"the model reads {', '.join(unknown)} of these prompts to write, and GRPOTrainer does not hand it on to "
+            "training"
         )
 
 
-class MRGR1Trainer(SharesPrefix, RecipeTrainer, GRPOTrainer):
+class MRGR1Trainer(StudyInputs, SharesPrefix, RecipeTrainer, GRPOTrainer):
     """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's.
 
     The tokenizer of `processing_class` pads on the left from here on, however it was loaded or saved. Raises

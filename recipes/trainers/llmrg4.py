@@ -192,6 +192,16 @@ def _load(
     return model, LLMRG4Processor.from_pretrained(name, fusion=fusion)
 
 
+def check_llmrg4(name: str | None) -> None:
+    """Raises InputError unless `name` is an LLM-RG4 whose fusion reads all four scenarios, as stage 2 leaves it."""
+    if name is None:
+        raise InputError("RL starts from a checkpoint of stage 2: name its folder with --model_name_or_path")
+    check_folder(name)
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type != "llmrg4":
+        raise InputError(f"{name} is a {config.model_type} model, not an LLM-RG4")
+
+
 def _put_together(module: nn.Module):
     """Within it a module's weights are whole. ZeRO-3 splits what the first process has made of them."""
     if not is_deepspeed_zero3_enabled():

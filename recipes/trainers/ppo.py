@@ -31,6 +31,7 @@ from recipes.trainers.config import PolicyConfig
 from recipes.trainers.grpo import EVALUATED, PASS_INPUTS, check_pass_inputs
 from recipes.trainers.image_memory import image_encoder
 from recipes.trainers.shared_prefix import SharePrefixConfig, SharesPrefix
+from recipes.trainers.study_inputs import StudyInputs
 from recipes.trainers.vllm_images import ImageGeneration
 
 STATE_FILE = "ppo_state.safetensors"
@@ -259,7 +260,7 @@ def check_policy(model: str | nn.Module, args: PPOConfig, adapted: bool, sharded
             raise InputError(sentence)
 
 
-class PPOTrainer(SharesPrefix, RecipeTrainer, GRPOTrainer):
+class PPOTrainer(StudyInputs, SharesPrefix, RecipeTrainer, GRPOTrainer):
     """PPO with a value head on the policy's last hidden state. `reward_funcs` are TRL's, `args` a PPOConfig.
 
     The model is decoder-only: a causal language model or a vision-language model that GRPOTrainer takes. The reference

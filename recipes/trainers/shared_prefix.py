@@ -508,6 +508,16 @@ def take_rows(value: Any, order: list[int]) -> Any:
     return value if value is None or value.ndim == 0 else value[order]
 
 
+def split_rows(batch: dict) -> dict:
+    """`batch` with a list of pixels, one entry a row, however many images the rows have.
+
+    TRL leaves a batch as it is whose pixels are padded to one row a study, unless each study has one image.
+    """
+    batch = split_pixel_values_by_grid(batch)
+    pixels = batch.get("pixel_values")
+    return batch | {"pixel_values": list(pixels.split(1))} if isinstance(pixels, torch.Tensor) else batch
+
+
 def gather_groups(batches: list[dict], window: int) -> list[dict]:
     """The completions of `batches`, those of one prompt side by side within each `window` of micro-batches.
 
@@ -516,7 +526,7 @@ def gather_groups(batches: list[dict], window: int) -> list[dict]:
     """
     gathered = []
     for first in range(0, len(batches), window):
-        some = [split_pixel_values_by_grid(batch) for batch in batches[first : first + window]]
+        some = [split_rows(batch) for batch in batches[first : first + window]]
         batch = {name: join([part[name] for part in some]) for name in some[0]}
         images = batch.get("pixel_values")
         images = [None] * len(batch["prompt_ids"]) if images is None else images

@@ -33,9 +33,10 @@ from recipes.sft_mrgr1 import MRGR1SFTTrainer
 from recipes.trainers.clinical_evaluation import ClinicalEvaluation
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.disease_sft import UNKNOWN, DiseaseSFTTrainer
-from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
+from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer, check_pass_inputs
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
 from recipes.trainers.scenario_sft import ScenarioSFTConfig, ScenarioSFTTrainer
+from recipes.trainers.study_inputs import with_study_inputs
 from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 
 PROMPT = "{prior_report}{indication}Report the findings of this chest X-ray."
@@ -199,6 +200,7 @@ def make_generating(kind: str, folder: Path | str, samples: Dataset, output_dir:
     params=[
         *(("grpo", f"huatuo {form}") for form in "ABCD"),
         ("grpo", "llmrg4-atf"),
+        ("grpo", "llmrg4-interleaved"),
         ("grpo", "lmrrg"),
         ("ppo", "huatuo A"),
         ("ppo", "llmrg4-atf"),
@@ -210,8 +212,8 @@ def policy(request, models, tmp_path_factory):
     """A trainer that wrote two completions for each study, split into two shuffled batches, and all its passes."""
     kind, system = request.param
     folder = models(system)
-    views = "all" if system.startswith("huatuo") else "frontal"  # GRPO hands on no view_mask
-    samples = to_samples(studies(priors=False), PROMPT, views, keep=("report",))
+    rows = studies(priors=system.startswith("llmrg4"))
+    samples = to_samples(rows, PROMPT, VIEWS.get(system, "all"), keep=("report",))
     two_halves = {"steps_per_generation": 2, "gradient_accumulation_steps": 2, "num_iterations": 2}
     trainer = make_generating(kind, folder, samples, tmp_path_factory.mktemp("run"), **two_halves)
     passes, completions, score, write = [], [], trainer._get_per_token_logps_and_entropies, trainer._generate
@@ -306,20 +308,29 @@ def test_another_image_changes_its_own_rows_loss_in_grpo_and_ppo(policy):
     assert images >= ROWS
 
 
-@pytest.mark.parametrize(
-    ("system", "views", "priors", "word"),
-    [
-        ("llmrg4-atf", "frontal+lateral", False, "view_mask"),  # which of two images there are
-        ("llmrg4-interleaved", "frontal+lateral", False, "view_mask"),
-        ("llmrg4-atf", "frontal", True, "prior_attention_mask, prior_input_ids"),  # written with, trained without
-    ],
-)
-@pytest.mark.parametrize("kind", GENERATING)
-def test_what_trl_would_leave_out_in_training_is_refused(models, tmp_path, kind, system, views, priors, word):
-    samples = to_samples(studies(priors), PROMPT, views, keep=("report",))
-    trainer = make_generating(kind, models(system), samples, tmp_path)
-    with pytest.raises(InputError, match=f"reads {word} of these prompts.*single views without prior reports"):
-        trainer._prepare_inputs([samples[number // 2] for number in range(2 * ROWS)])
+def test_what_trl_would_leave_out_in_training_is_refused():
+    check_pass_inputs({"pixel_values": 1, "view_mask": 1, "prior_input_ids": 1, "prior_attention_mask": 1})
+    with pytest.raises(
+        InputError, match="reads qformer_input_ids of these prompts to write, and GRPO"
+    ):
+        check_pass_inputs({"pixel_values": 1, "qformer_input_ids": 1})
+
+
+def test_rows_of_a_study_go_into_the_call_of_their_chunk():
+    """Two calls of two rows and of one; a third has no study."""
+    seen = []
+
+    class Model(torch.nn.Module):
+        def forward(self, input_ids, view_mask=None):
+            seen.append(view_mask.tolist())
+
+    model = Model()
+    with with_study_inputs(model, {"view_mask": torch.tensor([1, 2, 3])}):
+        model(input_ids=torch.zeros(2, 5))
+        model(input_ids=torch.zeros(1, 5))
+        with pytest.raises(ValueError, match="more rows than the 3 of its studies"):
+            model(input_ids=torch.zeros(1, 5))
+    assert seen == [[1, 2], [3]]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

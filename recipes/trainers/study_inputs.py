@@ -1,0 +1,75 @@
+"""What a model reads of a study beside TRL's image inputs reaches every pass of GRPO and PPO.
+
+TRL hands the inputs of its own list (`PASS_INPUTS`) from a processor to the policy. LLM-RG4 reads three more: which of
+two views are real, and the prior report. Here they travel with a batch's rows, through shuffling and micro-batches,
+and are put into the model's forward as it is called, so that TRL's passes stay as they are.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+STUDY_INPUTS = ("view_mask", "prior_input_ids", "prior_attention_mask")  # one row per completion
+
+
+@contextmanager
+def with_study_inputs(model: nn.Module, study: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Within it a call of `model` also gets its rows of `study`, in their order: TRL may cut a batch into chunks.
+
+    Raises ValueError where the calls have more rows than `study`.
+    """
+    if not study:
+        yield
+        return
+    place = 0
+
+    def add(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        nonlocal place
+        rows = slice(place, place + len(kwargs["input_ids"]))
+        place = rows.stop
+        parts = {name: value[rows] for name, value in study.items()}
+        if any(len(value) < rows.stop - rows.start for value in parts.values()):
+            raise ValueError(f"a pass has more rows than the {len(next(iter(study.values())))} of its studies")
+        return args, kwargs | parts
+
+    handle = model.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class StudyInputs:
+    """Before a trainer of TRL's GRPOTrainer among a class's bases: `STUDY_INPUTS` of a processor reach the policy.
+
+    They are those of the batch that was tokenized last, and in a loss those of its own rows.
+    """
+
+    _study: dict[str, torch.Tensor] = {}  # noqa: RUF012, replaced, never changed
+
+    def _tokenize_prompts(self, prompts):
+        prompt_ids, images, fields = super()._tokenize_prompts(prompts)
+        study = {}
+        for name in set(STUDY_INPUTS) & set(fields):
+            rows = [torch.as_tensor(row, device=self.accelerator.device) for row in fields[name]]
+            study[name] = pad_sequence(rows, batch_first=True)  # on the right: TRL would on the left, as prompts
+        self._study = study
+        return prompt_ids, images, {**fields, **study}
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        study = {name: kwargs.pop(name) for name in STUDY_INPUTS if name in kwargs} or self._study
+        with with_study_inputs(self.accelerator.unwrap_model(model), study):
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        return output | self._study
+
+    def _compute_loss(self, model, inputs):
+        self._study = {name: inputs[name] for name in STUDY_INPUTS if name in inputs}
+        return super()._compute_loss(model, inputs)
