@@ -248,7 +248,14 @@ def test_a_range(allowed, inside, outside, words):
 
 def test_every_range_is_of_a_setting_that_there_is():
     names = {name for kinds, _ in SCRIPTS.values() for kind in kinds for name in kind.__dataclass_fields__}
-    elsewhere = {"timeout", "retries", "judge_retries", "backoff", "token_budget", "warm_up_steps"}  # of scripts that do not train
+    elsewhere = {
+        "timeout",
+        "retries",
+        "judge_retries",
+        "backoff",
+        "token_budget",
+        "warm_up_steps",
+    }  # of scripts that do not train
     assert set(RANGES) - elsewhere <= names
 
 

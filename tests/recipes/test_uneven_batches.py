@@ -310,9 +310,7 @@ def test_another_image_changes_its_own_rows_loss_in_grpo_and_ppo(policy):
 
 def test_what_trl_would_leave_out_in_training_is_refused():
     check_pass_inputs({"pixel_values": 1, "view_mask": 1, "prior_input_ids": 1, "prior_attention_mask": 1})
-    with pytest.raises(
-        InputError, match="reads qformer_input_ids of these prompts to write, and GRPO"
-    ):
+    with pytest.raises(InputError, match="reads qformer_input_ids of these prompts to write, and GRPO"):
         check_pass_inputs({"pixel_values": 1, "qformer_input_ids": 1})
 
 
