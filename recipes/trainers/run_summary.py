@@ -53,8 +53,12 @@ def longest_row(trainer: Trainer, loader: DataLoader) -> tuple[int, int, int]:
         else:
             batch = loader.collate_fn([row])
             ids, labels = batch["input_ids"], batch.get("labels")
-            answer = int(labels.ne(-100).sum()) if labels is not None and labels.shape == ids.shape else 0
-            lengths = ids.numel() - answer, answer
+            if "completion_mask" in batch:  # a pair of answers, padded, with the same prompt
+                answer = int(batch["completion_mask"].sum(1).max())
+                lengths = int(batch["attention_mask"].sum(1).max()) - answer, answer
+            else:
+                answer = int(labels.ne(-100).sum()) if labels is not None and labels.shape == ids.shape else 0
+                lengths = ids.numel() - answer, answer
         longest = list(map(max, longest, lengths))
     return *longest, len(places)
 

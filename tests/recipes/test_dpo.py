@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_laterals_and_priors_reach_policy_and_reference(scenarios, tmp_path, mon
         assert max(float(weight.grad.abs().max()) for weight in part.parameters() if weight.grad is not None) > 0
 
 
-def test_from_reports_to_a_model(call, phantom, tiny, tmp_path):
+def test_from_reports_to_a_model(call, phantom, tiny, tmp_path, capsys):
     """The scripts: two files of samples, pairs by a reward, one step; the model that comes out differs and loads."""
     studies = read_split(str(phantom), "train")["study_id"]
     for number, text in enumerate(("No pneumothorax.", "Large right pneumothorax and edema.")):
@@ -163,6 +164,12 @@ def test_from_reports_to_a_model(call, phantom, tiny, tmp_path):
         "--model_name_or_path", tiny, "--output_dir", out, "--max_steps", 1, "--per_device_train_batch_size", 2,
         "--learning_rate", "0.001", "--max_length", "null", "--report_to", "none", "--lr_scheduler_type", "constant",
     )  # fmt: skip
+    [(prompt, answer)] = re.findall(r"longest prompt (\d+) tokens, longest answer (\d+)", capsys.readouterr().out)
+    tokenizer = AutoProcessor.from_pretrained(tiny).tokenizer
+    longest = max(
+        len(tokenizer(pair[name])["input_ids"]) for pair in ranked.values() for name in ("chosen", "rejected")
+    )
+    assert int(answer) - longest in (1, 2, 3) and int(prompt) > 0  # the end of the turn, and a line's
     before, after = (AutoModelForImageTextToText.from_pretrained(folder) for folder in (tiny, out))
     assert any(not torch.equal(old, new) for old, new in zip(before.parameters(), after.parameters(), strict=True))
 
