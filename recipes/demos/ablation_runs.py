@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from recipes.demos.llmrg4 import job_of_labeler, job_of_token_weights
-from recipes.demos.mrgr1 import OpenIDemo
+from recipes.demos.mrgr1 import SFT_SCRIPT, OpenIDemo
 from recipes.demos.plans import Levels, make_job, report_file, side_by_side, train, write_reports
 from recipes.demos.stages import Job
 from recipes.files import InputError
@@ -120,7 +120,7 @@ def _plan_openi(folder: str, seed: int, rows: list[str]) -> Levels:
     """The base is the demo's model after SFT: it has the reports' words, and all of its answers have the format."""
     name, home = f"seed {seed}: ", f"{folder}/seed{seed}"
     yield [_tiny_job(f"{name}tiny model", folder, seed, f"{home}/tiny", OpenIDemo.tiny)]
-    words = f"{OpenIDemo.sft} --seed {seed}"
+    words = f"{SFT_SCRIPT} --max_steps {OpenIDemo.sft_steps} --seed {seed}"
     yield [train(f"{name}base", f"{home}/base", words, f"{home}/tiny", f"{folder}/data", MRGR1_PROMPT)]
     last = f"--max_steps {OPENI_STEPS} --max_completion_length {OPENI_TOKENS}"
     yield from _rows_of_mrgr1(folder, seed, rows, last, f"--max_new_tokens {OPENI_TOKENS}")

@@ -17,7 +17,7 @@ ALL = (
     *READERS, "ablations", "app", "build_from_table", "build_iu_xray", "build_mimic_cxr", "build_phantom",
     "build_public_set", "certify", "convert_biomedclip", "convert_chexbert", "convert_crepe", "convert_discbert",
     "convert_llmrg4", "convert_radgraph", "demo", "generate_region_descriptions", "push_checkpoint", "reward_card",
-    "setup_gpu",
+    "setup_gpu", "dpo", "rl_llmrg4", "build_preferences",
 )  # fmt: skip
 
 
@@ -50,6 +50,13 @@ def bases(shelf: Path) -> dict[str, dict]:
         "sft_lmrrg": cpu | small | {"config": CONFIGS / "lmrrg/demo.yaml", "model_name_or_path": model["lmrrg"]},
         "ppo_lmrrg": cpu | group | {"config": CONFIGS / "lmrrg/demo_cqrl.yaml", "model_name_or_path": model["lmrrg"],
                                     "allow_scratch": "true", "rewards": "mccs", "reward_range": None},
+        "rl_llmrg4": cpu | group | {"config": CONFIGS / "llmrg4/grpo_phantom.yaml",
+                                    "model_name_or_path": model["llmrg4"], "effective_batch_size": 4},
+        "dpo": cpu | small | {"config": CONFIGS / "mrgr1/dpo.yaml", "model_name_or_path": model["qwen"],
+                              "pairs": shelf / "files/pairs.jsonl", "use_peft": "false", "dtype": "float32",
+                              "attn_implementation": "sdpa", "effective_batch_size": 4},
+        "build_preferences": {"dataset": good, "predictions": shelf / "files/reports.jsonl", "rewards": "ce_f1",
+                              "out": "out/pairs.jsonl"},
         "train_chexbert": labeler, "train_crepe": labeler, "train_discbert": labeler,
         "generate": {"model": model["qwen"], "dataset": good, "out": "out/test.jsonl", "max_new_tokens": 2,
                      "prompt_file": "prompts/zero_shot.txt", "views": "frontal"},
@@ -399,7 +406,7 @@ def add_processes(add, shelf: Path) -> None:
     """More than one process, of a script that is for one."""
     environment = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for script in ALL:
-        if script not in (*TRAINERS, *LABELERS, "generate"):
+        if script not in (*TRAINERS, *LABELERS, "dpo", "rl_llmrg4", "generate"):
             add("processes", script, "one process", environment)
 
 

@@ -289,6 +289,8 @@ def make_files(shelf: Path) -> None:
         for i in range(30):
             (folder / f"{i}.png").write_bytes(content)
     reports = [{"study_id": f"phantom-0-test-{i:06d}", "completion": "The heart is normal."} for i in range(4)]
+    pair = {"study_id": reports[0]["study_id"], "chosen": "No edema.", "rejected": "Edema."}
+    (files / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
     (files / "reports.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reports))
     (files / "reports_half.jsonl").write_text(json.dumps(reports[0]) + '\n{"study_id": "a", "rep')
     (files / "reports_twice.jsonl").write_text((json.dumps(reports[0]) + "\n") * 2)

@@ -13,10 +13,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl import ModelConfig, get_peft_config
 
-from recipes import grpo_mrgr1, sft_mrgr1
+from recipes import dpo, grpo_mrgr1, sft_mrgr1
 from recipes.cli import parse
 from recipes.files import read_prompt
 from recipes.trainers.config import SFTRecipeConfig
+from recipes.trainers.dpo import PreferenceConfig
 from recipes.trainers.grpo import MRGR1Config
 from recipes.trainers.memory import StepMemory
 from rewards.table import RewardArguments
@@ -63,6 +64,7 @@ def load(name: str) -> dict:
 def test_every_key_is_known_to_the_script(file, monkeypatch):
     of_grpo = (grpo_mrgr1.RecipeArguments, RewardArguments, MRGR1Config)
     types = (sft_mrgr1.RecipeArguments, SFTRecipeConfig) if "sft" in file.name else of_grpo
+    types = (dpo.RecipeArguments, PreferenceConfig) if "dpo" in file.name else types
     monkeypatch.setattr(sys, "argv", ["script", "--config", str(file), "--use_cpu", "true"])
     args, *_, training_args, _ = parse(*types, ModelConfig)
     assert args.dataset == load(file.name)["dataset"]

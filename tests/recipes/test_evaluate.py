@@ -407,7 +407,7 @@ def test_the_folder(evaluate, tmp_path, capsys):
     (out / "metrics.json").unlink()
     with pytest.raises(InputError, match="is no earlier result"):
         evaluate(OURS)
-    with pytest.raises(InputError, match=r"tables\.md is a file; name a folder"):
+    with pytest.raises(InputError, match=r"tables\.md is a file: name a folder"):
         evaluate(OURS, "--out", out / "tables.md")
 
 

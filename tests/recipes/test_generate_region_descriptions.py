@@ -83,7 +83,7 @@ def test_unusable_answers(tmp_path, call, answer, reason):
     ("changes", "sentence"),
     [
         ({"regions": ["spine", "spine"]}, "--regions names 'spine' more than once"),
-        ({"out": "."}, "--out . is a folder; name a file"),
+        ({"out": "."}, "--out .* is a folder: name a file"),
         ({"prompt": "no/such.txt"}, "there is no prompt file no/such.txt"),
         ({"prompt": "prompts/rg4_judge.txt"}, "has no {region name}, so every region"),
         ({"endpoint": "example"}, "--endpoint must be a URL"),

@@ -227,10 +227,10 @@ def test_a_split_of_no_reports_at_all(tmp_path):
 
 
 def test_who_reads_rows_without_a_report():
-    """generate.py writes for them, evaluate.py counts them by its own rule; every other reader leaves them out."""
+    """generate.py and the app write for them, evaluate.py counts them by its own rule; all others leave them out."""
     recipes = Path(schema.__file__).parents[1]
     readers = {file.name for file in recipes.rglob("*.py") if "bare=True" in file.read_text()}
-    assert readers == {"schema.py", "generate.py", "references.py", "labels.py", "inputs.py"}
+    assert readers == {"schema.py", "app.py", "generate.py", "references.py", "labels.py", "inputs.py"}
 
 
 def test_a_data_set_from_before_the_later_columns_is_read(tmp_path):

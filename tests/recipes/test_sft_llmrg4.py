@@ -30,12 +30,12 @@ from recipes.cli import parse
 from recipes.data.prompt_tokens import count_tokens
 from recipes.data.samples import fill_prompt, to_samples
 from recipes.data.schema import read_split, write_dataset
+from recipes.evaluation.decoding import trained_with
 from recipes.files import InputError, read_prompt
 from recipes.trainers import scenario_sft
 from recipes.trainers.llmrg4 import FusionParts, load_start, report_long_priors
 from recipes.trainers.scenario_sft import RoundRobinSampler, ScenarioSFTConfig, ScenarioSFTTrainer
 from recipes.trainers.weighted_sft import WeightedSFTTrainer
-from recipes.viewer.systems import trained_with
 from rewards.scenarios import SCENARIOS
 
 CONFIGS = Path(sft_llmrg4.__file__).parent / "configs/llmrg4"

@@ -382,7 +382,7 @@ def test_boxes_of_other_names_are_counted(capsys):
     }
     assert report_boxes(Dataset.from_dict(rows), ["carina", "svc"]) == {"svc": 1, "neck": 1}
     assert capsys.readouterr().out == (
-        "1 of 3 training rows have boxes of regions; boxes of other names: 1 (neck, ...)\n"
+        "1 of 3 training rows have boxes of regions; 1 boxes have other names (neck, ...)\n"
     )
     with pytest.raises(InputError, match=r"no row has a box of a region \(carina, ...\), which --lambda_region needs"):
         report_boxes(Dataset.from_dict(rows), ["carina"])

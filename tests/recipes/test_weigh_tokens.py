@@ -603,7 +603,7 @@ def test_refused(call, chexberts, tmp_path):
         (broken, model, new, (), "train.parquet or another split is damaged"),
         (empty, model, new, (), "test.parquet has no rows"),
         (good, model, new, ("--splits", "dev"), "no split 'dev' .has train, test"),
-        (good, tmp_path / "absent", new, (), "--model: no CheXbert could be loaded"),
+        (good, tmp_path / "absent", new, (), "--model: there is no model .*absent: no such folder"),
         (good, bert, new, (), "--model: .* is no CheXbert"),
         (good, model, new, ("--threshold", "1"), "--threshold must be"),
         (good, model, new, ("--tolerance", "0"), "--tolerance must be"),

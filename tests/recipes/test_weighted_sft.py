@@ -290,9 +290,9 @@ class Pieces:
 
     is_fast = True
 
-    def __call__(self, text, **options):
+    def __call__(self, texts, **options):
         offsets = [(0, 2), (3, 8), (8, 9), (10, 12), (13, 17), (17, 18)]
-        return {"input_ids": [5, 6, 7, 5, 8, 7], "offset_mapping": offsets}
+        return {"input_ids": [[5, 6, 7, 5, 8, 7]] * len(texts), "offset_mapping": [offsets] * len(texts)}
 
 
 FIRST, SECOND = [0, 9], [10, 18]  # its sentences; 2 ends a row, 9 is the first token together with what precedes it

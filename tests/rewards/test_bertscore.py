@@ -212,7 +212,7 @@ def test_no_score_depends_on_its_batch(roberta):
 
 def test_published_defaults(roberta):
     assert BASELINES["distilroberta-base", 5] == 0.8473319  # bert-score 0.3.13, rescale_baseline/en, column F
-    with pytest.raises(ValueError, match="no baseline is published for layer 2"):
+    with pytest.raises(ValueError, match="no baseline of BERTScore is published for layer 2 of"):
         BERTScore(roberta, 2)
 
 
