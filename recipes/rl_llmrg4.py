@@ -18,8 +18,8 @@ from trl import ModelConfig, get_peft_config
 
 from recipes.data.samples import DataArguments, read_samples
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
-from recipes.trainers.llmrg4 import VIEWS, check_llmrg4
-from recipes.trainers.setup import choose_rewards, load_base_processor
+from recipes.trainers.llmrg4 import VIEWS, load_policy_processor
+from recipes.trainers.setup import choose_rewards
 from rewards.table import RewardArguments
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     args, reward_args, training_args, model_args = parse_run(
         RecipeArguments, RewardArguments, MRGR1Config, ModelConfig, default_config="configs/llmrg4/grpo.yaml"
     )
-    check_llmrg4(model_args.model_name_or_path)
+    processor = load_policy_processor(model_args)
 
     ################
     # Dataset
@@ -52,7 +52,6 @@ def main() -> None:
     ################
     # Model
     ################
-    processor = load_base_processor(model_args)
     training_args.model_init_kwargs = {
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation,

@@ -29,6 +29,7 @@ from recipes.data.samples import (
 from recipes.data.schema import read_split
 from recipes.files import InputError, read_prompt
 from recipes.trainers.scenario_sft import ScenarioSFTConfig
+from recipes.trainers.setup import load_base_processor
 from recipes.trainers.weighted_sft import check_spans
 from rewards.scenarios import SCENARIOS
 
@@ -192,14 +193,16 @@ def _load(
     return model, LLMRG4Processor.from_pretrained(name, fusion=fusion)
 
 
-def check_llmrg4(name: str | None) -> None:
-    """Raises InputError unless `name` is an LLM-RG4 whose fusion reads all four scenarios, as stage 2 leaves it."""
+def load_policy_processor(model_args: ModelConfig) -> LLMRG4Processor:
+    """The processor of the LLM-RG4 that RL starts from. Raises InputError where `model_args` names no such model."""
+    name = model_args.model_name_or_path
     if name is None:
         raise InputError("RL starts from a checkpoint of stage 2: name its folder with --model_name_or_path")
     check_folder(name)
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)
     if config.model_type != "llmrg4":
         raise InputError(f"{name} is a {config.model_type} model, not an LLM-RG4")
+    return load_base_processor(model_args)
 
 
 def _put_together(module: nn.Module):

@@ -1,15 +1,24 @@
 """GRPO of LLM-RG4 in all four scenarios: what is trained, what is refused, and that a killed run resumes."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from replicas import SENTENCES
 from safetensors.torch import load_file
+from trl import ModelConfig
 
 from modeling.tiny_llmrg4 import build_llmrg4
 from recipes import rl_llmrg4
 from recipes.build_phantom import BuildArguments, build_row
+from recipes.cli import parse
 from recipes.data.schema import write_dataset
-from recipes.files import InputError
+from recipes.files import InputError, read_prompt
+from recipes.trainers.grpo import MRGR1Config
+from rewards.table import RewardArguments
+
+CONFIGS = Path(__file__).resolve().parents[2] / "recipes/configs/llmrg4"
 
 CPU = """dtype: float32
 rewards: [rouge]
@@ -85,6 +94,16 @@ def test_lora_is_merged_and_trains_the_fusion(train, start, tmp_path):
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert any("token_fusion" in name for name in changed)
     assert all("token_fusion" in name or "q_proj" in name or "v_proj" in name for name in changed)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("grpo*.yaml")), ids=lambda path: path.name)
+def test_every_key_of_the_files_is_known(file, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script", "--config", str(file), "--use_cpu", "true"])
+    args, rewards, training_args, model_args = parse(
+        rl_llmrg4.RecipeArguments, RewardArguments, MRGR1Config, ModelConfig
+    )
+    assert "severity" in rewards.rewards and training_args.output_dir.startswith("outputs/llmrg4/grpo")
+    assert model_args.model_name_or_path.endswith("stage2") and read_prompt(args.prompt_file)
 
 
 def test_another_model_is_refused(train, tiny, tmp_path):

@@ -293,7 +293,10 @@ def test_all_processes_stop(tmp_path, torchrun):
 
 def test_a_bad_row_is_named_before_the_first_step(tmp_path):
     trainer = make_trainer("weighted_sft", tmp_path)
-    trainer.data_collator.encode = lambda text: {"input_ids": [5, 5, 5], "offset_mapping": [(0, 1)] * 3}
+    trainer.data_collator.encode = lambda texts: {
+        "input_ids": [[5, 5, 5]] * len(texts),
+        "offset_mapping": [[(0, 1)] * 3] * len(texts),
+    }
     with pytest.raises(InputError, match="are not in its row"):
         trainer.train()
     assert trainer.state.global_step == 0

@@ -687,7 +687,7 @@ def test_values_of_the_paper_and_its_code(variant, stage):
         assert values["model_name_or_path"] == before["output_dir"]
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*stage*.yaml")), ids=lambda path: path.name)
 def test_files_are_read_and_ordered(file, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script", "--config", str(file), "--use_cpu", "true"])
     args, _, training_args, _ = parse(sft_llmrg4.RecipeArguments, FusionParts, ScenarioSFTConfig, ModelConfig)

@@ -604,7 +604,7 @@ def test_refused(call, chexberts, tmp_path):
         (empty, model, new, (), "test.parquet has no rows"),
         (good, model, new, ("--splits", "dev"), "no split 'dev' .has train, test"),
         (good, tmp_path / "absent", new, (), "--model: there is no model .*absent: no such folder"),
-        (good, bert, new, (), "--model: .* is no CheXbert"),
+        (good, bert, new, (), "--model: .*bert has no tokenizer"),
         (good, model, new, ("--threshold", "1"), "--threshold must be"),
         (good, model, new, ("--tolerance", "0"), "--tolerance must be"),
         (good, model, new, ("--max_nodes", "4"), "--max_nodes must be"),
