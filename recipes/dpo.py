@@ -46,14 +46,15 @@ def main() -> None:
     ################
     processor = load_base_processor(model_args, args.min_pixels, args.max_pixels)
     peft_config = get_peft_config(model_args)
-    model, reference = (
+    # With LoRA the reference is the model without its adapter, and is not loaded a second time.
+    model, *references = (
         AutoModelForImageTextToText.from_pretrained(
             model_args.model_name_or_path,
             dtype=model_args.dtype,
             attn_implementation=model_args.attn_implementation,
             revision=model_args.model_revision,
         )
-        for _ in range(2)
+        for _ in range(1 if peft_config else 2)
     )
 
     ################
@@ -61,7 +62,7 @@ def main() -> None:
     ################
     trainer = PreferenceTrainer(
         model=model,
-        ref_model=None if peft_config else reference,
+        ref_model=next(iter(references), None),
         args=training_args,
         train_dataset=samples["train"],
         eval_dataset=samples.get("validation"),

@@ -18,7 +18,7 @@ from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.checkpoints import shuffle_by_epoch
 from recipes.trainers.config import PolicyConfig
 from recipes.trainers.shared_prefix import SharePrefixConfig, SharesPrefix
-from recipes.trainers.study_inputs import STUDY_INPUTS, StudyInputs
+from recipes.trainers.study_inputs import StudyInputs
 from recipes.trainers.vllm_images import ImageGeneration
 from rewards.completions import parse_completion
 
@@ -28,11 +28,6 @@ EVALUATED = (  # what TRL logs in an evaluation
     *(f"completions/{figure}_terminated_length" for figure in ("mean", "min", "max")),
     *(f"clip_ratio/{figure}" for figure in ("low_mean", "low_min", "high_mean", "high_max", "region_mean")),
 )
-
-PASS_INPUTS = (
-    "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
-    "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
-)  # fmt: skip
 
 
 @dataclass
@@ -81,15 +76,6 @@ def paper_advantages(rewards: torch.Tensor, num_generations: int, std_epsilon: f
     return torch.nan_to_num(deviation / sigma, nan=0.0).view(-1)
 
 
-def check_pass_inputs(fields: dict) -> None:
-    """Raises InputError where a processor's `fields` for the prompts hold one that GRPOTrainer trains without."""
-    if unknown := sorted(set(fields) - {*PASS_INPUTS, *STUDY_INPUTS}):
-        raise InputError(
-            f"the model reads {', '.join(unknown)} of these prompts to write, and GRPOTrainer does not hand it on to "
-            "training"
-        )
-
-
 class MRGR1Trainer(StudyInputs, SharesPrefix, RecipeTrainer, GRPOTrainer):
     """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's.
 
@@ -114,11 +100,6 @@ class MRGR1Trainer(StudyInputs, SharesPrefix, RecipeTrainer, GRPOTrainer):
 
     def _get_train_sampler(self, dataset=None):
         return shuffle_by_epoch(super()._get_train_sampler(dataset))
-
-    def _tokenize_prompts(self, prompts):
-        prompt_ids, images, fields = super()._tokenize_prompts(prompts)
-        check_pass_inputs(fields)
-        return prompt_ids, images, fields
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

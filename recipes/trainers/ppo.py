@@ -28,10 +28,10 @@ from recipes.files import InputError
 from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.checkpoints import shuffle_by_epoch, weights_are_split
 from recipes.trainers.config import PolicyConfig
-from recipes.trainers.grpo import EVALUATED, PASS_INPUTS, check_pass_inputs
+from recipes.trainers.grpo import EVALUATED
 from recipes.trainers.image_memory import image_encoder
 from recipes.trainers.shared_prefix import SharePrefixConfig, SharesPrefix
-from recipes.trainers.study_inputs import StudyInputs
+from recipes.trainers.study_inputs import PASS_INPUTS, StudyInputs
 from recipes.trainers.vllm_images import ImageGeneration
 
 STATE_FILE = "ppo_state.safetensors"
@@ -422,11 +422,6 @@ class PPOTrainer(StudyInputs, SharesPrefix, RecipeTrainer, GRPOTrainer):
             self.value_head.load_state_dict(head)
         if state and self.args.kl_controller == "ziegler":
             self.kl_coef = state["kl_coef"].item()
-
-    def _tokenize_prompts(self, prompts):
-        prompt_ids, images, fields = super()._tokenize_prompts(prompts)
-        check_pass_inputs(fields)
-        return prompt_ids, images, fields
 
     def _generate(self, prompts):
         """TRL's; the value head is away, since vLLM is sent every parameter and knows no such layer."""

@@ -12,7 +12,22 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from recipes.files import InputError
+
+PASS_INPUTS = (
+    "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
+    "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
+)  # fmt: skip
 STUDY_INPUTS = ("view_mask", "prior_input_ids", "prior_attention_mask")  # one row per completion
+
+
+def check_pass_inputs(fields: dict) -> None:
+    """Raises InputError where a processor's `fields` for the prompts hold one that GRPOTrainer trains without."""
+    if unknown := sorted(set(fields) - {*PASS_INPUTS, *STUDY_INPUTS}):
+        raise InputError(
+            f"the model reads {', '.join(unknown)} of these prompts to write, and GRPOTrainer does not hand it on to "
+            "training"
+        )
 
 
 @contextmanager
@@ -52,6 +67,7 @@ class StudyInputs:
 
     def _tokenize_prompts(self, prompts):
         prompt_ids, images, fields = super()._tokenize_prompts(prompts)
+        check_pass_inputs(fields)
         study = {}
         for name in set(STUDY_INPUTS) & set(fields):
             rows = [torch.as_tensor(row, device=self.accelerator.device) for row in fields[name]]

@@ -1164,7 +1164,7 @@ def test_overridden_signatures_are_trls(method, parameters):
 
 
 def test_the_passes_inputs_are_trls():
-    from recipes.trainers.grpo import PASS_INPUTS
+    from recipes.trainers.study_inputs import PASS_INPUTS
 
     names = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
     assert names[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]

@@ -33,10 +33,10 @@ from recipes.sft_mrgr1 import MRGR1SFTTrainer
 from recipes.trainers.clinical_evaluation import ClinicalEvaluation
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.disease_sft import UNKNOWN, DiseaseSFTTrainer
-from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer, check_pass_inputs
+from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.ppo import PPOConfig, PPOTrainer
 from recipes.trainers.scenario_sft import ScenarioSFTConfig, ScenarioSFTTrainer
-from recipes.trainers.study_inputs import with_study_inputs
+from recipes.trainers.study_inputs import check_pass_inputs, with_study_inputs
 from recipes.trainers.weighted_sft import WeightedSFTConfig, WeightedSFTTrainer
 
 PROMPT = "{prior_report}{indication}Report the findings of this chest X-ray."
