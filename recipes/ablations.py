@@ -4,7 +4,7 @@
     make ablations SYSTEM=mrgr1 SEEDS=0                   # python recipes/ablations.py --system mrgr1 --seeds 0
     make ablations SYSTEM=mrgr1 ROW="mccs ce_f1"          # these rows and the whole system
     make ablations SYSTEM=mrgr1 ROW="mccs ce_f1 severity" DATA=openi    # on real reports with stand-in images
-    python recipes/ablations.py --write_results true      # also puts the tables into recipes/RESULTS.md
+    python recipes/ablations.py --write_results true      # also puts tables and picture into recipes/RESULTS.md
 
 A row is a YAML in recipes/configs/SYSTEM/ablations that changes a base, here the demo's. A lab with GPUs gives it
 another base: accelerate launch recipes/grpo_mrgr1.py --config recipes/configs/mrgr1/mimic.yaml \
@@ -12,7 +12,7 @@ another base: accelerate launch recipes/grpo_mrgr1.py --config recipes/configs/m
 
 Each stage is a command that is printed before it runs; one that has finished is not run again unless its command, its
 config files or its inputs changed (`--fresh` starts over). outputs/ablations gets SYSTEM.json, SYSTEM.md, SYSTEM.html
-(on Open-i SYSTEM_openi) and results.json, whose checks say whether each claim holds.
+(on Open-i SYSTEM_openi), claims.png and results.json, whose checks say whether each claim holds.
 """
 
 import json
@@ -25,7 +25,7 @@ from recipes.cli import parse, report, run
 from recipes.data.labels import load_labeler, read_labelled
 from recipes.demos.ablation_figures import count_inputs, format_check, measure, reward_spread, token_check
 from recipes.demos.ablation_matrix import JUDGES, PAIRS, goal_checks, make_judges, measure_matrix, rewards_of
-from recipes.demos.ablation_page import sample_reports, update_results, write_markdown, write_page
+from recipes.demos.ablation_page import draw_claims, sample_reports, update_results, write_markdown, write_page
 from recipes.demos.ablation_runs import DATA, PHANTOM, ROWS, check_data, choose_rows, home_of, plan
 from recipes.demos.figures import make_check
 from recipes.demos.reward_habits import read_runs, reward_habits
@@ -50,7 +50,7 @@ class AblationArguments:
     )
     out: str = field(default="outputs/ablations", metadata={"help": "Folder for everything, from the project root."})
     write_results: bool = field(
-        default=False, metadata={"help": "Whether to put the tables into recipes/RESULTS.md too."}
+        default=False, metadata={"help": "Whether to put tables and picture into recipes/RESULTS.md too."}
     )
     fresh: bool = field(default=False, metadata={"help": "Whether to run every stage again."})
 
@@ -122,6 +122,11 @@ def main() -> None:
         for check in [*results["claims"], *results["other_checks"]]
     ]
     papers = [results for results in systems.values() if results["data"] == PHANTOM]
+    if any(results["claims"] for results in papers):
+        picture = draw_claims({results["system"]: results for results in papers})
+        picture.savefig(f"{args.out}/claims.png", dpi=110)
+        if args.write_results:
+            picture.savefig("recipes/demos/claims.png", dpi=110)
     if len(papers) == len(ROWS) and min(len(results["seeds"]) for results in papers) >= 3:
         hours = sum(sum(results["stages"].values()) for results in papers) / 3600
         checks.append(make_check("everything, hours", hours, "<= 3"))

@@ -21,6 +21,7 @@ test.parquet, build.json (arguments, counts), and skipped.csv: what was left out
 
 import json
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from recipes.cli import parse, run
 from recipes.data.columns import TableReader, join_images, match_columns
@@ -37,6 +38,8 @@ def argument(default, help: str):
 @dataclass
 class BuildArguments:
     """Arguments of the builder."""
+
+    marker: ClassVar[str] = "build.json"
 
     table: str = field(metadata={"help": "Table of the studies: a file, or a folder with metadata.csv or .jsonl."})
     images: str = field(metadata={"help": 'Folder of the images, or a pattern such as "images/{study_id}/*".'})
@@ -71,6 +74,11 @@ def main() -> None:
         matched = match_two_tables(records, image_records, requested, arguments)
     else:
         matched = match_columns(names_of(records), requested)
+    if arguments.reports and "report_file" not in matched:
+        raise InputError(
+            f"--reports is a folder of files that a column names, and {arguments.table} has no such column: name it, "
+            "as in --columns report_file=Datei"
+        )
     print("columns:", ", ".join(f"{meaning} = {column}" for meaning, column in matched.items()), flush=True)
     reader = TableReader(matched, arguments.images, arguments.reports, arguments.date_format)
     studies, skipped = reader.studies(records, arguments.subjects)

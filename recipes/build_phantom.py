@@ -46,6 +46,7 @@ from rewards.scenarios import SCENARIOS
 class BuildArguments:
     """What to build; sizes count studies."""
 
+    marker: ClassVar[str] = "build.json"
     ranges: ClassVar[dict[str, Range]] = {
         **dict.fromkeys(("n_train", "n_validation", "n_test"), COUNT),
         "size": Range(64, 1024),

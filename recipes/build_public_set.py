@@ -14,7 +14,7 @@ skipped.csv: what was left out, and why. None of the sets may be given on: what 
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from recipes.build_from_table import argument, show
 from recipes.cli import parse, run
@@ -29,6 +29,8 @@ SETS = ("rexgradient-160k", "chexpert-plus", "padchest-gr", "rexrank")
 @dataclass
 class BuildArguments:
     """Arguments of the builder."""
+
+    marker: ClassVar[str] = "build.json"
 
     set: Literal[SETS] = field(metadata={"help": "Public set to build."})
     root: str = field(metadata={"help": "Folder with the set's files as they came (rexrank: with its images)."})

@@ -215,7 +215,8 @@ def to_samples(
     study's report (MRG-R1 section IV-A), `frontal` keeps a study's first image, `all` gives all of them at once,
     `frontal+lateral` its first frontal and first lateral one, as LLM-RG4 takes them: raises InputError naming the
     study where the first image is no frontal one. `completion`: `plain` adds the report as the assistant's message,
-    `reasoning` adds `write_answer` of it.
+    `reasoning` adds `write_answer` of it; with it `length`, the characters of prompt and answer, by which
+    `train_sampling_strategy: group_by_length` puts samples into batches.
 
     No image is copied: a sample holds the places of its images in `rows`, and they are read when it is asked for, mode
     "RGB". The header and the end of each image's file are looked at first, with `check` all of it (`measure_images`,
@@ -231,7 +232,7 @@ def to_samples(
     images = images.with_format("arrow")  # which decodes nothing
 
     def explode(batch: dict, numbers: list[int]) -> dict:
-        out = {name: [] for name in ("prompt", "images", *keep, *(("completion",) if completion else ()))}
+        out = {name: [] for name in ("prompt", "images", *keep, *(("completion", "length") if completion else ()))}
         for i, report in enumerate(batch["report"]):
             if completion:
                 study_id = batch["study_id"][i] if "study_id" in batch else numbers[i]
@@ -249,6 +250,7 @@ def to_samples(
                     out[name].append(None if name == "boxes" and places[0]["place"] else batch[name][i])
                 if completion:
                     out["completion"].append([{"role": "assistant", "content": answer}])
+                    out["length"].append(len(text) + len(answer))
         return out
 
     with one_process_first():

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset
+from matplotlib.figure import Figure
 
-from recipes.demos.ablation_figures import AGREE, DISAGREE
-from recipes.demos.ablation_matrix import DIFFERENCES, GOALS, MATRIX, PAIRS, differences_table, matrix_table
+from recipes.demos.ablation_figures import AGREE, DISAGREE, OPEN
+from recipes.demos.ablation_matrix import DIFFERENCES, MATRIX, PAIRS, differences_table, matrix_table
 from recipes.demos.ablation_runs import PHANTOM, row_reports
 from recipes.demos.page import choose_studies, render
 from recipes.demos.reward_habits import HABITS, MEANING, REFERENCES
@@ -31,6 +32,7 @@ HEADLINE = (  # what the Markdown shows; the page has all figures
     *("mccs", "bleu-4", "radcliq_lite-v1"),
 )
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
+COLOURS = {AGREE: "#2a7f4f", DISAGREE: "#b3372f", OPEN: "#777777"}
 SPREAD = "Spread of the rewards within a study's four samples, before anything was learned:"
 
 
@@ -126,33 +128,42 @@ def _habit(figure: dict) -> str:
 
 
 def write_markdown(file: str | Path, results: dict) -> str:
-    """Writes the claims, the headline figures and the paired rewards of a system's `results` to `file`; returns them.
+    """Writes one table of a system's `results` to `file` and returns it.
 
-    `write_page` has every figure; recipes/RESULTS.md says what a cell holds.
+    On a phantom the headline figures of all groups, beside the paper's; on other data, which the paper has not, what
+    judges say of the rows that the severity reward is compared with. `write_page` has every figure, `draw_claims` the
+    claims; recipes/RESULTS.md says what a cell holds.
     """
     seeds = ", ".join(map(str, results["seeds"]))
-    on_phantom, lines = results["data"] == PHANTOM, [f"Seeds {seeds}."]
-    if on_phantom:
-        lines = [f"Seeds {seeds}; the paper's figures are those on {DATA[results['system']]}."]
-    lines += ["", *_claims_table(results).to_markdown()]
-    for group in results["groups"] * on_phantom:  # with other images than the paper's
-        columns = [name for name in group["columns"] if name in HEADLINE]
-        table = _group_table(group | {"columns": columns}, _headline_cell)
-        lines += ["", f"{group['title']}, {group['studies']} test studies:", "", *table.to_markdown()]
-    if matrix := results["matrix"]:
+    lines = [f"Seeds {seeds}; the paper's figures are those on {DATA[results['system']]}."]
+    table = _headline_table(results["groups"])
+    if results["data"] != PHANTOM:
+        matrix = results["matrix"]
         paired = {"base", REFERENCES, TEMPLATE, *(row for pair in PAIRS for row in pair)}
         rows = {row: figures for row, figures in matrix["rows"].items() if row in paired}
         table = matrix_table(matrix | {"rows": rows}, results["groups"][0]["names"], intervals=False)
-        lines += ["", f"Trained on one reward, judged by others, {matrix['studies']} test studies:", ""]
-        lines += table.to_markdown()
-        goals = [entry for entry in matrix["differences"] if (entry["system"], entry["minus"]) in GOALS]
-        if goals:
-            table = differences_table(matrix | {"differences": goals}, by_seed=False)
-            lines += ["", DIFFERENCES, "", *table.to_markdown()]
-    text = "\n".join(lines) + "\n"
+        lines = [f"Seeds {seeds}; {matrix['studies']} test studies."]
+    text = "\n".join([*lines, "", *table.to_markdown()]) + "\n"
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text
+
+
+def _headline_table(groups: list[dict]) -> Table:
+    """The rows of all groups under the figures of `HEADLINE` that any of them has; a group begins with its title."""
+    columns = [name for name in HEADLINE if any(name in group["columns"] for group in groups)]
+    titles = [describe(name)["short"] + ARROWS[describe(name)["better"]] for name in columns]
+    rows = []
+    for group in groups:
+        rows.append([f"*{group['title']}, {group['studies']} test studies*", *[""] * len(columns)])
+        for row, name in group["names"].items():
+            figures = group["rows"].get(row)
+            cells = [_headline_cell(figures[name]) if name in figures else "" for name in columns] if figures else []
+            title = f"**{name}**" if row == group["full"] else name
+            rows.append([title, *(cells or ["not run", *[""] * (len(columns) - 1)])])
+        template = group[TEMPLATE]
+        rows.append([TEMPLATE, *(f"{template[name]:.3f}" if name in template else "" for name in columns)])
+    return Table(["row", *titles], rows)
 
 
 def _headline_cell(figure: dict) -> str:
@@ -169,6 +180,29 @@ def write_page(file: str | Path, results: dict, shown: list[dict[str, str]]) -> 
     paper = read_results()["papers"][results["system"]]["title"]
     values = {"paper": paper, "explanation": explain(results), "tables": make_tables(results), "shown": shown}
     render(file, "ablations.html.jinja", **results, **values)
+
+
+def draw_claims(systems: dict[str, dict]) -> Figure:
+    """The claims of all `systems` (name -> results): better row minus worse with its 95 % interval, a line a claim.
+
+    Filled and green where a claim agrees with the paper, red where it disagrees, grey where it is not significant.
+    """
+    claims = [(home, claim) for home, results in systems.items() for claim in results["claims"]]
+    figure = Figure(figsize=(10, 1 + 0.3 * len(claims)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, claim) in enumerate(claims):
+        gain, colour = claim["gain"], COLOURS[claim["verdict"]]
+        axes.plot([gain["low"], gain["high"]], [place, place], color=colour, linewidth=2)
+        axes.plot(gain["value"], place, "o", color=colour)
+        axes.plot(gain["by_seed"], [place] * len(gain["by_seed"]), "|", color=colour, markersize=9)
+        axes.annotate(f"{gain['value']:+.3f}", (gain["value"], place - 0.22), ha="center", fontsize=7)
+    axes.set_yticks(range(len(claims)), [f"{home}: {claim['name']}" for home, claim in claims], fontsize=8)
+    axes.axvline(0, color="#888888", linewidth=0.8)
+    axes.set_ylim(len(claims) - 0.5, -0.8)
+    axes.set_xlabel("better row minus worse, 95 % interval; strokes: seeds; RadCliQ with its sign turned", fontsize=9)
+    handles = [axes.plot([], [], color=colour, label=verdict)[0] for verdict, colour in COLOURS.items()]
+    axes.legend(handles=handles, fontsize=8, loc="lower right")
+    return figure
 
 
 def update_results(file: str | Path, system: str, table: str) -> None:

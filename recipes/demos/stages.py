@@ -32,7 +32,10 @@ from recipes.progress import PERIOD, is_quiet
 COUNT = re.compile(r"(\d+)/(\d+)(?: \[|:|, | +\d+%)")
 # GOMP_SPINCOUNT: two threads that wait for each other spin at first; with the default, any other work on the two
 # cores slows training up to twentyfold (measured: 5.9 s idle, 113 s beside other work, 18 s with this value)
+# MALLOC_: without them glibc gives the memory of a step back to the system and asks for it anew in the next one
+# (measured in 40 steps of the tiny model's SFT: 2.8 million page faults, with these values 0.8, and 17 % less time)
 QUIET = {"GOMP_SPINCOUNT": "10000", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+QUIET |= {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "536870912"}  # bytes
 QUIET[PERIOD] = "2"  # seconds between two lines that this display reads
 
 

@@ -183,6 +183,15 @@ class RecipeTrainer:
             raise InputError("no push was prepared: set push_to_hub in the trainer's arguments")
         return push_checkpoint(self.setup.repository, self.args.output_dir) if self.setup.repository else None
 
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        # What samples are grouped by is no input of a model, and Trainer would drop it before it groups.
+        if (
+            self.args.train_sampling_strategy != "random"
+            and self.args.length_column_name not in self._signature_columns
+        ):
+            self._signature_columns.append(self.args.length_column_name)
+
     def _get_dataloader(self, *args, **kwargs):
         return shield_workers(super()._get_dataloader(*args, **kwargs))
 

@@ -88,7 +88,7 @@ def bases(shelf: Path) -> dict[str, dict]:
         "demo": {"out": "out/demo"}, "ablations": {"out": "out/ablations"},
         "app": {"models": model["qwen"], "prompt_files": "prompts/zero_shot.txt", "views": "frontal", "port": 7999},
         "generate_region_descriptions": {"llm": "absent/llm", "out": "out/regions.json"},
-        "reward_card": {"out": "out/card", "data": shelf / "files", "rewards": "mccs_reward", "reports": 10,
+        "reward_card": {"out": "out/card", "data": shelf / "files", "rewards": "mccs", "reports": 10,
                         "resamples": 10},
         "setup_gpu": {"flash_attn": "false"},
     }  # fmt: skip
@@ -312,21 +312,20 @@ def add_outputs(add, shelf: Path) -> None:
         if name not in base:
             continue
         missing = {argument: path for argument, path in absent.items() if argument in base}
-        wrong = shelf if script in ("generate", "generate_region_descriptions") else file  # which write a file
+        writes_file = script in ("generate", "generate_region_descriptions", "build_preferences")
+        wrong = shelf if writes_file else file
         add("outputs", script, f"{name}.*(folder|file)", **missing, **{name: wrong})
         add("outputs", script, f"{name}.*text.pth", **missing, **{name: file / "run/out"})
         add("outputs", script, f"{name}.*/proc", **missing, **{name: "/proc/run/out"})
         add("outputs", script, f"{name}.*/sys", **missing, **{name: "/sys/out"})
-    late = ("weigh_tokens", "build_from_table", "build_public_set")  # after their small input is read, before the work
     occupied = ("build_tiny", "evaluate", "weigh_tokens", "build_mimic_rg4", "build_phantom", "build_iu_xray",
                 "build_from_table", "build_mimic_cxr", "build_public_set", "certify", "convert_chexbert",
                 "convert_crepe", "convert_discbert", "convert_biomedclip", "convert_llmrg4", "convert_radgraph",
                 "generate_region_descriptions")  # fmt: skip
     for script in occupied:
-        names = () if script in late else bases(shelf)[script]
+        # weigh_tokens finds it after its small input is read, before the work
+        names = () if script == "weigh_tokens" else bases(shelf)[script]
         missing = {argument: path for argument, path in absent.items() if argument in names}
-        if script == "build_public_set":  # whose files nobody has here
-            continue
         add("outputs", script, "out.*(folder|earlier|file)", **missing, out=shelf / "images")
 
 
@@ -343,7 +342,7 @@ def add_names(add, shelf: Path) -> None:
         add("rewards", script, "reward_weights", rewards=["mccs", "bleu"], reward_weights=["1", "1", "1"])
         for reward, argument in (("crepe", "crepe"), ("radgraph", "radgraph"), ("bertscore", "bertscore")):
             add("rewards", script, reward, rewards=reward, reward_weights=1, **{argument: "absent/model"})
-    add("rewards", "reward_card", "bleux", rewards=["mccs_reward", "bleux"])
+    add("rewards", "reward_card", "bleux", rewards=["mccs", "bleux"])
     add("rewards", "reward_card", "os", rewards="os.path")
     for script in (*TRAINERS, *LABELERS):
         for tracker in ("wandb", "tensorboardx"):

@@ -329,6 +329,21 @@ def test_images_of_a_pattern_and_columns_by_name(lab, monkeypatch):
     assert studies["s3"]["views"] == ["AP"] and studies["s4"]["report"] == "Edema."
 
 
+def test_a_folder_in_use_is_told_before_the_table_is_read(lab, monkeypatch):
+    (lab / "out").mkdir()
+    (lab / "out/thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="out exists and is no earlier result"):
+        build(lab, lab / "no_such_table.csv", monkeypatch=monkeypatch)
+    assert (lab / "out/thesis.txt").read_text() == "mine"
+
+
+def test_reports_without_a_column_that_names_them(lab, monkeypatch):
+    table = write_csv(lab / "studies.csv", ROWS)
+    with pytest.raises(InputError, match="--reports is a folder of files that a column names"):
+        build(lab, table, "--reports", str(lab), monkeypatch=monkeypatch)
+    assert not (lab / "out").exists()
+
+
 def test_what_is_left_out_is_counted_and_named(lab, monkeypatch):
     rows = [*ROWS, *[dict(ROWS[4], study_id=f"s{number}", subject_id=f"p{number}") for number in range(5, 9)]]
     rows[5]["report"], rows[6]["report"] = "None", "Clear. <|image_pad|>"
