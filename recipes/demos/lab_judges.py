@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from recipes.demos.ablation_matrix import JUDGES, Resampled, compare, make_judges, resample
 from recipes.demos.figures import make_check
 from recipes.demos.lab_cluster import cluster_failure
-from recipes.demos.lab_plan import BASE, SHUFFLED, TEST, Plan, batch_of, site_reports
+from recipes.demos.lab_plan import BASE, SAMPLED, SHUFFLED, TEST, Plan, batch_of, site_reports
 from recipes.demos.mrgr1 import cost_of_training
 from recipes.demos.page import read_history
 from recipes.demos.reward_habits import habits_of_runs
@@ -333,7 +333,7 @@ def _cost_of_seed(home: str, plan: Plan, row: str, record: Mapping[str, dict]) -
         cost["seconds"] += training["seconds"]
         cost["generated"] += samples * float(np.mean(lengths)) if lengths else 0.0
         read.append(training["tokens"])
-    if algorithm.is_paired:
+    if algorithm.pairs == SAMPLED:
         files = sorted(Path(home).glob("samples*.jsonl"))
         lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         cost["generated"] = float(sum(line.get("tokens", 0) for line in lines))

@@ -21,21 +21,19 @@ from rewards.table import REWARDS
 
 BASE, TEST, SHUFFLED = "base", "test", "shuffled"
 PLACES = ("folder", "home", "seed", "pairs")  # what words may name in braces
+SAMPLED, RETRIEVED = "sampled", "retrieved"
 SAMPLINGS = 4  # reports of a study that a preference pair is chosen from
 COUNTED = ("effective_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations")
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """`train`: words of the trainings, one after the other; `texts`: reports in a row of their batches."""
+    """`train`: words of the trainings, one after the other; `texts`: reports in a row of their batches; `pairs`: of
+    preference learning, whether its pairs are `sampled` from the base or `retrieved` (RRG-DPO)."""
 
     train: list[str]
     texts: int = 1
-
-    @property
-    def is_paired(self) -> bool:
-        """Whether it learns from preference pairs."""
-        return any("{pairs}" in words for words in self.train)
+    pairs: str | None = None
 
     @property
     def is_supervised(self) -> bool:
@@ -218,6 +216,9 @@ def check_plan(plan: Plan, file: str) -> None:
             check_name(other, plan.rows, f"{place}, row {name}", "rows")
         if bool(row.time_of) != bool(row.rate_of):
             raise InputError(f"{place}, row {name}: time_of and rate_of go together")
+    for name, algorithm in plan.algorithms.items():
+        if algorithm.pairs:
+            check_name(algorithm.pairs, (SAMPLED, RETRIEVED), f"{place}, algorithm {name}", "sources of pairs")
     check_words(plan, place)
     for name in plan.rows:
         if not plan.missing_files(name):
@@ -326,10 +327,10 @@ def row_jobs(plan: Plan, folder: str, seed: int, name: str, share: float = 1.0) 
     jobs = []
     if row.algorithm:
         algorithm = plan.algorithms[row.algorithm]
-        if algorithm.is_paired:
-            jobs += pair_jobs(plan, places, seed, name, [model, dataset], paid or ["--rewards", "severity"])
+        if algorithm.pairs:
+            jobs += pair_jobs(plan, places, seed, name, [model, dataset], paid)
             paid = []
-        is_rl = not algorithm.is_paired and not algorithm.is_supervised
+        is_rl = not algorithm.pairs and not algorithm.is_supervised
         steps = steps_of(plan, name, share)
         for number, (words, length) in enumerate(zip(algorithm.train, steps, strict=True), 1):
             last = number == len(steps)
@@ -352,15 +353,17 @@ def row_jobs(plan: Plan, folder: str, seed: int, name: str, share: float = 1.0) 
 def pair_jobs(
     plan: Plan, places: Mapping[str, object], seed: int, name: str, start: list[str], paid: list[str]
 ) -> list[Job]:
-    """Reports of the base, and the pairs that a row's rewards make of them; `start`: the base and the data set."""
+    """The pairs of a row; where its rewards rank reports of the base, these too. `start`: the base and the data set."""
     samples, jobs = [], []
     model, dataset = start
-    for number in range(1, SAMPLINGS + 1):
+    is_sampled = plan.algorithms[plan.rows[name].algorithm].pairs == SAMPLED
+    for number in range(1, SAMPLINGS + 1) if is_sampled else ():
         samples.append(f"{places['home']}/samples{number}.jsonl")
         command = ["generate.py", *fill(f"{plan.data.generate} {plan.data.sample}", **places), "--split", "train"]
         command += ["--seed", str(number), "--model", model, "--dataset", dataset, "--out", samples[-1]]
         jobs.append(job_of(f"seed {seed}: samples {number} of the base", command))
-    command = ["build_preferences.py", "--dataset", dataset, *paid, "--predictions", *samples]
+    source = [*paid, "--predictions", *samples] if is_sampled else ["--rejected", "retrieved"]
+    command = ["build_preferences.py", "--dataset", dataset, *source]
     jobs.append(job_of(f"seed {seed}: pairs of {name}", [*command, "--out", str(places["pairs"])]))
     return jobs
 

@@ -17,7 +17,7 @@ ALL = (
     *READERS, "ablations", "app", "build_from_table", "build_iu_xray", "build_mimic_cxr", "build_phantom",
     "build_public_set", "certify", "convert_biomedclip", "convert_chexbert", "convert_crepe", "convert_discbert",
     "convert_llmrg4", "convert_radgraph", "demo", "generate_region_descriptions", "push_checkpoint", "reward_card",
-    "setup_gpu", "dpo", "rl_llmrg4", "build_preferences",
+    "setup_gpu", "dpo", "rl_llmrg4", "build_preferences", "lab",
 )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def bases(shelf: Path) -> dict[str, dict]:
                              "tokenizer": shelf / "models/bert"},
         "convert_llmrg4": {"checkpoint": shelf / "files/text.pth", "out": "out/model"},
         "convert_radgraph": {"archive": shelf / "files/text.pth", "out": "out/model"},
-        "demo": {"out": "out/demo"}, "ablations": {"out": "out/ablations"},
+        "demo": {"out": "out/demo"}, "ablations": {"out": "out/ablations"}, "lab": {"out": "out/lab"},
         "app": {"models": model["qwen"], "prompt_files": "prompts/zero_shot.txt", "views": "frontal", "port": 7999},
         "generate_region_descriptions": {"llm": "absent/llm", "out": "out/regions.json"},
         "reward_card": {"out": "out/card", "data": shelf / "files", "rewards": "mccs_reward", "reports": 10,
@@ -300,6 +300,7 @@ def add_numbers(add, shelf: Path) -> None:
     add("numbers", "demo", "seeds", seeds="-1")
     add("numbers", "demo", "seeds", seeds=["1", "1"])
     add("numbers", "ablations", "seeds", seeds="nan")
+    add("numbers", "lab", "no whole number of steps", samples=100)
 
 
 def add_outputs(add, shelf: Path) -> None:
@@ -362,6 +363,8 @@ def add_names(add, shelf: Path) -> None:
         add("choices", script, "views|split|preset", **{"evaluate": {"split": "tset"}}.get(script, {"views": "side"}))
     add("choices", "demo", "system", system="mrgr2")
     add("choices", "ablations", "mrgr2", system="mrgr2")
+    add("choices", "lab", "did you mean mrgr1", system="mrgr2")
+    add("choices", "lab", "did you mean grpo_mccs", row="grpo_mcs")
     add("choices", "certify", "radgraf", only="radgraf")
     add("choices", "build_phantom", "scenarios", scenarios="xx")
     add("choices", "build_public_set", "set", set="mimic")
