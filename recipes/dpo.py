@@ -4,9 +4,9 @@
         --model_name_or_path outputs/phantom/sft --prompt_file prompts/mrgr1_tiny.txt --views frontal --use_cpu true
 
 recipes/build_preferences.py makes the pairs. The prompt, the views and the range of pixels are those that the model
-was trained with; encoders are frozen and LoRA placed as in recipes/rl.py. TRL's DPOTrainer does the rest: `--loss_type`,
-`--beta`, `--ld_alpha` are its own. recipes/configs/mrgr1/algorithms/rrg_dpo.yaml is RRG-DPO, mrgr1/dpo_phantom.yaml for
-two CPU cores.
+was trained with; encoders are frozen and LoRA placed as in recipes/rl.py. TRL's DPOTrainer does the rest:
+`--loss_type`, `--beta`, `--ld_alpha` are its own. recipes/configs/mrgr1/algorithms/rrg_dpo.yaml is RRG-DPO,
+mrgr1/dpo_phantom.yaml is for two CPU cores.
 """
 
 from dataclasses import dataclass, field

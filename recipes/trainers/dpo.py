@@ -4,7 +4,7 @@ RRG-DPO (MICCAI 2025) changes DPO in two places, both off unless set: a report's
 over its tokens, in which those of sentences whose findings conflict between the two reports weigh more
 (`conflict_weight`), and a chosen report that the policy finds less likely than the reference does lowers the margin
 (`chosen_penalty`). CheXalign (arXiv 2410.07025) adds the difference of lengths to it (`length_weight`). With m the
-policy's log-ratio of the chosen to the rejected report less the reference's, d = log p(chosen) - log p_ref(chosen), and
+policy's log-ratio of the chosen to the rejected report less the reference's, d = log p(chosen) - log p_ref(chosen) and
 n the tokens of each, the loss of a pair is
 
     -log sigmoid(beta x (m - chosen_penalty x max(0, -d)) + length_weight x (n_chosen - n_rejected))
@@ -175,7 +175,7 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
     def _weighed(self, weights: torch.Tensor | None) -> Iterator[list[torch.Tensor]]:
         """Within it the log-probabilities of policy and reference are weighed before TRL adds them up.
 
-        Yields a list that gets the sums of each pass, (2 x pairs,), the policy's first. `weights`: (2 x pairs, length).
+        Yields a list that gets the sums of each pass, (2 x pairs,), the policy's first. `weights`: (2 x pairs, tokens).
         """
         passes: list[torch.Tensor] = []
         if weights is None and not self.args.changes_margin:

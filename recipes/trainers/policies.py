@@ -64,7 +64,8 @@ def choose_algorithm(name: str) -> tuple[type, type]:
     """
     if name not in ALGORITHMS:
         raise InputError(
-            f"there is no algorithm {name!r}: choose among {', '.join(ALGORITHMS)} (preference learning: recipes/dpo.py)"
+            f"there is no algorithm {name!r}: choose among {', '.join(ALGORITHMS)} (preference learning: "
+            "recipes/dpo.py)"
         )
     return ALGORITHMS[name]
 

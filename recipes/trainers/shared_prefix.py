@@ -1,7 +1,7 @@
 """Each study is read once per group: completions of one prompt share its tokens and its images in every pass.
 
-GRPO, RLOO and PPO ask a model for the log-probabilities of several completions of one prompt. TRL's pass repeats the prompt
-in each row: G x (P + C) tokens. Here the rows of a batch that have one prompt and one study's images become
+GRPO, RLOO and PPO ask a model for the log-probabilities of several completions of one prompt. TRL's pass repeats the
+prompt in each row: G x (P + C) tokens. Here the rows of a batch that have one prompt and one study's images become
 
     [prompt 1 | prompt 2 | ... | completion 1 | completion 2 | ... ]
 
@@ -542,7 +542,7 @@ def gather_groups(batches: list[dict], window: int) -> list[dict]:
 
 
 class SharesPrefix:
-    """Before TRL's GRPOTrainer or RLOOTrainer among a class's bases, whose constructor calls `_share_prefix` at its end.
+    """Before TRL's GRPOTrainer or RLOOTrainer among a class's bases; its constructor calls `_share_prefix` at its end.
 
     What it does is in this file's first lines; `args.share_prefix` is `SharePrefixConfig`'s.
     """

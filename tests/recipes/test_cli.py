@@ -136,7 +136,7 @@ def test_a_setting_before_the_others(words, value, tmp_path, monkeypatch):
 
 def test_a_setting_in_a_file_that_is_not_there(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script", "--config", "absent.yaml"])
-    with pytest.raises(InputError, match="there is no config file absent.yaml"):
+    with pytest.raises(InputError, match=r"there is no config file absent\.yaml"):
         read_setting("name", "default")
 
 

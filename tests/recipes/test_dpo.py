@@ -18,9 +18,9 @@ from trl import DPOConfig, DPOTrainer
 from modeling.tiny_llmrg4 import build_llmrg4
 from recipes import build_preferences, dpo
 from recipes.build_phantom import BuildArguments, build_row
+from recipes.data.processors import load_processor
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split, write_dataset
-from recipes.data.processors import load_processor
 from recipes.evaluation.preferences import (
     COUNTS,
     jaccard,
@@ -388,7 +388,7 @@ def answer(batch: dict, row: int) -> list[int]:
 
 
 def test_the_penalty_has_a_gradient(tmp_path):
-    """d(loss)/d(log p of the chosen), where it is less likely than in the reference: -beta (1 + weight) sigmoid(-x)."""
+    """Where the chosen report is less likely than in the reference, its log-probability counts 1 + weight times."""
     rows = [{"prompt": "ask ", "chosen": "zero", "rejected": "one"}] * 2
     model, reference = make_policy(PAIRS, 0), make_policy(PAIRS, 0)
     args = PreferenceConfig(str(tmp_path), beta=0.5, chosen_penalty=0.2, per_device_train_batch_size=2, **SETTINGS)

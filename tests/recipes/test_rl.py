@@ -1,4 +1,4 @@
-"""Any policy by any algorithm: what is trained, what is not, resumed runs, two processes, RLOO's advantages by hand."""
+"""Any policy by any algorithm: what is trained, what is not, resumes, two processes, RLOO's advantages by hand."""
 
 import ast
 import inspect
