@@ -175,7 +175,7 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
     def _weighed(self, weights: torch.Tensor | None) -> Iterator[list[torch.Tensor]]:
         """Within it the log-probabilities of policy and reference are weighed before TRL adds them up.
 
-        Yields a list that gets the sums of each pass, (2 x pairs,), the policy's first. `weights`: (2 x pairs, tokens).
+        Yields a list that gets each pass's sums, (2 x pairs,), the policy's first. `weights`: (2 x pairs, tokens).
         """
         passes: list[torch.Tensor] = []
         if weights is None and not self.args.changes_margin:
