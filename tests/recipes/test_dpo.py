@@ -2,13 +2,19 @@
 
 import json
 import math
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from safetensors.torch import load_file
 from small_policies import END, PAIRS, log_probability, make_policy, make_tokenizer, probabilities
 from test_uneven_batches import ROWS, VIEWS, encode, load, studies, write_model
 from torch.nn.functional import logsigmoid
@@ -18,6 +24,7 @@ from trl import DPOConfig, DPOTrainer
 from modeling.tiny_llmrg4 import build_llmrg4
 from recipes import build_preferences, dpo
 from recipes.build_phantom import BuildArguments, build_row
+from recipes.cli import run
 from recipes.data.processors import load_processor
 from recipes.data.samples import to_samples
 from recipes.data.schema import read_split, write_dataset
@@ -459,3 +466,64 @@ def test_weights_need_the_spans(tmp_path):
             make_policy(PAIRS, 0), make_policy(PAIRS, 0), args, train_dataset=Dataset.from_list(rows),
             processing_class=make_tokenizer(),
         )  # fmt: skip
+
+
+################
+# Resumes and processes
+################
+
+FOLDER = Path(dpo.__file__).parent / "configs/mrgr1"
+
+
+def words_of(folder: Path | str, out: Path | str, start: dict, **changed) -> list[str]:
+    """The command line of three steps of RRG-DPO on four pairs each."""
+    settings = start | {"pairs": f"{folder}/pairs.jsonl", "output_dir": out, "max_steps": 3, "effective_batch_size": 4}
+    settings |= {"per_device_train_batch_size": 4, "length_weight": 0.05, "lr_scheduler_type": "constant"}
+    settings |= {"learning_rate": 0.5, "optim": "sgd", "max_grad_norm": 0.0, "disable_tqdm": "true"}
+    files = ["--config", FOLDER / "dpo_phantom.yaml", "--config", FOLDER / "algorithms/rrg_dpo.yaml"]
+    return [
+        *map(str, files),
+        *(str(word) for pair in (settings | changed).items() for word in (f"--{pair[0]}", pair[1])),
+    ]
+
+
+@pytest.fixture
+def start(call, phantom, tiny, tmp_path) -> dict:
+    """A file of pairs, and the data set and the model that they are for."""
+    call(build_preferences.main, "--dataset", phantom, "--rejected", "retrieved", "--out", tmp_path / "pairs.jsonl")
+    return {"dataset": str(phantom), "model_name_or_path": str(tiny)}
+
+
+def test_a_resumed_run_ends_where_the_whole_one_does(call, start, tmp_path):
+    steps = {"save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch", "learning_rate": 0.001}
+    call(dpo.main, *words_of(tmp_path, tmp_path / "whole", start, **steps))
+    shutil.copytree(tmp_path / "whole/checkpoint-1", tmp_path / "cut/checkpoint-1")
+    call(dpo.main, *words_of(tmp_path, tmp_path / "cut", start, **steps, resume_from_checkpoint="latest"))
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_two_processes_are_one(start, tmp_path, torchrun):
+    (tmp_path / "start.json").write_text(json.dumps(start))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for command in ([__file__, str(tmp_path)], torchrun(__file__, tmp_path)):
+        done = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr[-5000:]
+    one, two = (load_file(tmp_path / f"{number}/model.safetensors") for number in (1, 2))
+    before = load_file(f"{start['model_name_or_path']}/model.safetensors")
+    assert sum(not torch.equal(value, before[name]) for name, value in one.items()) > 5
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
+
+
+def one_of_two(folder: str) -> None:
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    start = json.loads((Path(folder) / "start.json").read_text())
+    out = Path(folder) / str(processes)
+    sys.argv = ["dpo.py", *words_of(folder, out, start, per_device_train_batch_size=4 // processes)]
+    dpo.main()
+
+
+if __name__ == "__main__":
+    run(lambda: one_of_two(sys.argv[1]))
