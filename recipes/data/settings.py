@@ -46,7 +46,7 @@ RANGES = {
         "effective_batch_size generation_batch_size steps_per_generation eval_accumulation_steps num_iterations "
         "num_generations_eval max_samples limit save_total_limit min_pixels max_pixels max_length max_new_tokens "
         "max_completion_length clinical_max_new_tokens num_beams num_visual_tokens region_chunk_size lora_r "
-        "lora_alpha tensor_parallel_size vllm_tensor_parallel_size texts token_budget",
+        "lora_alpha tensor_parallel_size vllm_tensor_parallel_size texts token_budget neighbours",
         Range(2): "num_generations",
         POSITIVE: "num_train_epochs logging_steps save_steps eval_steps repetition_penalty key_weight epsilon "
         "epsilon_high delta timeout",
