@@ -72,7 +72,7 @@ def test_drop_by_hand():
 
 
 def test_seeds_are_drawn_together_in_both_test_sets():
-    """Seed 0 is right in both sets and seed 1 in neither: each drawn seed loses nothing, so the interval has no width."""
+    """Seed 0 is right in both sets and seed 1 in neither: no drawn seed loses anything, the interval has no width."""
     truth = make_truth([EFFUSION, EFFUSION])
     runs = {"row": [[EFFUSION] * 2, [CLEAR] * 2]}
     judges = make_judges(["ce_f1"], LABELER, [])
@@ -138,7 +138,9 @@ def write_reports(folder: Path, site: str, texts: dict[str, list[str]], seed: in
     ids = [f"phantom-5-test-{i:06d}" for i in range(len(next(iter(texts.values()))))]
     (folder / f"seed{seed}").mkdir(exist_ok=True)
     for row, answers in texts.items():
-        lines = [json.dumps({"study_id": i, "completion": text, "tokens": 9}) for i, text in zip(ids, answers, strict=True)]
+        lines = [
+            json.dumps({"study_id": i, "completion": text, "tokens": 9}) for i, text in zip(ids, answers, strict=True)
+        ]
         Path(site_reports(f"{folder}/seed{seed}", row, site)).write_text("\n".join(lines))
 
 
@@ -222,7 +224,9 @@ def test_costs(results):
 def test_hypotheses_of_what_was_run(results, plan):
     names = [check["name"] for check in results["checks"]]
     pairs = [name for name in names if "minus" in name]
-    assert [name.split(",")[0] for name in pairs] == ["grpo_severity minus grpo_mccs"] * 2 + ["grpo_severity minus grpo_ce_f1"] * 2
+    assert [name.split(",")[0] for name in pairs] == ["grpo_severity minus grpo_mccs"] * 2 + [
+        "grpo_severity minus grpo_ce_f1"
+    ] * 2
     assert all("severity" not in name.split(",")[1] for name in pairs)  # it is the teacher of one of them
     by_name = dict(zip(names, results["checks"], strict=True))
     assert not by_name[pairs[0]]["holds"] and by_name[pairs[2]]["holds"]  # level with MCCS's, above the normal report
@@ -258,7 +262,9 @@ def test_page(results, folder, tmp_path):
         "background: rgba(46, 122, 62",
     ):
         assert words in page, words
-    assert page.count("<svg") == 3 + 1 and not re.search(r"(src|href)=.http", page)  # curves and the front; self-contained
+    assert page.count("<svg") == 3 + 1 and not re.search(
+        r"(src|href)=.http", page
+    )  # curves and the front; self-contained
     table = write_markdown(tmp_path / "mrgr1.md", results)
     (line,) = [line for line in table.splitlines() if line.startswith("| grpo_severity |")]
     assert line.split("|")[2].strip() == "1.000*" and "| 60 |" in line
@@ -271,7 +277,11 @@ def test_a_flag_on_the_page(results, tmp_path):
     mark = {"row": "grpo_mccs", "site": TEST, "risen": ["mccs"], "fallen": ["severity", "radgraph_lexical"]}
     write_page(tmp_path / "a.html", results | {"flags": [mark]}, [], [])
     assert "<td>severity, RadGraph (lexical)</td>" in (tmp_path / "a.html").read_text()
-    (line,) = [line for line in write_markdown(tmp_path / "a.md", results | {"flags": [mark]}).splitlines() if "| grpo_mccs |" in line]
+    (line,) = [
+        line
+        for line in write_markdown(tmp_path / "a.md", results | {"flags": [mark]}).splitlines()
+        if "| grpo_mccs |" in line
+    ]
     assert line.rstrip(" |").endswith("flag")
 
 
@@ -285,9 +295,24 @@ def test_colours():
 
 
 def test_the_script_judges_what_is_there(call, folder, capsys):
-    call(lab.main, "--system", "mrgr1", "--row", *ROWS[1:], "--seeds", 0, 1, "--judge_only", "true", "--out", folder.parent)
+    call(
+        lab.main,
+        "--system",
+        "mrgr1",
+        "--row",
+        *ROWS[1:],
+        "--seeds",
+        0,
+        1,
+        "--judge_only",
+        "true",
+        "--out",
+        folder.parent,
+    )
     printed = capsys.readouterr().out
     assert "missing: grpo_radcliq_lite, test: there is no model x" in " ".join(printed.split())
     written = json.loads((folder.parent / "mrgr1.json").read_text())
-    assert written["seeds"] == [0] and {"mrgr1.html", "mrgr1.md", "mrgr1.png"} <= {path.name for path in folder.parent.iterdir()}
+    assert written["seeds"] == [0] and {"mrgr1.html", "mrgr1.md", "mrgr1.png"} <= {
+        path.name for path in folder.parent.iterdir()
+    }
     assert "wall time" not in str(written["checks"])  # nothing was run

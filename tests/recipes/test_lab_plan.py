@@ -92,7 +92,10 @@ def test_steps_by_hand():
     assert [steps_of(plan, name) for name in (BASE, "sft", "grpo_mccs", "dpo_severity")] == [[], [160], [40], [80]]
     assert steps_of(plan, "grpo_severity_equal_time", share=1.26) == [50]
     assert steps_of(read_plan(str(FILE), "lmrrg", "phantom"), "ppo_severity") == [2048 // 128 * 4]
-    assert batch_of("rl.py --per_device_train_batch_size 4 --gradient_accumulation_steps 3 --num_iterations 2") == (12, 2)
+    assert batch_of("rl.py --per_device_train_batch_size 4 --gradient_accumulation_steps 3 --num_iterations 2") == (
+        12,
+        2,
+    )
     with pytest.raises(InputError, match=r"2500 samples are no whole number of steps; choose a multiple of \d+"):
         read_plan(str(FILE), "mrgr1", "phantom", samples=2500)
 
@@ -167,9 +170,21 @@ def changed(values: dict, path: str, value) -> dict:
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        ("rewards/mccs", {"mcs": 1}, "reward mccs: 'mcs' is none of the rewards of rewards/table.py; did you mean mccs"),
-        ("systems/mrgr1/rows/sft", {"algorithm": "sft2"}, "row sft: 'sft2' is none of the algorithms; did you mean sft"),
-        ("systems/mrgr1/rows/sft", {"algorithm": "grpo", "reward": "mcss"}, "'mcss' is none of the rewards of the plan"),
+        (
+            "rewards/mccs",
+            {"mcs": 1},
+            "reward mccs: 'mcs' is none of the rewards of rewards/table.py; did you mean mccs",
+        ),
+        (
+            "systems/mrgr1/rows/sft",
+            {"algorithm": "sft2"},
+            "row sft: 'sft2' is none of the algorithms; did you mean sft",
+        ),
+        (
+            "systems/mrgr1/rows/sft",
+            {"algorithm": "grpo", "reward": "mcss"},
+            "'mcss' is none of the rewards of the plan",
+        ),
         ("systems/mrgr1/rows/sft", {"algoritm": "sft"}, "'algoritm' is none of the settings; did you mean algorithm"),
         ("systems/mrgr1/rows/sft", ["sft"], "row sft: it must be a mapping of algorithm"),
         ("systems/mrgr1/rows/sft", {"algorithm": "sft", "time_of": "base"}, "time_of and rate_of go together"),
@@ -305,7 +320,10 @@ def test_slurm_submits_in_order(cluster):
     code, calls = bash(str(folder / "slurm/submit.sh"))
     names = ["shared", "bases", "rows", "judge"]
     assert code == 0 and [Path(call.split()[-1]).stem for call in calls] == names
-    assert all("--gpus 1" in call and f"--output=my lab/mrgr1/slurm/logs/{name}" in call for call, name in zip(calls, names, strict=True))
+    assert all(
+        "--gpus 1" in call and f"--output=my lab/mrgr1/slurm/logs/{name}" in call
+        for call, name in zip(calls, names, strict=True)
+    )
     assert "--dependency" not in calls[0] and "--dependency=afterok:11 " in calls[1]
     assert "--array=1-2 " in calls[1] and "--array=1-6 " in calls[2]  # two seeds; of each base, GRPO, DPO
     assert "--dependency=afterok:21 " in calls[2] and "--dependency=afterany:31 " in calls[3]
@@ -339,7 +357,9 @@ def test_slurm_runs_a_row_a_line(cluster):
 
 def test_slurm_of_a_row_that_fails(cluster):
     folder, bash = cluster
-    number = [line.endswith("seed1/grpo_mccs") for line in (folder / "slurm/rows.txt").read_text().splitlines()].index(True) + 1
+    number = [line.endswith("seed1/grpo_mccs") for line in (folder / "slurm/rows.txt").read_text().splitlines()].index(
+        True
+    ) + 1
     code, calls = bash(str(folder / "slurm/rows.sbatch"), SLURM_ARRAY_TASK_ID=str(number), FAILS="mccs")
     assert code == 1 and len(calls) == 1  # no reports of a model that is not there
     log = folder / f"slurm/logs/rows-{number}.txt"
