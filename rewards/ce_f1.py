@@ -46,7 +46,8 @@ def make_ce_f1_reward(
     `labeler` maps n texts to CheXpert states of shape (n, 14); default LexicalLabeler. `label_set`: 14 (the paper's
     table), 13 (without No Finding) or 5. The paper says neither how uncertain labels count nor what 0/0 is (A-24);
     13 labels with `empty_match` 0 are the F1 of the positive findings alone: a normal study cannot earn anything.
-    `name` is what TRL logs it by, `beta` that of `report_f1`. Raises ValueError on a label set or a mode that does not exist.
+    `name` is what TRL logs it by, `beta` that of `report_f1`. Raises ValueError on a label set or a mode that does
+    not exist.
 
     Example:
         >>> reward = make_ce_f1_reward()

@@ -75,7 +75,9 @@ def _parse(text: str) -> tuple[Completion, tuple[tuple[int, int], ...]]:
     before, *rest = TAG.split(text)
     names, after = rest[::2], rest[1::2]  # tags, and the text behind each
     kinds = [_kind(name) for name in names]
-    starts = accumulate((len(piece) + len(name) for piece, name in zip([before, *after], names, strict=False)), initial=0)
+    starts = accumulate(
+        (len(piece) + len(name) for piece, name in zip([before, *after], names, strict=False)), initial=0
+    )
 
     def nearest(last: str, kind: str) -> str:
         return kind if kind in TAGS[:2] else last

@@ -5,7 +5,7 @@ By priority, one edit and no more:
 | kind | what is wrong | edit |
 |---|---|---|
 | conflict | a finding is present in one report and absent in the other | the reference's sentence takes its place |
-| replacement | a sentence has a finding of which the reference says nothing | the most similar sentence of the reference |
+| replacement | a sentence has a finding of which the reference says nothing | its most similar sentence |
 | deletion | the same, and no sentence is similar enough | the sentence goes |
 | addition | a finding of the reference is missing | the reference's sentence is appended |
 | insertion | the report is empty | a sentence of the reference |
@@ -15,11 +15,12 @@ the LexicalLabeler's, an entity is the clause around one, and similar are clause
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from recipes.evaluation.error_taxonomy import PRESENT, Sentence, state_errors
+from recipes.evaluation import error_taxonomy
+from recipes.evaluation.error_taxonomy import Sentence, state_errors
 from recipes.rg4.token_weights import sentence_spans
 from rewards.completions import parse_completion, report_spans
 from rewards.labelers import LexicalLabeler
@@ -29,6 +30,8 @@ from rewards.lexical_graph import LexicalGraph, graph_words
 CONFLICT, REPLACEMENT, DELETION, ADDITION, INSERTION = "conflict", "replacement", "deletion", "addition", "insertion"
 KINDS = (CONFLICT, REPLACEMENT, DELETION, ADDITION, INSERTION)
 SIMILAR = 0.6  # tau of the paper
+
+PRESENT = frozenset(error_taxonomy.PRESENT)
 
 _LABELER, _GRAPH = LexicalLabeler(), LexicalGraph()
 
@@ -49,14 +52,19 @@ class _Read(NamedTuple):
     states: dict[int, set[int]]
     clauses: dict[int, list[str]]
 
+    @property
+    def key(self) -> str:
+        """What equal sentences share."""
+        return self.text.lower()
+
 
 def edit_report(report: str, reference: str, threshold: float = SIMILAR) -> Edit | None:
     """`report` with one sentence put right by `reference`, or None where there is nothing to put right.
 
-    A replacement takes the sentence of the reference whose entities are most similar: the mean, over the entities that
-    the reference lacks, of the highest cosine with one of the sentence's, at least `threshold`. A sentence that the
-    report has already is never put into it again: what it would replace goes. A deletion that would leave nothing is an
-    insertion: the sentence of the reference that has a finding, else its first one.
+    A replacement takes the sentence of the reference whose entities are most similar: the mean, over the entities
+    that the reference lacks, of the highest cosine with one of the sentence's, at least `threshold`. A sentence that
+    the report has already is never put into it again: what it would replace goes. A deletion that would leave nothing
+    is an insertion: the sentence of the reference that has a finding, else its first one.
 
         >>> edit_report("The heart is normal. Small effusion.", "No effusion is seen. Normal heart.")
         Edit(text='The heart is normal. No effusion is seen.', kind='conflict')
@@ -67,33 +75,30 @@ def edit_report(report: str, reference: str, threshold: float = SIMILAR) -> Edit
     if not report.strip():
         return Edit(_lead(theirs), INSERTION)
     ours, (states, truth) = _read(report), _LABELER([report, reference]).tolist()
-    present = {_plain(sentence.text) for sentence in ours}
+    sources = [sentence for sentence in theirs if sentence.key not in {other.key for other in ours}]
 
-    for sentence in ours:
-        for finding in sorted(sentence.states):
-            state = states[finding]
-            if state in sentence.states[finding] and _conflict(state, truth[finding]):
-                source = next((s for s in theirs if truth[finding] in s.states.get(finding, ())), None)
-                if source is not None:
-                    return Edit(_put(report, sentence, _unless(source, present)), CONFLICT)
+    for sentence, finding in _mentions(ours):
+        state = states[finding]
+        if state in sentence.states[finding] and _conflict(state, truth[finding]):
+            source = next(s for s in theirs if truth[finding] in s.states.get(finding, ()))
+            return Edit(_put(report, sentence, source.text if source in sources else None), CONFLICT)
     for sentence in ours:
         false = [
             finding
             for finding, mentioned in sentence.states.items()
-            if truth[finding] == CheXpertState.BLANK and states[finding] in PRESENT and mentioned & {*PRESENT}
+            if truth[finding] == CheXpertState.BLANK and states[finding] in PRESENT & mentioned
         ]
         if false:
-            source = _most_similar(sentence, false, [s for s in theirs if _plain(s.text) not in present], threshold)
+            source = _most_similar(sentence, false, sources, threshold)
             if source is not None:
                 return Edit(_put(report, sentence, source.text), REPLACEMENT)
             rest = _put(report, sentence, None)
             return Edit(rest, DELETION) if rest.strip() else Edit(_lead(theirs), INSERTION)
-    for sentence in theirs:
-        for finding, mentioned in sentence.states.items():
-            if states[finding] == CheXpertState.BLANK and truth[finding] in PRESENT and mentioned & {*PRESENT}:
-                text = report.rstrip()
-                stop = "" if text.endswith((".", "!", "?")) else "."  # else one sentence of two, and one scope
-                return Edit(f"{text}{stop} {sentence.text}", ADDITION)
+    for sentence, finding in _mentions(theirs):
+        if states[finding] == CheXpertState.BLANK and truth[finding] in PRESENT & sentence.states[finding]:
+            text = report.rstrip()
+            stop = "" if text.endswith((".", "!", "?")) else "."  # else one sentence of two, and one scope
+            return Edit(f"{text}{stop} {sentence.text}", ADDITION)
     return None
 
 
@@ -149,19 +154,15 @@ def _closed(sentence: str) -> str:
     return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
-def _plain(sentence: str) -> str:
-    return sentence.lower()
+def _mentions(sentences: Iterable[_Read]) -> Iterator[tuple[_Read, int]]:
+    """Each sentence with each of its findings."""
+    return ((sentence, finding) for sentence in sentences for finding in sorted(sentence.states))
 
 
 def _conflict(state: int, truth: int) -> bool:
     """Whether one says present (for certain or perhaps) and the other absent."""
     negative = CheXpertState.NEGATIVE
     return (state in PRESENT and truth == negative) or (state == negative and truth in PRESENT)
-
-
-def _unless(source: _Read, present: set[str]) -> str | None:
-    """The text of `source`, or None where the report has it already."""
-    return None if _plain(source.text) in present else source.text
 
 
 def _put(report: str, sentence: _Read, text: str | None) -> str:
@@ -174,12 +175,12 @@ def _put(report: str, sentence: _Read, text: str | None) -> str:
 
 def _lead(sentences: Sequence[_Read]) -> str:
     """The first sentence that has a finding, else the first."""
-    findings = (s.text for s in sentences if any(states & {*PRESENT} for states in s.states.values()))
+    findings = (s.text for s in sentences if any(states & PRESENT for states in s.states.values()))
     return next(findings, sentences[0].text)
 
 
 def _most_similar(sentence: _Read, false: Iterable[int], sources: Sequence[_Read], threshold: float) -> _Read | None:
-    """Of `sources` the one that is most similar to what `sentence` says of the findings `false`; the first of equals."""
+    """Of `sources` the one most similar to what `sentence` says of the findings `false`; the first of equals."""
     entities = [_words(clause) for finding in false for clause in sentence.clauses[finding]]
     best, closest = threshold, None
     for source in sources:

@@ -1,18 +1,17 @@
 """Tokens that name findings weigh more in GRPO's loss, after DiTPO (arXiv 2603.04022).
 
-A completion's advantage A becomes A x w_t at its token t, with w_t = d n_t / (sum of n_s over its T tokens) x T: n_t is
-d at a diagnostic token and 1 elsewhere. Weights have the mean 1 over a completion, so that d moves weight between its
-tokens and leaves the completion's own. The KL term, which TRL adds apart, stays as it is.
+A completion's advantage A becomes A x w_t at its token t, with w_t = T n_t / (sum of n_s over its T tokens), where n_t
+is d at a diagnostic token and 1 elsewhere. Weights have the mean 1 over a completion, so that d moves weight between
+its tokens and leaves the completion's own. The KL term, which TRL adds apart, stays as it is.
 
 DiTPO weighs by TF-IDF or by the gradients of a CheXbert; its equation is not known to us. Here a token is diagnostic
 where it touches a phrase by which the LexicalLabeler reads a finding, whatever is said of it. What stands in the
 reasoning weighs 1: findings are weighed up there, and ruled out.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -53,8 +52,8 @@ class DiagnosticTokensConfig:
 def diagnostic_spans(text: str, unit: str = "phrase") -> list[tuple[int, int]]:
     """The characters [start, end) of a completion's report that name findings: phrases, or whole sentences.
 
-        >>> diagnostic_spans("<think>An effusion?</think><report>No effusion.</report>")
-        [(38, 46)]
+    >>> diagnostic_spans("<think>An effusion?</think><report>No effusion.</report>")
+    [(38, 46)]
     """
     spans = []
     for start, end in report_spans(text):
@@ -62,7 +61,9 @@ def diagnostic_spans(text: str, unit: str = "phrase") -> list[tuple[int, int]]:
         mentions = [(first, last) for first, last, *_ in LABELER.mentions(report)]
         if unit == "sentence":
             mentions = [
-                (first, last) for first, last in sentence_spans(report) if any(first <= at < last for at, _ in mentions)
+                (first, last)
+                for first, last in sentence_spans(report)
+                if any(first <= at < last for at, _ in mentions)
             ]
         spans += [(start + first, start + last) for first, last in mentions]
     return spans
@@ -84,10 +85,15 @@ def token_places(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tupl
             places = encoded["offset_mapping"]
     if places is None:
         prefixes = tokenizer.batch_decode([plain[:number] for number in range(len(plain) + 1)])
-        ends = [len(os.path.commonprefix([prefix, text])) for prefix in prefixes]
+        ends = [shared_length(prefix, text) for prefix in prefixes]
         places = [(start, max(start + 1, end)) for start, end in pairwise(ends)]  # half a character is the whole one
     remaining = iter(places)
     return text, [(0, 0) if token in special else next(remaining) for token in ids]
+
+
+def shared_length(first: str, second: str) -> int:
+    """How many characters two texts begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def weigh_tokens(diagnostic: torch.Tensor, mask: torch.Tensor, weight: float) -> torch.Tensor:

@@ -100,8 +100,8 @@ class OraclePreferenceConfig:
 def preference_weight(share: float, lowest: float, highest: float, gamma: float) -> float:
     """The weight w of the DPO term at a `share` of completions without reward, 0 to 1.
 
-        >>> preference_weight(0.5, 0.05, 0.15, 2.0)
-        0.07500000000000001
+    >>> preference_weight(0.5, 0.05, 0.15, 2.0)
+    0.07500000000000001
     """
     return lowest + (highest - lowest) * share**gamma
 
@@ -337,7 +337,9 @@ class PrefersReferences:
         if self.args.oracle_preference and checkpoint is not None:
             file = Path(checkpoint) / STATE_FILE
             if not file.is_file():
-                raise InputError(f"{checkpoint} is no checkpoint of a run with oracle_preference: it has no {STATE_FILE}")
+                raise InputError(
+                    f"{checkpoint} is no checkpoint of a run with oracle_preference: it has no {STATE_FILE}"
+                )
             self.zero_reward_share = json.loads(file.read_text())["zero_reward_share"]
         super()._load_optimizer_and_scheduler(checkpoint)
 

@@ -115,7 +115,9 @@ class EditsSentences:
             for source, target in zip(order[:number], order[-number:], strict=True):
                 end = completion_ids[source][-1]
                 text = completion_text(completions[source])
-                edit = edit_completion(text, reference, self.args.edit_threshold) if end in self.eos_token_ids else None
+                edit = (
+                    edit_completion(text, reference, self.args.edit_threshold) if end in self.eos_token_ids else None
+                )
                 if edit is None:
                     continue
                 ids = [*self._tokenizer(edit.text, add_special_tokens=False)["input_ids"], end]

@@ -1,4 +1,4 @@
-"""Published algorithms as settings of MRGR1Trainer: EditGRPO's copies, all three on uneven batches, and their YAMLs."""
+"""Published algorithms as settings of MRGR1Trainer: EditGRPO's copies, all three on uneven batches, the YAMLs."""
 
 import ast
 import inspect
@@ -67,7 +67,7 @@ GROUPS = {  # reference, and the four completions of its group; without its end 
 
 @pytest.fixture
 def edited(tmp_path, monkeypatch):
-    """`edited(groups, cut_off, **settings)`: the trainer and what `_generate_and_score_completions` has made of them."""
+    """`edited(groups, cut_off, **settings)`: the trainer, what it has made of them, and what was rewarded."""
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
 
     def edited(groups: list[tuple], cut_off=(), training: bool = True, **settings):
@@ -170,7 +170,9 @@ def test_refused_settings(changes, sentence, tmp_path):
 def test_a_group_in_two_processes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(MRGR1Config, "world_size", 2)
-    with pytest.raises(InputError, match=r"needs whole groups in each process: .* \(2\) must be a multiple of .* \(4\)"):
+    with pytest.raises(
+        InputError, match=r"needs whole groups in each process: .* \(2\) must be a multiple of .* \(4\)"
+    ):
         MRGR1Config(
             str(tmp_path), use_cpu=True, bf16=False, num_generations=4, edit_share=0.5, per_device_train_batch_size=2
         )
@@ -289,10 +291,10 @@ def test_a_row_trains(file, tiny, phantom, tmp_path, call):
     """Two steps through the script, LoRA on, with a checkpoint."""
     call(
         grpo_mrgr1.main, *words_of(file), "--model_name_or_path", tiny, "--dataset", phantom, "--output_dir", tmp_path,
-        "--max_steps", 2, "--effective_batch_size", 8, "--per_device_train_batch_size", 4, "--log_completions", "false",
-        "--max_completion_length", 8, "--save_strategy", "steps", "--save_steps", 2, "--use_peft", "true",
-        "--lora_target_modules", r".*language_model.*\.(q_proj|v_proj)", "--lora_r", 2, "--disable_tqdm", "true",
-        "--stop_on_collapse", 0,
+        "--max_steps", 2, "--effective_batch_size", 8, "--per_device_train_batch_size", 4, "--stop_on_collapse", 0,
+        "--log_completions", "false", "--max_completion_length", 8, "--save_strategy", "steps", "--save_steps", 2,
+        "--use_peft", "true", "--lora_target_modules", r".*language_model.*\.(q_proj|v_proj)", "--lora_r", 2,
+        "--disable_tqdm", "true",
     )  # fmt: skip
     (checkpoint,) = all_checkpoints(tmp_path)
     assert (checkpoint / STATE_FILE).is_file() == (file.stem == "orapo")
@@ -319,7 +321,7 @@ def test_every_override_calls_super_once(mixin):
             ]
             assert calls == [node.name]
             theirs = list(inspect.signature(getattr(GRPOTrainer, node.name)).parameters)
-            ours = [name for name in inspect.signature(getattr(mixin, node.name)).parameters]
+            ours = list(inspect.signature(getattr(mixin, node.name)).parameters)
             assert ours == theirs[: len(ours)] or ours[-2:] == ["args", "kwargs"]
             overrides += 1
     assert overrides >= 2

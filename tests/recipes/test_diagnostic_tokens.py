@@ -91,7 +91,7 @@ def says(words: list[list[int]]):
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """`written(**settings)`: a trainer, and its batch of "no effusion", "lungs clear" and "effusion heart effusion"."""
+    """`written(**settings)`: a trainer, and its batch of "no effusion", "lungs clear", "effusion heart effusion"."""
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
 
     def written(**settings):

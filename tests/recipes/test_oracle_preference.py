@@ -60,17 +60,15 @@ def make_trainer(folder, reward=begins_with_clear, rows=ROWS, seed=0, start=None
         "output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 4, "beta": 0.2,
         "per_device_train_batch_size": 8, "learning_rate": 0.05, "save_strategy": "no", "logging_steps": 1,
         "disable_tqdm": True, "gradient_checkpointing": False, "seed": 3, "max_completion_length": 4,
-        "num_generations": 2, "stop_on_collapse": 0, "oracle_preference": True, "oracle_beta": 0.7, "loss_type": "grpo",
-        "shuffle_dataset": False, "optim": "sgd", "max_grad_norm": 0.0,
+        "num_generations": 2, "stop_on_collapse": 0, "oracle_preference": True, "oracle_beta": 0.7,
+        "loss_type": "grpo", "shuffle_dataset": False, "optim": "sgd", "max_grad_norm": 0.0,
     }  # fmt: skip
     if start is None:
         start = Path(folder) / "start"
         small_llama(seed).save_pretrained(start)
     prompts, reports = zip(*rows, strict=True)
     data = Dataset.from_dict({"prompt": prompts * 4, "report": reports * 4})
-    trainer = MRGR1Trainer(
-        str(start), reward, MRGR1Config(**values | changes), data, processing_class=make_words()
-    )
+    trainer = MRGR1Trainer(str(start), reward, MRGR1Config(**values | changes), data, processing_class=make_words())
     trainer.rollout_func = writes
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
@@ -134,7 +132,9 @@ def test_unscored_completions_are_no_failures(tmp_path):
 def test_pairs_and_their_answers(tmp_path):
     output = write_batch(make_trainer(tmp_path))
     assert output["oracle_pairs"].tolist() == [True, False, True, True, False, False, False, False]
-    answers = [ids[mask.bool()].tolist() for ids, mask in zip(output["chosen_ids"], output["chosen_mask"], strict=True)]
+    answers = [
+        ids[mask.bool()].tolist() for ids, mask in zip(output["chosen_ids"], output["chosen_mask"], strict=True)
+    ]
     assert answers[:2] == [[LUNGS, CLEAR, 1]] * 2 and answers[2:4] == [[NO, LARGE, HEART, 1]] * 2
     assert answers[6:] == [[HEART, LARGE, 1]] * 2
     assert output["oracle_groups"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -252,7 +252,9 @@ def test_off_leaves_batch_and_loss_alone(tmp_path, monkeypatch):
 def test_weights_of_zero_are_off(tmp_path):
     """A run with w = 0 ends with the weights of one without, to the last bit."""
     ends = []
-    for number, changes in enumerate(({"oracle_preference": False}, {"oracle_weight_min": 0.0, "oracle_weight_max": 0.0})):
+    for number, changes in enumerate(
+        ({"oracle_preference": False}, {"oracle_weight_min": 0.0, "oracle_weight_max": 0.0})
+    ):
         trainer = make_trainer(tmp_path / str(number), **changes)
         trainer.train()
         ends.append(trainer.model.state_dict())
@@ -319,7 +321,7 @@ def test_an_answer_without_a_chat_ends_with_the_tokenizers_end():
 
 
 def test_a_template_without_an_end_is_refused(processor):
-    with pytest.raises(InputError, match="the chat template ends an answer with .* no end token is in it"):
+    with pytest.raises(InputError, match=r"the chat template ends an answer with .* no end token is in it"):
         encode_answer(processor, "Clear.", [processor.tokenizer.pad_token_id + 10_000], conversational=True)
 
 
@@ -356,7 +358,7 @@ def test_answers_without_tags_where_tags_are_rewarded(tmp_path):
     def format_reward(completions, **kwargs):
         return [0.0] * len(completions)
 
-    with pytest.raises(InputError, match="the reward format pays for tags, .* set oracle_answer reasoning, or leave"):
+    with pytest.raises(InputError, match=r"the reward format pays for tags, .* set oracle_answer reasoning, or leave"):
         make_trainer(tmp_path, reward=[format_reward])
     make_trainer(tmp_path, reward=[format_reward], oracle_answer="reasoning")
 
@@ -382,7 +384,9 @@ def test_a_run_that_goes_on_has_the_moving_average(tmp_path):
     names = ("loss", "oracle/weight", "oracle/loss")
     rows = [[[row[name] for name in names] for row in t.state.log_history if "loss" in row] for t in (whole, resumed)]
     assert rows[0] == rows[1] and len(rows[0]) == 4
-    assert all(torch.equal(value, resumed.model.state_dict()[name]) for name, value in whole.model.state_dict().items())
+    assert all(
+        torch.equal(value, resumed.model.state_dict()[name]) for name, value in whole.model.state_dict().items()
+    )
     (checkpoint / STATE_FILE).unlink()
     again = make_trainer(tmp_path / "again", start=tmp_path / "whole/start", **changes)
     with pytest.raises(InputError, match=f"no checkpoint of a run with oracle_preference: it has no {STATE_FILE}"):
