@@ -78,7 +78,12 @@ def judges_of(
 
 
 def read_sites(folder: str, plan: Plan, labeler: Callable) -> tuple[dict[str, Truth], list[Missing]]:
-    """The references of every test set: of the split, and of those outside that were built."""
+    """The references of every test set: of the split, and of those outside that were built.
+
+    Raises InputError where there is no `folder`.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"there is nothing to judge in {folder}: run the lab without --judge_only first")
     truths, missing = {}, []
     dataset = plan.data.dataset.format(folder=folder)
     for site, place in {TEST: dataset, **{name: f"{folder}/{name}" for name in plan.data.outside}}.items():
@@ -121,7 +126,8 @@ def read_runs(
         truth = truths[TEST if site == SHUFFLED else site]
         ids, runs = dict.fromkeys(truth.ids), {}
         for row in rows:
-            if absent := [seed for seed in seeds if not is_there(row, seed, site)]:
+            absent = [seed for seed in seeds if not is_there(row, seed, site)]
+            if absent and not (site != TEST and row in {entry.row for entry in missing if entry.site == TEST}):
                 file = file_of(row, absent[0], site)
                 why = failures.get(str(file)) or why_missing(folder, plan, row, absent[0])
                 number = f"seed {', '.join(map(str, absent))}: " if len(seeds) > 1 else ""

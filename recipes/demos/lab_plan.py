@@ -353,7 +353,7 @@ def row_jobs(plan: Plan, folder: str, seed: int, name: str, share: float = 1.0) 
 def pair_jobs(
     plan: Plan, places: Mapping[str, object], seed: int, name: str, start: list[str], paid: list[str]
 ) -> list[Job]:
-    """The pairs of a row, and the reports of the base that they are chosen from; `start`: the base and the data set."""
+    """The pairs of a row, and the reports of the base that they are of; `start`: the base and the data set."""
     samples, jobs = [], []
     model, dataset = start
     is_sampled = plan.algorithms[plan.rows[name].algorithm].pairs == SAMPLED

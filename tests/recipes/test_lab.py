@@ -207,7 +207,7 @@ def test_missing_rows_are_named(results):
     sentences = {(entry["row"], entry["site"]): entry["sentence"] for entry in results["missing"]}
     assert sentences["", "openi"] == "no network"
     assert sentences["grpo_radcliq_lite", TEST] == "there is no model x"
-    assert sentences["grpo_radcliq_lite", "site_b"] == "its reports are not there"
+    assert ("grpo_radcliq_lite", "site_b") not in sentences  # once is enough
     assert "as long as ditpo_severity" in sentences["grpo_severity_equal_time", TEST] or "ditpo" in str(sentences)
 
 
@@ -218,7 +218,8 @@ def test_costs(results):
     assert results["costs"][BASE]["processor_seconds"] == 0
     assert results["costs"]["sft"]["seconds"] is None  # no log
     # sft has no processor seconds, so that rows are compared by those of training; all three took 10
-    assert results["fronts"]["severity"] == [BASE, "grpo_mccs", "grpo_severity"]
+    front = results["fronts"]["severity"]
+    assert front[0] == BASE and {*front[1:]} == {"grpo_mccs", "grpo_severity"}  # both have 1
 
 
 def test_hypotheses_of_what_was_run(results, plan):
@@ -310,7 +311,7 @@ def test_the_script_judges_what_is_there(call, folder, capsys):
         folder.parent,
     )
     printed = capsys.readouterr().out
-    assert "missing: grpo_radcliq_lite, test: there is no model x" in " ".join(printed.split())
+    assert "missing: grpo_radcliq_lite, test: seed 0, 1: there is no model x" in " ".join(printed.split())
     written = json.loads((folder.parent / "mrgr1.json").read_text())
     assert written["seeds"] == [0] and {"mrgr1.html", "mrgr1.md", "mrgr1.png"} <= {
         path.name for path in folder.parent.iterdir()

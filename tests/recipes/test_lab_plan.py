@@ -134,8 +134,8 @@ def test_pairs_of_several_rows_are_sampled_once():
     plan = read_plan(str(FILE), "mrgr1", "phantom")
     plan.rows["dpo_mccs"] = plan.rows["dpo_severity"].__class__("dpo", "mccs")
     jobs, _ = all_jobs(plan, "out", [0], [BASE, "dpo_severity", "dpo_mccs"])
-    names = Counter(job.name.split(":")[1].split(" of ")[0] for job in jobs)
-    assert names[" pairs"] == 2 and [names[f" samples {number}"] for number in (1, 2, 3, 4, 5)] == [1, 1, 1, 1, 0]
+    names = Counter(job.name.rpartition(": ")[2].split(" of ")[0] for job in jobs)
+    assert names["pairs"] == 2 and [names[f"samples {number}"] for number in (1, 2, 3, 4, 5)] == [1, 1, 1, 1, 0]
     pairs = next(job for job in jobs if job.out == "out/seed0/dpo_mccs_pairs.jsonl")
     assert option(pairs.command, "--rewards") == "mccs"
     training = next(job for job in jobs if job.out == "out/seed0/dpo_mccs")
@@ -217,7 +217,7 @@ def test_unknown_names_are_refused_before_anything_runs(call, tmp_path, path, va
         (["--system", "lmrrg", "--data", "openi"], "'openi' is none of the data sets; there are phantom"),
         (["--submit", "pbs"], "argument --submit: invalid choice: 'pbs'"),
         (["--plan", "none.yaml"], "none.yaml cannot be read"),
-        (["--judge_only", "true"], "has no data to judge by|no reports of the row base"),
+        (["--judge_only", "true"], "there is nothing to judge in .*mrgr1: run the lab"),
     ],
 )
 def test_mistakes(call, tmp_path, arguments, sentence):
