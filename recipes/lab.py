@@ -24,17 +24,11 @@ from recipes.demos.ablation_page import shown_reports
 from recipes.demos.ablation_runs import OPENI, PHANTOM, home_of
 from recipes.demos.figures import make_check
 from recipes.demos.lab_cluster import write_slurm
-from recipes.demos.lab_judges import judge_lab, row_seconds
+from recipes.demos.lab_costs import row_seconds
+from recipes.demos.lab_jobs import all_jobs, equal_time_jobs, into_levels, site_reports
+from recipes.demos.lab_judges import judge_lab
 from recipes.demos.lab_page import draw_picture, reward_curves, write_markdown, write_page
-from recipes.demos.lab_plan import (
-    TEST,
-    Plan,
-    all_jobs,
-    equal_time_jobs,
-    into_levels,
-    read_plan,
-    site_reports,
-)
+from recipes.demos.lab_plan import TEST, Plan, read_plan
 from recipes.demos.stages import Stages, minutes_of_a_seed, prepare, read_record
 from recipes.files import replacing
 

@@ -9,7 +9,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.demos.lab_plan import Plan, base_jobs, outside_jobs, row_jobs, shared_jobs
+from recipes.demos.lab_jobs import base_jobs, outside_jobs, row_jobs, shared_jobs
+from recipes.demos.lab_plan import Plan
 from recipes.demos.plans import LAUNCH
 from recipes.demos.stages import Job, failure_of
 from recipes.files import replacing

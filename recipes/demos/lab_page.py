@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from recipes.demos.ablation_matrix import MATRIX, matrix_table, titles_of
 from recipes.demos.ablation_page import habits_table
-from recipes.demos.lab_judges import SCORES, TITLES, cost_axis, gains_of, outsiders_of
+from recipes.demos.lab_costs import SCORES, cost_axis
+from recipes.demos.lab_judges import TITLES, gains_of, outsiders_of
 from recipes.demos.lab_plan import BASE, TEST
 from recipes.demos.page import draw_curve, read_history, render, to_svg
 from recipes.demos.reward_habits import NAMED

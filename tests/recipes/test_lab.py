@@ -12,19 +12,13 @@ from PIL import Image
 from recipes import lab
 from recipes.build_phantom import BuildArguments, build_row
 from recipes.data.schema import write_dataset
-from recipes.demos import lab_judges, lab_page
+from recipes.demos import lab_costs, lab_judges, lab_page
 from recipes.demos.ablation_matrix import compare, make_judges, resample
-from recipes.demos.lab_judges import (
-    choose_seeds,
-    drops,
-    flags,
-    hypotheses,
-    judge_lab,
-    pareto_front,
-    rank_correlation,
-)
+from recipes.demos.lab_costs import pareto_front
+from recipes.demos.lab_jobs import site_reports
+from recipes.demos.lab_judges import choose_seeds, drops, flags, hypotheses, judge_lab, rank_correlation
 from recipes.demos.lab_page import differences_table, shade, write_markdown, write_page
-from recipes.demos.lab_plan import BASE, SHUFFLED, TEST, Plan, read_plan, site_reports
+from recipes.demos.lab_plan import BASE, SHUFFLED, TEST, Plan, read_plan
 from recipes.demos.tables import Table
 from recipes.evaluation.baselines import NORMAL_REPORT
 from recipes.evaluation.references import Truth
@@ -51,7 +45,7 @@ def plan() -> Plan:
     return read_plan(str(ROOT / "recipes/demos/lab.yaml"), "mrgr1", "phantom")
 
 
-@pytest.mark.parametrize("module", [lab_judges])
+@pytest.mark.parametrize("module", [lab_costs, lab_judges])
 def test_examples_are_true(module):
     tried = doctest.testmod(module)
     assert tried.attempted and not tried.failed

@@ -11,19 +11,8 @@ import yaml
 
 from recipes import lab
 from recipes.demos.lab_cluster import cluster_failure, write_slurm
-from recipes.demos.lab_plan import (
-    BASE,
-    Plan,
-    all_jobs,
-    base_jobs,
-    batch_of,
-    equal_time_jobs,
-    fill,
-    into_levels,
-    read_plan,
-    row_jobs,
-    steps_of,
-)
+from recipes.demos.lab_jobs import all_jobs, base_jobs, equal_time_jobs, into_levels, row_jobs
+from recipes.demos.lab_plan import BASE, Plan, batch_of, fill, read_plan, steps_of
 from recipes.demos.stages import Job, Stages, failure_of
 from recipes.files import InputError
 
