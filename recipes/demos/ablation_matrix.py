@@ -32,6 +32,7 @@ JUDGES = {  # rewards that need no weights -> titles; the last three train no ro
     "rouge": "ROUGE-L",
     "bleu": "BLEU-4",
 }
+TITLES = {**JUDGES, "radcliq_lite": "RadCliQ (lite)", "crepe": "CREPE", "positive_f1": "positive F1"}
 PARTS = {"radcliq_lite": ("radgraph_lexical", "bleu")}  # judges that a reward is made of
 PAIRS = (  # rows whose difference is measured, the first minus the second
     ("severity", "mccs"),
@@ -200,11 +201,18 @@ def goal_checks(matrix: dict) -> list[dict]:
     return checks
 
 
+def judge_title(name: str) -> str:
+    """What a judge, a reward's name or dotted path, is called.
+
+    >>> judge_title("mccs"), judge_title("rewards.radcliq.lexical_words_reward")
+    ('MCCS', 'lexical words')
+    """
+    return TITLES.get(name) or name.rpartition(".")[2].removesuffix("_reward").replace("_", " ")
+
+
 def titles_of(matrix: dict) -> dict[str, str]:
     """Judge or habit -> its title."""
-    return {name: JUDGES.get(name, name) for name in matrix["judges"]} | {
-        name: NAMED[name] for name in matrix["habits"]
-    }
+    return {name: judge_title(name) for name in matrix["judges"]} | {name: NAMED[name] for name in matrix["habits"]}
 
 
 def matrix_table(matrix: dict, names: dict[str, str], intervals: bool = True) -> Table:

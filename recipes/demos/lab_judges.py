@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from recipes.demos.ablation_matrix import JUDGES, Resampled, compare, make_judges, resample
+from recipes.demos.ablation_matrix import JUDGES, Resampled, compare, judge_title, make_judges, resample
 from recipes.demos.figures import make_check
 from recipes.demos.lab_cluster import cluster_failure
 from recipes.demos.lab_costs import fronts_of, measure_cost
@@ -27,13 +27,6 @@ from recipes.files import InputError
 from rewards.table import Reward
 
 OUTSIDERS = ("severity", "radcliq_lite", "radgraph_lexical", "crepe")  # judges of a row that they did not train
-TITLES = {
-    **JUDGES,
-    "radcliq_lite": "RadCliQ (lite)",
-    "crepe": "CREPE",
-    "positive_f1": "positive F1",
-    "format": "format",
-}
 NO_CREPE = (
     "CREPE does not judge: there is no model in {}; recipes/convert_crepe.py makes one of the published weights, "
     "recipes/train_crepe.py trains one."
@@ -283,9 +276,10 @@ def hypotheses(plan: Plan, resampled: Mapping[str, Resampled], matrices: Mapping
     checks, matrix = [], matrices[TEST]
     for entry in matrix["differences"]:
         if entry["minus"] != BASE:
-            teachers = {*plan.rewards_of(entry["system"]), *plan.rewards_of(entry["minus"])}
-            for name in outsiders_of(matrix, teachers):
-                title = f"{entry['system']} minus {entry['minus']}, {TITLES[name]}, low end"
+            first, second = (plan.rewards_of(entry[side]) for side in ("system", "minus"))
+            shared = first if first == second else []  # two algorithms on the same rewards may be judged by these too
+            for name in [*shared, *outsiders_of(matrix, {*first, *second})]:
+                title = f"{entry['system']} minus {entry['minus']}, {judge_title(name)}, low end"
                 checks.append(
                     {**make_check(title, entry["figures"][name]["low"], "> 0"), "gain": entry["figures"][name]}
                 )

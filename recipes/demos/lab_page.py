@@ -7,10 +7,10 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from recipes.demos.ablation_matrix import MATRIX, matrix_table, titles_of
+from recipes.demos.ablation_matrix import JUDGES, MATRIX, judge_title, matrix_table, titles_of
 from recipes.demos.ablation_page import habits_table
 from recipes.demos.lab_costs import SCORES, cost_axis
-from recipes.demos.lab_judges import TITLES, gains_of, outsiders_of
+from recipes.demos.lab_judges import OUTSIDERS, gains_of, outsiders_of
 from recipes.demos.lab_plan import BASE, TEST
 from recipes.demos.page import draw_curve, read_history, render, to_svg
 from recipes.demos.reward_habits import NAMED
@@ -92,7 +92,7 @@ def costs_table(results: dict) -> Table:
         cells = ["–" if cost[name] is None else f"{cost[name]:,.0f}" for name in COST]
         rows.append([row, *cells, *(f"{matrix[row][name]['value']:.3f}" for name in scores)])
         best |= {(i, len(COST) + 1 + j) for j, name in enumerate(scores) if row in results["fronts"][name]}
-    return Table(["row", *COST.values(), *(TITLES[name] for name in scores)], rows, best=frozenset(best))
+    return Table(["row", *COST.values(), *(judge_title(name) for name in scores)], rows, best=frozenset(best))
 
 
 def draw_front(axes, results: dict, name: str) -> None:
@@ -106,7 +106,7 @@ def draw_front(axes, results: dict, name: str) -> None:
         axes.plot(x, y, "o", color="#1f5f8b" if row in front else "#9aa4ad", markersize=4)
         axes.annotate(row, (x, y), fontsize=6, xytext=(3, 2), textcoords="offset points", color="#333333")
     axes.plot(*zip(*(points[row] for row in front), strict=True), color="#1f5f8b", linewidth=1)
-    axes.set_title(f"{TITLES[name]} against cost", fontsize=9, loc="left")
+    axes.set_title(f"{judge_title(name)} against cost", fontsize=9, loc="left")
     axes.set_xlabel(
         ("processor" if axis == "processor_seconds" else "training") + " minutes beyond the base", fontsize=8
     )
@@ -132,7 +132,7 @@ def reward_curves(folder: str, seeds: Iterable[int], rows: Iterable[str]) -> lis
 def draw_picture(file: str | Path, results: dict) -> None:
     """Writes a PNG: the gains over the base on the test split and outside as heat, and the first Pareto front."""
     sites = [site for site, matrix in results["matrices"].items() if gains_of(matrix)]
-    names = [name for name in results["matrices"][TEST]["judges"] if name != "format"]
+    names = [name for name in results["matrices"][TEST]["judges"] if name in (*JUDGES, *OUTSIDERS)]
     size = len(results["costs"])
     widths = [*(len(names) for _ in sites), 9]
     picture = Figure(figsize=(2 + 0.42 * sum(widths), 1.9 + 0.26 * size), layout="constrained")
@@ -143,14 +143,12 @@ def draw_picture(file: str | Path, results: dict) -> None:
         colours = np.array(
             [[gains[row][name]["low"] * gains[row][name]["high"] > 0 for name in names] for row in gains]
         )
-        axes.imshow(np.where(colours, values, 0), cmap="PiYG", vmin=-0.15, vmax=0.15, aspect="auto")
+        axes.imshow(np.where(colours, values, 0), cmap="PiYG", vmin=-0.15, vmax=0.15, aspect="auto", alpha=0.6)
         for i, row in enumerate(gains):
             for j, name in enumerate(names):
                 star = "*" * (name in results["rows"][row]["trained"])
                 axes.text(j, i, f"{values[i, j]:+.2f}{star}", ha="center", va="center", fontsize=5.5)
-        axes.set_xticks(
-            range(len(names)), [TITLES.get(name, name) for name in names], rotation=40, ha="right", fontsize=7
-        )
+        axes.set_xticks(range(len(names)), [judge_title(name) for name in names], rotation=40, ha="right", fontsize=7)
         axes.set_yticks(range(len(gains)), [*gains] if site == TEST else [""] * len(gains), fontsize=7)
         axes.set_title(f"gain over the base: {title_of(site, results['sites'])}", fontsize=8, loc="left")
         axes.tick_params(length=0)
@@ -171,7 +169,7 @@ def checks_table(checks: Iterable[dict]) -> Table:
 
 def flags_table(results: dict) -> Table:
     """The rows whose own reward rises while others fall."""
-    titles = lambda names: ", ".join(TITLES.get(name, name) for name in names)  # noqa: E731
+    titles = lambda names: ", ".join(judge_title(name) for name in names)  # noqa: E731
     rows = [
         [flag["row"], title_of(flag["site"], results["sites"]), titles(flag["risen"]), titles(flag["fallen"])]
         for flag in results["flags"]
@@ -196,11 +194,11 @@ def make_tables(results: dict) -> list[tuple[str, str, Table]]:
     if results["missing"]:
         tables.append(("Missing", "The other rows went on.", missing_table(results)))
     for site, matrix in matrices.items():
-        titles = {name: TITLES.get(name, title) for name, title in titles_of(matrix).items()}
+        titles = titles_of(matrix)
         heading = f"Trained on one, judged by all: {title_of(site, sites)}"
         if gains := gains_of(matrix):
             tables.append((heading, f"{matrix['studies']} studies. {GAINS}", differences_table(gains, titles, stars)))
-    chosen = {name: TITLES[name] for name in outsiders_of(matrices[TEST], ())} | {
+    chosen = {name: judge_title(name) for name in outsiders_of(matrices[TEST], ())} | {
         name: NAMED[name] for name in PARTS_OF_A_ROW
     }
     for site, drops in results["drops"].items():
@@ -227,11 +225,11 @@ def write_markdown(file: str | Path, results: dict) -> str:
     matrix, outside = results["matrices"][TEST], next(iter(results["drops"]), None)
     names = [name for name in SCORES if name in matrix["judges"]]
     flagged = {flag["row"] for flag in results["flags"]}
-    titles = [TITLES[name] for name in names] + ["recall of findings", "silent"]
+    titles = [judge_title(name) for name in names] + ["recall of findings", "silent"]
     columns = [
         "row",
         *titles,
-        *([f"{TITLES[names[-1]]} outside, minus the base's drop"] if outside else []),
+        *([f"{judge_title(names[-1])} outside, minus the base's drop"] if outside else []),
         "processor s",
         "flag",
     ]
