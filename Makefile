@@ -62,6 +62,9 @@ demo-lmrrg: setup ## LM-RRG's stage 1 and PPO on RadCliQ on two CPU cores, to ou
 ablations: setup ## every ablation row of the papers (SYSTEM=mrgr1|llmrg4|lmrrg, ROW="mccs ce_f1", SEEDS=0; mrgr1 also DATA=openi)
 	$(BIN)/python recipes/ablations.py $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(ROW),--row $(ROW))
 
+lab: setup ## every algorithm and reward of a system, judged by all others (SYSTEM=mrgr1|lmrrg|llmrg4, SEEDS=0, ROW="...", mrgr1 also DATA=openi)
+	$(BIN)/python recipes/lab.py $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(ROW),--row $(ROW))
+
 test: .venv/real-weights .venv/oracles ## the whole test suite in two processes: no network, no GPU
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -79,7 +82,7 @@ bench: .venv/oracles ## all benches, or one: make bench NAME=labeler
 	@set -e; for bench in $(if $(NAME),tests/bench/$(NAME).py,$(wildcard tests/bench/*.py)); do \
 		echo "== $$bench"; HF_HUB_OFFLINE=1 $(BIN)/python $$bench; done
 
-.PHONY: help setup setup-gpu setup-vllm lock resolve demo demo-llmrg4 demo-lmrrg ablations test rehearsal badinput style bench
+.PHONY: help setup setup-gpu setup-vllm lock resolve demo demo-llmrg4 demo-lmrrg ablations lab test rehearsal badinput style bench
 ifdef LATEST # the newest of today is not that of yesterday
 .PHONY: .venv/installed
 endif

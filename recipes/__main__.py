@@ -11,7 +11,7 @@ GROUPS = {
     "Labelers and reward models": "convert_chexbert train_chexbert convert_radgraph convert_crepe train_crepe "
     "convert_discbert train_discbert",
     "Models to start from": "build_tiny convert_biomedclip convert_llmrg4 generate_region_descriptions",
-    "Training": "sft_mrgr1 grpo_mrgr1 sft_llmrg4 rl_llmrg4 sft_lmrrg ppo_lmrrg build_preferences dpo ablations",
+    "Training": "sft_mrgr1 grpo_mrgr1 sft_llmrg4 rl_llmrg4 sft_lmrrg ppo_lmrrg rl build_preferences dpo ablations lab",
     "Generation": "generate app",
     "Evaluation": "evaluate reward_card certify",
     "Sharing": "push_checkpoint push_dataset",

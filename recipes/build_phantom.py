@@ -6,8 +6,10 @@ follow. From the repository's root:
     python recipes/build_phantom.py --out outputs/data/phantom
     python recipes/build_phantom.py --out outputs/data/phantom_rg4 --scenarios sn,sw,mn,mw --n_train 4000
     python recipes/build_phantom.py --out outputs/data/phantom_balanced --balanced   # to warm up a vision tower
+    python recipes/build_phantom.py --out outputs/data/phantom_b --site b            # for tests out of distribution
     python recipes/build_phantom.py --contact_sheet recipes/data/contact_sheet.png   # only the picture of all signs
 
+Site b has other patients, signs, films, prevalences and words than site a, and the same findings and labels.
 Every argument may stand in a YAML file instead (--config build.yaml); the command line wins.
 """
 
@@ -19,21 +21,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from recipes.cli import parse, run
-from recipes.data.phantom import (
-    NOTE,
-    SHAPES,
-    STYLES,
-    contact_sheet,
-    earlier,
-    make_study,
-    region_boxes,
-    render,
-    sample_states,
-    to_png,
-    write_impression,
-    write_report,
-    write_request,
-)
+from recipes.data.phantom import NOTE, SHAPES, STYLES, earlier, make_study, to_png
+from recipes.data.phantom_sites import SITES
 from recipes.data.schema import SPLITS, write_dataset
 from recipes.data.settings import COUNT, Range
 from recipes.data.sources import PHANTOM
@@ -53,6 +42,9 @@ class BuildArguments:
         "abnormal": Range(0, 1),
     }
 
+    site: Literal[(*SITES,)] = field(
+        default="a", metadata={"help": "Site of the phantom: a, or b with other pictures, words and prevalences."}
+    )
     out: str | None = field(
         default=None, metadata={"help": "Folder of the data set; an earlier build there is replaced."}
     )
@@ -79,30 +71,31 @@ class BuildArguments:
 
 def build_row(split: str, index: int, scenario: str, args: BuildArguments) -> dict:
     """One study as a row of the schema; depends on nothing but its arguments."""
+    site, name = SITES[args.site], PHANTOM.name + ("" if args.site == "a" else f"_{args.site}")
     rng = np.random.default_rng((args.seed, SPLITS.index(split), index))
-    study = make_study(sample_states(rng, args.abnormal, args.balanced), rng)
+    study = make_study(site.sample_states(rng, args.abnormal, args.balanced), rng)
     prior = earlier(study, rng) if scenario[1] == "w" else None
     shown = ("frontal", "lateral") if scenario[0] == "m" else ("frontal",)
-    indication, history = write_request(rng)
-    findings = write_report(study, rng, args.style, prior, len(shown))
+    indication, history = site.write_request(rng)
+    findings = site.write_report(study, rng, args.style, prior, len(shown))
     films = np.random.default_rng(
         (args.seed, SPLITS.index(split), index, 1)
     )  # of its own: no other draw depends on it
     shapes = [str(shape) for shape in films.choice(args.shapes.split(","), len(shown))]
-    boxes = region_boxes(study, deepcopy(rng), args.size, shapes[0])  # of the film that is drawn from `rng` next
+    boxes = site.region_boxes(study, deepcopy(rng), args.size, shapes[0])  # of the film that is drawn from `rng` next
     return {
-        "study_id": f"phantom-{args.seed}-{split}-{index:06d}",
-        "subject_id": f"phantom-{args.seed}-{split}-{index:06d}",
+        "study_id": f"{name}-{args.seed}-{split}-{index:06d}",
+        "subject_id": f"{name}-{args.seed}-{split}-{index:06d}",
         "images": [
-            {"bytes": to_png(render(study, view, rng, args.size, shape=shape)), "path": None}
+            {"bytes": to_png(site.render(study, view, rng, args.size, shape=shape)), "path": None}
             for view, shape in zip(shown, shapes, strict=True)
         ],
         "views": ["PA", "LATERAL"][: len(shown)],
         "indication": indication,
         "history": history,
-        "prior_report": write_report(prior, rng, args.style) if prior else None,
+        "prior_report": site.write_report(prior, rng, args.style) if prior else None,
         "findings": findings,
-        "impression": write_impression(study, rng),
+        "impression": site.write_impression(study, rng),
         "report": findings,
         "scenario": scenario,
         "labels": list(study.states),
@@ -125,7 +118,7 @@ def main() -> None:
 
     if args.contact_sheet:
         with replacing(args.contact_sheet) as file:
-            file.write_bytes(to_png(contact_sheet()))
+            file.write_bytes(to_png(SITES[args.site].contact_sheet()))
     if args.out:
 
         def rows(split: str) -> Iterator[dict]:
@@ -134,6 +127,8 @@ def main() -> None:
 
         build = {"builder": "build_phantom", "labeler": "lexical", "note": NOTE, **vars(args)}
         del build["out"], build["contact_sheet"]  # where it was written says nothing about what it is
+        if args.site == "a":
+            del build["site"]  # a record without a site is site a's: those of earlier builds have none
         written = write_dataset({split: lambda split=split: rows(split) for split in SPLITS}, args.out, build)
         print(f"{args.out}: {written} (synthetic phantom, not medical data)")
 

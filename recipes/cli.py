@@ -16,15 +16,22 @@ from typing import NoReturn
 from safetensors import SafetensorError
 
 from recipes.files import RAISED, WRITE_FAILED, InputError, check_free, check_writable, replacing
+from recipes.progress import take_quiet
 
 NO_GPU = "this config needs a GPU and there is none: {}give --use_cpu true --bf16 false"
 CPU_CONFIGS = {  # of each script by its own config: the one for a CPU
     "configs/mrgr1/iu.yaml": "mrgr1/phantom.yaml",
     "configs/mrgr1/sft_iu.yaml": "mrgr1/sft_phantom.yaml",
+    "configs/mrgr1/dpo.yaml": "mrgr1/dpo_phantom.yaml",
     "configs/llmrg4/mimic_rg4_stage1.yaml": "llmrg4/demo_stage1.yaml (stage 2: demo_stage2.yaml)",
+    "configs/llmrg4/grpo.yaml": "llmrg4/grpo_phantom.yaml",
     "configs/lmrrg/mimic.yaml": "lmrrg/demo.yaml",
     "configs/lmrrg/mimic_cqrl.yaml": "lmrrg/demo_cqrl.yaml",
+    "configs/rl/grpo.yaml": "rl/mrgr1.yaml (or llmrg4.yaml, lmrrg.yaml)",
+    "configs/rl/rloo.yaml": "rl/mrgr1.yaml (or llmrg4.yaml, lmrrg.yaml)",
+    "configs/rl/ppo.yaml": "rl/mrgr1.yaml (or llmrg4.yaml, lmrrg.yaml)",
 }
+WITHOUT_DEMO = ("configs/mrgr1/dpo.yaml", "configs/llmrg4/grpo.yaml", "configs/rl/")
 
 BITSANDBYTES = {  # optimizers that it has
     *("adamw_8bit", "adamw_bnb_8bit", "ademamix", "ademamix_8bit", "lion_8bit", "lion_32bit", "rmsprop_bnb"),
@@ -45,9 +52,9 @@ def no_gpu(config: str | None) -> str:
         return NO_GPU.format("")
     system = config.split("/")[1]
     demo = "demo" if system == "mrgr1" else f"demo-{system}"
-    remedy = (
-        f"run `make {demo}` for the same recipe on a CPU, take --config recipes/configs/{CPU_CONFIGS[config]}, or "
-    )
+    remedy = f"take --config recipes/configs/{CPU_CONFIGS[config]}, or "
+    if not config.startswith(WITHOUT_DEMO):
+        remedy = f"run `make {demo}` for the same recipe on a CPU, {remedy}"
     return NO_GPU.format(remedy)
 
 
@@ -110,7 +117,7 @@ def parse(*types: type, default_config: str | None = None, several_processes: bo
     import yaml
 
     from recipes.data.settings import check_settings, make_parser, read_values
-    from recipes.progress import silence_libraries, take_quiet
+    from recipes.progress import silence_libraries
     from recipes.usage import help_page, screen_width
 
     if not several_processes and int(os.environ.get("WORLD_SIZE") or 1) > 1:
@@ -174,6 +181,22 @@ def _config_files(arguments: list[str], default_config: str | None) -> tuple[lis
         if not Path(file or "").is_file():
             raise InputError(f"there is no config file {file or 'named after --config'}")
     return files, rest
+
+
+def read_setting(name: str, default: str) -> str:
+    """The value of one argument before the others are parsed, for a script whose arguments depend on it.
+
+    Of the command line or, where that has none, of the last `--config` file that has one; else `default`. `parse`
+    checks it as any other argument. Raises InputError on a config file that is not there or is no YAML.
+    """
+    files, words = _config_files(take_quiet(sys.argv[1:]), None)
+    documents = [values for file in files if isinstance(values := _read_yaml(file), dict)]
+    value = next((values[name] for values in reversed(documents) if name in values), default)
+    for number, word in enumerate(words):
+        option, _, text = word.partition("=")
+        if option == f"--{name}":
+            value = text if "=" in word else words[number + 1] if number + 1 < len(words) else default
+    return str(value)
 
 
 def _read_yaml(file: str) -> object:

@@ -1,30 +1,32 @@
-"""DPO on pairs of reports that a reward ranks, for Qwen2.5-VL, LLM-RG4 and LM-RRG.
+"""DPO on pairs of reports, for Qwen2.5-VL, LLM-RG4 and LM-RRG, with RRG-DPO's and CheXalign's terms.
 
     accelerate launch recipes/dpo.py --dataset outputs/data/phantom --pairs outputs/phantom/pairs.jsonl \
         --model_name_or_path outputs/phantom/sft --prompt_file prompts/mrgr1_tiny.txt --views frontal --use_cpu true
 
 recipes/build_preferences.py makes the pairs. The prompt, the views and the range of pixels are those that the model
-was trained with. TRL's DPOTrainer does the rest: `--loss_type`, `--beta`, `--ld_alpha` are its own.
+was trained with; encoders are frozen and LoRA placed as in recipes/rl.py. TRL's DPOTrainer does the rest:
+`--loss_type`, `--beta`, `--ld_alpha` are its own. recipes/configs/mrgr1/algorithms/rrg_dpo.yaml is RRG-DPO,
+mrgr1/dpo_phantom.yaml is for two CPU cores.
 """
 
 from dataclasses import dataclass, field
 
-from recipes.cli import parse_run, run  # before peft, whose import recipes/__init__.py quiets
+from trl import ModelConfig
 
-# isort: split
-from transformers import AutoModelForImageTextToText
-from trl import ModelConfig, get_peft_config
-
+from recipes.cli import parse_run, run
 from recipes.data.samples import ImageArguments, read_samples
-from recipes.evaluation.preferences import read_pairs
 from recipes.files import InputError
-from recipes.trainers.dpo import PreferenceConfig, PreferenceTrainer, with_pairs
-from recipes.trainers.setup import load_base_processor
+from recipes.trainers.dpo import PreferenceConfig, PreferenceTrainer, read_preferences, with_pairs
+from recipes.trainers.policies import load_policy
 
 
 @dataclass(kw_only=True)
 class RecipeArguments(ImageArguments):
     pairs: str = field(metadata={"help": "JSONL file of recipes/build_preferences.py: study_id, chosen, rejected."})
+    labeler: str = field(
+        default="lexical",
+        metadata={"help": "Labeler of conflict_weight's sentences: lexical, chexbert or chexbert:MODEL."},
+    )
 
 
 def main() -> None:
@@ -35,7 +37,7 @@ def main() -> None:
     ################
     # Dataset
     ################
-    pairs = read_pairs(args.pairs)
+    pairs = read_preferences(args, training_args)
     data = read_samples(args, training_args, args.views, keep=("study_id",))
     samples = {split: with_pairs(table, pairs) for split, table in data.samples.items()}
     if not len(samples["train"]):
@@ -44,25 +46,13 @@ def main() -> None:
     ################
     # Model
     ################
-    processor = load_base_processor(model_args, args.min_pixels, args.max_pixels)
-    peft_config = get_peft_config(model_args)
-    # With LoRA the reference is the model without its adapter, and is not loaded a second time.
-    model, *references = (
-        AutoModelForImageTextToText.from_pretrained(
-            model_args.model_name_or_path,
-            dtype=model_args.dtype,
-            attn_implementation=model_args.attn_implementation,
-            revision=model_args.model_revision,
-        )
-        for _ in range(1 if peft_config else 2)
-    )
+    model, processor, peft_config = load_policy(args, training_args, model_args)
 
     ################
     # Training
     ################
     trainer = PreferenceTrainer(
         model=model,
-        ref_model=next(iter(references), None),
         args=training_args,
         train_dataset=samples["train"],
         eval_dataset=samples.get("validation"),

@@ -46,7 +46,20 @@ def parse_completion(completion: str | list[dict]) -> Completion:
 
     The format reward is for tags in lower case and no other spelling.
     """
-    return _parse(completion_text(completion))
+    return _parse(completion_text(completion))[0]
+
+
+def report_spans(completion: str | list[dict]) -> list[tuple[int, int]]:
+    """The characters [start, end) of a completion's text that its report is made of, in one linear pass.
+
+    One span where the report stands in its tag, empty where nothing does; without the tag those outside the
+    reasoning, which may be none. White space around them is left out.
+
+        >>> text = "<think>No fluid.</think><report> Clear. </report>"
+        >>> [text[start:end] for start, end in report_spans(text)]
+        ['Clear.']
+    """
+    return list(_parse(completion_text(completion))[1])
 
 
 def _kind(tag: str) -> str:
@@ -57,10 +70,14 @@ def _kind(tag: str) -> str:
 
 
 @lru_cache(maxsize=256)  # each reward of a step reads the same completions
-def _parse(text: str) -> Completion:
+def _parse(text: str) -> tuple[Completion, tuple[tuple[int, int], ...]]:
+    """The parts of a completion, and the spans of its report."""
     before, *rest = TAG.split(text)
     names, after = rest[::2], rest[1::2]  # tags, and the text behind each
     kinds = [_kind(name) for name in names]
+    starts = accumulate(
+        (len(piece) + len(name) for piece, name in zip([before, *after], names, strict=False)), initial=0
+    )
 
     def nearest(last: str, kind: str) -> str:
         return kind if kind in TAGS[:2] else last
@@ -72,21 +89,25 @@ def _parse(text: str) -> Completion:
     ]
     cut_off = kinds.count("<think>") == 1 and "</think>" not in kinds
 
-    think, outside, report = [], [], None
-    for text_of_tag, kind, inside in zip([before, *after], ["", *kinds], reasoning, strict=True):
+    think, outside, report, spans = [], [], None, []
+    for text_of_tag, start, kind, inside in zip([before, *after], starts, ["", *kinds], reasoning, strict=True):
+        span = (start + len(text_of_tag) - len(text_of_tag.lstrip()), start + len(text_of_tag.rstrip()))
         if kind == "<report>" and (not inside or cut_off):
-            report = text_of_tag
+            report, spans = text_of_tag, [span if text_of_tag.strip() else (start, start)]
             break
         (think if inside else outside).append(text_of_tag)
+        if not inside and text_of_tag.strip():
+            spans.append(span)
 
     score = 0.0
     if names == TAGS and after[2].strip():
         score = 1.0 if after[0].strip() and not (before + after[1] + after[3]).strip() else 0.5
     elif names == TAGS[2:] and after[0].strip():
         score = 0.25
-    return Completion(
+    completion = Completion(
         report=(" ".join(outside) if report is None else report).strip(),
         think=" ".join(think).strip(),
         tagged=report is not None,
         format_score=score,
     )
+    return completion, tuple(spans)

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from rewards.bleu import bleu as sentence_bleu
-from rewards.inputs import TextCache, cached, check_untagged, score_texts
+from rewards.inputs import TextCache, TextReward, cached, check_untagged, score_texts
 from rewards.labelers import LexicalLabeler
 from rewards.labels import to_signed
 from rewards.lexical_graph import LexicalGraph, graph_words
@@ -219,5 +219,22 @@ class RadCliQReward:
         return radcliq_to_reward(total, self.version, self.transform)
 
 
+class PartScore:
+    """`part` as the score of a `TextReward`: m numbers for m pairs of texts, 0 of an empty report."""
+
+    def __init__(self, part: Part):
+        self.part = part
+
+    def __call__(self, generated: list[str], references: list[str]) -> np.ndarray:
+        rows = [row for row, text in enumerate(generated) if text.strip()]
+        scores = np.zeros(len(generated))
+        if rows:
+            scores[rows] = self.part([generated[row] for row in rows], [references[row] for row in rows])
+        return scores
+
+
 make_radcliq_reward = RadCliQReward
 radcliq_lite_reward = make_radcliq_reward()
+# The stand-ins for BERTScore and for the cosine of CheXbert's embeddings alone, by their dotted path in `rewards`.
+lexical_words_reward = TextReward("lexical_words_reward", PartScore(radcliq_lite_reward.parts["bertscore"]))
+lexical_semb_reward = TextReward("lexical_semb_reward", PartScore(radcliq_lite_reward.parts["semb"]))

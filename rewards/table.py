@@ -79,6 +79,9 @@ REWARDS: dict[str, Callable[[Material], Reward]] = {
     "positive_f1": lambda m: make_ce_f1_reward(
         m.labeler, label_set="13", empty_match=0.0, untagged=m.settings.untagged, name="positive_f1_reward"
     ),
+    "label_fbeta": lambda m: make_ce_f1_reward(
+        m.labeler, empty_match=0.0, untagged=m.settings.untagged, name="label_fbeta_reward", beta=m.settings.label_beta
+    ),
     "format": lambda m: make_format_reward(),
     "bleu": lambda m: make_bleu_reward(untagged=m.settings.untagged),
     "rouge": lambda m: make_rouge_reward(untagged=m.settings.untagged),
@@ -108,9 +111,13 @@ class RewardArguments:
     )
     labeler: str = field(
         default="lexical",
-        metadata={"help": "Labeler of mccs, ce_f1 and positive_f1: lexical, chexbert or chexbert:MODEL."},
+        metadata={"help": "Labeler of mccs, ce_f1, positive_f1 and label_fbeta: lexical, chexbert or chexbert:MODEL."},
     )
     margin: float = field(default=0.2, metadata={"help": "Margin m of mccs (MRG-R1, Eq. 6)."})
+    label_beta: float = field(
+        default=2.0,
+        metadata={"help": "Beta of label_fbeta: above 1 a missed label costs more than one that is made up."},
+    )
     untagged: Literal["whole", "zero"] = field(
         default="whole",
         metadata={"help": "Report of a completion without <report>: the whole text but its reasoning, or none."},

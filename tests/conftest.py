@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,34 @@ def call(monkeypatch):
         main()
 
     return call
+
+
+class Parsed(Exception):
+    """Raised in place of what a script does after its arguments are read."""
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """All arguments of a script's command line, by name, as its own `parse` call understands them."""
+
+    def read(script, words: list[str]) -> dict:
+        from recipes import cli
+
+        values = {}
+
+        def stop(*types, **options):
+            for arguments in cli.parse(*types, **options):
+                values.update({field.name: getattr(arguments, field.name) for field in fields(arguments)})
+            raise Parsed
+
+        monkeypatch.setattr(script, "parse_run" if hasattr(script, "parse_run") else "parse", stop)
+        monkeypatch.setattr(sys, "argv", ["script", *words])
+        monkeypatch.chdir(Path(__file__).resolve().parents[1])
+        with pytest.raises(Parsed):
+            script.main()
+        return values
+
+    return read
 
 
 @pytest.fixture(scope="session")

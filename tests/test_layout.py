@@ -40,7 +40,7 @@ LEVELS = {
 }  # fmt: skip
 LARGEST = 0.2  # of all lines in one room: more, and it has two jobs
 TRAINING = (
-    "grpo_mrgr1", "sft_mrgr1", "sft_llmrg4", "sft_lmrrg", "ppo_lmrrg", "dpo", "rl_llmrg4",
+    "grpo_mrgr1", "sft_mrgr1", "sft_llmrg4", "sft_lmrrg", "ppo_lmrrg", "dpo", "rl", "rl_llmrg4",
     "train_chexbert", "train_crepe", "train_discbert",
 )  # fmt: skip
 MOST_LINES, MOST_NAMES = 60, 10  # of code in a training script, and of ours that it imports

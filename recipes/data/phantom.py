@@ -8,20 +8,18 @@ as they do in a patient.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from recipes.data.phantom_canvas import SHAPES, Canvas, Stroke, bands, covered, curve, union, vessels_from
 from rewards.labels import CONDITIONS, FINDINGS, CheXpertState
 
 NOTE = "Synthetic phantom drawn by recipes/data/phantom.py from finding states; not medical data."
 VIEWS = ("frontal", "lateral")
-SHAPES = {"portrait": 1.2, "square": 1.0, "landscape": 0.8}  # height over width; detectors have 35 x 43 or 43 x 43 cm
 STYLES = ("terse", "prose", "systematic", "mimic")
 DEVICES = ("pacemaker", "central venous catheter", "endotracheal tube", "chest tube")
 STRENGTH = {CheXpertState.POSITIVE: 1.0, CheXpertState.UNCERTAIN: 0.5}  # contrast of a sign; other states: absent
@@ -53,6 +51,18 @@ COMPANIONS = (
     ("Pneumothorax", "Support Devices", 0.3),
     ("Cardiomegaly", "Support Devices", 0.1),
 )
+
+
+class Prevalence(NamedTuple):
+    """What a site's patients have: `frequencies` as in `FREQUENCIES`, `companions` as in `COMPANIONS`, and `counts`,
+    the shares of the studies with findings that have one, two, three and more before the companions are added."""
+
+    frequencies: dict[str, tuple[float, float, float]]
+    companions: tuple[tuple[str, str, float], ...]
+    counts: tuple[float, ...]
+
+
+OPEN_I = Prevalence(FREQUENCIES, COMPANIONS, (0.5, 0.33, 0.17))
 
 
 @dataclass(frozen=True)
@@ -95,25 +105,28 @@ def with_no_finding(states: Sequence[int]) -> np.ndarray:
     return np.append(states[:13], CheXpertState.POSITIVE if absent else CheXpertState.BLANK)
 
 
-def sample_states(rng: np.random.Generator, abnormal: float = 0.4, balanced: bool = False) -> np.ndarray:
+def sample_states(
+    rng: np.random.Generator, abnormal: float = 0.4, balanced: bool = False, prevalence: Prevalence = OPEN_I
+) -> np.ndarray:
     """Draws the 14 states of one study; int array (14,).
 
     Args:
         abnormal: expected share of studies with a finding, in [0, 1]; the findings keep their relative frequencies.
         balanced: every finding about equally frequent instead (to warm up a vision tower); one study in eight normal.
+        prevalence: how often each finding is there, hedged, denied and in company.
     """
     if not 0 <= abnormal <= 1:
         raise ValueError(f"abnormal is a share of studies from 0 to 1, got {abnormal}")
-    prevalence, uncertain, said_absent = np.array([FREQUENCIES[name] for name in FINDINGS]).T
+    frequency, uncertain, said_absent = np.array([prevalence.frequencies[name] for name in FINDINGS]).T
     present = np.zeros(13, dtype=bool)
     if balanced:
         if rng.random() < 0.875:
             present[rng.choice(13, size=rng.integers(1, 4), replace=False)] = True
         uncertain = np.full(13, 0.2)
     elif rng.random() < abnormal:
-        count = rng.choice([1, 2, 3], p=[0.5, 0.33, 0.17])
-        present[rng.choice(13, size=count, replace=False, p=prevalence / prevalence.sum())] = True
-        for cause, companion, share in COMPANIONS:
+        count = 1 + rng.choice(len(prevalence.counts), p=prevalence.counts)
+        present[rng.choice(13, size=count, replace=False, p=frequency / frequency.sum())] = True
+        for cause, companion, share in prevalence.companions:
             if present[FINDINGS.index(cause)] and rng.random() < share:
                 present[FINDINGS.index(companion)] = True
     mentioned = rng.random(13) < said_absent
@@ -151,132 +164,21 @@ def make_study(states: Sequence[int], rng: np.random.Generator, lateral_only: bo
 
 GROWTH = {"small": 0.8, "moderate": 1.0, "large": 1.25}
 SIDES = {"right": -1.0, "left": 1.0}  # towards the patient's left is towards +x on a frontal image
-Stroke = tuple[Sequence, float, float]  # points (n, 2), width, brightness from 0 to 1
 
 
-@lru_cache(maxsize=len(SHAPES))
-def _grid(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    column, row = (((np.arange(length) + 0.5) * 2 / width - 1).astype(np.float32) for length in (width, height))
-    return np.broadcast_to(column, (height, width)), np.broadcast_to(row[:, None], (height, width))
+def check_picture(view: str, size: int, shape: str) -> None:
+    """Raises ValueError on a view, a width in pixels or a shape that no site draws."""
+    if view not in VIEWS:
+        raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
+    if shape not in SHAPES:
+        raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {shape!r}")
+    if not 64 <= size <= 1024:
+        raise ValueError(f"size must be from 64 to 1024 pixels, got {size}")
 
 
-class _Canvas:
-    """Coordinates of one image: a slightly shifted, scaled and turned patient, and what can be drawn on it.
-
-    `size` is its width in pixels, `shape` one of `SHAPES`. Fields are float32 arrays (height, width). A higher image
-    shows more below the chest, none more above.
-    """
-
-    def __init__(self, size: int, shape: str, rng: np.random.Generator):
-        self.size, self.pixel = size, 2 / size
-        self.height = round(size * SHAPES[shape])
-        self.shift_x, self.shift_y, self.turn = (rng.uniform(-1, 1, 3) * [0.04, 0.04, 0.035]).tolist()
-        self.scale = rng.uniform(0.93, 1.03)
-        column, row = _grid(size, self.height)
-        column, row = (column - self.shift_x) / self.scale, (row - self.shift_y) / self.scale
-        self.x, self.y = column + self.turn * row, row - self.turn * column
-        self.strokes_per_pixel = 3 if size < 200 else 2  # how much finer lines are drawn, to smooth them
-
-    def edge(self, distance: np.ndarray, soft: float = 0.02) -> np.ndarray:
-        """1 where `distance` is positive, 0 where negative, a smooth step at least one pixel wide between."""
-        t = distance * (0.5 / max(soft, self.pixel))
-        t += 0.5
-        np.minimum(np.maximum(t, 0, out=t), 1, out=t)
-        step = 3 - 2 * t
-        step *= t
-        step *= t
-        return step
-
-    def thin(self, distance: np.ndarray) -> np.ndarray:
-        """A thin line where `distance` is zero."""
-        return np.clip(1.5 - np.abs(distance) / max(0.01, self.pixel / 2), 0, 1)
-
-    def blob(self, x: float, y: float, width: float, height: float) -> np.ndarray:
-        """A Gaussian of peak 1 with the given standard deviations."""
-        return np.exp(-0.5 * (((self.x - x) / width) ** 2 + ((self.y - y) / height) ** 2))
-
-    def to_ellipse(self, x: float, y: float, width: float, height: float, tilt: float = 0.0) -> np.ndarray:
-        """Distance to an ellipse with these half axes (turned clockwise by `tilt` radians), positive inside."""
-        dx, dy, cos, sin = self.x - x, self.y - y, float(np.cos(tilt)), float(np.sin(tilt))
-        along, beside = (dx * cos + dy * sin) / width, (dy * cos - dx * sin) / height
-        return (1 - np.sqrt(along**2 + beside**2)) * min(width, height)
-
-    def clouds(self, rng: np.random.Generator, cells: int) -> np.ndarray:
-        """Smooth noise of about unit variance with `cells` lumps across the image."""
-        coarse = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
-        return np.asarray(coarse.resize((self.size, self.height), Image.Resampling.BICUBIC))
-
-    def _turned(self, points: np.ndarray) -> np.ndarray:
-        """Points (n, 2) of the patient from the image's corner, in half image widths."""
-        x, y = points[:, 0], points[:, 1]
-        column = (x - self.turn * y) * self.scale + self.shift_x
-        row = (y + self.turn * x) * self.scale + self.shift_y
-        return np.stack([column, row], axis=1) + 1
-
-    def to_pixels(self, points: np.ndarray) -> np.ndarray:
-        """Where points (n, 2) of the patient are in the image, in pixels from its corner."""
-        return self._turned(points) * (self.size / 2)
-
-    def lines(self, strokes: list[Stroke], rounded: bool = False) -> np.ndarray:
-        """Polylines, the later over the earlier; `rounded` joints are slower and only matter for thick ones."""
-        fine = self.size * self.strokes_per_pixel
-        image = Image.new("L", (fine, self.height * self.strokes_per_pixel))
-        pen = ImageDraw.Draw(image)
-        points = np.concatenate([stroke[0] for stroke in strokes])
-        flat = (self._turned(points) * (fine / 2)).ravel().tolist()
-        start = 0
-        for stroke, width, value in strokes:
-            end = start + 2 * len(stroke)
-            thickness = max(round(max(width, 0.8 * self.pixel) * self.scale * fine / 2), 1)
-            pen.line(flat[start:end], fill=round(255 * value), width=thickness, joint="curve" if rounded else None)
-            start = end
-        return np.asarray(image.reduce(self.strokes_per_pixel), dtype=np.float32) / 255
-
-
-def _curve(*points: tuple[float, float], steps: int = 14) -> np.ndarray:
-    """The Bezier curve with these control points; (steps, 2)."""
-    t = np.linspace(0, 1, steps)[:, None]
-    curve = [np.asarray(point, dtype=np.float64) for point in points]
-    while len(curve) > 1:
-        curve = [(1 - t) * first + t * second for first, second in pairwise(curve)]
-    return curve[0]
-
-
-def _union(distances: list[np.ndarray], reach: float = 0.035) -> np.ndarray:
-    """Distance to the union of shapes whose borders flow into each other over about `reach`."""
-    return reach * np.log(sum(np.exp(np.clip(distance, -1, 1) / reach) for distance in distances))
-
-
-def _vessels(rng: np.random.Generator, roots: np.ndarray, angles: np.ndarray, length: float) -> list[Stroke]:
-    """Tapering vessels with one twig each, from `roots` (n, 2) in directions `angles` (n,) in radians."""
-    n = len(angles)
-    reach = (length * rng.uniform(0.65, 1.1, n))[:, None]
-    bend, fork = angles + rng.uniform(-0.45, 0.45, n), angles + rng.choice([-0.6, 0.6], n)
-    middle = roots + 0.5 * reach * np.stack([np.cos(bend), np.sin(bend)], axis=1)
-    end = roots + reach * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    t = np.linspace(0, 1, 9)[:, None]
-    branches = (1 - t) ** 2 * roots[:, None] + 2 * t * (1 - t) * middle[:, None] + t**2 * end[:, None]
-    twigs = branches[:, 4] + 0.45 * reach * np.stack([np.cos(fork), np.sin(fork)], axis=1)
-    strokes: list[Stroke] = []
-    for branch, twig in zip(branches, twigs, strict=True):
-        strokes += [(branch[6:], 0.008, 0.28), (np.stack([branch[4], twig]), 0.008, 0.28)]
-        strokes += [(branch[3:7], 0.014, 0.42), (branch[:4], 0.024, 0.6)]
-    return strokes
-
-
-def _ribs(phase: np.ndarray, soft: float, count: int) -> np.ndarray:
-    """Bands with brighter borders around each integer phase from 0 to `count`; `soft` is a pixel's phase."""
-    offset = np.abs(phase - np.round(phase))
-    band, marrow = (np.clip(0.5 + (half - offset) / max(soft, 0.1), 0, 1) for half in (0.25, 0.14))
-    return (band - 0.4 * marrow) * ((phase > -0.5) & (phase < count + 0.5))
-
-
-def _covered(opacities: list[np.ndarray]) -> np.ndarray | float:
-    """Share of the air that overlapping opacities take away."""
-    clear = 1.0
-    for opacity in opacities:
-        clear = clear * (1 - np.clip(opacity, 0, 1))
-    return 1 - clear
+def picture_streams(rng: np.random.Generator) -> list[np.random.Generator]:
+    """The random numbers of one picture: for the study where only states are known, the anatomy, signs and film."""
+    return [np.random.default_rng(seed) for seed in rng.integers(2**62, size=4).tolist()]
 
 
 def render(
@@ -294,16 +196,11 @@ def render(
     `lateral_only` as in `make_study`; `shape` one of `SHAPES`, each with the whole chest at the same scale. Raises
     ValueError on other values.
     """
-    if view not in VIEWS:
-        raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
-    if shape not in SHAPES:
-        raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {shape!r}")
-    if not 64 <= size <= 1024:
-        raise ValueError(f"size must be from 64 to 1024 pixels, got {size}")
-    study_rng, anatomy_rng, sign_rng, film_rng = map(np.random.default_rng, rng.integers(2**62, size=4).tolist())
+    check_picture(view, size, shape)
+    study_rng, anatomy_rng, sign_rng, film_rng = picture_streams(rng)
     study = states if isinstance(states, Study) else make_study(states, study_rng, lateral_only)
-    canvas = _Canvas(size, shape, anatomy_rng)
-    strength = _strengths(study, view)
+    canvas = Canvas(size, shape, anatomy_rng)
+    strength = strengths_in(study, view)
     draw = _frontal if view == "frontal" else _lateral
     image = draw(study, strength, canvas, anatomy_rng, sign_rng)
     if strength["Support Devices"]:
@@ -327,7 +224,7 @@ def to_png(image: Image.Image) -> bytes:
 
 
 def _lung_signs(
-    study: Study, strength: dict[str, float], canvas: _Canvas, rng: np.random.Generator, centres: dict
+    study: Study, strength: dict[str, float], canvas: Canvas, rng: np.random.Generator, centres: dict
 ) -> list[np.ndarray]:
     """Opacities of the findings that look alike in both views, around `centres`: finding -> (x, y)."""
     opacities = []
@@ -348,7 +245,7 @@ def _lung_signs(
     return opacities
 
 
-def _fracture(shown: float, canvas: _Canvas, distance: np.ndarray, x: float, y: float) -> tuple:
+def break_rib(shown: float, canvas: Canvas, distance: np.ndarray, x: float, y: float) -> tuple:
     """Shift of the ribs, gap between the fragments and brightening around (x, y); `distance` grows along the rib."""
     near = shown * canvas.edge(canvas.to_ellipse(x, y, 0.30, 0.25), 0.05)
     gap = near * np.clip(1.5 - np.abs(distance) / 0.026, 0, 1)
@@ -387,9 +284,9 @@ def region_boxes(study: Study, rng: np.random.Generator, size: int = 112, shape:
     (modeling/region_descriptions.json): the superior vena cava and its junction with the atrium are not drawn. Boxes
     are upright around regions that may be turned by 2 degrees, and are cut at the image's border.
     """
-    _, anatomy, *_ = map(np.random.default_rng, rng.integers(2**62, size=4).tolist())
-    canvas = _Canvas(size, shape, anatomy)
-    chest = _chest(study, _strengths(study, "frontal"), anatomy)
+    _, anatomy, *_ = picture_streams(rng)
+    canvas = Canvas(size, shape, anatomy)
+    chest = _chest(study, strengths_in(study, "frontal"), anatomy)
     bottom = 2 * SHAPES[shape] - 1 + 0.2  # a little below the image, as -1.2 is above it
     sided = [(side, name, *sides) for side in SIDES for name, *sides in _lung_regions(chest, side)]
     boxes = [
@@ -397,13 +294,7 @@ def region_boxes(study: Study, rng: np.random.Generator, size: int = 112, shape:
         for side, name, x0, y0, x1, y1 in sided
     ]
     boxes += [(name, x0, x1, y0, y1) for name, x0, y0, x1, y1 in _midline_regions(study, chest, bottom)]
-    rows = []
-    for name, x0, x1, y0, y1 in boxes:
-        points = np.array([(x, y) for x in (x0, x1) for y in (y0, y1)])
-        pixels = canvas.to_pixels(points).clip(0, (size, canvas.height))
-        (x0, y0), (x1, y1) = pixels.min(0).tolist(), pixels.max(0).tolist()
-        rows.append({"region": name, "x0": x0, "y0": y0, "x1": x1, "y1": y1})
-    return rows
+    return [{"region": name, **canvas.upright_box(*box)} for name, *box in boxes]
 
 
 def _lung_regions(chest: _Chest, side: str) -> list[tuple[str, float, float, float, float]]:
@@ -428,7 +319,7 @@ def _lung_regions(chest: _Chest, side: str) -> list[tuple[str, float, float, flo
 def _midline_regions(study: Study, chest: _Chest, bottom: float) -> list[tuple[str, float, float, float, float]]:
     """(name, x0, y0, x1, y1) of what lies in the middle, x growing to the image's right."""
     heart, base = chest.heart, chest.heart_base
-    wide = 0.10 + 0.20 * _strengths(study, "frontal")["Enlarged Cardiomediastinum"]
+    wide = 0.10 + 0.20 * strengths_in(study, "frontal")["Enlarged Cardiomediastinum"]
     reach = 0.341 * heart, 0.325 * heart  # of an ellipse of half axes 0.39 and 0.265 that is turned by 0.72
     atrium = (-0.20 * heart, -0.04, 0.06 * heart, 0.40)
     x0, y0 = min(0.12 * heart - reach[0], atrium[0]), min(base - 0.31 * heart - reach[1], atrium[1])
@@ -452,14 +343,14 @@ def _narrowed(y: np.ndarray | float) -> np.ndarray | float:
     return 1 - 0.5 * taper**2 * (0.65 + 0.35 * taper)
 
 
-def _strengths(study: Study, view: str) -> dict[str, float]:
+def strengths_in(study: Study, view: str) -> dict[str, float]:
     """Contrast of each finding in that view."""
     hidden = study.lateral_only if view == "frontal" else ()
     return {name: 0.0 if name in hidden else STRENGTH.get(study.state(name), 0.0) for name in FINDINGS}
 
 
 def _frontal(  # noqa: C901
-    study: Study, strength: dict[str, float], canvas: _Canvas, anatomy: np.random.Generator, rng: np.random.Generator
+    study: Study, strength: dict[str, float], canvas: Canvas, anatomy: np.random.Generator, rng: np.random.Generator
 ) -> np.ndarray:
     signs, x, y, edge, across = study.signs, canvas.x, canvas.y, canvas.edge, np.abs(canvas.x)
     halves = {"right": 1 - edge(x, 0.02), "left": edge(x, 0.02), "bilateral": 1.0}
@@ -484,7 +375,7 @@ def _frontal(  # noqa: C901
         canvas.to_ellipse(0.10, -0.37, 0.09, 0.09),
         canvas.to_ellipse(0.08, -0.18, 0.10, 0.13),
     ]
-    middle = edge(_union(shapes), 0.02)
+    middle = edge(union(shapes), 0.02)
 
     # what takes the air away
     heights = {"upper": -0.45, "mid": -0.08, "lower": 0.19, "retrocardiac": 0.19}
@@ -500,7 +391,7 @@ def _frontal(  # noqa: C901
     for side in SIDES.values():
         fan = np.linspace(-1.35, 1.35, 9) + anatomy.uniform(-0.14, 0.14, 9)
         roots = np.stack([np.full(9, side * 0.15), -0.08 + 0.10 * np.sin(fan)], axis=1)
-        vessels += _vessels(anatomy, roots, fan if side > 0 else np.pi - fan, 0.48)
+        vessels += vessels_from(anatomy, roots, fan if side > 0 else np.pi - fan, 0.48)
     hila = 0.30 * (canvas.blob(-0.17, -0.06, 0.05, 0.09) + canvas.blob(0.17, -0.09, 0.05, 0.09))
     if shown := strength["Edema"]:
         wings = canvas.blob(-0.30, -0.04, 0.14, 0.24) + canvas.blob(0.30, -0.04, 0.14, 0.24)
@@ -508,7 +399,7 @@ def _frontal(  # noqa: C901
         for side in SIDES.values():
             fan = np.linspace(-1.5, -0.6, 6)
             roots = np.full((6, 2), (side * 0.17, -0.1))
-            congested = _vessels(rng, roots, fan if side > 0 else np.pi - fan, 0.55)
+            congested = vessels_from(rng, roots, fan if side > 0 else np.pi - fan, 0.55)
             vessels += [(points, 1.8 * thick, min(1.5 * value, 0.8) * shown) for points, thick, value in congested]
             for level in (0.08, 0.16, 0.24, 0.32):  # septal lines reach the pleura at right angles
                 septum = [(side * (width - 0.01), level), (side * (width - 0.14), level + 0.01)]
@@ -523,7 +414,7 @@ def _frontal(  # noqa: C901
             tips = [(0.32, 0.28), (0.46, 0.24), (0.56, 0.12)]
         opacities.append(0.92 * shown * lobe * halves[sign.side])
         bronchi = [
-            (_curve((side * 0.17, -0.08), (side * 0.25, b), (side * a, b), steps=8), 0.026, 0.8) for a, b in tips
+            (curve((side * 0.17, -0.08), (side * 0.25, b), (side * a, b), steps=8), 0.026, 0.8) for a, b in tips
         ]
         dark = 0.26 * shown * canvas.lines(bronchi)
     if shown := strength["Atelectasis"]:
@@ -531,7 +422,7 @@ def _frontal(  # noqa: C901
         side, base = SIDES[raised], domes[raised]
         for level, half, slope in zip((0.05, 0.14, 0.23), (0.21, 0.17, 0.12), tilts, strict=True):
             ends = (0.44 - half, base - level - slope), (0.44 + half, base - level + slope)
-            plate = _curve(
+            plate = curve(
                 (side * ends[0][0], ends[0][1]), (side * 0.44, base - level - 0.02), (side * ends[1][0], ends[1][1])
             )
             plates += [(plate, 0.045, 0.35 * shown), (plate, 0.028, 0.75 * shown)]
@@ -547,13 +438,13 @@ def _frontal(  # noqa: C901
         opacities.append(0.9 * shown * edge(rind - np.minimum(to_wall, cap), 0.012) * halves[sign.side])
 
     air = lung * (0.46 + 0.05 * np.clip(to_wall * 5, 0, 1) + 0.015 * canvas.clouds(anatomy, 14))
-    air = air * (1 - 0.94 * middle) * (1 - _covered([*opacities, hila]))
+    air = air * (1 - 0.94 * middle) * (1 - covered([*opacities, hila]))
     vascular = canvas.lines(vessels)
     line = 0.0
     if shown := strength["Pneumothorax"]:
         sign = signs["Pneumothorax"]
         gap = {"small": 0.16, "moderate": 0.22, "large": 0.32}[sign.size] * (0.55 + 0.45 * edge(-0.25 - y, 0.35))
-        inner = -_union([-to_wall, -0.8 * to_roof], 0.03)
+        inner = -union([-to_wall, -0.8 * to_roof], 0.03)
         empty = shown * edge(gap - inner, 0.008) * halves[sign.side]
         line = shown * lung * (1 - middle) * halves[sign.side] * canvas.thin(inner - gap)
         vascular = vascular * (1 - empty)
@@ -567,24 +458,24 @@ def _frontal(  # noqa: C901
         side, cut = SIDES[signs["Fracture"].side], 0.48
         rib = {"upper": 2, "mid": 3, "lower": 4}[signs["Fracture"].zone]
         level = rib_start + rib * rib_spacing + 0.05
-        shift, broken, near = _fracture(shown, canvas, across - cut, side * cut, level)
+        shift, broken, near = break_rib(shown, canvas, across - cut, side * cut, level)
     cage = edge(to_wall + 0.03, 0.01) * edge(across - 0.06, 0.03) * (1 - 0.5 * edge(y - dome, 0.05))
     soft = canvas.pixel / rib_spacing
-    posterior = _ribs((y - shift - drop - rib_start) / rib_spacing, soft, 9) * cage * (1 - broken) * (1 + 3.2 * near)
+    posterior = bands((y - shift - drop - rib_start) / rib_spacing, soft, 9) * cage * (1 - broken) * (1 + 3.2 * near)
     front = (y + 0.32 - 0.41 * np.clip(1 - across / width, 0, 1)) / (1.35 * rib_spacing)
-    anterior = _ribs(front, soft, 5) * cage * edge(across - 0.38, 0.14) * edge(0.5 - y, 0.1) * (1 - near)
+    anterior = bands(front, soft, 5) * cage * edge(across - 0.38, 0.14) * edge(0.5 - y, 0.1) * (1 - near)
     rim = np.clip(1 - np.abs(to_wall + 0.012) / 0.03, 0, 1) * edge(y + 0.72, 0.1) * (1 - 0.6 * edge(y - dome, 0.2))
     spine = edge(0.085 - across, 0.015) * (0.75 + 0.25 * np.cos(2 * np.pi * (y - rib_start) / 0.15))
     skeleton: list[Stroke] = []
     for side in SIDES.values():
-        collar = _curve((side * 0.10, -0.57), (side * 0.32, -0.58), (side * 0.48, -0.82), (side * 0.90, -0.78))
-        blade = _curve((side * 0.90, -0.70), (side * 0.74, -0.50), (side * 0.80, -0.22), (side * 0.86, 0.05))
+        collar = curve((side * 0.10, -0.57), (side * 0.32, -0.58), (side * 0.48, -0.82), (side * 0.90, -0.78))
+        blade = curve((side * 0.90, -0.70), (side * 0.74, -0.50), (side * 0.80, -0.22), (side * 0.86, 0.05))
         arm = [(side * 0.93, -0.64), (side * 1.12, 0.1)]
         skeleton += [(arm, 0.17, 0.35), (blade, 0.035, 0.25), (collar, 0.066, 0.6), (collar, 0.04, 0.38)]
 
     # soft tissue: neck, shoulders, trunk
     trunk = np.maximum(0.90 - 0.05 * y, 1.08 - 0.6 * np.clip(y + 0.42, 0, 1)) - across
-    outline = _union(
+    outline = union(
         [0.23 + 0.12 * np.clip(-0.85 - y, 0, 1) - across, np.minimum(trunk, y + 1.0 - 0.28 * across)], 0.05
     )
     body = edge(outline, 0.03) * (0.76 + 0.24 * np.clip(outline / 0.22, 0, 1))
@@ -600,7 +491,7 @@ def _frontal(  # noqa: C901
 
 
 def _lateral(
-    study: Study, strength: dict[str, float], canvas: _Canvas, anatomy: np.random.Generator, rng: np.random.Generator
+    study: Study, strength: dict[str, float], canvas: Canvas, anatomy: np.random.Generator, rng: np.random.Generator
 ) -> np.ndarray:
     """The patient faces the image's left."""
     signs, x, y, edge = study.signs, canvas.x, canvas.y, canvas.edge
@@ -631,7 +522,7 @@ def _lateral(
     descending = 0.22 * edge(0.07 - np.abs(x - 0.34 - 0.06 * y), 0.03) * edge(y + 0.16, 0.12)
     wide = 0.85 * strength["Enlarged Cardiomediastinum"] * edge(canvas.to_ellipse(-0.18, -0.38, 0.28, 0.27), 0.11)
     hila = 0.45 * canvas.blob(0.0, -0.08, 0.10, 0.11)
-    middle = _covered([0.85 * edge(_union(shapes), 0.035), hila, arch, descending, wide])
+    middle = covered([0.85 * edge(union(shapes), 0.035), hila, arch, descending, wide])
 
     # what takes the air away
     places = {"upper": (0.10, -0.46), "mid": (-0.32, -0.22), "lower": (0.38, 0.16), "retrocardiac": (0.20, 0.16)}
@@ -641,7 +532,7 @@ def _lateral(
     dark = 0.0
     fan = np.linspace(-2.7, 3.0, 13) + anatomy.uniform(-0.15, 0.15, 13)
     roots = np.stack([0.09 * np.cos(fan), -0.08 + 0.10 * np.sin(fan)], axis=1)
-    vessels = _vessels(anatomy, roots, fan, 0.42)
+    vessels = vessels_from(anatomy, roots, fan, 0.42)
     if shown := strength["Edema"]:
         opacities.append(shown * canvas.blob(0.02, -0.06, 0.26, 0.28) * (0.72 + 0.2 * canvas.clouds(rng, 9)))
         vessels = [(points, 1.6 * thick, value) for points, thick, value in vessels]
@@ -654,13 +545,13 @@ def _lateral(
         else:
             lobe, tips = edge(below, 0.02) * edge(y + 0.12, 0.1), [(0.30, 0.36), (0.46, 0.26), (0.52, 0.1)]
         opacities.append(0.88 * shown * lobe)
-        bronchi = [(_curve((0.02, -0.06), (0.5 * a, 0.7 * b), (a, b), steps=8), 0.026, 0.8) for a, b in tips]
+        bronchi = [(curve((0.02, -0.06), (0.5 * a, 0.7 * b), (a, b), steps=8), 0.026, 0.8) for a, b in tips]
         dark = 0.22 * shown * canvas.lines(bronchi)
     if shown := strength["Atelectasis"]:
         tilts = rng.uniform(-0.01, 0.06, 3).tolist()
         for level, half, slope in zip((0.05, 0.13, 0.21), (0.20, 0.16, 0.11), tilts, strict=True):
             base = dome_height - raised + 0.08 - level
-            plate = _curve((0.28 - half, base - slope), (0.28, base - 0.02), (0.28 + half, base + slope))
+            plate = curve((0.28 - half, base - slope), (0.28, base - 0.02), (0.28 + half, base + slope))
             plates += [(plate, 0.045, 0.35 * shown), (plate, 0.028, 0.75 * shown)]
     if shown := strength["Pleural Effusion"]:
         depth = {"small": 0.20, "moderate": 0.30, "large": 0.50}[signs["Pleural Effusion"].size]
@@ -671,7 +562,7 @@ def _lateral(
         opacities.append(0.85 * shown * edge(rind - np.minimum(to_back, to_roof - 0.04), 0.012))
 
     air = lung * (0.46 - 0.14 * edge(-0.48 - y, 0.3) + 0.015 * canvas.clouds(anatomy, 14))
-    air = air * (1 - 0.8 * middle) * (1 - _covered(opacities))
+    air = air * (1 - 0.8 * middle) * (1 - covered(opacities))
     vascular = canvas.lines(vessels)
     line = 0.0
     if shown := strength["Pneumothorax"]:
@@ -688,10 +579,10 @@ def _lateral(
     shift, broken, near = 0.0, 0.0, 0.0
     if shown := strength["Fracture"]:
         level = {"upper": -0.35, "mid": -0.15, "lower": 0.05}[signs["Fracture"].zone]
-        shift, broken, near = _fracture(shown, canvas, 0.22 - x, 0.22, level)
+        shift, broken, near = break_rib(shown, canvas, 0.22 - x, 0.22, level)
     drop = 0.30 * (0.65 - x) + 0.25 * (x - 0.05) ** 2
     inside = edge(np.minimum(to_back + 0.03, to_front + 0.02), 0.02) * (1 - 0.6 * edge(y - dome, 0.05))
-    ribs = _ribs((y - shift - drop - rib_start) / rib_spacing, canvas.pixel / rib_spacing, 9)
+    ribs = bands((y - shift - drop - rib_start) / rib_spacing, canvas.pixel / rib_spacing, 9)
     ribs = ribs * inside * (1 - broken) * (1 + 4.5 * near)
     vertebrae = edge(0.085 - np.abs(x - spine_line + 0.10), 0.012) * (
         0.72 + 0.28 * np.cos(2 * np.pi * (y - rib_start) / 0.17)
@@ -714,33 +605,29 @@ def _lateral(
     return image
 
 
-def _device(study: Study, view: str, canvas: _Canvas) -> np.ndarray:
+def _device(study: Study, view: str, canvas: Canvas) -> np.ndarray:
     """Where the metal or plastic of the study's device lies, from 0 to 1."""
     side = SIDES[study.signs["Support Devices"].side]
     if view == "frontal":
         paths = {
             "pacemaker": [
-                _curve((side * 0.50, -0.42), (side * 0.25, -0.75), (-0.10, -0.62), (-0.10, -0.1)),
-                _curve((-0.10, -0.1), (-0.10, 0.32), (0.05, 0.36), (0.30, 0.30)),
+                curve((side * 0.50, -0.42), (side * 0.25, -0.75), (-0.10, -0.62), (-0.10, -0.1)),
+                curve((-0.10, -0.1), (-0.10, 0.32), (0.05, 0.36), (0.30, 0.30)),
             ],
-            "central venous catheter": [
-                _curve((side * 0.42, -1.0), (side * 0.16, -0.8), (-0.11, -0.62), (-0.11, 0.0))
-            ],
-            "endotracheal tube": [_curve((-0.015, -1.1), (-0.012, -0.36), steps=2)],
-            "chest tube": [
-                _curve((side * 0.95, 0.34), (side * 0.50, 0.30), (side * 0.52, -0.1), (side * 0.36, -0.62))
-            ],
+            "central venous catheter": [curve((side * 0.42, -1.0), (side * 0.16, -0.8), (-0.11, -0.62), (-0.11, 0.0))],
+            "endotracheal tube": [curve((-0.015, -1.1), (-0.012, -0.36), steps=2)],
+            "chest tube": [curve((side * 0.95, 0.34), (side * 0.50, 0.30), (side * 0.52, -0.1), (side * 0.36, -0.62))],
         }
         box = (side * 0.54, -0.44, 0.13, 0.11)
     else:
         paths = {
             "pacemaker": [
-                _curve((-0.55, -0.42), (-0.3, -0.75), (0.0, -0.6), (-0.08, -0.05)),
-                _curve((-0.08, -0.05), (-0.12, 0.25), (-0.3, 0.32), (-0.46, 0.28)),
+                curve((-0.55, -0.42), (-0.3, -0.75), (0.0, -0.6), (-0.08, -0.05)),
+                curve((-0.08, -0.05), (-0.12, 0.25), (-0.3, 0.32), (-0.46, 0.28)),
             ],
-            "central venous catheter": [_curve((0.02, -1.0), (-0.04, -0.7), (-0.06, -0.4), (-0.05, 0.0))],
-            "endotracheal tube": [_curve((0.12, -1.1), (0.05, -0.36), steps=2)],
-            "chest tube": [_curve((0.0, 0.55), (0.35, 0.35), (0.45, -0.1), (0.18, -0.66))],
+            "central venous catheter": [curve((0.02, -1.0), (-0.04, -0.7), (-0.06, -0.4), (-0.05, 0.0))],
+            "endotracheal tube": [curve((0.12, -1.1), (0.05, -0.36), steps=2)],
+            "chest tube": [curve((0.0, 0.55), (0.35, 0.35), (0.45, -0.1), (0.18, -0.66))],
         }
         box = (-0.62, -0.42, 0.06, 0.12)
     width = {"endotracheal tube": 0.05, "chest tube": 0.042, "central venous catheter": 0.032}.get(study.device, 0.024)
@@ -990,10 +877,11 @@ def write_request(rng: np.random.Generator) -> tuple[str | None, str | None]:
 # --- contact sheet -----------------------------------------------------------------------------------------------
 
 
-def contact_sheet(size: int = 128) -> Image.Image:
+def contact_sheet(size: int = 128, draw: Callable[..., Image.Image] = render) -> Image.Image:
     """A labelled grid: the normal chest, then each finding, certain and uncertain, frontal and lateral; mode L.
 
-    `size` is a tile's width in pixels. A finding's tiles share one anatomy, so only the sign differs.
+    `size` is a tile's width in pixels, `draw` a site's `render`. A finding's tiles share one anatomy, so only the
+    sign differs.
     """
     header, caption, rows = 34, 15, 7
     sheet = Image.new("L", (2 * 4 * size, header + rows * (size + caption)))
@@ -1009,6 +897,6 @@ def contact_sheet(size: int = 128) -> Image.Image:
         for tile, (view, state) in enumerate(tiles):
             states = [state if name == finding else CheXpertState.BLANK for finding in FINDINGS]
             seed = tile if name == "Normal" else 11 + place
-            image = render(states, view, np.random.default_rng(seed), size, lateral_only=False)
+            image = draw(states, view, np.random.default_rng(seed), size, lateral_only=False)
             sheet.paste(image, (x + tile * size, y + caption))
     return sheet

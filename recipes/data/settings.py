@@ -46,16 +46,17 @@ RANGES = {
         "effective_batch_size generation_batch_size steps_per_generation eval_accumulation_steps num_iterations "
         "num_generations_eval max_samples limit save_total_limit min_pixels max_pixels max_length max_new_tokens "
         "max_completion_length clinical_max_new_tokens num_beams num_visual_tokens region_chunk_size lora_r "
-        "lora_alpha tensor_parallel_size vllm_tensor_parallel_size texts token_budget",
+        "lora_alpha tensor_parallel_size vllm_tensor_parallel_size texts token_budget neighbours",
         Range(2): "num_generations",
         POSITIVE: "num_train_epochs logging_steps save_steps eval_steps repetition_penalty key_weight epsilon "
-        "epsilon_high delta timeout",
+        "epsilon_high delta timeout diagnostic_weight oracle_gamma oracle_beta label_beta",
         NOT_NEGATIVE: "learning_rate value_learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps beta "
         "std_epsilon lambda_disease missing_eos_penalty neftune_noise_alpha temperature top_k min_new_tokens "
         "clinical_samples stop_on_collapse eval_delay dataloader_num_workers seed data_seed num_completions_to_print "
         "export_annotation_sheet retries judge_retries backoff warm_up_steps",
-        UP_TO_1: "top_p vllm_gpu_memory_utilization",
-        Range(0, 1): "min_p",
+        UP_TO_1: "top_p vllm_gpu_memory_utilization oracle_smoothing",
+        Range(0, 1): "min_p oracle_weight_min oracle_weight_max edit_threshold",
+        Range(0, 0.5): "edit_share",
         BELOW_1: "lora_dropout label_smoothing_factor adam_beta1 adam_beta2",
     }.items()
     for name in names.split()

@@ -7,6 +7,7 @@ habits (`habits_part`), with intervals; a cell says whether the system was train
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -31,6 +32,7 @@ JUDGES = {  # rewards that need no weights -> titles; the last three train no ro
     "rouge": "ROUGE-L",
     "bleu": "BLEU-4",
 }
+TITLES = {**JUDGES, "radcliq_lite": "RadCliQ (lite)", "crepe": "CREPE", "positive_f1": "positive F1"}
 PARTS = {"radcliq_lite": ("radgraph_lexical", "bleu")}  # judges that a reward is made of
 PAIRS = (  # rows whose difference is measured, the first minus the second
     ("severity", "mccs"),
@@ -53,14 +55,19 @@ def rewards_of(row: str) -> list[str]:
     return [*rewards, *(part for reward in rewards for part in PARTS.get(reward, ()))]
 
 
-def make_judges(names: Iterable[str], labeler: Callable, references: Sequence[str]) -> dict[str, Reward]:
-    """The rewards of these names or dotted paths; `references`: the reports that CIDEr takes its frequencies from.
+def make_judges(
+    names: Iterable[str], labeler: Callable, references: Sequence[str], **settings: str
+) -> dict[str, Reward]:
+    """The rewards of these names or dotted paths; `references`: the reports that CIDEr takes its frequencies from;
+    `settings`: of RewardArguments.
 
     Raises InputError on one that does not exist or lacks its weights.
     """
     names = list(names)
     try:
-        return dict(zip(names, make_rewards(RewardArguments(rewards=names), labeler, references), strict=True))
+        return dict(
+            zip(names, make_rewards(RewardArguments(rewards=names, **settings), labeler, references), strict=True)
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"a judge cannot be made: {error}") from error
 
@@ -83,27 +90,32 @@ def judge_reports(judges: dict[str, Reward], completions: Sequence[str], referen
     return means_part(values)
 
 
-def measure_matrix(
-    truth: Truth,
-    completions: dict[str, list[list[str]]],
-    trained: dict[str, Sequence[str]],
-    judges: dict[str, Reward],
-    labeler: Callable,
-    pairs: Iterable[tuple[str, str]] = (),
-) -> dict:
+class Resampled(NamedTuple):
+    """Figures of systems on the same studies, resampled together: a difference of two `values` is paired.
+
+    `values`: system -> figure -> (1 + resamples,), the figure itself first; `by_seed`: system -> figure -> a value of
+    each seed; `studies`: their number.
+    """
+
+    values: dict[str, dict[str, np.ndarray]]
+    by_seed: dict[str, dict[str, list[float]]]
+    studies: int
+
+
+def resample(
+    truth: Truth, completions: dict[str, list[list[str]]], judges: dict[str, Reward], labeler: Callable, draw: int = 0
+) -> Resampled:
     """Every system by every judge and habit; `completions`: system -> per seed -> the n studies' answers.
 
-    `trained`: system -> its own rewards. Returns `judges` and `habits` (names), `studies`, `rows`: system -> figure ->
-    `value`, `low`, `high` (95 %, bootstrap over studies and, with several, seeds), `by_seed` and `trained`; the
-    references and the fixed normal report stand last. And `differences` of the `pairs` of systems that there are:
-    `system`, `minus`, `figures`: figure -> `value`, `low`, `high`, `by_seed`. Raises InputError where two systems
-    have different numbers of seeds.
+    The bootstrap draws studies and, with several, seeds; the references and the fixed normal report stand last.
+    `draw`: seed of the draws of studies. The draws of seeds are the same for every `truth`, so that a difference
+    between two test sets is paired by seed. Raises InputError where two systems have different numbers of seeds.
     """
     numbers = {len(runs) for runs in completions.values()}
     if len(numbers) != 1:
         raise InputError(f"the systems must have as many seeds as each other, not {sorted(numbers)}")
     (seeds,) = numbers
-    counts = draw_counts(truth.studies.max() + 1, RESAMPLES, 0)
+    counts = draw_counts(truth.studies.max() + 1, RESAMPLES, draw)
     seed_counts = draw_counts(seeds, RESAMPLES, 1).astype(float) if seeds > 1 else None
     runs_of = {**completions, REFERENCES: [truth.reports], TEMPLATE: [[NORMAL_REPORT] * len(truth.ids)]}
     resamples: dict[str, dict[str, np.ndarray]] = {}
@@ -121,31 +133,58 @@ def measure_matrix(
             resamples[system] |= bootstrap(part, studies, counts, seed_counts=drawn)
             sums = np.stack([part.statistics[seed :: len(runs)].sum(0) for seed in range(len(runs))])
             by_seed[system] |= {name: values.tolist() for name, values in part.figures(sums).items()}
-    size = truth.studies.max() + 1
+    return Resampled(resamples, by_seed, int(truth.studies.max()) + 1)
+
+
+def compare(
+    resampled: Resampled,
+    trained: dict[str, Sequence[str]],
+    judges: Iterable[str],
+    pairs: Iterable[tuple[str, str]] = (),
+) -> dict:
+    """`judges` and `habits` (names), `studies`, and `rows`: system -> figure -> `value`, `low`, `high` (95 %),
+    `by_seed` and `trained` (whether the figure is one of its rewards in `trained`).
+
+    And `differences` of the `pairs` of systems that there are: `system`, `minus`, `figures`: figure -> `value`,
+    `low`, `high`, `by_seed`.
+    """
+    values, by_seed, size = resampled
     rows = {
         system: {
             name: {
-                **as_interval(values, size),
+                **as_interval(column, size),
                 "by_seed": by_seed[system][name],
                 "trained": name in trained.get(system, ()),
             }
-            for name, values in figures.items()
+            for name, column in figures.items()
         }
-        for system, figures in resamples.items()
+        for system, figures in values.items()
     }
     differences = [
         {"system": system, "minus": rival, "figures": {
             name: {
-                **as_interval(values - resamples[rival][name], size),
+                **as_interval(column - values[rival][name], size),
                 "by_seed": [a - b for a, b in zip(by_seed[system][name], by_seed[rival][name], strict=True)],
             }
-            for name, values in resamples[system].items()
+            for name, column in values[system].items()
         }}
         for system, rival in pairs
-        if {system, rival} <= set(completions)
+        if {system, rival} <= set(values)
     ]  # fmt: skip
     names = {"judges": list(judges), "habits": list(NAMED)}
-    return {**names, "studies": len(truth.ids), "rows": rows, "differences": differences}
+    return {**names, "studies": size, "rows": rows, "differences": differences}
+
+
+def measure_matrix(
+    truth: Truth,
+    completions: dict[str, list[list[str]]],
+    trained: dict[str, Sequence[str]],
+    judges: dict[str, Reward],
+    labeler: Callable,
+    pairs: Iterable[tuple[str, str]] = (),
+) -> dict:
+    """`compare` of `resample`: every system by every judge and habit, with intervals, and differences of `pairs`."""
+    return compare(resample(truth, completions, judges, labeler), trained, judges, pairs)
 
 
 def goal_checks(matrix: dict) -> list[dict]:
@@ -162,15 +201,23 @@ def goal_checks(matrix: dict) -> list[dict]:
     return checks
 
 
-def _titles(matrix: dict) -> dict[str, str]:
-    return {name: JUDGES.get(name, name) for name in matrix["judges"]} | {
-        name: NAMED[name] for name in matrix["habits"]
-    }
+def judge_title(name: str) -> str:
+    """What a judge, a reward's name or dotted path, is called.
+
+    >>> judge_title("mccs"), judge_title("rewards.radcliq.lexical_words_reward")
+    ('MCCS', 'lexical words')
+    """
+    return TITLES.get(name) or name.rpartition(".")[2].removesuffix("_reward").replace("_", " ")
+
+
+def titles_of(matrix: dict) -> dict[str, str]:
+    """Judge or habit -> its title."""
+    return {name: judge_title(name) for name in matrix["judges"]} | {name: NAMED[name] for name in matrix["habits"]}
 
 
 def matrix_table(matrix: dict, names: dict[str, str], intervals: bool = True) -> Table:
     """Rows by judges and habits; `names`: titles of rows; without `intervals` the values alone."""
-    titles = _titles(matrix)
+    titles = titles_of(matrix)
 
     def cell(name: str, figure: dict) -> str:
         form = ".1f" if name == "words" else ".3f"
@@ -190,7 +237,7 @@ def matrix_table(matrix: dict, names: dict[str, str], intervals: bool = True) ->
 
 def differences_table(matrix: dict, by_seed: bool = True) -> Table:
     """The pairs by judges and habits."""
-    titles = _titles(matrix)
+    titles = titles_of(matrix)
 
     def cell(name: str, figure: dict) -> str:
         form = "+.1f" if name == "words" else "+.3f"

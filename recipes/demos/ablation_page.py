@@ -38,10 +38,15 @@ SPREAD = "Spread of the rewards within a study's four samples, before anything w
 
 def sample_reports(rows: Dataset, folder: str, seed: int, ran: list[str]) -> list[dict[str, str]]:
     """Of three studies with a finding and one without, by place: the reference and what the rows `SAMPLED` write."""
+    return shown_reports(rows, {row: row_reports(folder, seed, row) for row in SAMPLED if row in ran})
+
+
+def shown_reports(rows: Dataset, files: dict[str, str]) -> list[dict[str, str]]:
+    """Of three studies with a finding and one without, by place: the reference and what stands in `files`, by row."""
     ids = dict.fromkeys(rows["study_id"])
-    files = {row: read_predictions(row_reports(folder, seed, row), ids) for row in SAMPLED if row in ran}
+    texts = {row: read_predictions(file, ids) for row, file in files.items()}
     return [
-        {"reference": rows[i]["report"], **{row: texts[rows[i]["study_id"]][0] for row, texts in files.items()}}
+        {"reference": rows[i]["report"], **{row: by_study[rows[i]["study_id"]][0] for row, by_study in texts.items()}}
         for i in choose_studies(rows["labels"], abnormal=3, normal=1)
     ]
 
@@ -66,10 +71,7 @@ def make_tables(results: dict) -> list[tuple[str, str, Table]]:
         )
     if habits := results["habits"]:
         names = results["groups"][0]["names"]
-        studies = f"{habits['studies']} test studies, {habits['abnormal']} of them abnormal"
-        rows = [[names.get(row, row), *map(_habit, figures.values())] for row, figures in habits["rows"].items()]
-        sentence = f"What the rows' reports name and leave out, {studies}. {MEANING}"
-        tables.append(("What a reward learns alone", sentence, Table(["row", *HABITS.values()], rows)))
+        tables.append(("What a reward learns alone", *habits_table(habits, names)))
     if matrix := results["matrix"]:
         names = results["groups"][0]["names"]
         tables.append(("Trained on one reward, judged by others", MATRIX, matrix_table(matrix, names)))
@@ -83,6 +85,13 @@ def make_tables(results: dict) -> list[tuple[str, str, Table]]:
         ]
         tables.append(("What a reward has to go by", SPREAD, Table(columns, rows)))
     return tables
+
+
+def habits_table(habits: dict, names: dict[str, str]) -> tuple[str, Table]:
+    """The sentence before the table of `reward_habits`, and the table; `names`: titles of rows."""
+    studies = f"{habits['studies']} test studies, {habits['abnormal']} of them abnormal"
+    rows = [[names.get(row, row), *map(_habit, figures.values())] for row, figures in habits["rows"].items()]
+    return f"What the rows' reports name and leave out, {studies}. {MEANING}", Table(["row", *HABITS.values()], rows)
 
 
 def _claims_table(results: dict) -> Table:

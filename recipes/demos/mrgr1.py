@@ -23,11 +23,14 @@ def steps_of_equal_samples(grpo_steps: int) -> int:
     return grpo_steps * grpo["effective_batch_size"] // sft["per_device_train_batch_size"]
 
 
-def cost_of_training(folder: str | Path) -> dict[str, float]:
-    """The answers and tokens that the training run in `folder` read, and its seconds, by its log."""
+def cost_of_training(folder: str | Path) -> dict[str, float | None]:
+    """The answers and tokens that the training run in `folder` read, and its seconds, by its log.
+
+    No tokens, None, where it did not log them.
+    """
     history = read_history(folder)
     seconds = history[-1]["train_runtime"]
-    tokens = max(entry["num_tokens"] for entry in history if "num_tokens" in entry)
+    tokens = max((entry["num_tokens"] for entry in history if "num_tokens" in entry), default=None)
     return {"samples": round(history[-1]["train_samples_per_second"] * seconds), "tokens": tokens, "seconds": seconds}
 
 

@@ -62,8 +62,13 @@ def draw_curve(histories: dict[int, list[dict]], key: str, title: str) -> Markup
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
     if len(histories) > 1:
         axes.legend(fontsize=7, frameon=False)
+    return to_svg(figure, key)
+
+
+def to_svg(figure: Figure, salt: str) -> Markup:
+    """The figure inline; `salt` keeps the names within it apart from those of other figures of a page."""
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": key}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": salt}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return Markup(text.getvalue()[text.getvalue().index("<svg") :])
 

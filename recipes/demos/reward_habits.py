@@ -11,10 +11,13 @@ from recipes.evaluation.prediction_files import read_predictions
 from recipes.evaluation.references import Truth
 from rewards.clinical_efficacy import clinical_efficacy
 from rewards.completions import parse_completion
+from rewards.findings import FindingReader
+from rewards.inputs import cached
 from rewards.labels import FINDINGS, NO_FINDING, CheXpertState, to_binary
 from rewards.mccs import mccs
 
 REFERENCES = "references"
+READER = cached(FindingReader())
 NAMED = {  # figures of `habits_part`, as the matrix of rewards titles them
     "findings": "findings named",
     "silent": "silent",
@@ -30,14 +33,18 @@ HABITS = {
     "negatives": "negatives a report",
     "negative_recall": "recall of negatives",
     "silent": "silent",
+    "words": "words",
+    "distinct": "distinct reports",
+    "contradictions": "contradict themselves",
     "mccs": "MCCS",
     "mccs_abnormal": "MCCS of abnormal studies",
     "think": "reasoning = report",
 }
 MEANING = (
     "Findings: positive or uncertain among the first 13 labels; negatives: findings named as absent; silent: abnormal "
-    "studies whose report names no finding; reasoning = report: share of the answers with a reasoning whose reasoning "
-    "names the same findings as their report (–: fewer than half have one)."
+    "studies whose report names no finding; distinct: different texts as a share of the reports; contradict "
+    "themselves: reports that both state and deny a finding; reasoning = report: share of the answers with a "
+    "reasoning whose reasoning names the same findings as their report (–: fewer than half have one)."
 )
 
 
@@ -106,6 +113,11 @@ def report_habits(completions: Sequence[str], states: np.ndarray, labeler: Calla
         "negatives": habits["negatives"],
         "negative_recall": habits["negative_recall"] if absent.any() else None,
         "silent": habits["silent"] if abnormal.any() else None,
+        "words": habits["words"],
+        "distinct": len(set(reports)) / len(reports),
+        "contradictions": float(
+            np.mean([any(finding.denied for finding in read.findings) for read in READER(reports)])
+        ),
         "mccs": float(scores.mean()),
         "mccs_abnormal": float(scores[abnormal].mean()) if abnormal.any() else None,
         "think": same,
@@ -122,12 +134,17 @@ def read_runs(folder: str, seeds: list[int], rows: list[str], truth: Truth) -> d
 
 
 def reward_habits(folder: str, seeds: list[int], rows: list[str], truth: Truth, labeler: Callable) -> dict:
+    """`habits_of_runs` of the reports in a system's folder."""
+    return habits_of_runs(read_runs(folder, seeds, rows, truth), truth, labeler)
+
+
+def habits_of_runs(completions: dict[str, list[list[str]]], truth: Truth, labeler: Callable) -> dict:
     """`studies`, `abnormal` (their number), and `rows`: row -> figure -> `value` (mean over seeds) and `by_seed`.
 
-    Of the reports in a system's folder; the references themselves and the fixed normal report stand last.
+    `completions`: row -> per seed -> the n studies' answers. The references themselves and the fixed normal report
+    stand last.
     """
-    runs = read_runs(folder, seeds, rows, truth)
-    runs |= {REFERENCES: [truth.reports], TEMPLATE: [[NORMAL_REPORT] * len(truth.ids)]}
+    runs = {**completions, REFERENCES: [truth.reports], TEMPLATE: [[NORMAL_REPORT] * len(truth.ids)]}
     habits = {}
     for row, by_seed in runs.items():
         figures = [report_habits(texts, truth.states, labeler) for texts in by_seed]

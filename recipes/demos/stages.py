@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -57,6 +58,13 @@ def read_reached(log: str) -> str:
     return reached
 
 
+def failure_of(log: str) -> str:
+    """The sentence with which a script refused, or the last line of its `log`."""
+    lines = last_lines(log, 200).splitlines() or ["it wrote nothing"]
+    sentences = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (sentences or lines)[-1].strip()
+
+
 def last_lines(log: str, number: int = 15) -> str:
     """The last lines of `log` that say something: no progress bars, no empty ones."""
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", log)]
@@ -74,6 +82,12 @@ class Job(NamedTuple):
     def shown(self) -> str:
         """The command as one types it."""
         return shlex.join(["python", *self.command])
+
+
+def read_record(folder: str | Path) -> dict[str, dict]:
+    """What the jobs in `folder` have written -> `name`, `command`, `seconds`, `processor_seconds`, `finished`."""
+    file = Path(folder) / "stages.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def prepare(seeds: list[int]) -> None:
@@ -132,17 +146,21 @@ class _Child:
 
 
 class Stages:
-    """A context manager with the terminal's progress display; `folder` gets stages.json and logs/.
+    """A context manager with the terminal's progress display; `folder` gets stages.json, failures.json and logs/.
 
-    `fresh`: what was there is removed first.
+    `fresh`: what was there is removed first. `failures`: what a job that was not needed should have written -> why it
+    is not there, in one sentence.
     """
 
     def __init__(self, folder: str | Path, fresh: bool = False):
         if fresh and Path(folder).is_dir():
             shutil.rmtree(folder)
         self.logs, self.record = Path(folder) / "logs", Path(folder) / "stages.json"
+        self.failures_file = Path(folder) / "failures.json"
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.finished: dict[str, dict] = json.loads(self.record.read_text()) if self.record.is_file() else {}
+        self.finished = read_record(folder)
+        self.failures: dict[str, str] = {}
+        self.failures_file.unlink(missing_ok=True)  # of an earlier run
         self.used: list[str] = []
         self.progress = Progress(
             SpinnerColumn(finished_text="✓"),
@@ -172,20 +190,15 @@ class Stages:
         inputs += [file.stat().st_mtime for file in configs if file.is_file()]
         return before["finished"] >= max(inputs)
 
-    def run(self, *jobs: Job) -> None:
-        """Runs jobs that do not need each other, two at a time; a failure ends all.
+    def run(self, *jobs: Job, needed: Container[str] | None = None) -> None:
+        """Runs jobs that do not need each other, two at a time; the failure of a needed one ends all.
 
         A job is left out if it was done before. The next one starts as soon as one has ended. The cores are shared
-        among those that run.
+        among those that run. `needed`: what must be written, `out` of the jobs; None: all of it. Where another job
+        fails, or reads what has failed, `failures` says so and the others go on.
         """
-        children = []
-        for job in jobs:
-            self.used.append(job.out)
-            task = self.progress.add_task(job.name, total=None, note="", reached="")
-            if self.is_done(job):
-                self.progress.update(task, total=1, completed=1, note="done before")
-            else:
-                children.append(_Child(job, task, self.logs / f"{Path(job.out).name}-{task}.txt"))
+        self.needed = needed
+        children = [child for job in jobs if (child := self._prepare(job))]
         places = min(len(children), 2)
         waiting, running, last = list(children), [], time.time()
         try:
@@ -211,16 +224,32 @@ class Stages:
                         self._finish(child)
             largest = sum(sorted((child.memory for child in children), reverse=True)[:places])
             for child in children:  # the largest at the same time: more than they ever had
-                self.finished[child.job.out]["peak_memory_gb"] = largest
+                if child.job.out not in self.failures:
+                    self.finished[child.job.out]["peak_memory_gb"] = largest
             if children:
                 self._write_record()
         finally:
             for child in children:
                 child.end()
 
+    def _prepare(self, job: Job) -> _Child | None:
+        """The child that runs `job`; None where it was done before, or reads what has failed."""
+        self.used.append(job.out)
+        task = self.progress.add_task(job.name, total=None, note="", reached="")
+        if missing := [word for word in job.command if word in self.failures]:
+            self._give_up(job, task, self.failures[missing[0]])
+        elif self.is_done(job):
+            self.progress.update(task, total=1, completed=1, note="done before")
+        else:
+            return _Child(job, task, self.logs / f"{Path(job.out).name}-{task}.txt")
+        return None
+
     def _finish(self, child: _Child) -> None:
         job = child.job
         if child.process.returncode or not Path(job.out).exists():
+            if self.needed is not None and job.out not in self.needed:
+                self._give_up(job, child.task, failure_of(child.written()))
+                return
             self.progress.stop()
             sys.exit(
                 f"{last_lines(child.written())}\n\nerror: the stage {job.name!r} failed (above: the end of "
@@ -232,15 +261,23 @@ class Stages:
         self.finished[job.out] = {"name": job.name, "command": job.command, **figures}
         self._write_record()
 
+    def _give_up(self, job: Job, task: TaskID, sentence: str) -> None:
+        self.progress.update(task, completed=1, total=1, note="failed")
+        self.failures[job.out] = sentence
+        self.finished.pop(job.out, None)
+        with replacing(self.failures_file) as temporary:
+            temporary.write_text(json.dumps(self.failures, indent=2) + "\n")
+
     def _write_record(self) -> None:
         with replacing(self.record) as temporary:
             temporary.write_text(json.dumps(self.finished, indent=2) + "\n")
 
     def seconds(self) -> dict[str, float]:
         """Wall time of each stage by its name, whenever it ran; of stages side by side each has its share."""
-        return {self.finished[out]["name"]: self.finished[out]["seconds"] for out in self.used}
+        entries = [self.finished[out] for out in self.used if out in self.finished]
+        return {entry["name"]: entry["seconds"] for entry in entries}
 
     def peak_memory_gb(self) -> float:
         """Resident memory in GB (1e9 bytes) of the largest stage, plus the demo's own."""
         demo = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        return demo + max(self.finished[out]["peak_memory_gb"] for out in self.used)
+        return demo + max(self.finished[out]["peak_memory_gb"] for out in self.used if out in self.finished)

@@ -1,7 +1,8 @@
 """A table that is written once: for the page, for Markdown and for the screen."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 from rich.table import Table as Screen
@@ -22,13 +23,15 @@ class Table:
     """Rows of cells under titles. The first cell of the row to be marked is `marked`.
 
     A cell may have lines, below the first one in small print. Behind a tab stands an interval: in small print on the
-    page, in brackets in Markdown. `best`: cells to be underlined, by row and column.
+    page, in brackets in Markdown. `best`: cells to be underlined, by row and column. `shades`: of cells, -1 (red) to 1
+    (green), for the page.
     """
 
     columns: list[str]
     rows: list[list[str]]
     marked: str | None = None
     best: frozenset[tuple[int, int]] = frozenset()
+    shades: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
     def __html__(self) -> Markup:
         """For Jinja, which asks a value that is not a text for its markup."""
@@ -36,7 +39,9 @@ class Table:
         rows = Markup("\n").join(
             Markup("<tr{}>{}</tr>").format(
                 Markup(' class="marked"') if row[0] == self.marked else "",
-                Markup("").join(_to_html(text, (i, j) in self.best) for j, text in enumerate(row)),
+                Markup("").join(
+                    _to_html(text, (i, j) in self.best, self.shades.get((i, j), 0.0)) for j, text in enumerate(row)
+                ),
             )
             for i, row in enumerate(self.rows)
         )
@@ -63,14 +68,19 @@ class Table:
         return screen
 
 
-def _to_html(text: str, best: bool) -> Markup:
+def _to_html(text: str, best: bool, shade: float) -> Markup:
     first, *notes = re.split("[\t\n]", text)
-    style = _style(first)
+    style = _style(first) + _background(shade)
     value = Markup('<b class="best">{}</b>').format(first) if best else escape(first)
     lines = (Markup("<small{}>{}</small>").format(_style(note), note) for note in notes)
     return Markup("<td{}>{}{}</td>").format(style, value, Markup("").join(lines))
 
 
-def _style(text: str) -> Markup | str:
+def _style(text: str) -> Markup:
     style = COLOURED.get(text.split(",")[0])
-    return Markup(' class="{}"').format(style) if style else ""
+    return Markup(' class="{}"').format(style) if style else Markup("")
+
+
+def _background(shade: float) -> Markup:
+    colour = "46, 122, 62" if shade > 0 else "160, 35, 35"
+    return Markup(' style="background: rgba({}, {:.2f})"').format(colour, abs(shade) / 2) if shade else Markup("")

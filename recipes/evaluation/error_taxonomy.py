@@ -78,22 +78,22 @@ class Evidence:
         if text not in self.cache:
             spans = [match.span() for match in _SENTENCE.finditer(text) if match[0].strip()]
             mentions: dict[int, list[tuple[int, str, str]]] = {}
-            sentences: dict[tuple[int, int], _Sentence] = {}
+            sentences: dict[tuple[int, int], Sentence] = {}
             place = 0
             for start, end, condition, state in self.labeler.mentions(text):
                 while place + 1 < len(spans) and spans[place][1] <= start:
                     place += 1
                 first, last = spans[place][0], max(spans[place][1], end)
                 if (first, last) not in sentences:
-                    sentences[first, last] = _Sentence(text[first:last])
+                    sentences[first, last] = Sentence(text[first:last])
                 sentence, at = sentences[first, last], (start - first, end - first)
                 mentions.setdefault(condition, []).append((int(state), sentence.around(*at), sentence.clause(*at)))
             self.cache[text] = mentions
         return self.cache[text]
 
 
-class _Sentence:
-    """One sentence, whose mentions come in the order of their starts."""
+class Sentence:
+    """One sentence of a report, whose mentions come in the order of their starts."""
 
     def __init__(self, text: str):
         self.text, self.line = text, " ".join(text.split())

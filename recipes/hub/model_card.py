@@ -97,7 +97,7 @@ def describe_training(folder: Path) -> dict:
             (source, SOURCES[normalise(source)].license if normalise(source) in SOURCES else "licence not known")
             for source in saved.get("sources", ())
         ],
-        "paper": CITATIONS.get(system),
+        "paper": CITATIONS.get(system) or CITATIONS.get(config.get("model_type")),
         "base_model": base,
         "hub_base": base if base and base.count("/") == 1 and not Path(base).exists() else None,
         "adapter": bool(adapter),

@@ -9,11 +9,13 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from trl import GRPOConfig, SFTConfig
+from trl import GRPOConfig, RLOOConfig, SFTConfig
 
 from recipes.data.settings import POSITIVE, Range, check_settings
 from recipes.files import InputError
 from recipes.trainers.checkpoints import weights_are_split
+
+RL_CONFIGS = (GRPOConfig, RLOOConfig)  # of runs whose model writes completions for prompts
 
 
 @dataclass
@@ -130,13 +132,8 @@ class SFTRecipeConfig(RecipeConfig, SFTConfig):
 
 
 @dataclass
-class PolicyConfig(RecipeConfig, GRPOConfig):
-    """TRL's GRPOConfig with what RecipeConfig adds, for policies that write reports and are rewarded for them.
-
-    Example:
-
-        PolicyConfig("out", stop_on_collapse=0)  # trains on, whatever the policy writes
-    """
+class PolicySettings(RecipeConfig):
+    """RecipeConfig of policies that write reports and are rewarded for them; a base before one of `RL_CONFIGS`."""
 
     ranges: ClassVar[dict[str, Range]] = {"temperature": POSITIVE}  # completions are sampled
 
@@ -144,6 +141,16 @@ class PolicyConfig(RecipeConfig, GRPOConfig):
         default=256,
         metadata={"help": "Number of last completions, the run ending once 0.95 of them are one report; 0: never."},
     )
+
+
+@dataclass
+class PolicyConfig(PolicySettings, GRPOConfig):
+    """TRL's GRPOConfig with what PolicySettings adds.
+
+    Example:
+
+        PolicyConfig("out", stop_on_collapse=0)  # trains on, whatever the policy writes
+    """
 
 
 @dataclass
@@ -183,7 +190,7 @@ def check_run(
     `rewards`: the reward functions, whose own names count too.
     """
     need, why = 1, "a step takes"
-    if isinstance(args, GRPOConfig):
+    if isinstance(args, RL_CONFIGS):
         need = args.generation_batch_size // args.num_generations
         why = f"a generation batch of {args.generation_batch_size} completions, {args.num_generations} of each, takes"
     elif args.dataloader_drop_last:

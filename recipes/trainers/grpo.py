@@ -17,6 +17,9 @@ from recipes.files import InputError
 from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.checkpoints import shuffle_by_epoch
 from recipes.trainers.config import PolicyConfig
+from recipes.trainers.diagnostic_tokens import DiagnosticTokensConfig, WeighsDiagnosticTokens
+from recipes.trainers.oracle_preference import OraclePreferenceConfig, PrefersReferences
+from recipes.trainers.sentence_edits import EditsSentences, SentenceEditsConfig
 from recipes.trainers.shared_prefix import SharePrefixConfig, SharesPrefix
 from recipes.trainers.study_inputs import StudyInputs
 from recipes.trainers.vllm_images import ImageGeneration
@@ -31,11 +34,13 @@ EVALUATED = (  # what TRL logs in an evaluation
 
 
 @dataclass
-class MRGR1Config(SharePrefixConfig, PolicyConfig):
-    """TRL's GRPOConfig plus what the paper adds.
+class MRGR1Config(
+    DiagnosticTokensConfig, OraclePreferenceConfig, SentenceEditsConfig, SharePrefixConfig, PolicyConfig
+):
+    """TRL's GRPOConfig plus what the paper adds, and settings of three algorithms that are off by default.
 
-    Raises InputError as PolicyConfig does, and on settings of TRL's normalisation that `advantage_norm` paper would
-    pass over.
+    Raises InputError as its bases do, and on settings of TRL's normalisation that `advantage_norm` paper would pass
+    over.
 
     Example:
 
@@ -76,8 +81,10 @@ def paper_advantages(rewards: torch.Tensor, num_generations: int, std_epsilon: f
     return torch.nan_to_num(deviation / sigma, nan=0.0).view(-1)
 
 
-class MRGR1Trainer(StudyInputs, SharesPrefix, RecipeTrainer, GRPOTrainer):
-    """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's.
+class MRGR1Trainer(
+    WeighsDiagnosticTokens, PrefersReferences, EditsSentences, StudyInputs, SharesPrefix, RecipeTrainer, GRPOTrainer
+):
+    """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's, or what its bases add.
 
     The tokenizer of `processing_class` pads on the left from here on, however it was loaded or saved. Raises
     InputError on prompts of which the model would read more when it writes than in training (`check_pass_inputs`).

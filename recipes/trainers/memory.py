@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from transformers import Trainer
-from trl import GRPOConfig
+
+from recipes.trainers.config import RL_CONFIGS
 
 LOGIT_COLUMNS = 32_768  # TRL's fused head has the logits of so many words at once
 MOMENTS = {"ademamix": 3, "adam": 2, "lion": 1, "rmsprop": 1}  # optimizer state of a weight, in numbers
@@ -160,7 +161,7 @@ def memory_of_step(trainer: Trainer, tokens: int, answer_tokens: int) -> StepMem
     head_width = getattr(config, "head_dim", None) or width // heads
     shared = getattr(trainer, "_sharing", None) is not None
     written = 0
-    if isinstance(args, GRPOConfig) and not args.use_vllm:  # vLLM has its share of the memory by its own setting
+    if isinstance(args, RL_CONFIGS) and not args.use_vllm:  # vLLM has its share of the memory by its own setting
         written = args.per_device_train_batch_size * args.steps_per_generation
     return StepMemory(
         weights=share[0] * sum(size(weight) * weight.element_size() for weight in by_identity.values()),

@@ -30,6 +30,7 @@ from recipes.trainers.checkpoints import shuffle_by_epoch, weights_are_split
 from recipes.trainers.config import PolicyConfig
 from recipes.trainers.grpo import EVALUATED
 from recipes.trainers.image_memory import image_encoder
+from recipes.trainers.setup import remove_dropout
 from recipes.trainers.shared_prefix import SharePrefixConfig, SharesPrefix
 from recipes.trainers.study_inputs import PASS_INPUTS, StudyInputs
 from recipes.trainers.vllm_images import ImageGeneration
@@ -219,14 +220,6 @@ class Pass(NamedTuple):
     hidden_states: torch.Tensor | None  # (rows, tokens, width), those that chose the tokens; for an exact KL alone
 
 
-def _without_dropout(model: nn.Module | None) -> None:
-    """TRL's `disable_dropout` reaches modules; OPT and others call the function with a probability of the layer's."""
-    for module in model.modules() if model is not None else ():
-        for name, value in list(vars(module).items()):
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-
-
 def check_policy(model: str | nn.Module, args: PPOConfig, adapted: bool, sharded: bool) -> None:
     """Raises InputError on a model, a name or loaded, that PPO with `args` cannot train.
 
@@ -308,8 +301,8 @@ class PPOTrainer(StudyInputs, SharesPrefix, RecipeTrainer, GRPOTrainer):
         self.beta = beta
         self.kl_coef = beta  # of ziegler; it changes
         if args.disable_dropout:
-            _without_dropout(self.model)
-            _without_dropout(self.ref_model)
+            remove_dropout(self.model)
+            remove_dropout(self.ref_model)
         policy: PreTrainedModel = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._policy = policy
         self._passes: list[Pass] = []

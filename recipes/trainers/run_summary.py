@@ -8,10 +8,10 @@ import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from trl import GRPOConfig
 from trl.data_utils import prepare_multimodal_messages
 
 from recipes.files import InputError
+from recipes.trainers.config import RL_CONFIGS
 from recipes.trainers.memory import StepMemory, describe, memory_of_step
 
 LOOKED_AT = 100  # samples: reading an X-ray and making its tokens takes up to 30 ms
@@ -44,7 +44,7 @@ def longest_row(trainer: Trainer, loader: DataLoader) -> tuple[int, int, int]:
     longest = [0, 0]
     for place in places:
         row = dict(data[place])
-        if isinstance(args, GRPOConfig):
+        if isinstance(args, RL_CONFIGS):
             prompt = row["prompt"]
             images = row.get("images") or [image for image in [row.get("image")] if image is not None]
             if images:
@@ -65,7 +65,7 @@ def longest_row(trainer: Trainer, loader: DataLoader) -> tuple[int, int, int]:
 
 def steps_of_a_batch(args) -> int:
     """How many optimizer steps use the completions of one generation; 1 where nothing is generated."""
-    if not isinstance(args, GRPOConfig):
+    if not isinstance(args, RL_CONFIGS):
         return 1
     return max(1, args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps)
 
@@ -85,7 +85,7 @@ def describe_run(trainer: Trainer, loader: DataLoader, memory: StepMemory, row: 
         of = "all of them" if looked_at == number else f"{looked_at} of them, spread over all"
         samples += f"; longest prompt {prompt:,} tokens, longest answer {answer:,} (looked at: {of})"
     batch = args.per_device_train_batch_size * max(1, args.n_gpu) * args.world_size * args.gradient_accumulation_steps
-    if isinstance(args, GRPOConfig):
+    if isinstance(args, RL_CONFIGS):
         uses = steps_of_a_batch(args)
         step = f"{batch:,} completions a step, {args.num_generations} for a prompt"
         step += f"; new ones every {uses} steps" if uses > 1 else ""

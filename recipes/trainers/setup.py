@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import nn
 from transformers import ProcessorMixin
 from trl import ModelConfig
 
@@ -64,6 +65,17 @@ def choose_rewards(settings, labeler: Callable, references: Sequence[str], weigh
         return rewards
     except (OSError, ValueError) as error:
         raise InputError(f"rewards {', '.join(names)}: {str(error).splitlines()[0]}") from error
+
+
+def remove_dropout(model: nn.Module | None) -> None:
+    """Sets all probabilities of dropout in `model` to 0.
+
+    TRL's `disable_dropout` reaches modules; OPT and others call the function with a probability of the layer's.
+    """
+    for module in model.modules() if model is not None else ():
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 class RunSetup(NamedTuple):

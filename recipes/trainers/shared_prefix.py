@@ -1,7 +1,7 @@
 """Each study is read once per group: completions of one prompt share its tokens and its images in every pass.
 
-GRPO and PPO ask a model for the log-probabilities of several completions of one prompt. TRL's pass repeats the prompt
-in each row: G x (P + C) tokens. Here the rows of a batch that have one prompt and one study's images become
+GRPO, RLOO and PPO ask a model for the log-probabilities of several completions of one prompt. TRL's pass repeats the
+prompt in each row: G x (P + C) tokens. Here the rows of a batch that have one prompt and one study's images become
 
     [prompt 1 | prompt 2 | ... | completion 1 | completion 2 | ... ]
 
@@ -542,12 +542,17 @@ def gather_groups(batches: list[dict], window: int) -> list[dict]:
 
 
 class SharesPrefix:
-    """Before a trainer of TRL's GRPOTrainer among a class's bases, whose constructor calls `_share_prefix` at its end.
+    """Before TRL's GRPOTrainer or RLOOTrainer among a class's bases; its constructor calls `_share_prefix` at its end.
 
     What it does is in this file's first lines; `args.share_prefix` is `SharePrefixConfig`'s.
     """
 
     _sharing: SharedPrefix | None = None
+
+    @property
+    def _loss_is_sum(self) -> bool:
+        """Whether the order of a step's completions over its micro-batches changes nothing but rounding."""
+        return self.args.loss_type in SUMS and self.args.top_entropy_quantile == 1
 
     @functools.cached_property
     def _image_memory(self) -> ImageMemory:
@@ -590,7 +595,7 @@ class SharesPrefix:
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         args, batches = self.args, self._buffered_inputs
-        if self._sharing is None or batches is before or args.loss_type not in SUMS or args.top_entropy_quantile < 1:
+        if self._sharing is None or batches is before or not self._loss_is_sum:
             return inputs
         slices, accumulated = args.steps_per_generation, args.gradient_accumulation_steps
         window = slices if accumulated % slices == 0 else accumulated if slices % accumulated == 0 else 1

@@ -1,4 +1,4 @@
-"""What a model reads of a study beside TRL's image inputs reaches every pass of GRPO and PPO.
+"""What a model reads of a study beside TRL's image inputs reaches every pass of GRPO, RLOO and PPO.
 
 TRL hands the inputs of its own list (`PASS_INPUTS`) from a processor to the policy. LLM-RG4 reads three more: which of
 two views are real, and the prior report. Here they travel with a batch's rows, through shuffling and micro-batches,
@@ -58,7 +58,7 @@ def with_study_inputs(model: nn.Module, study: dict[str, torch.Tensor]) -> Itera
 
 
 class StudyInputs:
-    """Before a trainer of TRL's GRPOTrainer among a class's bases: `STUDY_INPUTS` of a processor reach the policy.
+    """Before TRL's GRPOTrainer or RLOOTrainer among a class's bases: `STUDY_INPUTS` of a processor reach the policy.
 
     They are those of the batch that was tokenized last, and in a loss those of its own rows.
     """

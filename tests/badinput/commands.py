@@ -17,7 +17,7 @@ ALL = (
     *READERS, "ablations", "app", "build_from_table", "build_iu_xray", "build_mimic_cxr", "build_phantom",
     "build_public_set", "certify", "convert_biomedclip", "convert_chexbert", "convert_crepe", "convert_discbert",
     "convert_llmrg4", "convert_radgraph", "demo", "generate_region_descriptions", "push_checkpoint", "reward_card",
-    "setup_gpu", "dpo", "rl_llmrg4", "build_preferences",
+    "setup_gpu", "dpo", "rl", "rl_llmrg4", "build_preferences", "lab",
 )  # fmt: skip
 
 
@@ -52,6 +52,8 @@ def bases(shelf: Path) -> dict[str, dict]:
                                     "allow_scratch": "true", "rewards": "mccs", "reward_range": None},
         "rl_llmrg4": cpu | group | {"config": CONFIGS / "llmrg4/grpo_phantom.yaml",
                                     "model_name_or_path": model["llmrg4"], "effective_batch_size": 4},
+        "rl": cpu | group | {"config": CONFIGS / "rl/mrgr1.yaml", "algorithm": "rloo",
+                             "model_name_or_path": model["qwen"], "effective_batch_size": 4},
         "dpo": cpu | small | {"config": CONFIGS / "mrgr1/dpo.yaml", "model_name_or_path": model["qwen"],
                               "pairs": shelf / "files/pairs.jsonl", "use_peft": "false", "dtype": "float32",
                               "attn_implementation": "sdpa", "effective_batch_size": 4},
@@ -85,7 +87,7 @@ def bases(shelf: Path) -> dict[str, dict]:
                              "tokenizer": shelf / "models/bert"},
         "convert_llmrg4": {"checkpoint": shelf / "files/text.pth", "out": "out/model"},
         "convert_radgraph": {"archive": shelf / "files/text.pth", "out": "out/model"},
-        "demo": {"out": "out/demo"}, "ablations": {"out": "out/ablations"},
+        "demo": {"out": "out/demo"}, "ablations": {"out": "out/ablations"}, "lab": {"out": "out/lab"},
         "app": {"models": model["qwen"], "prompt_files": "prompts/zero_shot.txt", "views": "frontal", "port": 7999},
         "generate_region_descriptions": {"llm": "absent/llm", "out": "out/regions.json"},
         "reward_card": {"out": "out/card", "data": shelf / "files", "rewards": "mccs", "reports": 10,
@@ -300,6 +302,7 @@ def add_numbers(add, shelf: Path) -> None:
     add("numbers", "demo", "seeds", seeds="-1")
     add("numbers", "demo", "seeds", seeds=["1", "1"])
     add("numbers", "ablations", "seeds", seeds="nan")
+    add("numbers", "lab", "no whole number of steps", samples=100)
 
 
 def add_outputs(add, shelf: Path) -> None:
@@ -361,6 +364,8 @@ def add_names(add, shelf: Path) -> None:
         add("choices", script, "views|split|preset", **{"evaluate": {"split": "tset"}}.get(script, {"views": "side"}))
     add("choices", "demo", "system", system="mrgr2")
     add("choices", "ablations", "mrgr2", system="mrgr2")
+    add("choices", "lab", "did you mean mrgr1", system="mrgr2")
+    add("choices", "lab", "did you mean grpo_mccs", row="grpo_mcs")
     add("choices", "certify", "radgraf", only="radgraf")
     add("choices", "build_phantom", "scenarios", scenarios="xx")
     add("choices", "build_public_set", "set", set="mimic")
@@ -377,6 +382,28 @@ def add_names(add, shelf: Path) -> None:
     for script in TRAINERS:
         nothing = dict.fromkeys(bases(shelf)[script])
         add("no GPU", script, r"configs/\w+/(phantom|sft_phantom|demo\w*)\.yaml", **nothing)
+    for script in ("dpo", "rl", "rl_llmrg4"):
+        nothing = dict.fromkeys(bases(shelf)[script]) | {"dataset": "absent/data"}
+        nothing |= {"dpo": {"pairs": "absent.jsonl"}, "rl": {"rewards": "severity"}}.get(script, {})
+        add("no GPU", script, r"configs/\w+/(dpo_phantom|grpo_phantom|mrgr1)\.yaml", **nothing)
+    for changes, sentence in (
+        ({"algorithm": "reinforce"}, "no algorithm 'reinforce'.*grpo, rloo, ppo"),
+        ({"algorithm": "ppo", "advantage_norm": "paper"}, "there is no argument --advantage_norm"),
+        ({"model_name_or_path": None, "config": CONFIGS / "rl/rloo.yaml", "rewards": "severity"}, "no model is named"),
+        ({"model_name_or_path": shelf / "models/bert"}, "reads no images"),
+        ({"model_name_or_path": shelf / "models/llmrg4", "views": "each"}, "views of LLM-RG4 must be"),
+        ({"model_name_or_path": shelf / "models/lmrrg", "max_pixels": 3136}, "images of LM-RRG have one size"),
+    ):
+        add("policies", "rl", sentence, **changes)
+    for changes, sentence in (
+        ({"rejected": "retrieved"}, "leave out --predictions"),
+        ({"predictions": None}, "--predictions is missing"),
+        ({"rewards": None}, "--rewards is missing"),
+        ({"rejected": "retrieved", "predictions": None, "rewards": None, "neighbours": 0}, "neighbours"),
+    ):
+        add("pairs", "build_preferences", sentence, **changes)
+    add("pairs", "dpo", "DPO's own loss", chosen_penalty=0.1, loss_type="ipo")
+    add("pairs", "dpo", "conflict_weight", conflict_weight=-1)
 
 
 def add_tables(add, shelf: Path) -> None:
@@ -405,7 +432,7 @@ def add_processes(add, shelf: Path) -> None:
     """More than one process, of a script that is for one."""
     environment = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for script in ALL:
-        if script not in (*TRAINERS, *LABELERS, "dpo", "rl_llmrg4", "generate"):
+        if script not in (*TRAINERS, *LABELERS, "dpo", "rl", "rl_llmrg4", "generate"):
             add("processes", script, "one process", environment)
 
 

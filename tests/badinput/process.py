@@ -22,6 +22,7 @@ WORK = {  # where a script would install packages, start processes for minutes, 
     "setup_gpu": ("recipes.setup_gpu", "install"),
     "demo": ("recipes.demo", "Stages"),
     "ablations": ("recipes.ablations", "Stages"),
+    "lab": ("recipes.lab", "Stages"),
     "app": ("recipes.app", "serve"),
 }
 ALLOWED = re.compile(r"\.cache/|\.answers\.sqlite")  # what a refused command may leave: caches, paid answers

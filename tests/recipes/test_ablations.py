@@ -5,8 +5,6 @@ import importlib
 import json
 import re
 import shutil
-import sys
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ import yaml
 
 from recipes import ablations, build_tiny, grpo_mrgr1, ppo_lmrrg, sft_llmrg4, sft_lmrrg, sft_mrgr1
 from recipes.build_phantom import BuildArguments, build_row
-from recipes.cli import parse
 from recipes.data.schema import read_split, write_dataset
 from recipes.demos import ablation_figures as figures_of
 from recipes.demos import ablation_matrix, ablation_page
@@ -90,32 +87,6 @@ TIME = "wall time of one seed without installation, minutes"
 def name_case(value) -> str:
     """The start of a value, the same in every process: sets have no order of their own."""
     return str(sorted(value) if isinstance(value, set) else value)[:40]
-
-
-class Parsed(Exception):
-    """Raised in place of what a script does after its arguments are read."""
-
-
-@pytest.fixture
-def read(monkeypatch):
-    """All arguments of a script's command line, by name, as its own `parse` call understands them."""
-
-    def read(script, words: list[str]) -> dict:
-        values = {}
-
-        def stop(*types, **options):
-            for arguments in parse(*types, **options):
-                values.update({field.name: getattr(arguments, field.name) for field in fields(arguments)})
-            raise Parsed
-
-        monkeypatch.setattr(script, "parse_run" if hasattr(script, "parse_run") else "parse", stop)
-        monkeypatch.setattr(sys, "argv", ["script", *words])
-        monkeypatch.chdir(ROOT)
-        with pytest.raises(Parsed):
-            script.main()
-        return values
-
-    return read
 
 
 @pytest.mark.parametrize(("row", "script", "bases", "changed"), CHANGES, ids=name_case)
@@ -589,11 +560,17 @@ def test_report_habits_by_hand():
         "negatives": 2 / 3,
         "negative_recall": 1 / 2,
         "silent": 1 / 2,
+        "words": (8 + 2 + 6) / 3,
+        "distinct": 1,
+        "contradictions": 0,
         "mccs": 1 / 3,  # 1, 0 and 0: the labels of the second and third have no label in common with the reference
         "mccs_abnormal": 1 / 2,
         "think": 1 / 2,
     })  # fmt: skip
     few = report_habits(["", completions[0], ""], np.asarray(LABELER([CLEAR] * 3)), LABELER)
+    assert few["distinct"] == pytest.approx(2 / 3)
+    both = report_habits([f"{EFFUSION} No pleural effusion.", EFFUSION], np.asarray(LABELER([CLEAR] * 2)), LABELER)
+    assert both["contradictions"] == 1 / 2  # states and denies the same finding
     assert few["think"] is None and few["silent"] is None and few["mccs_abnormal"] is None
     assert few["negative_recall"] == pytest.approx(1 / 3)
 

@@ -17,7 +17,7 @@ from transformers.trainer_optimizer import _BITSANDBYTES_OPTIMIZERS
 from transformers.training_args import OptimizerNames
 
 from recipes import cli, files
-from recipes.cli import check_hardware, parse, report, run
+from recipes.cli import check_hardware, parse, read_setting, report, run
 from recipes.data.model_files import check_model
 from recipes.files import InputError, read_prompt, replacing
 from recipes.trainers.checkpoints import resume_from
@@ -107,6 +107,51 @@ def test_report_writes_and_prints_the_checks(tmp_path, capsys):
     report(tmp_path / "bench", {"seconds": 2}, checks)
     assert json.loads((tmp_path / "bench/results.json").read_text()) == {"seconds": 2, "checks": checks}
     assert "1.235" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ("", "default"),
+        ("--config one.yaml", "one"),
+        ("--config one.yaml --config=two.yaml", "two"),  # the last file that has it
+        ("--config two.yaml --config none.yaml", "two"),
+        ("--config one.yaml --name three", "three"),  # the command line wins
+        ("--name=three --config one.yaml --quiet", "three"),
+        ("--name three --name four", "four"),  # as argparse has it
+        ("--named three", "default"),
+        ("--name", "default"),  # which parse refuses
+        ("--help", "default"),
+    ],
+)
+def test_a_setting_before_the_others(words, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("one", "name: one\n"), ("two", "name: two\nsize: 2\n"), ("none", "# nothing\n")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["script", *words.split()])
+    monkeypatch.delenv("RRG_QUIET", raising=False)
+    monkeypatch.setenv("RRG_QUIET", "")
+    assert read_setting("name", "default") == value
+
+
+def test_a_setting_in_a_file_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script", "--config", "absent.yaml"])
+    with pytest.raises(InputError, match=r"there is no config file absent\.yaml"):
+        read_setting("name", "default")
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ("configs/mrgr1/iu.yaml", r"run `make demo` .*, take --config recipes/configs/mrgr1/phantom\.yaml, or give"),
+        ("configs/mrgr1/dpo.yaml", r"there is none: take --config recipes/configs/mrgr1/dpo_phantom\.yaml, or give"),
+        ("configs/llmrg4/grpo.yaml", r"there is none: take --config recipes/configs/llmrg4/grpo_phantom\.yaml, or"),
+        ("configs/rl/ppo.yaml", r"there is none: take --config recipes/configs/rl/mrgr1\.yaml \(or llmrg4"),
+        (None, r"there is none: give --use_cpu true --bf16 false"),
+    ],
+)
+def test_without_a_gpu_a_config_for_the_cpu_is_named(config, sentence):
+    assert re.search(sentence, cli.no_gpu(config))
 
 
 @pytest.mark.parametrize(

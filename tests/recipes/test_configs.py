@@ -13,13 +13,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl import ModelConfig, get_peft_config
 
-from recipes import dpo, grpo_mrgr1, sft_mrgr1
-from recipes.cli import parse
+from recipes import dpo, grpo_mrgr1, rl, sft_mrgr1
+from recipes.cli import CPU_CONFIGS, parse, read_setting
 from recipes.files import read_prompt
 from recipes.trainers.config import SFTRecipeConfig
 from recipes.trainers.dpo import PreferenceConfig
 from recipes.trainers.grpo import MRGR1Config
 from recipes.trainers.memory import StepMemory
+from recipes.trainers.policies import ALGORITHMS, choose_algorithm
 from rewards.table import RewardArguments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,38 @@ def test_every_key_is_known_to_the_script(file, monkeypatch):
     assert args.dataset == load(file.name)["dataset"]
     assert training_args.output_dir == load(file.name)["output_dir"]
     assert read_prompt(args.prompt_file)
+
+
+@pytest.mark.parametrize("policy", ["mrgr1", "llmrg4", "lmrrg"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("turn", [1, -1])
+def test_any_policy_goes_with_any_algorithm(policy, algorithm, turn, monkeypatch):
+    """The two files set no argument in common, so that their order says nothing."""
+    files = [ROOT / f"recipes/configs/rl/{name}.yaml" for name in (algorithm, policy)][::turn]
+    one, other = (yaml.safe_load(file.read_text()) for file in files)
+    assert not one.keys() & other.keys()
+    monkeypatch.setattr(sys, "argv", ["rl.py", *(word for file in files for word in ("--config", str(file)))])
+    config_class, _ = choose_algorithm(read_setting("algorithm", "grpo"))
+    args, _, training_args, _ = parse(rl.RecipeArguments, RewardArguments, config_class, ModelConfig)
+    assert args.algorithm == algorithm and isinstance(training_args, ALGORITHMS[algorithm][0])
+    assert training_args.use_cpu and training_args.num_generations == 4
+    assert read_prompt(args.prompt_file)
+
+
+def test_every_config_for_a_cpu_is_there():
+    for name in CPU_CONFIGS.values():
+        values = yaml.safe_load((ROOT / "recipes/configs" / name.split(" ")[0]).read_text())
+        assert values["use_cpu"] is True and values["bf16"] is False, name
+
+
+def test_rrg_dpo_goes_over_any_file_of_dpo(monkeypatch):
+    """Equation and values: shared REWARDS.md, section 8.5."""
+    files = [FOLDER / "dpo_phantom.yaml", FOLDER / "algorithms/rrg_dpo.yaml"]
+    monkeypatch.setattr(sys, "argv", ["dpo.py", *(word for file in files for word in ("--config", str(file)))])
+    _, args, _ = parse(dpo.RecipeArguments, PreferenceConfig, ModelConfig)
+    assert (args.conflict_weight, args.chosen_penalty, args.length_weight, args.beta) == (5.0, 0.1, 0.0, 0.1)
+    assert (args.learning_rate, args.num_train_epochs, args.max_grad_norm) == (1e-6, 5, 0.1)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 16
 
 
 @pytest.mark.parametrize("name", ["iu.yaml", "mimic.yaml", "sft_iu.yaml", "sft_mimic.yaml"])

@@ -374,6 +374,7 @@ def test_untagged_reaches_every_reward(mode, rewards_of_the_recipe):
         "mccs",
         "ce_f1",
         "positive_f1",
+        "label_fbeta",
         "bleu",
         "rouge",
         "cider",

@@ -19,7 +19,7 @@ from recipes.cli import parse
 RECIPES = Path(usage.__file__).parent
 LIBRARY = {"__init__", "__main__", "cli", "files", "progress", "templates", "usage"}
 SCRIPTS = sorted({path.stem for path in RECIPES.glob("*.py")} - LIBRARY)
-TRAINING = ["dpo", "grpo_mrgr1", "ppo_lmrrg", "rl_llmrg4", "sft_llmrg4", "sft_lmrrg", "sft_mrgr1"]
+TRAINING = ["dpo", "grpo_mrgr1", "ppo_lmrrg", "rl", "rl_llmrg4", "sft_llmrg4", "sft_lmrrg", "sft_mrgr1"]
 
 
 class Kind(Enum):

@@ -1,4 +1,4 @@
-"""PPO and GRPO on policies whose optimum is known, and their KL terms' gradients, exactly enumerated."""
+"""PPO, GRPO and RLOO on policies whose optimum is known, and their KL terms' gradients, exactly enumerated."""
 
 import os
 import subprocess
@@ -27,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 from recipes.cli import run
 from recipes.trainers.grpo import MRGR1Config, MRGR1Trainer
 from recipes.trainers.ppo import PPOConfig, PPOTrainer, threshold_weight
+from recipes.trainers.rloo import RLOORecipeConfig, RLOORecipeTrainer
 
 NEAR = 0.05  # total variation
 SEEDS = range(3)
@@ -148,6 +149,19 @@ def test_eight_arms_with_grpo(corrected, optimum, seed, tmp_path):
     trainer.train()
     assert distance(tilted(before, ARM_REWARDS, 0.25), of_the_opposite_kl(before, ARM_REWARDS, 0.25)) > 1.5 * NEAR
     assert distance(probabilities(trainer.model, ARMS), optimum(before, ARM_REWARDS, 0.25)) < NEAR
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("task", [ARMS, PAIRS], ids=["eight arms", "two words"])
+def test_rloo(task, seed, tmp_path):
+    """Its KL term is of whole reports and taken off the reward, so that two words have the optimum of Eq. 4 too."""
+    changes = {"beta": 0.25, "completions": 256, "num_iterations": 1, "max_steps": 200}
+    trainer = make_trainer(RLOORecipeTrainer, RLOORecipeConfig, tmp_path, task, seed, **changes)
+    before = probabilities(trainer.model, task)
+    trainer.train()
+    optimum = tilted(before, np.array(list(task.values())), 0.25)
+    assert distance(before, optimum) > 3 * NEAR
+    assert distance(probabilities(trainer.model, task), optimum) < NEAR
 
 
 # Gradients of the KL terms

@@ -13,7 +13,7 @@ import torch
 import yaml
 from test_long_runs import make_trainer, small_llama
 from transformers import TrainingArguments
-from trl import GRPOConfig, ModelConfig, SFTConfig
+from trl import GRPOConfig, ModelConfig, RLOOConfig, SFTConfig
 
 from recipes import generate, grpo_mrgr1, ppo_lmrrg, sft_llmrg4, sft_lmrrg, sft_mrgr1, train_chexbert, train_discbert
 from recipes.cli import parse
@@ -25,6 +25,7 @@ from recipes.trainers.grpo import MRGR1Config
 from recipes.trainers.llmrg4 import FusionParts
 from recipes.trainers.lmrrg import CQRLConfig, ModelParts
 from recipes.trainers.ppo import PPOConfig
+from recipes.trainers.rloo import RLOORecipeConfig
 from recipes.trainers.scenario_sft import ScenarioSFTConfig
 from rewards.table import RewardArguments
 
@@ -295,7 +296,7 @@ def test_a_required_literal_is_checked():
 @pytest.fixture
 def processes(monkeypatch):
     """The number of processes that a config sees; the configs do not wait for the other ones."""
-    for kind in (GRPOConfig, SFTConfig, TrainingArguments):
+    for kind in (GRPOConfig, RLOOConfig, SFTConfig, TrainingArguments):
         monkeypatch.setattr(kind, "__post_init__", lambda self: None)
 
     def set_number(number: int | None) -> None:
@@ -306,7 +307,7 @@ def processes(monkeypatch):
     return set_number
 
 
-CONFIGS_OF_TRAINERS = (MRGR1Config, PPOConfig, SFTRecipeConfig, ScenarioSFTConfig, LabelerConfig)
+CONFIGS_OF_TRAINERS = (MRGR1Config, PPOConfig, RLOORecipeConfig, SFTRecipeConfig, ScenarioSFTConfig, LabelerConfig)
 
 
 @pytest.mark.parametrize("kind", CONFIGS_OF_TRAINERS)
@@ -422,6 +423,7 @@ def run_settings(kind, **changes):
         (MRGR1Config, {"per_device_train_batch_size": 8, "num_generations": 2, "steps_per_generation": 2}, 7, 8),
         (PPOConfig, {"per_device_train_batch_size": 8}, 3, 4),
         (PPOConfig, {"per_device_train_batch_size": 8}, 4, 4),
+        (RLOORecipeConfig, {"per_device_train_batch_size": 8, "num_generations": 4}, 1, 2),
         (SFTRecipeConfig, {"per_device_train_batch_size": 8}, 1, 1),  # the last, small batch counts
         (SFTRecipeConfig, {"per_device_train_batch_size": 8}, 0, 1),
         (SFTRecipeConfig, {"per_device_train_batch_size": 8, "dataloader_drop_last": True}, 7, 8),

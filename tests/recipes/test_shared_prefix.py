@@ -424,6 +424,9 @@ def assert_equal(shared: dict, plain: dict) -> None:
         ("grpo", "llmrg4-atf", {"gradient_checkpointing": True}),
         ("ppo", "lmrrg", {"gradient_checkpointing": True}),  # LM-RRG, positions that are learned
         ("ppo", "huatuo A", {"lora": True, "kl_direction": "policy_ref_exact"}),
+        ("rloo", "huatuo A", {}),
+        ("rloo", "llmrg4-atf", {}),
+        ("rloo", "lmrrg", {"lora": True}),
     ],
     ids=str,
 )
@@ -478,6 +481,7 @@ FROZEN = {"model": {"freeze_extractor": True}}  # LM-RRG's second stage
         ("ppo", "huatuo A", {}),
         ("ppo", "lmrrg", {"lora": True}),
         ("ppo", "llmrg4-atf", {}),
+        ("rloo", "lmrrg", FROZEN),
     ],
     ids=str,
 )
@@ -753,7 +757,7 @@ def test_overridden_signatures_are_trls(method):
 def test_every_override_calls_super_once():
     class_node = ast.parse(textwrap.dedent(inspect.getsource(SharesPrefix))).body[0]
     methods = [node for node in class_node.body if isinstance(node, ast.FunctionDef)]
-    assert len(methods) == 6
+    assert len(methods) == 7
     for method in methods:
         calls = [node.attr for node in ast.walk(method) if ast.unparse(node).startswith("super().")
                  and isinstance(node, ast.Attribute)]  # fmt: skip

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, fbeta_score
 
 from rewards import ce_f1_reward, make_ce_f1_reward
 from rewards.ce_f1 import report_f1
@@ -29,6 +29,9 @@ def states(**named: CheXpertState) -> list[int]:
         (states(finding=POSITIVE), states(finding=POSITIVE, fracture=POSITIVE), {}, 2 / 3),  # No Finding is a label
         (states(finding=POSITIVE), states(finding=POSITIVE, fracture=POSITIVE), {"label_set": "13"}, 0.0),
         (states(edema=POSITIVE, fracture=POSITIVE), states(edema=POSITIVE), {"label_set": "5"}, 1.0),  # not of the 5
+        (states(edema=POSITIVE), states(edema=POSITIVE, fracture=POSITIVE), {"beta": 2.0}, 5 / 9),  # 5 + 4 of one FN
+        (states(edema=POSITIVE, fracture=POSITIVE), states(edema=POSITIVE), {"beta": 2.0}, 5 / 6),  # 5 + 1 of one FP
+        (states(edema=POSITIVE), states(edema=POSITIVE, fracture=POSITIVE), {"beta": 0.5}, 1.25 / 1.5),
     ],
 )
 def test_values_by_hand(generated, reference, options, f1):
@@ -40,6 +43,13 @@ def test_equals_scikit_learn(pair):
     generated, reference = ((states == POSITIVE) | (states == UNCERTAIN) for states in pair)
     expected = [f1_score(t, g, zero_division=1.0) for g, t in zip(generated, reference, strict=True)]
     assert report_f1(*pair) == pytest.approx(expected)
+
+
+@given(pairs, st.sampled_from([0.5, 1.0, 2.0]))
+def test_f_beta_equals_scikit_learn(pair, beta):
+    generated, reference = ((states == POSITIVE) | (states == UNCERTAIN) for states in pair)
+    expected = [fbeta_score(t, g, beta=beta, zero_division=0.0) for g, t in zip(generated, reference, strict=True)]
+    assert report_f1(*pair, empty_match=0.0, beta=beta) == pytest.approx(expected)
 
 
 LABELS = {

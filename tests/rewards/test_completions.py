@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.completions import parse_completion
+from rewards.completions import parse_completion, report_spans
 from rewards.format import format_reward, make_format_reward
 
 CASES = [
@@ -53,6 +53,28 @@ CASES = [
     ("", 0.0, ""),  # empty
     ("</report></think><report><think>", 0.0, ""),  # all four, none matching
 ]
+
+
+@pytest.mark.parametrize(("completion", "score", "report"), CASES)
+def test_spans_are_where_the_report_stands(completion, score, report):
+    spans = report_spans(completion)
+    assert " ".join(completion[start:end] for start, end in spans).split() == report.split()
+    assert spans == sorted(spans) and all(completion[s:e] == completion[s:e].strip() for s, e in spans)
+
+
+@pytest.mark.parametrize(
+    ("completion", "spans"),
+    [
+        ("<think>a</think>\n<report> Größe. </report>", [(26, 32)]),
+        ("<think>a</think><report>  </report>", [(24, 24)]),  # an empty report has a place too
+        (" a <think>b</think> c", [(1, 2), (20, 21)]),
+        ("<think>a", []),
+        ("", []),
+        ([{"role": "assistant", "content": "<report>a</report>"}], [(8, 9)]),
+    ],
+)
+def test_spans_by_hand(completion, spans):
+    assert report_spans(completion) == spans
 
 
 @pytest.mark.parametrize(("completion", "score", "report"), CASES)

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from rewards.radcliq import (
     radcliq_score,
     radcliq_to_reward,
 )
+from rewards.table import import_reward
 
 DATA = Path(os.environ.get("RRG_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 PERFECT = {"v0": -0.24213342294409346, "v1": -1.4406902828047017}  # published with the parameters
@@ -302,6 +304,17 @@ pieces = st.sampled_from(
     ["<think>", "</think>", "<report>", EFFUSION, FLIPPED, "possible edema ", "heart ", "is enlarged. ", "ü\x00 "]
 )
 report = st.lists(pieces, max_size=6).map("".join)
+
+
+@pytest.mark.parametrize(("name", "part"), [("lexical_words", "bertscore"), ("lexical_semb", "semb")])
+def test_parts_alone_are_rewards(name, part):
+    reward = import_reward(f"rewards.radcliq.{name}_reward")
+    assert reward.__name__ == f"{name}_reward"
+    texts = ["Small effusion.", "<think>No.</think><report>No effusion.</report>", ""]
+    scores = reward(texts, report=["Small effusion."] * 3)
+    other = make_lexical_parts()[part](["No effusion."], ["Small effusion."])[0]
+    assert scores == pytest.approx([1.0, other, 0.0]) and other < 1
+    assert pickle.loads(pickle.dumps(reward))(texts, report=texts[:1] * 3) == scores
 
 
 @settings(deadline=None)
