@@ -16,13 +16,16 @@ from trl import GRPOTrainer
 from recipes.files import InputError
 from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.checkpoints import shuffle_by_epoch
+from recipes.trainers.clinical_f1 import NAME as CLINICAL_F1
+from recipes.trainers.clinical_f1 import ClinicalF1
 from recipes.trainers.config import PolicyConfig
 from recipes.trainers.shared_prefix import SharePrefixConfig, SharesPrefix
 from recipes.trainers.study_inputs import StudyInputs
 from recipes.trainers.vllm_images import ImageGeneration
 from rewards.completions import parse_completion
 
-EVALUATED = (  # what TRL logs in an evaluation
+EVALUATED = (  # what is logged in an evaluation, by TRL but for the first one
+    CLINICAL_F1,
     *("entropy", "frac_reward_zero_std", "kl", "num_tokens", "reward", "reward_std", "completions/clipped_ratio"),
     *(f"completions/{figure}_length" for figure in ("mean", "min", "max")),
     *(f"completions/{figure}_terminated_length" for figure in ("mean", "min", "max")),
@@ -76,7 +79,7 @@ def paper_advantages(rewards: torch.Tensor, num_generations: int, std_epsilon: f
     return torch.nan_to_num(deviation / sigma, nan=0.0).view(-1)
 
 
-class MRGR1Trainer(StudyInputs, SharesPrefix, RecipeTrainer, GRPOTrainer):
+class MRGR1Trainer(StudyInputs, ClinicalF1, SharesPrefix, RecipeTrainer, GRPOTrainer):
     """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's.
 
     The tokenizer of `processing_class` pads on the left from here on, however it was loaded or saved. Raises
