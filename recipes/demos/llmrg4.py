@@ -75,10 +75,10 @@ class LLMRG4Demo(Demo):
     systems: ClassVar = {TLW: "stage2", PLAIN: "stage2_plain"}
     best, beside, shuffled = TLW, PLAIN, SHUFFLED
     generate = (
-        "--prompt_file prompts/llmrg4.txt --views frontal+lateral --split test --batch_size 64 --max_new_tokens 100"
+        "--prompt_file prompts/llmrg4.txt --views frontal+lateral --split test --batch_size 250 --max_new_tokens 100"
     )
     curves: ClassVar = {"loss": "Loss, key tokens weighed", "mean_token_accuracy": "Token accuracy"}
-    minutes = 12
+    minutes = 8
     on_screen = "scenarios"
 
     def train(self, folder: str, seeds: list[int]) -> Levels:
