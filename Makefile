@@ -15,7 +15,7 @@ setup: .venv/installed ## make .venv once, from requirements.lock; LATEST=1: the
 	@$(BIN)/python -m pip install --quiet $(UV) || { echo "error: uv, which installs the rest, could not be installed (no network?)" >&2; exit 1; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(LATEST),--upgrade -r requirements.txt,--require-hashes -r requirements.lock)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "from trl import GRPOTrainer, SFTTrainer"  # compiles what is used only
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "import recipes; from trl import GRPOTrainer, SFTTrainer"  # compiles what is used only
 	touch $@
 
 setup-gpu: setup ## what a GPU is used with, into .venv: DeepSpeed, kernels, flash-attn (FLASH_ATTN=false: without)

@@ -56,23 +56,38 @@ def absent(value: object) -> bool:
 
 
 def decode(content: bytes, name: str, encoding: str | None = None) -> str:
-    """The text of a file by its byte-order mark, else as `encoding` (default UTF-8); InputError where it is not."""
+    """The text of a file by its byte-order mark, else as `encoding` (default UTF-8).
+
+    Raises InputError where it is not, with the lines of UTF-8 that are not, and where Python knows no such encoding.
+    """
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-    marked = next((kind for mark, kind in marks.items() if content.startswith(mark)), None)
-    if not (encoding or marked) and content.count(0) * 4 > len(content):
+    kind = next((kind for mark, kind in marks.items() if content.startswith(mark)), encoding)
+    if kind is None and content.count(0) * 4 > len(content):
         raise InputError(
             f"{name} is UTF-16 or UTF-32 without its mark, or no text: save it as UTF-8, or name --encoding"
         )
     try:
-        return content.decode(encoding or marked or "utf-8")
+        return content.decode(kind or "utf-8")
     except LookupError as error:
         raise InputError(f"--encoding: Python knows no encoding {encoding}") from error
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
+        place = f"{kind} in line {content[: error.start].count(10) + 1}"
+        if kind in (None, "utf-8-sig"):  # whose lines can be read one by one
+            lines = content.split(b"\n")
+            faults = [number for number, line in enumerate(lines, 1) if not _is_utf8(line)]
+            place = f"UTF-8 in {len(faults)} of {len(lines)} lines, line {faults[0]} first"
         raise InputError(
-            f"{name} is not {encoding or marked or 'UTF-8'} in line {line}; no encoding is guessed: save it as UTF-8, "
-            "or name its encoding, for example --encoding cp1252"
+            f"{name} is not {place}; no encoding is guessed, least of all a mixture: save it as UTF-8, or name its "
+            "encoding, such as --encoding cp1252"
         ) from error
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def read_records(table: str | Path, encoding: str | None = None) -> list[Record]:

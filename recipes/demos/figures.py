@@ -125,11 +125,14 @@ class Demo:
         return {seed: f"{folder}/{'' if seed == seeds[0] else f'seed{seed}/'}scores" for seed in seeds}
 
     def plan(self, folder: str, seeds: list[int]) -> Levels:
-        """All jobs. A level's commands may depend on what the levels before it wrote."""
+        """All jobs. A level's commands may depend on what the levels before it wrote.
+
+        Where the trainings of a level are odd in number, and the last would leave a core idle, the reports of models
+        that are trained already are written beside it.
+        """
         data = f"{folder}/data"
         yield [make_job("data", data, self.data), make_job("balanced data", f"{folder}/balanced", self.balanced)]
-        yield from self.train(folder, seeds)
-        yield [
+        waiting = [
             write_reports(
                 f"seed {seed}: reports of {system}",
                 file,
@@ -141,6 +144,13 @@ class Demo:
             for seed in seeds
             for system, file in self.files(folder, seed).items()
         ]
+        models: set[str] = set()
+        for jobs in self.train(folder, seeds):
+            ready = [job for job in waiting if len(jobs) % 2 and models & set(job.command)]
+            yield [*jobs, *ready]
+            waiting = [job for job in waiting if job not in ready]
+            models |= {job.out for job in jobs}
+        yield waiting
         yield self.score_jobs(folder, seeds)
 
     def score_jobs(self, folder: str, seeds: list[int]) -> list[Job]:

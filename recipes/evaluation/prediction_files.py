@@ -82,25 +82,7 @@ def read_text(file: str | Path, encoding: str | None = None) -> str:
     path = Path(file)
     if not path.is_file():
         raise InputError(f"there is no predictions file {file}")
-    content = path.read_bytes()
-    if encoding is None and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        if content.count(0) * 4 > len(content):
-            raise InputError(f"{file} is UTF-16 or UTF-32 without its mark, or no text at all: save it as UTF-8")
-        lines = content.split(b"\n")
-        if faults := [number for number, line in enumerate(lines, 1) if not _decodes(line)]:
-            raise InputError(
-                f"{file} is not UTF-8 in {len(faults)} of {len(lines)} lines, line {faults[0]} first; no encoding is "
-                "guessed, least of all a mixture: save it as UTF-8, or name its encoding, such as --encoding cp1252"
-            )
-    return decode(content, str(file), encoding)
-
-
-def _decodes(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    return decode(path.read_bytes(), str(file), encoding)
 
 
 def read_entries(file: str | Path, encoding: str | None = None) -> list[Entry]:

@@ -47,6 +47,9 @@ def panels_of(history: Sequence[dict]) -> list[Panel]:
         Panel("Length of a completion, tokens", {
             "completions/mean_length": "mean", "completions/max_length": "longest",
         }),
+        Panel("Findings in sampled completions, micro-F1", {
+            "completions/clinical_f1": "training", "eval_completions/clinical_f1": "validation",
+        }),
         Panel("Share of completions", {
             "completions/clipped_ratio": "cut off", "reports/commonest_share": "the same text",
             "frac_reward_zero_std": "groups of one reward",
@@ -152,9 +155,10 @@ class Curves(TrainerCallback):
     def _draw(self, args, state) -> None:
         if not state.is_world_process_zero or time.monotonic() - self._last < PERIOD:
             return
-        figure = draw_curves(
-            state.log_history, f"{args.output_dir}, step {state.global_step:,} of {state.max_steps:,}"
-        )
+        title = f"{args.output_dir}, step {state.global_step:,} of {state.max_steps:,}"
+        if hasattr(args, "num_generations"):  # of a policy
+            title += f"; completions sampled at temperature {args.temperature:g}"
+        figure = draw_curves(state.log_history, title)
         if figure is not None:
             with replacing(Path(args.output_dir) / "curves.png") as file:
                 figure.savefig(file, format="png", dpi=110)

@@ -16,6 +16,8 @@ from trl import GRPOTrainer
 from recipes.files import InputError
 from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.checkpoints import shuffle_by_epoch
+from recipes.trainers.clinical_f1 import NAME as CLINICAL_F1
+from recipes.trainers.clinical_f1 import ClinicalF1
 from recipes.trainers.config import PolicyConfig
 from recipes.trainers.diagnostic_tokens import DiagnosticTokensConfig, WeighsDiagnosticTokens
 from recipes.trainers.oracle_preference import OraclePreferenceConfig, PrefersReferences
@@ -25,7 +27,8 @@ from recipes.trainers.study_inputs import StudyInputs
 from recipes.trainers.vllm_images import ImageGeneration
 from rewards.completions import parse_completion
 
-EVALUATED = (  # what TRL logs in an evaluation
+EVALUATED = (  # what is logged in an evaluation, by TRL but for the first one
+    CLINICAL_F1,
     *("entropy", "frac_reward_zero_std", "kl", "num_tokens", "reward", "reward_std", "completions/clipped_ratio"),
     *(f"completions/{figure}_length" for figure in ("mean", "min", "max")),
     *(f"completions/{figure}_terminated_length" for figure in ("mean", "min", "max")),
@@ -82,7 +85,14 @@ def paper_advantages(rewards: torch.Tensor, num_generations: int, std_epsilon: f
 
 
 class MRGR1Trainer(
-    WeighsDiagnosticTokens, PrefersReferences, EditsSentences, StudyInputs, SharesPrefix, RecipeTrainer, GRPOTrainer
+    WeighsDiagnosticTokens,
+    PrefersReferences,
+    EditsSentences,
+    StudyInputs,
+    ClinicalF1,
+    SharesPrefix,
+    RecipeTrainer,
+    GRPOTrainer,
 ):
     """GRPOTrainer whose advantages follow `args.advantage_norm`; everything else is TRL's, or what its bases add.
 

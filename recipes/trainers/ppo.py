@@ -27,6 +27,7 @@ from trl.trainer.utils import add_fused_lm_head, get_config_model_id
 from recipes.files import InputError
 from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.checkpoints import shuffle_by_epoch, weights_are_split
+from recipes.trainers.clinical_f1 import ClinicalF1
 from recipes.trainers.config import PolicyConfig
 from recipes.trainers.grpo import EVALUATED
 from recipes.trainers.image_memory import image_encoder
@@ -253,7 +254,7 @@ def check_policy(model: str | nn.Module, args: PPOConfig, adapted: bool, sharded
             raise InputError(sentence)
 
 
-class PPOTrainer(StudyInputs, SharesPrefix, RecipeTrainer, GRPOTrainer):
+class PPOTrainer(StudyInputs, ClinicalF1, SharesPrefix, RecipeTrainer, GRPOTrainer):
     """PPO with a value head on the policy's last hidden state. `reward_funcs` are TRL's, `args` a PPOConfig.
 
     The model is decoder-only: a causal language model or a vision-language model that GRPOTrainer takes. The reference

@@ -20,6 +20,7 @@ TITLES = {  # by what a trainer logs, in order; the parts of a reward come after
     "kl_lambda/mean": "KL-weight",
     "completions/mean_length": "length",
     "completions/clipped_ratio": "cut-off",
+    "completions/clinical_f1": "sample-F1",
     "reports/commonest_share": "one-text",
     "value/loss": "value-loss",
     "clinical_f1": "clinical-F1",

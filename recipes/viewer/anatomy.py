@@ -54,6 +54,22 @@ def regions_of(finding: str, sentence: str) -> list[str]:
     return [*single, *(f"{side} {place}" for place in paired for side in sides)]
 
 
+def choose_regions(regions: Sequence[str], findings: Sequence[tuple[str, str, list[str]]]) -> list[tuple[str, str]]:
+    """A label and the name of each of `regions`: first those that a present or possible finding lies in, with it.
+
+    >>> choose_regions(["left lung", "right lung"], [("Edema", "present", ["Edema on the right."])])
+    [('right lung (Edema)', 'right lung'), ('left lung', 'left lung')]
+    """
+    names = {region: [] for region in regions}
+    for name, state, sentences in findings:
+        for region in dict.fromkeys(region for sentence in sentences for region in regions_of(name, sentence)):
+            if state in ("present", "possible") and region in names:
+                names[region].append(name)
+    return [(f"{region} ({', '.join(names[region])})", region) for region in regions if names[region]] + [
+        (region, region) for region in regions if not names[region]
+    ]
+
+
 def place_findings(
     findings: Sequence[tuple[str, str, list[str]]], boxes: Sequence[dict] | None
 ) -> list[tuple[str, str, dict]]:

@@ -1,12 +1,14 @@
-"""Where a model looked for a sentence: the gradient of the sentence's probability with respect to the X-ray.
+"""Where a model looked: for a sentence by the gradient of its probability, for a region of LM-RRG by its attention.
 
-It is the plain input gradient (Simonyan, Vedaldi and Zisserman 2013, section 3): how much the log-probability of the
-sentence's tokens, after all that stands before them, changes with each pixel. It says what a small change would do,
-not why the sentence was written, and it is no outline of a finding: a picture to be doubted, not evidence.
+The first is the plain input gradient (Simonyan, Vedaldi and Zisserman 2013, section 3): how much the log-probability
+of the sentence's tokens, after all that stands before them, changes with each pixel. It says what a small change would
+do, not why the sentence was written, and it is no outline of a finding: a picture to be doubted, not evidence. The
+second is what the region's text weighs the patches with (LM-RRG, section 2.1, where it is the query or pools them,
+A-01): it is there before a word is written, the same for all sentences, and of patches that have seen the whole image.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -148,6 +150,53 @@ def _regions(model, inputs, length: int, places: list[int]) -> list[tuple[str, f
     shares = (sizes / sizes.sum().clamp(min=1e-12)).tolist()
     names = ["the whole image"] * config.use_global_feature + list(config.region_names)
     return sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1])[:REGIONS]
+
+
+@dataclass
+class Attention:
+    """What a region of LM-RRG weighs the patches of the frontal X-ray with; the weights sum to 1.
+
+    `look`: the weights, 1 at the largest. `largest`: that weight. `patches`: their number. `inside`: the weight of
+    what the study's box of the region covers, and `even`: the same, did all patches weigh alike; None without a box.
+    """
+
+    look: Look
+    largest: float
+    patches: int
+    inside: float | None = None
+    even: float | None = None
+
+
+def regions_to_attend(system: System) -> list[str]:
+    """Names of the regions whose `Attention` can be drawn: LM-RRG's, where they weigh patches; else none."""
+    config = system.engine.model.config
+    weighs = config.model_type == "lmrrg" and config.use_region_features and config.weighs_patches
+    return list(config.region_names) if weighs else []
+
+
+@torch.no_grad()
+def attend(system: System, study: dict, region: str, boxes: Sequence[dict] | None = None) -> Attention:
+    """The `Attention` of one of `regions_to_attend` of `system` in `study` (of `make_study`).
+
+    `boxes`: of the schema, in pixels of the frontal image of `study`. Takes one pass of the image encoder and the
+    region blocks. Raises InputError on another region.
+    """
+    names = regions_to_attend(system)
+    if region not in names:
+        raise InputError(f"{system.name} has no region {region!r} whose attention could be drawn")
+    model, processor = system.engine.model, system.engine.processor
+    image = decode_image(system.sample(study)[1][0], "the X-ray")
+    pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
+    features = model.model.get_image_features(pixels.to(system.engine.device, model.dtype), region_attention=True)
+    weights = features.attentions[0, names.index(region)].exp().float().cpu()
+    patch = model.config.vision_config.patch_size
+    cells = weights.reshape(pixels.shape[-2] // patch, pixels.shape[-1] // patch).numpy()
+    look = Look(cells / cells.max(), find_area(processor.image_processor, image.size))
+    attention = Attention(look, float(cells.max()), cells.size)
+    if box := [box for box in boxes or () if box["region"] == region]:
+        cover = processor.cover_patches(box, image.size, [region], patch)[0]
+        attention.inside, attention.even = float(weights @ cover), float(cover.mean())
+    return attention
 
 
 def draw_look(png: bytes, look: Look) -> bytes:

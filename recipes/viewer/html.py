@@ -7,7 +7,7 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 from recipes.evaluation.agreement import WORDS, group_mentions
-from recipes.viewer.attribution import Look
+from recipes.viewer.attribution import Attention, Look
 from recipes.viewer.study import Picture
 from recipes.viewer.systems import READ, System
 from rewards.labelers import LexicalLabeler
@@ -28,6 +28,14 @@ BOXES = (
 LOOK = (
     "Input gradient: the more orange, the more a small change of these pixels would change how probable the model "
     "finds this sentence. It is no outline of a finding, and no evidence that there is one."
+)
+ATTENTION = (
+    "Region attention: the more orange, the more weight the region's text gives to what the model saw there. X-ray "
+    "and text decide it before a word is written, and what the model saw at a place depends on the whole X-ray. It is "
+    "no outline of a finding, and no evidence that there is one."
+)
+NO_ATTENTION = (
+    "This LM-RRG has no region attention to draw: that needs region_attn_mode text_query, or region_pool text_attn."
 )
 
 
@@ -156,6 +164,33 @@ def show_look(png: bytes, look: Look, sentence: str) -> Markup:
     return Markup(
         '<figure class="xray look"><img src="{}" alt="{}"><figcaption><q>{}</q>{}<p>{}</p></figcaption></figure>'
     ).format(embed(png), f"where the model looked for: {sentence}", sentence, regions, LOOK)
+
+
+def show_attention(
+    png: bytes, attention: Attention, region: str, size: tuple[int, int], boxes: Sequence[dict]
+) -> Markup:
+    """The X-ray under an `attention`, a PNG of `draw_look`, with the study's boxes of `region` in pixels of `size`."""
+    width, height = size
+    figures = f"Of {attention.patches} patches the strongest weighs {attention.largest:.0%}"
+    figures += f" (all alike: {1 / attention.patches:.1%})."
+    if attention.inside is not None:
+        figures += f" In the study's box of the region: {attention.inside:.0%} of the weight"
+        figures += f" (all alike: {attention.even:.0%})."
+    shapes = [
+        Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"></rect>').format(
+            box["x0"], box["y0"], box["x1"] - box["x0"], box["y1"] - box["y0"]
+        )
+        for box in boxes
+        if box["region"] == region
+    ]
+    return Markup(
+        '<figure class="xray attention"><svg viewBox="0 0 {} {}" role="img" aria-label="{}">'
+        '<image href="{}" width="{}" height="{}"></image>{}</svg>'
+        "<figcaption><b>{}</b><p>{}</p><p>{}</p></figcaption></figure>"
+    ).format(
+        width, height, f"region attention: {region}", embed(png), width, height,
+        Markup("").join(shapes), region, figures, ATTENTION,
+    )  # fmt: skip
 
 
 def short_names(systems: Sequence[System]) -> list[str]:

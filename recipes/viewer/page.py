@@ -25,12 +25,14 @@ from PIL import Image
 
 from recipes.evaluation.error_taxonomy import Evidence
 from recipes.files import InputError
-from recipes.viewer.anatomy import place_findings
-from recipes.viewer.attribution import draw_look, look_for
+from recipes.viewer.anatomy import choose_regions, place_findings
+from recipes.viewer.attribution import attend, draw_look, look_for, regions_to_attend
 from recipes.viewer.html import (
     EMPTY,
+    NO_ATTENTION,
     describe,
     short_names,
+    show_attention,
     show_boxes,
     show_comparison,
     show_findings,
@@ -102,11 +104,11 @@ def draw(systems: Sequence[System], progress: list[dict], study: dict, frontal: 
     """What the page shows: of two complete answers the comparison, then each answer as `blank_answer` has it."""
     complete = [answer["findings"] for answer in progress if answer["findings"] is not None]
     yield show_comparison(short_names(systems), complete) if len(complete) == 2 else ""
-    for answer in progress:
+    for system, answer in zip(systems, progress, strict=True):
         findings = answer["findings"]
         yield show_report(answer["report"], answer["done"], answer["cut"])
         if findings is None:
-            yield from ["", *[gr.skip()] * 5]
+            yield from ["", *[gr.skip()] * 7]
         else:
             with Image.open(io.BytesIO(frontal.png)) as image:
                 boxes = show_boxes(frontal.png, image.size, place_findings(findings, frontal.boxes))
@@ -114,10 +116,13 @@ def draw(systems: Sequence[System], progress: list[dict], study: dict, frontal: 
             sentences = sorted(dict.fromkeys(sentences), key=answer["report"].find)
             yield show_findings(findings)
             yield gr.HTML(boxes, visible=bool(boxes))
-            yield gr.Accordion(visible=bool(sentences))
+            regions = choose_regions(regions_to_attend(system), findings)
+            yield gr.Accordion(visible=bool(sentences or regions))
             yield gr.Radio(choices=sentences, value=None)
             yield ""
-            yield (study, answer["completion"], frontal.png)
+            yield gr.Dropdown(choices=regions, value=None)
+            yield ""
+            yield (study, answer["completion"], frontal)
         yield gr.Accordion(visible=bool(answer["think"]))
         yield Markup('<div class="report">{}</div>').format(answer["think"])
         yield gr.Accordion(visible=True)
@@ -125,10 +130,11 @@ def draw(systems: Sequence[System], progress: list[dict], study: dict, frontal: 
 
 
 def blank_answer() -> list:
-    """An answer's fields at the start: report; findings; boxes; the fold, the sentences and the picture of where the
-    model looked, and what that needs; reasoning with its fold; question with its fold."""
+    """An answer's fields at the start: report; findings; boxes; of where the model looked the fold, sentences and
+    their picture, regions and theirs, and what these need; reasoning with its fold; question with its fold."""
     hidden = gr.Accordion(visible=False)
-    look = [gr.HTML("", visible=False), hidden, gr.Radio(choices=[], value=None), "", None]
+    look = [gr.HTML("", visible=False), hidden, gr.Radio(choices=[], value=None), ""]
+    look += [gr.Dropdown(choices=[], value=None), "", None]
     return [EMPTY, "", *look, hidden, "", hidden, ""]
 
 
@@ -236,14 +242,27 @@ class Callbacks:
         if not sentence or written is None:
             yield ""
             return
-        study, completion, png = written
+        study, completion, frontal = written
         yield say("Computing the gradient …", "soft")
         try:
             look = look_for(self.systems[number], study, completion, sentence)
         except InputError as error:
             yield say(str(error))
         else:
-            yield show_look(draw_look(png, look), look, sentence)
+            yield show_look(draw_look(frontal.png, look), look, sentence)
+
+    def attend(self, number: int, region: str | None, written: tuple | None) -> str:
+        """What a region of system `number`, an LM-RRG, weighs the X-ray's patches with."""
+        if not region or written is None:
+            return ""
+        study, _, frontal = written
+        try:
+            attention = attend(self.systems[number], study, region, frontal.boxes)
+        except InputError as error:
+            return say(str(error))
+        with Image.open(io.BytesIO(frontal.png)) as image:
+            size = image.size
+        return show_attention(draw_look(frontal.png, attention.look), attention, region, size, frontal.boxes or ())
 
     def end(self, request: gr.Request) -> None:
         """Stops what is being written for this visitor."""
@@ -297,11 +316,17 @@ def answer_column(number: int, system: System) -> list:
         with gr.Accordion("Where it looked", open=False, visible=False, elem_classes="where") as where:
             sentence = gr.Radio([], label="Sentence", elem_classes="sentence")
             look = html(elem_classes="look-place")
+            regions = regions_to_attend(system)
+            region = gr.Dropdown([], label="Region attention", visible=bool(regions), elem_classes="region")
+            attention = html(elem_classes="attention-place")
+            if system.engine.model.config.model_type == "lmrrg" and not regions:
+                html(f'<p class="soft">{NO_ATTENTION}</p>')
         with gr.Accordion("Reasoning", open=False, visible=False, elem_classes="think") as fold:
             think = html()
         with gr.Accordion("What it was asked", open=False, visible=False, elem_classes="asked") as ask:
             asked = html()
-    return [report, findings, boxes, where, sentence, look, gr.State(None, time_to_live=KEPT), fold, think, ask, asked]
+    written = gr.State(None, time_to_live=KEPT)
+    return [report, findings, boxes, where, sentence, look, region, attention, written, fold, think, ask, asked]
 
 
 def build_page(
@@ -357,7 +382,9 @@ def build_page(
             place[2].click(callbacks.remove, None, [*place, *shown], **private)
         choice.input(callbacks.take_study, choice, [*frontal, *lateral, view, *typed[2:], status, *shown], **private)
         for number, column in enumerate(columns):
-            column[4].input(partial(callbacks.look, number), [column[4], column[6]], column[5], **private)
+            *_, sentence, look, region, attention, written = column[:9]
+            sentence.input(partial(callbacks.look, number), [sentence, written], look, **private)
+            region.input(partial(callbacks.attend, number), [region, written], attention, **private)
         start.click(callbacks.write, [frontal[3], lateral[3], *typed], [status, *shown], **private)
         start.click(None, None, None, js=TO_THE_REPORT)
         stop.click(callbacks.end, None, None, **private)

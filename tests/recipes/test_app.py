@@ -39,10 +39,21 @@ from recipes.data.samples import fill_prompt
 from recipes.data.schema import write_dataset
 from recipes.evaluation.error_taxonomy import Evidence
 from recipes.files import InputError, read_prompt
-from recipes.viewer.anatomy import place_findings, regions_of
-from recipes.viewer.attribution import Look, draw_look, find_area, find_cells, log_likelihood, look_for
+from recipes.viewer.anatomy import choose_regions, place_findings, regions_of
+from recipes.viewer.attribution import (
+    Attention,
+    Look,
+    attend,
+    draw_look,
+    find_area,
+    find_cells,
+    log_likelihood,
+    look_for,
+    regions_to_attend,
+)
 from recipes.viewer.html import (
     describe,
+    show_attention,
     show_boxes,
     show_comparison,
     show_findings,
@@ -88,6 +99,18 @@ def lmrrg(tmp_path_factory, rows) -> Path:
     for part in build_lmrrg(texts, text_layers=1, vision_layers=1, vocab_size=400):
         part.save_pretrained(out)
     return out
+
+
+@pytest.fixture(scope="module")
+def attentive(tmp_path_factory, rows) -> dict[str, Path]:
+    """Tiny LM-RRGs whose regions weigh their 4 x 4 patches, by the way in which they do."""
+    ways = {"query": {"region_attn_mode": "text_query"}, "pool": {"region_pool": "text_attn"}}
+    texts = [read_prompt("prompts/lmrrg.txt"), *(row["report"] for row in rows)]
+    folders = {way: tmp_path_factory.mktemp("models") / f"attentive_{way}" for way in ways}
+    for way, config in ways.items():
+        for part in build_lmrrg(texts, text_layers=1, vision_layers=1, vocab_size=400, **config):
+            part.save_pretrained(folders[way])
+    return folders
 
 
 def load(model, prompt_file: str | None = TINY_PROMPT, views: str | None = None, **changed):
@@ -455,6 +478,23 @@ def test_boxes_of_what_is_present_or_possible(rows, tmp_path):
         take_row(row | {"images": []}, 40)
 
 
+def test_boxes_of_a_real_phantom():
+    """Of its own reports' words: each box lies in the X-ray, on the side that it names; the right is on the left."""
+    labeler, evidence, placed = LexicalLabeler(), Evidence(), []
+    for number in range(40):
+        row = build_row("test", number, "mn", BuildArguments(size=128, seed=4, balanced=True))
+        picture, _ = take_row(row, 64)
+        for name, _, found in place_findings(list_findings(row["report"], labeler, evidence), picture.boxes):
+            with Image.open(io.BytesIO(picture.png)) as image:
+                width, height = image.size
+            assert max(width, height) == 64
+            assert 0 <= found["x0"] < found["x1"] <= width and 0 <= found["y0"] < found["y1"] <= height
+            side, middle = found["region"].split()[0], (found["x0"] + found["x1"]) / 2 / width
+            assert {"right": middle < 0.5, "left": middle > 0.5}.get(side, abs(middle - 0.5) < 0.25)
+            placed.append(name)
+    assert {"Cardiomegaly", "Pleural Effusion", "Pneumothorax", "Atelectasis"} <= set(placed)
+
+
 @pytest.mark.parametrize(
     ("completion", "report", "think"),
     [
@@ -482,6 +522,7 @@ def test_what_comes_from_outside_is_escaped():
         show_comparison([NASTY, NASTY], [[("Edema", NASTY, [])], []]),
         show_boxes(png(), (1, 1), [(NASTY, NASTY + '"', box(NASTY + '"', 0, 0, 1, 1))]),
         show_look(png(), Look(np.ones((2, 2)), regions=[(NASTY, 1.0)]), NASTY + '"'),
+        show_attention(png(), Attention(Look(np.ones((2, 2))), 0.25, 4), NASTY + '"', (1, 1), []),
         show_picture(Picture(NASTY + '"', png(), (1, 1), warnings=[NASTY])),
     ):
         assert "&lt;script&gt;" in html and "<script" not in html and "<img src=x" not in html
@@ -586,6 +627,74 @@ def test_the_picture_of_a_look(tmp_path):
         assert image.getpixel((10, 60)) == (100, 100, 100)  # outside of what the encoder saw
         red, _, blue = image.getpixel((62, 62))
         assert red > 180 and blue < 50 and image.getpixel((36, 4)) == (100, 100, 100)
+
+
+def test_a_region_is_drawn_with_its_weights(attentive, rows, tmp_path, monkeypatch):
+    """Half of the weight on the last patch of the second row; the box has that patch and the one before it."""
+    system = load(attentive["query"], "prompts/lmrrg.txt")
+    weights = torch.full((1, 29, 16), 1 / 16)
+    weights[0, 8] = 0.5 / 15
+    weights[0, 8, 7] = 0.5
+    given = []
+
+    def features(pixels, region_attention):
+        given.append((tuple(pixels.shape), region_attention))
+        return SimpleNamespace(attentions=weights.log())
+
+    monkeypatch.setattr(system.engine.model.model, "get_image_features", features)
+    picture = upload(tmp_path, png(128))  # of four pixels of the X-ray the model has one
+    boxes = [box("left lung", 64, 32, 128, 64), box("right lung", 0, 0, 128, 128)]
+    attention = attend(system, make_study(picture), "left lung", boxes)
+    assert given == [((1, 3, 64, 64), True)]
+    assert attention.look.cells.shape == (4, 4) and attention.look.area == (0, 0, 1, 1)
+    assert np.unravel_index(attention.look.cells.argmax(), (4, 4)) == (1, 3) and attention.look.cells.max() == 1
+    assert (attention.largest, attention.patches) == (pytest.approx(0.5), 16)
+    assert attention.inside == pytest.approx(0.5 + 0.5 / 15) and attention.even == pytest.approx(2 / 16)
+    html = show_attention(picture.png, attention, "left lung", (128, 128), boxes)
+    assert html.count("<rect") == 1 and '<rect x="64.0" y="32.0" width="64.0" height="32.0">' in html
+    assert "Of 16 patches the strongest weighs 50% (all alike: 6.2%)." in html
+    assert "53% of the weight (all alike: 12%)" in html and "no outline of a finding" in html
+    assert attend(system, make_study(picture), "left lung").inside is None
+    with pytest.raises(InputError, match="has no region 'the moon'"):
+        attend(system, make_study(picture), "the moon")
+
+
+@pytest.mark.parametrize("way", ["query", "pool"])
+def test_the_attention_of_a_network(attentive, rows, tmp_path, way):
+    """Weights sum to 1, and differ between regions and between images."""
+    system = load(attentive[way], "prompts/lmrrg.txt")
+    pictures = [upload(tmp_path, row["images"][0]["bytes"]) for row in rows[:2]]
+    first, other, another = (
+        attend(system, make_study(picture), region)
+        for picture, region in ((pictures[0], "left lung"), (pictures[0], "spine"), (pictures[1], "left lung"))
+    )
+    for attention in (first, other, another):
+        assert attention.look.cells.sum() * attention.largest == pytest.approx(1, abs=1e-5)
+        assert attention.look.cells.min() >= 0
+    assert not np.allclose(first.look.cells, other.look.cells) and not np.allclose(
+        first.look.cells, another.look.cells
+    )
+
+
+def test_models_without_region_attention(tiny, lmrrg, llmrg4, attentive):
+    assert [regions_to_attend(load(model, "prompts/lmrrg.txt")) for model in (tiny, lmrrg, llmrg4)] == [[]] * 3
+    assert len(regions_to_attend(load(attentive["pool"], "prompts/lmrrg.txt"))) == 29
+
+
+def test_regions_of_findings_come_first():
+    findings = [
+        ("Pleural Effusion", "possible", ["Possible left effusion."]),
+        ("Pneumothorax", "absent", ["No right apical pneumothorax."]),
+        ("Atelectasis", "present", ["Left lower lung atelectasis.", "Left basal atelectasis."]),
+        ("Pneumonia", "present", ["Left lower pneumonia."]),
+    ]
+    names = ["right apical zone", "left lower lung zone", "left costophrenic angle"]
+    assert choose_regions(names, findings) == [
+        ("left lower lung zone (Atelectasis, Pneumonia)", "left lower lung zone"),
+        ("left costophrenic angle (Pleural Effusion)", "left costophrenic angle"),
+        ("right apical zone", "right apical zone"),
+    ]
+    assert choose_regions([], findings) == []
 
 
 ################
@@ -956,6 +1065,54 @@ def test_by_keyboard_on_a_phone(visitor):
         assert not visitor.run("return document.querySelector('.look, .boxes svg, .comparison')")
     finally:
         visitor.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_region_attention_by_keyboard(browser, attentive, lmrrg, tmp_path, monkeypatch):
+    """Of a real phantom's study: the attention of a region under the study's box. Another model says it has none."""
+    from selenium.webdriver import Keys
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    rows = [build_row("test", number, "sn", BuildArguments(size=128, seed=4)) for number in range(2)]
+    studies = Dataset.from_list([{name: row[name] for name in ("study_id", "images", "boxes")} for row in rows])
+    systems = [load(model, "prompts/lmrrg.txt") for model in (attentive["query"], lmrrg)]
+    page_of = lambda folder: build_page(systems, LexicalLabeler(), folder, 512, studies)  # noqa: E731
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def press(*keys: str) -> None:
+        ActionChains(browser).send_keys(*keys).perform()
+
+    def go(selector: str) -> None:
+        for _ in range(60):
+            if visitor.run("return document.activeElement.matches(arguments[0])", selector):
+                return
+            press(Keys.TAB)
+        raise AssertionError(f"Tab does not lead to {selector}")
+
+    with closing(serve(page_of, "127.0.0.1", free_port(), 1)) as server:
+        visitor = Visitor(browser, next(server))
+        try:
+            resize(browser, 420, 860)
+            go("#choice input")
+            press(Keys.ARROW_DOWN, Keys.ENTER)
+            visitor.wait("document.querySelector('#frontal .xray img')")
+            visitor.write()
+            go("#model-0 .where button")
+            press(Keys.ENTER)
+            visitor.wait("document.querySelector('#model-0 .region input')?.checkVisibility()")
+            assert not visitor.run("return document.querySelector('.attention')")  # off until asked for
+            go("#model-0 .region input")
+            press(Keys.ARROW_DOWN, Keys.ENTER)
+            visitor.wait("document.querySelector('#model-0 .attention svg rect')")
+            assert visitor.text("#model-0 .attention b") in regions_to_attend(systems[0])
+            assert "Region attention" in visitor.text("#model-0 .attention")
+            assert "In the study's box of the region" in visitor.text("#model-0 .attention")
+            assert visitor.run("return document.documentElement.scrollWidth") <= 420
+            assert not visitor.run("return document.querySelector('#model-1 .region input')")
+            visitor.click("#clear")
+            visitor.wait("!document.querySelector('.attention')")
+        finally:
+            browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_stop(visitor, site, xray, monkeypatch):

@@ -414,9 +414,12 @@ def test_a_damaged_table_is_told_in_one_sentence(tmp_path, content):
 
 def test_a_table_in_an_old_encoding_needs_its_name(tmp_path):
     (tmp_path / "t.csv").write_bytes("id,report\n1,Erguß\n".encode("cp1252"))
-    with pytest.raises(InputError, match=r"line 2; no encoding is guessed.*--encoding cp1252"):
+    with pytest.raises(InputError, match=r"1 of 3 lines, line 2 first; no encoding.*--encoding cp1252"):
         read_records(tmp_path / "t.csv")
     assert read_records(tmp_path / "t.csv", "cp1252")[0].values["report"] == "Erguß"
+    for marked in ("utf-8-sig", "utf-16"):  # its mark says more than a name does
+        (tmp_path / "t.csv").write_bytes("id,report\n1,Erguß\n".encode(marked))
+        assert read_records(tmp_path / "t.csv", "cp1252")[0].values == {"id": "1", "report": "Erguß"}
 
 
 def test_a_report_of_a_megabyte_is_one_cell(tmp_path):

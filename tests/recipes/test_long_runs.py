@@ -75,7 +75,7 @@ def make_trainer(kind: str, folder, reward=says_clear, validation: int = 0, mode
         args = WeightedSFTConfig(**values | {"max_length": None, "save_total_limit": 2} | changes)
         return WeightedSFTTrainer(model or small_llama(), args, data, processing_class=make_words())
     values |= {"max_completion_length": 4, "num_generations": 2, "save_total_limit": 2, "stop_on_collapse": 0}
-    data = Dataset.from_dict({"prompt": PROMPTS * 8})
+    data = Dataset.from_dict({"prompt": PROMPTS * 8, "report": ["heart large effusion"] * 32})
     trainer_class, args = MRGR1Trainer, MRGR1Config
     if kind == "ppo":
         trainer_class, args = PPOTrainer, PPOConfig

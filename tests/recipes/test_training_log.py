@@ -147,7 +147,8 @@ def test_a_bar_moves_where_somebody_watches(capsys):
 
 
 def policy(steps: int) -> list[dict]:
-    rows = [{"step": step, "reward": step / 10, "loss": 0.0, "kl": 0.01 * step, "rewards/mccs_reward/mean": 0.5}
+    rows = [{"step": step, "reward": step / 10, "loss": 0.0, "kl": 0.01 * step, "rewards/mccs_reward/mean": 0.5,
+             "completions/clinical_f1": 0.25}
             for step in range(1, steps + 1)]  # fmt: skip
     return [*rows, {"step": steps, "eval_clinical_f1": 0.5, "eval_runtime": 3.0}]
 
@@ -155,7 +156,8 @@ def policy(steps: int) -> list[dict]:
 def test_what_a_policys_picture_shows():
     titles = {panel.title: list(panel.lines.values()) for panel in panels_of(policy(3))}
     assert titles == {
-        "Reward": ["reward", "mccs"], "KL to the reference": ["KL"], "Findings in validation reports": ["micro-F1"],
+        "Reward": ["reward", "mccs"], "KL to the reference": ["KL"],
+        "Findings in sampled completions, micro-F1": ["training"], "Findings in validation reports": ["micro-F1"],
     }  # fmt: skip
 
 
@@ -181,6 +183,14 @@ def test_many_points_have_a_mean():
     assert running_mean(values)[:3] == [0.5, 1.0, 2.0] and running_mean(values)[-1] == 38.5
     axes = draw_curves(policy(40), "a run").axes[0]
     assert len(axes.lines) == 4 and len(axes.get_legend().get_texts()) == 2  # the points and their mean, of two names
+
+
+def test_the_picture_of_a_policy_names_its_temperature(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(curves, "draw_curves", lambda history, title: titles.append(title))
+    state = SimpleNamespace(log_history=[], global_step=2, max_steps=5, is_world_process_zero=True)
+    Curves().on_train_end(SimpleNamespace(output_dir="out", num_generations=4, temperature=0.7), state, None)
+    assert titles == ["out, step 2 of 5; completions sampled at temperature 0.7"]
 
 
 def test_nothing_to_draw():
