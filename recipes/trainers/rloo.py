@@ -12,6 +12,8 @@ from trl import RLOOConfig, RLOOTrainer
 
 from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.checkpoints import shuffle_by_epoch
+from recipes.trainers.clinical_f1 import NAME as CLINICAL_F1
+from recipes.trainers.clinical_f1 import ClinicalF1
 from recipes.trainers.config import PolicySettings
 from recipes.trainers.grpo import EVALUATED
 from recipes.trainers.setup import remove_dropout
@@ -30,7 +32,7 @@ class RLOORecipeConfig(SharePrefixConfig, PolicySettings, RLOOConfig):
         RLOORecipeConfig("out", beta=0.05, num_generations=4, effective_batch_size=16)
     """
 
-    metrics: ClassVar[tuple[str, ...]] = (*EVALUATED, "completions/untagged")
+    metrics: ClassVar[tuple[str, ...]] = (*EVALUATED, "completions/untagged", CLINICAL_F1)
 
     disable_dropout: bool = field(
         default=True,
@@ -38,7 +40,7 @@ class RLOORecipeConfig(SharePrefixConfig, PolicySettings, RLOOConfig):
     )
 
 
-class RLOORecipeTrainer(StudyInputs, SharesPrefix, RecipeTrainer, RLOOTrainer):
+class RLOORecipeTrainer(StudyInputs, ClinicalF1, SharesPrefix, RecipeTrainer, RLOOTrainer):
     """RLOOTrainer as it is, with the inputs of LLM-RG4's studies, shared prompts, and the recipes' checks and saves.
 
     `reward_funcs` are TRL's, `args` an RLOORecipeConfig. The tokenizer of `processing_class` pads on the left from
