@@ -12,7 +12,6 @@ from trl import RLOOConfig, RLOOTrainer
 
 from recipes.trainers.base import RecipeTrainer
 from recipes.trainers.checkpoints import shuffle_by_epoch
-from recipes.trainers.clinical_f1 import NAME as CLINICAL_F1
 from recipes.trainers.clinical_f1 import ClinicalF1
 from recipes.trainers.config import PolicySettings
 from recipes.trainers.grpo import EVALUATED
@@ -32,7 +31,7 @@ class RLOORecipeConfig(SharePrefixConfig, PolicySettings, RLOOConfig):
         RLOORecipeConfig("out", beta=0.05, num_generations=4, effective_batch_size=16)
     """
 
-    metrics: ClassVar[tuple[str, ...]] = (*EVALUATED, "completions/untagged", CLINICAL_F1)
+    metrics: ClassVar[tuple[str, ...]] = (*EVALUATED, "completions/untagged")
 
     disable_dropout: bool = field(
         default=True,
