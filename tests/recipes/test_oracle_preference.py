@@ -250,15 +250,14 @@ def test_off_leaves_batch_and_loss_alone(tmp_path, monkeypatch):
 
 
 def test_weights_of_zero_are_off(tmp_path):
-    """A run with w = 0 ends with the weights of one without, to the last bit."""
+    """A run with w = 0 ends where one without ends; only the pass has other rows beside those of the loss."""
     ends = []
-    for number, changes in enumerate(
-        ({"oracle_preference": False}, {"oracle_weight_min": 0.0, "oracle_weight_max": 0.0})
-    ):
+    for number, changes in enumerate(({"oracle_preference": False}, {"oracle_weight_min": 0, "oracle_weight_max": 0})):
         trainer = make_trainer(tmp_path / str(number), **changes)
         trainer.train()
         ends.append(trainer.model.state_dict())
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, atol=1e-6, rtol=1e-5)
 
 
 ################
@@ -269,28 +268,28 @@ ARMS = {(arm,): 0.0 for arm in range(8)}
 ORACLE = 6
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_it_learns_where_every_completion_fails(seed, tmp_path):
-    """Eight arms that all earn nothing: GRPO has no gradient, OraPO moves to the reference's arm."""
+    """Eight first words, of which one earns a reward and is never sampled: GRPO stays, OraPO goes to the reference."""
     after = {}
     for name in ("grpo", "orapo"):
         model = make_small_policy(ARMS | {(END,): 0.0}, seed)
+        model.lm_head.bias.data[ORACLE] = -12.0
         model.config.name_or_path = str(tmp_path / name / "policy")
         model.save_pretrained(model.config.name_or_path)
         before = probabilities(model, ARMS)
         args = MRGR1Config(
             str(tmp_path / name), use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True,
-            max_completion_length=1, per_device_train_batch_size=32, num_generations=8, gradient_checkpointing=False,
-            learning_rate=0.02, max_steps=40, beta=0.01, logging_strategy="no", seed=seed, stop_on_collapse=0,
-            lr_scheduler_type="constant", oracle_preference=name == "orapo", oracle_beta=5.0,
+            max_completion_length=2, per_device_train_batch_size=16, num_generations=8, gradient_checkpointing=False,
+            learning_rate=0.05, max_steps=60, beta=1e-3, logging_strategy="no", seed=seed, stop_on_collapse=0,
+            oracle_preference=name == "orapo",
         )  # fmt: skip
         data = Dataset.from_dict({"prompt": ["ask"] * 64, "report": [WORDS[ORACLE]] * 64})
-        reward = lambda completions, **kwargs: [0.0] * len(completions)  # noqa: E731
+        reward = lambda completion_ids, **kwargs: [float(ids[0] == ORACLE) for ids in completion_ids]  # noqa: E731
         MRGR1Trainer(model, reward, args, data, processing_class=make_tokenizer()).train()
         after[name] = probabilities(model, ARMS)
-    np.testing.assert_allclose(after["grpo"], before, atol=1e-6)
-    assert before[ORACLE] < 0.5 and after["orapo"][ORACLE] > 2 * before[ORACLE]
-    assert after["orapo"].argmax() == ORACLE
+    np.testing.assert_allclose(after["grpo"], before, atol=1e-3)
+    assert before[ORACLE] < 1e-4 and after["orapo"][ORACLE] > 0.9
 
 
 ################
