@@ -508,7 +508,7 @@ def test_two_processes_are_one(start, tmp_path, torchrun):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     for command in ([__file__, str(tmp_path)], torchrun(__file__, tmp_path)):
         done = subprocess.run(
-            [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
+            [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, done.stderr[-5000:]
     one, two = (load_file(tmp_path / f"{number}/model.safetensors") for number in (1, 2))
