@@ -1469,10 +1469,20 @@ GEMMA3_GENERATION = {
     "top_p": 0.95,
     "transformers_version": "4.50.0.dev0",
 }
-GEMMA3_TEMPLATE = (
+GEMMA3_TEMPLATE = (  # no system turn: its words stand before the first user's; the roles alternate
     "{{ bos_token }}"
+    "{% set system = namespace(words='') %}"
+    "{% if messages[0].role == 'system' %}"
+    "{% set first = messages[0].content %}"
+    "{% set system.words = (first if first is string else first[0].text) + '\n\n' %}"
+    "{% set messages = messages[1:] %}"
+    "{% endif %}"
     "{% for message in messages %}"
+    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('user and assistant take turns') }}"
+    "{% endif %}"
     "<start_of_turn>{{ 'model' if message.role == 'assistant' else message.role }}\n"
+    "{{ system.words if loop.first else '' }}"
     "{% if message.content is string %}{{ message.content | trim }}{% else %}{% for part in message.content %}"
     "{% if part.type == 'image' %}<start_of_image>{% elif part.type == 'text' %}{{ part.text | trim }}{% endif %}"
     "{% endfor %}{% endif %}<end_of_turn>\n"
@@ -1484,29 +1494,46 @@ GEMMA3_TOKENS |= {106: "<end_of_turn>", 255999: "<start_of_image>", 256000: "<en
 GEMMA3_TOKENS |= {262144: "<image_soft_token>"}
 
 
-def medgemma(folder: Path, texts: Sequence[str] = SENTENCES, image_size: int = 224) -> Path:
+def medgemma(
+    folder: Path,
+    texts: Sequence[str] = SENTENCES,
+    image_size: int = 224,
+    vocab_size: int = 262208,
+    sliding_window: int = 1024,
+) -> Path:
     """google/medgemma-4b-it, as google/gemma-3-4b-it: names of early 2025, `image_token_index`, the turn's end 106
     beside <eos>, left padding, and a template that writes the <bos> which the tokenizer writes again.
 
     An image is made square, 896 x 896 in the published one, and always 256 tokens: `image_size` / 14 patches a side,
-    pooled to 16.
+    pooled to 16. `vocab_size` as of `qwen2_5_vl_7b`; ids below 255999 stay. `sliding_window`: tokens that five of six
+    layers see.
     """
+    fewer = 262208 - vocab_size
+    tokens = {number - fewer * (number >= 255999): name for number, name in GEMMA3_TOKENS.items()}
+    ids = {name: number for number, name in tokens.items()}
     vision = GEMMA3["vision_config"] | GEMMA3_VISION_SMALL | {"image_size": image_size}
-    config = GEMMA3 | {"text_config": GEMMA3["text_config"] | GEMMA3_TEXT_SMALL, "vision_config": vision}
+    text = GEMMA3["text_config"] | GEMMA3_TEXT_SMALL | {"sliding_window": sliding_window}
+    config = GEMMA3 | {"text_config": text, "vision_config": vision}
+    if fewer:
+        config["text_config"]["vocab_size"] = vocab_size
+        config["boi_token_index"], config["eoi_token_index"] = ids["<start_of_image>"], ids["<end_of_image>"]
+        config["image_token_index"] = ids["<image_soft_token>"]
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", GEMMA3_GENERATION)
     sizes = {"size": {"height": image_size, "width": image_size}}
     write_json(folder / "preprocessor_config.json", GEMMA3_PREPROCESSOR | sizes)
     write_json(folder / "processor_config.json", {"image_seq_length": 256, "processor_class": "Gemma3Processor"})  # 70
-    write_json(folder / "added_tokens.json", {"<image_soft_token>": 262144})  # 35 bytes
+    write_json(folder / "added_tokens.json", {"<image_soft_token>": ids["<image_soft_token>"]})  # 35 bytes
     write_json(folder / "chat_template.json", {"chat_template": GEMMA3_TEMPLATE})
-    _write_gemma_tokenizer(folder, texts)
+    _write_gemma_tokenizer(folder, texts, tokens)
 
     set_seed(0)
     settings = Gemma3Config(**config)
     settings.text_config.initializer_range = settings.vision_config.initializer_range = 0.5 * 32**-0.5
     weights = {}
-    for name, tensor in Gemma3ForConditionalGeneration(settings).to(torch.bfloat16).state_dict().items():
+    model = Gemma3ForConditionalGeneration(settings)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.5 * 32**-0.5)  # not 0
+    for name, tensor in model.to(torch.bfloat16).state_dict().items():
         name = name.replace("model.language_model.", "language_model.model.")
         name = name.replace("model.vision_tower.", "vision_tower.vision_model.")
         name = name.replace("model.multi_modal_projector.", "multi_modal_projector.")
@@ -1516,7 +1543,7 @@ def medgemma(folder: Path, texts: Sequence[str] = SENTENCES, image_size: int = 2
     return folder
 
 
-def _write_gemma_tokenizer(folder: Path, texts: Sequence[str]) -> None:
+def _write_gemma_tokenizer(folder: Path, texts: Sequence[str], tokens: dict[int, str]) -> None:
     """A SentencePiece model, and the same as tokenizer.json, with fillers between the published ids."""
     from sentencepiece import sentencepiece_model_pb2
 
@@ -1526,8 +1553,8 @@ def _write_gemma_tokenizer(folder: Path, texts: Sequence[str]) -> None:
     pieces = [piece for piece in model.pieces if piece.type not in (Piece.CONTROL, Piece.UNKNOWN)]
     del model.pieces[:]
     queue = iter(pieces)
-    for number in range(262144):
-        name = GEMMA3_TOKENS.get(number)
+    for number in range(max(tokens)):
+        name = tokens.get(number)
         kind = {0: Piece.CONTROL, 1: Piece.CONTROL, 2: Piece.CONTROL, 3: Piece.UNKNOWN}.get(number, Piece.USER_DEFINED)
         if name is None and number > 237 and (piece := next(queue, None)) is not None:
             model.pieces.add(piece=piece.piece, score=piece.score, type=piece.type)
@@ -1553,7 +1580,7 @@ def _write_gemma_tokenizer(folder: Path, texts: Sequence[str]) -> None:
     backend.normalizer = normalizers.Replace(" ", "▁")
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    backend.add_special_tokens([AddedToken(name, normalized=False) for name in GEMMA3_TOKENS.values()])
+    backend.add_special_tokens([AddedToken(name, normalized=False) for name in tokens.values()])
     backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
     backend.save(str(folder / "tokenizer.json"))
     names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
@@ -1562,7 +1589,7 @@ def _write_gemma_tokenizer(folder: Path, texts: Sequence[str]) -> None:
     settings = {
         "add_bos_token": True,
         "add_eos_token": False,
-        "added_tokens_decoder": {str(number): token(name, special=True) for number, name in GEMMA3_TOKENS.items()},
+        "added_tokens_decoder": {str(number): token(name, special=True) for number, name in tokens.items()},
         "boi_token": "<start_of_image>",
         "bos_token": "<bos>",
         "chat_template": GEMMA3_TEMPLATE,

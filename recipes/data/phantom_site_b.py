@@ -124,11 +124,11 @@ class _Chest(NamedTuple):
 
 def _chest(study: Study, strength: dict[str, float], anatomy: np.random.Generator) -> _Chest:
     width, apex, right_dome, dome_step, heart, rib_start, rib_spacing, breasts = anatomy.uniform(
-        [0.61, -0.88, 0.26, 0.01, 0.84, -0.80, 0.15, 0], [0.67, -0.83, 0.34, 0.05, 0.94, -0.72, 0.17, 1]
+        [0.61, -0.88, 0.26, 0.01, 0.90, -0.80, 0.15, 0], [0.67, -0.83, 0.34, 0.05, 0.99, -0.72, 0.17, 1]
     ).tolist()
     domes = {"right": right_dome, "left": right_dome + dome_step}
     heart_base = domes["left"] + 0.07
-    heart += 0.48 * strength["Cardiomegaly"]
+    heart += 0.62 * strength["Cardiomegaly"]
     domes[study.signs["Atelectasis"].side] -= 0.10 * strength["Atelectasis"]
     return _Chest(width, apex, domes, heart, heart_base, rib_start, rib_spacing, breasts)
 

@@ -28,8 +28,8 @@ def load_processor(
     An adapter without a processor has its base model's. `min_pixels` and `max_pixels` go to the image processor, None
     leaving the model's own. An `image_processor_type` that transformers does not have, but that is the model's own
     name, as early Qwen2.5-VL checkpoints have it, is read as the one that transformers has for this model, which is
-    said in a sentence. Raises InputError where there is none, it cannot be loaded, or has no chat template that
-    `needs_template` asks for.
+    said in a sentence. Raises InputError where there is none, it cannot be loaded, asks for Gemma 3's pan and scan, or
+    has no chat template that `needs_template` asks for.
 
     Example: `load_processor("Qwen/Qwen2.5-VL-7B-Instruct", max_pixels=1280 * 28 * 28)`.
     """
@@ -62,6 +62,11 @@ def load_processor(
         sentence = str(error).split("\n")[0]
         raise InputError(f"the processor of {name} cannot be loaded: {sentence}") from error
     check_pixels(name, processor, pixels)
+    if getattr(getattr(processor, "image_processor", None), "do_pan_and_scan", None):
+        raise InputError(
+            f"{name} asks for pan and scan (do_pan_and_scan in its preprocessor_config.json), which transformers "
+            "passes over, and whose crops GRPOTrainer cannot tell from images: set it to null there"
+        )
     if needs_template and not processor.chat_template:
         raise InputError(
             f"{base} has no chat template (no chat_template.jinja or chat_template.json): copy that of the model that "

@@ -47,7 +47,8 @@ def split_images(pixel_values: torch.Tensor, grids: torch.Tensor | None) -> Sequ
 
 @dataclass
 class ImageFeatures(BaseModelOutputWithPooling):
-    """What `get_image_features` of Qwen2.5-VL and Qwen3-VL gives: of each image its features, per level for Qwen3."""
+    """What `get_image_features` of Qwen2.5-VL, Qwen3-VL and Gemma 3 gives: of each image its features, per level for
+    Qwen3-VL."""
 
     deepstack_features: list | None = None
 
@@ -91,17 +92,21 @@ class ImageMemory:
     def attach(self, policy: PreTrainedModel, constant: bool = False) -> None:
         """Lets `policy` take its images' features from here, where its image encoder is one that is not trained.
 
-        That is known of a model whose backbone has a method `encode_images(pixel_values)`, one row per image, and of
-        Qwen2.5-VL and Qwen3-VL; any other stays as it is. `constant`: no weight of `policy` is trained, as of a
-        reference, whatever `requires_grad` is.
+        That is known of a model whose backbone has a method `encode_images(pixel_values)`, one row per image, of
+        Qwen2.5-VL and Qwen3-VL, and of Gemma 3; any other stays as it is. `constant`: no weight of `policy` is
+        trained, as of a reference, whatever `requires_grad` is.
         """
         backbone, encoder = policy.base_model, image_encoder(policy)
+        if policy.config.model_type == "gemma3":  # the features are what the projector makes of the encoder's
+            encoder = nn.ModuleList([encoder, backbone.multi_modal_projector])
         if encoder is None or not (constant or all(not weight.requires_grad for weight in encoder.parameters())):
             return
         if hasattr(backbone, "encode_images"):
             name, read = "encode_images", self._read_rows
         elif hasattr(backbone, "visual"):
             name, read = "get_image_features", self._read_grids
+        elif policy.config.model_type == "gemma3":
+            name, read = "get_image_features", self._read_pooled
         else:
             return
         known = () if self._split else enumerate(self._encoders)  # parts of weights tell nothing
@@ -119,6 +124,14 @@ class ImageMemory:
 
     def _read_rows(self, encode_images: Callable, state: Hashable, pixel_values: torch.Tensor) -> torch.Tensor:
         return torch.stack(self.features(pixel_values, lambda rows: encode_images(pixel_values[rows]), state))
+
+    def _read_pooled(
+        self, get_image_features: Callable, state: Hashable, pixel_values: torch.Tensor, **kwargs
+    ) -> ImageFeatures:
+        def encode(rows: list[int]) -> torch.Tensor:
+            return get_image_features(pixel_values[rows], **kwargs).pooler_output
+
+        return ImageFeatures(pooler_output=torch.stack(self.features(pixel_values, encode, state)))
 
     def _read_grids(
         self, get_image_features: Callable, state: Hashable, pixel_values, image_grid_thw, **kwargs

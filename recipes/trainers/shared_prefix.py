@@ -483,6 +483,8 @@ def obstacle(model: nn.Module, policy: PreTrainedModel) -> str | None:
     """Why a model cannot read a prompt once for several completions, as a part of a sentence, or None."""
     config = decoder_of(policy.base_model).config
     attention = config._attn_implementation
+    if config.model_type == "gemma3_text":
+        return "an image's tokens attend to each other in both directions, and most layers of Gemma 3 see a window"
     if config.model_type not in DECODERS:
         return f"prompts are not shared for a decoder of the type {config.model_type}"
     if attention not in ("sdpa", "eager", "flex_attention", ATTENTION):

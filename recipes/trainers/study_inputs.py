@@ -3,6 +3,10 @@
 TRL hands the inputs of its own list (`PASS_INPUTS`) from a processor to the policy. LLM-RG4 reads three more: which of
 two views are real, and the prior report. Here they travel with a batch's rows, through shuffling and micro-batches,
 and are put into the model's forward as it is called, so that TRL's passes stay as they are.
+
+Gemma 3 has its prompts' types of tokens (`token_type_ids`: 1 in an image, whose tokens attend to each other) put right
+here: TRL 1.16 takes them from a second reading of the prompts' text, in which the tokenizer writes its first token
+before that of the chat template, so that the types stand one token too far to the right.
 """
 
 from collections.abc import Iterator
@@ -28,6 +32,15 @@ def check_pass_inputs(fields: dict) -> None:
             f"the model reads {', '.join(unknown)} of these prompts to write, and GRPOTrainer does not hand it on to "
             "training"
         )
+
+
+def right_aligned(types: torch.Tensor, length: int) -> torch.Tensor:
+    """The last `length` columns of `types` (rows, length or one more), as a row's last token is the last one of both.
+
+    >>> right_aligned(torch.tensor([[0, 0, 1, 1, 0]]), 4)
+    tensor([[0, 1, 1, 0]])
+    """
+    return types[:, -length:]
 
 
 @contextmanager
@@ -77,6 +90,8 @@ class StudyInputs:
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         study = {name: kwargs.pop(name) for name in STUDY_INPUTS if name in kwargs} or self._study
+        if (types := kwargs.get("token_type_ids")) is not None:
+            kwargs["token_type_ids"] = right_aligned(types, input_ids.shape[1])
         with with_study_inputs(self.accelerator.unwrap_model(model), study):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs

@@ -234,6 +234,25 @@ def test_the_two_data_sets_are_trained_alike(one, other):
     assert {key for key in first | second if first.get(key) != second.get(key)} == {"dataset", "output_dir"}
 
 
+@pytest.mark.parametrize("kind", ["", "sft_"])
+@pytest.mark.parametrize(
+    ("policy", "others"),
+    [
+        ("qwen3_vl", {"model_name_or_path", "min_pixels", "max_pixels", "output_dir"}),
+        ("medgemma", {"model_name_or_path", "attn_implementation", "min_pixels", "max_pixels", "output_dir"}),
+    ],
+)
+def test_other_policies_are_trained_as_the_papers(kind, policy, others):
+    first, second = load(f"{kind}iu.yaml"), load(f"{kind}{policy}.yaml")
+    others = others | ({"attn_implementation"} if not kind else set())  # sdpa: prompts are read once
+    assert {key for key in first | second if first.get(key) != second.get(key)} == others
+    if policy == "qwen3_vl":  # as many tokens for an image: one has 32 x 32 pixels, of Qwen2.5-VL 28 x 28
+        for name in ("min_pixels", "max_pixels"):
+            assert second[name] / 32**2 == first[name] / 28**2
+    else:
+        assert "min_pixels" not in second and second["attn_implementation"] == "sdpa"
+
+
 def test_models_trained_on_mimic_stay_private():
     assert load("mimic.yaml")["hub_private_repo"] is True
     assert load("sft_mimic.yaml")["hub_private_repo"] is True

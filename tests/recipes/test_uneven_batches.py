@@ -17,7 +17,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from replicas import SENTENCES, huatuo
+from replicas import SENTENCES, huatuo, medgemma, qwen3_vl
 from test_long_runs import PROMPTS, make_words, says_clear, small_llama
 from transformers import AutoModelForImageTextToText
 
@@ -27,7 +27,7 @@ from modeling.tiny_lmrrg import build_lmrrg
 from recipes.cli import run
 from recipes.data.processors import load_processor
 from recipes.data.samples import to_samples
-from recipes.evaluation.generation import chat_texts
+from recipes.evaluation.generation import chat_texts, starts_twice
 from recipes.files import InputError
 from recipes.sft_mrgr1 import MRGR1SFTTrainer
 from recipes.trainers.clinical_evaluation import ClinicalEvaluation
@@ -98,6 +98,12 @@ def write_model(system: str, folder: Path) -> None:
     if system.startswith("huatuo"):
         huatuo(folder, system[-1], texts, vocab_size=1200)
         return
+    if system == "qwen3-vl":
+        qwen3_vl(folder, texts, vocab_size=1200)
+        return
+    if system == "medgemma":  # a window that ends within an image's 256 tokens, which see each other all the same
+        medgemma(folder, texts, vocab_size=8192, sliding_window=96)
+        return
     if system == "lmrrg":
         model, processor = build_lmrrg(texts, vocab_size=400, lambda_disease=0.5)
     else:
@@ -144,9 +150,11 @@ def settings_of(output_dir: Path | str, **settings) -> dict:
 def encode(processor, sample: dict, answer: list[int] = ()) -> dict[str, torch.Tensor]:
     """What a model reads for one sample alone, as generate.py asks, with the tokens `answer` behind the prompt."""
     texts = chat_texts(processor, [sample["images"]], [sample["prompt"][0]["content"]])
-    inputs = dict(processor(images=[sample["images"]], text=texts, return_tensors="pt"))
+    once = {"add_special_tokens": False} if starts_twice(processor.tokenizer, texts[0]) else {}
+    inputs = dict(processor(images=[sample["images"]], text=texts, return_tensors="pt", **once))
     tokens = torch.tensor([answer], dtype=torch.long)
-    fillers = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "mm_token_type_ids": 0 * tokens}
+    fillers = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    fillers |= {"mm_token_type_ids": 0 * tokens, "token_type_ids": 0 * tokens}  # Qwen's and Gemma's: 1 in an image
     for name in inputs.keys() & fillers.keys():
         inputs[name] = torch.cat([inputs[name], fillers[name]], dim=1)
     return inputs
@@ -204,10 +212,13 @@ def make_generating(kind: str, folder: Path | str, samples: Dataset, output_dir:
     scope="module",
     params=[
         *(("grpo", f"huatuo {form}") for form in "ABCD"),
+        ("grpo", "qwen3-vl"),
+        ("grpo", "medgemma"),
         ("grpo", "llmrg4-atf"),
         ("grpo", "llmrg4-interleaved"),
         ("grpo", "lmrrg"),
         ("ppo", "huatuo A"),
+        ("ppo", "medgemma"),
         ("ppo", "llmrg4-atf"),
         ("ppo", "lmrrg"),
         ("rloo", "huatuo A"),
@@ -366,6 +377,8 @@ def test_a_tokenizer_pads_left_whatever_it_was_saved_with(tmp_path, kind, side):
     params=[
         ("sft", "huatuo A"),
         ("sft", "huatuo D"),
+        ("sft", "qwen3-vl"),
+        ("sft", "medgemma"),
         ("weighted_sft", "huatuo A"),
         ("weighted_sft", "llmrg4-atf"),
         ("weighted_sft", "lmrrg"),

@@ -85,7 +85,9 @@ def scored(model: str, system: str, generate: Mapping, evaluate: Mapping, load: 
 
 def mrgr1() -> list[Job]:
     """recipes/configs/mrgr1/README.md."""
-    pixels = {"min_pixels": 200704, "max_pixels": 1003520, "dtype": "bfloat16", "max_new_tokens": 32}
+    decoding = {"dtype": "bfloat16", "max_new_tokens": 32}
+    pixels = {"min_pixels": 200704, "max_pixels": 1003520}
+    more_pixels = {"min_pixels": 262144, "max_pixels": 1310720}  # Qwen3-VL's; Gemma's images are all of one size
     trees = {"root": "physionet.org/files", "images": "physionet.org/files/mimic-cxr-jpg/2.1.0", "image_size": 512}
     jobs = [
         preparation("mrgr1: data, iu", recipe("build_iu_xray.py", image_root="images", out="outputs/data/iu_xray")),
@@ -94,15 +96,20 @@ def mrgr1() -> list[Job]:
         ),
         preparation("mrgr1: chexbert", recipe("convert_chexbert.py", checkpoint=CHEXBERT, out="outputs/chexbert")),
     ]
-    for name, data in (("iu", "iu_xray"), ("mimic", "mimic_cxr")):
-        dataset = {"dataset": f"outputs/data/{data}"}
+    for name, data, size in (
+        ("iu", "iu", pixels),
+        ("mimic", "mimic", pixels),
+        ("qwen3_vl", "iu", more_pixels),
+        ("medgemma", "iu", {}),
+    ):
+        dataset = {"dataset": "outputs/data/iu_xray" if data == "iu" else "outputs/data/mimic_cxr"}
         scores = {**dataset, "labeler": "chexbert", "preset": "mrgr1", "compare": "mrgr1"}
-        needs = (f"mrgr1: data, {name}", "mrgr1: chexbert")
+        needs = (f"mrgr1: data, {data}", "mrgr1: chexbert")
         grpo = training("grpo_mrgr1.py", f"mrgr1/{name}.yaml")
-        grpo += scored(f"outputs/mrgr1/{name}", "mrgr1", {**dataset, **pixels}, scores)
+        grpo += scored(f"outputs/mrgr1/{name}", "mrgr1", {**dataset, **decoding, **size}, scores)
         jobs.append(Job(f"mrgr1/{name}.yaml", "mrgr1", grpo, needs, in_table=True))
         sft = training("sft_mrgr1.py", f"mrgr1/sft_{name}.yaml")
-        plain = {**dataset, **pixels, "prompt_file": "prompts/mrgr1_plain.txt"}
+        plain = {**dataset, **decoding, **size, "prompt_file": "prompts/mrgr1_plain.txt"}
         sft += scored(f"outputs/mrgr1/sft_{name}", "sft", plain, scores)
         jobs.append(Job(f"mrgr1/sft_{name}.yaml", "mrgr1", sft, needs, in_table=True))
     return jobs

@@ -14,6 +14,8 @@ def build_replicas(shelf: Path) -> None:
     """Every checkpoint that a YAML or a converter names, in `shelf` under its name on the Hub."""
     texts = read_texts(60)
     replicas.huatuo(shelf / "FreedomIntelligence/HuatuoGPT-Vision-7B-Qwen2.5VL", texts=texts, vocab_size=ROWS)
+    replicas.qwen3_vl(shelf / "Qwen/Qwen3-VL-4B-Instruct", texts, ROWS)
+    replicas.medgemma(shelf / "google/medgemma-4b-it", texts, vocab_size=2 * ROWS)  # its special ids are 6,145 apart
     replicas.rad_dino(shelf / "microsoft/rad-dino")
     replicas.cxr_bert(shelf / "microsoft/BiomedVLP-CXR-BERT-specialized", texts)
     replicas.vicuna(shelf / "lmsys/vicuna-7b-v1.5", texts, ROWS)
