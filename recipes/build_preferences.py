@@ -1,4 +1,4 @@
-"""Makes pairs for recipes/dpo.py: a study's reports that a reward ranks first and last, or retrieved ones.
+"""Makes pairs for recipes/dpo.py: reports that a reward ranks first and last, or retrieved ones.
 
     python recipes/generate.py --model outputs/phantom/sft --dataset outputs/data/phantom --split train \
         --temperature 1.0 --seed 1 --out outputs/phantom/samples1.jsonl       # and so with other seeds

@@ -1531,7 +1531,9 @@ def medgemma(
     settings = Gemma3Config(**config)
     settings.text_config.initializer_range = settings.vision_config.initializer_range = 0.5 * 32**-0.5
     weights = {}
-    for name, tensor in Gemma3ForConditionalGeneration(settings).to(torch.bfloat16).state_dict().items():
+    model = Gemma3ForConditionalGeneration(settings)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.5 * 32**-0.5)  # not 0
+    for name, tensor in model.to(torch.bfloat16).state_dict().items():
         name = name.replace("model.language_model.", "language_model.model.")
         name = name.replace("model.vision_tower.", "vision_tower.vision_model.")
         name = name.replace("model.multi_modal_projector.", "multi_modal_projector.")

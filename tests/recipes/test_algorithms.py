@@ -58,7 +58,7 @@ def make_words() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=whole, pad_token="<pad>", eos_token="<eos>")
 
 
-SMALL, NO, HEART = "Small effusion .", "No effusion .", "Normal heart ."
+SMALL, HEART = "Small effusion .", "Normal heart ."
 GROUPS = {  # reference, and the four completions of its group; without its end one was cut off
     "No effusion.": [SMALL, HEART, "Small edema .", "No edema ."],
     "Small edema.": [f"{HEART} {SMALL}", HEART, HEART, HEART],
@@ -109,14 +109,11 @@ def edited(tmp_path, monkeypatch):
 
 def test_the_last_half_are_edits_of_the_first(edited):
     trainer, written, rewarded = edited(list(GROUPS.items()))
-    texts = [SMALL, HEART, "No effusion .", HEART, f"{HEART} {SMALL}", HEART, "", ""]
-    # of the first group: a conflict; an omission is none of a negative, so that the fourth stays as it was sampled
-    assert written[:3] == [ids_of(text) for text in texts[:3]]
-    assert written[3] == ids_of("No edema .")
-    # of the second: the false effusion is deleted (nothing similar), and the missed edema appended
-    assert written[4:6] == [ids_of(text) for text in texts[4:6]]
-    assert written[6:] == [ids_of(HEART), ids_of(f"{HEART} Small edema .")]
-    assert [text.split() for text in rewarded] == [[WORDS[i] for i in ids[:-1]] for ids in written]
+    # Of the first group: a conflict; the second completion has no error, so that the fourth stays as it was sampled.
+    assert written[:4] == [ids_of(text) for text in (SMALL, HEART, "No effusion .", "No edema .")]
+    # Of the second: nothing is similar to the false effusion, which goes; the missed edema is appended.
+    assert written[4:] == [ids_of(text) for text in (f"{HEART} {SMALL}", HEART, HEART, f"{HEART} Small edema .")]
+    assert [text.replace(" ", "") for text in rewarded] == ["".join(WORDS[i] for i in ids[:-1]) for ids in written]
     metrics = {name: values[-1] for name, values in trainer._metrics["train"].items() if name.startswith("edits/")}
     assert metrics == {
         "edits/share": 3 / 8, "edits/conflict": 1 / 8, "edits/replacement": 0, "edits/deletion": 1 / 8,
@@ -168,7 +165,6 @@ def test_refused_settings(changes, sentence, tmp_path):
 
 
 def test_a_group_in_two_processes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(MRGR1Config, "world_size", 2)
     with pytest.raises(
         InputError, match=r"needs whole groups in each process: .* \(2\) must be a multiple of .* \(4\)"

@@ -370,3 +370,38 @@ def test_paths_with_spaces_are_one_word():
     (tiny, base) = base_jobs(plan, "my lab/mrgr1", 0)
     assert option(tiny.command, "--dataset") == "my lab/mrgr1/data" and base.out == "my lab/mrgr1/seed0/base"
     assert fill("--out {home}/x 'a b'", home="my lab") == ["--out", "my lab/x", "a b"]
+
+
+class Done:
+    """Stands for `Stages`: keeps the jobs, and says how long trainings took."""
+
+    def __init__(self, folder: str, fresh: bool):
+        self.jobs: list[Job] = []
+        self.finished: dict[str, dict] = {}
+
+    def __enter__(self) -> "Done":
+        return self
+
+    def __exit__(self, *error) -> None: ...
+
+    def run(self, *jobs: Job, needed) -> None:
+        for job in jobs:
+            assert (job.out in needed) == (Path(job.out).name in ("data", "balanced", "tiny", "base"))
+            self.jobs.append(job)
+            self.finished[job.out] = {"processor_seconds": 150.0 if job.out.endswith("ditpo_severity") else 100.0}
+
+    def seconds(self) -> dict[str, float]:
+        return {
+            job.name: float(option(job.command, "--max_steps")) for job in self.jobs if "--max_steps" in job.command
+        }
+
+
+def test_the_script_runs_all_rows_and_then_those_of_equal_time(monkeypatch):
+    monkeypatch.setattr(lab, "Stages", Done)
+    plan = read_plan(str(FILE), "mrgr1", "phantom")
+    rows = plan.choose(["grpo_severity_equal_time"])
+    if plan.missing_files("ditpo_severity"):
+        pytest.skip("the plan's DiTPO is not in this checkout")
+    steps = lab.run_rows(plan, "out/mrgr1", [0, 1], rows, fresh=False)
+    assert [steps[f"seed 1: {row}"] for row in ("grpo_severity", "ditpo_severity")] == [40, 40]
+    assert [steps[f"seed {seed}: grpo_severity_equal_time"] for seed in (0, 1)] == [60, 60]
