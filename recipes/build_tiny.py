@@ -14,13 +14,15 @@ recipes/sft_llmrg4.py for `--system llmrg4` and recipes/sft_lmrrg.py for `--syst
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from recipes.cli import parse, run  # before peft, whose import recipes/__init__.py quiets
+
+# isort: split
 import torch
 from trl import ModelConfig
 
 from modeling.tiny import build_qwen2_5_vl, train_tokenizer, warm_up
 from modeling.tiny_llmrg4 import build_llmrg4
 from modeling.tiny_lmrrg import build_lmrrg
-from recipes.cli import parse, run
 from recipes.data.samples import columns_of, fill_prompt, write_answer
 from recipes.data.schema import read_split
 from recipes.demos.warm_up import read_priors_with, warm_up_llmrg4, warm_up_lmrrg

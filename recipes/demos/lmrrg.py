@@ -26,7 +26,7 @@ COLUMNS = {  # of Table 3; the averages are those of A-14
 }
 CHANGES = {CQRL: "", BLEU: "--rewards bleu --theta 0.4", FIXED: "--kl_controller fixed"}
 PHANTOM = "recipes/build_phantom.py --scenarios sn --shapes square --n_validation 1"
-TINY = "recipes/build_tiny.py --system lmrrg --prompt_file prompts/lmrrg.txt --warm_up_steps 250"
+TINY = "recipes/build_tiny.py --system lmrrg --prompt_file prompts/lmrrg.txt"
 SFT = "sft_lmrrg.py --config recipes/configs/lmrrg/demo.yaml --max_steps 200"
 PPO = "ppo_lmrrg.py --config recipes/configs/lmrrg/demo_cqrl.yaml --max_steps 64"
 
@@ -41,8 +41,8 @@ def radcliq_lite(generated: list[str], references: list[str]) -> np.ndarray:
 class LMRRGDemo(Demo):
     """Stage 1, and PPO on RadCliQ or BLEU-4, with an adaptive or a fixed lambda_KL."""
 
-    data = f"{PHANTOM} --abnormal 0.6 --seed 60 --n_train 2000 --n_test 1000"
-    balanced = f"{PHANTOM} --balanced --seed 61 --n_train 2500 --n_test 1"
+    data = f"{PHANTOM} --abnormal 0.6 --seed 60 --n_train 2500 --n_test 1000"
+    balanced = f"{PHANTOM} --balanced --seed 61 --n_train 3000 --n_test 1"
     systems: ClassVar = {STAGE1: "stage1", CQRL: "cqrl", BLEU: "cqrl_bleu", FIXED: "cqrl_fixed"}
     best, beside, shuffled = CQRL, STAGE1, SHUFFLED
     generate = "--prompt_file prompts/lmrrg.txt --views frontal --split test --batch_size 250 --max_new_tokens 100"

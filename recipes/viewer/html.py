@@ -174,7 +174,7 @@ def show_attention(
     figures = f"Of {attention.patches} patches the strongest weighs {attention.largest:.0%}"
     figures += f" (all alike: {1 / attention.patches:.1%})."
     if attention.inside is not None:
-        figures += f" In the study's box of the region: {attention.inside:.0%} of the weight"
+        figures += f" In the study's box of the region (dashed): {attention.inside:.0%} of the weight"
         figures += f" (all alike: {attention.even:.0%})."
     shapes = [
         Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"></rect>').format(
