@@ -83,8 +83,8 @@ class Canvas:
         """The box {x0, y0, x1, y1} in pixels around a rectangle of the patient, cut at the image's border."""
         points = np.array([(x, y) for x in (x0, x1) for y in (y0, y1)])
         pixels = self.to_pixels(points).clip(0, (self.size, self.height))
-        (left, top), (right, bottom) = pixels.min(0).tolist(), pixels.max(0).tolist()
-        return {"x0": left, "y0": top, "x1": right, "y1": bottom}
+        (x0, y0), (x1, y1) = pixels.min(0).tolist(), pixels.max(0).tolist()
+        return {"x0": x0, "y0": y0, "x1": x1, "y1": y1}
 
     def lines(self, strokes: list[Stroke], rounded: bool = False) -> np.ndarray:
         """Polylines, the later over the earlier; `rounded` joints are slower and only matter for thick ones."""
