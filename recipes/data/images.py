@@ -69,13 +69,15 @@ def shrink(image: Image.Image, size: int, side: str = "longest") -> Image.Image:
     A model that resizes the shortest side and crops the rest, as RAD-DINO does, wants "shortest": an X-ray of 2544 x
     3056 pixels becomes 518 x 622, of which it crops 518 x 518. With "longest" it is 431 x 518, and the model enlarges.
     """
-    # HAMMING takes 2.4 ms from 1,024 to 512 pixels, LANCZOS 6.2, half of what a builder did with an image; an X-ray's
-    # pixels differ by .4 grey levels on average between the two, and by 5 at most.
+    # Whole multiples by averages (reducing_gap), the rest by HAMMING: LANCZOS took half of a builder's time with an
+    # image of 1,024 pixels (6.2 ms, now .4). Pixels differ from it by .7 grey levels on average, by 9 at most.
     if min(image.size) > size and side == "shortest":
-        return ImageOps.cover(image, (size, size), Image.Resampling.HAMMING)
+        scale = size / min(image.size)
+        width, height = (round(length * scale) for length in image.size)
+        return image.resize((width, height), Image.Resampling.HAMMING, reducing_gap=1.0)
     if max(image.size) > size and side == "longest":
         image = image.copy()
-        image.thumbnail((size, size), Image.Resampling.HAMMING)
+        image.thumbnail((size, size), Image.Resampling.HAMMING, reducing_gap=1.0)
     return image
 
 
