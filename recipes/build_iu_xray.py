@@ -43,7 +43,6 @@ from rewards.labelers import LexicalLabeler
 class BuildArguments:
     """Arguments of the builder."""
 
-    marker: ClassVar[str] = "build.json"
     ranges: ClassVar[dict[str, Range]] = {"image_size": Range(64, 1024), "max_images": COUNT, "workers": COUNT}
 
     out: str = HfArg(default="outputs/data/iu_xray", help="Folder to write; an earlier build there is replaced.")

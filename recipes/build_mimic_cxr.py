@@ -55,7 +55,6 @@ def argument(default, help: str):
 class BuildArguments:
     """Arguments of the builder."""
 
-    marker: ClassVar[str] = "build.json"
     ranges: ClassVar[dict[str, Range]] = {
         **dict.fromkeys(("image_size", "max_images", "limit"), NOT_NEGATIVE),
         "workers": COUNT,

@@ -45,7 +45,6 @@ from rewards.scenarios import SCENARIOS
 class BuildArguments:
     """Arguments of the builder."""
 
-    marker: ClassVar[str] = "build.json"
     ranges: ClassVar[dict[str, Range]] = dict.fromkeys(("max_rounds", "concurrency", "max_tokens"), COUNT)
 
     dataset: str | None = field(default=None, metadata={"help": "Built data set to rewrite, a folder or a Hub id."})

@@ -234,8 +234,8 @@ def check_outputs(settings: object) -> None:
     for name in dict.fromkeys(("out", "output_dir", *files)):
         if path := getattr(settings, name, None):
             check_writable(path, name, is_file=name in files)
-    if marker := getattr(settings, "marker", None):
-        check_free(settings.out, marker)
+    if getattr(settings, "marker", None) and settings.out:
+        check_free(settings.out, settings.marker)
 
 
 def _check_keys(values: object, file: str, types: tuple[type, ...], refuse: Callable[[str], NoReturn]) -> dict:

@@ -97,7 +97,8 @@ class ImageMemory:
         trained, as of a reference, whatever `requires_grad` is.
         """
         backbone, encoder = policy.base_model, image_encoder(policy)
-        if policy.config.model_type == "gemma3":  # the features are what the projector makes of the encoder's
+        is_gemma = getattr(getattr(policy, "config", None), "model_type", None) == "gemma3"
+        if is_gemma:  # the features are what the projector makes of the encoder's
             encoder = nn.ModuleList([encoder, backbone.multi_modal_projector])
         if encoder is None or not (constant or all(not weight.requires_grad for weight in encoder.parameters())):
             return
@@ -105,7 +106,7 @@ class ImageMemory:
             name, read = "encode_images", self._read_rows
         elif hasattr(backbone, "visual"):
             name, read = "get_image_features", self._read_grids
-        elif policy.config.model_type == "gemma3":
+        elif is_gemma:
             name, read = "get_image_features", self._read_pooled
         else:
             return

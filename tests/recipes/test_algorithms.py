@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from test_ablations import read  # noqa: F401, a fixture
 from test_uneven_batches import (
     PROMPT,
     ROWS,

@@ -633,7 +633,8 @@ def test_split_over_two_processes(file, split):
     parts, plain = split(file), split("multi_gpu.yaml")
     for kind in KINDS:
         whole, other = (json.loads((folder / kind / "losses.json").read_text()) for folder in (plain, parts))
-        assert len(whole["whole"]) == 4 and any(whole["whole"])
+        # of RLOO the ratio is 1 and a group's advantages add up to 0, so that its loss is 0 and its gradient is not
+        assert len(whole["whole"]) == 4 and (any(whole["whole"]) or kind == "rloo")
         assert whole["resumed"] == whole["whole"]
         for name in ("whole", "resumed"):
             assert other[name] == pytest.approx(whole["whole"], abs=1e-6)

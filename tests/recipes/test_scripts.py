@@ -401,7 +401,7 @@ def unknown_key(folder: Path) -> Path:
         (grpo_mrgr1, {"dataset": without_report}, ["bare", "report"]),
         (grpo_mrgr1, {"dataset": without_train}, ["test_only", "train"]),
         (grpo_mrgr1, {"dataset": "./absent"}, ["./absent"]),
-        (grpo_mrgr1, {"rewards": "meteor"}, ["'meteor'", "mccs, ce_f1, positive_f1, format"]),
+        (grpo_mrgr1, {"rewards": "meteor"}, ["'meteor'", "mccs, ce_f1, positive_f1, label_fbeta, format"]),
         (grpo_mrgr1, {"labeler": "nlp"}, ["'nlp'"]),
         (grpo_mrgr1, {"labeler": "chexbert"}, ["chexbert", "lexical"]),
         (grpo_mrgr1, {"margin": 2}, ["margin"]),  # m lies in (-1, 1)
