@@ -260,7 +260,7 @@ def words_of(file: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_row_changes_its_keys_alone(file, read):  # noqa: F811
+def test_a_row_changes_its_keys_alone(file, read):
     end = ["--use_cpu", "true", "--bf16", "false"]
     before, after = read(grpo_mrgr1, [*words_of(file)[:2], *end]), read(grpo_mrgr1, [*words_of(file), *end])
     assert {key for key in before if before[key] != after[key]} == NEEDED | CHANGES[file.stem]
