@@ -1,5 +1,6 @@
 """The phantom: every sign is where it should be, the words match the states, the data set follows the schema."""
 
+import functools
 import io
 import json
 import re
@@ -130,8 +131,9 @@ def test_cardiothoracic_ratio(state, low, high, site):
         assert low < np.median(ratios) < high
 
 
-def share_inside(site: str, name: str, region: str, sign: Sign, shape: str, seed: int) -> float:
-    """Of all that a finding changes in the picture, the share in the box of a region, a pixel of border included."""
+@functools.cache
+def change_by(site: str, name: str, sign: Sign, shape: str, seed: int) -> tuple[np.ndarray, dict[str, dict]]:
+    """What a finding changes in the picture, (height, width), and the boxes by their regions."""
     rng = np.random.default_rng(seed)
     study = make_study(only(name), rng, lateral_only=False)
     study = replace(study, signs={**study.signs, name: sign})
@@ -141,7 +143,13 @@ def share_inside(site: str, name: str, region: str, sign: Sign, shape: str, seed
         for each in (study, normal)
     )
     boxes = {box["region"]: box for box in SITES[site].region_boxes(study, np.random.default_rng(seed), 256, shape)}
-    box, change = boxes[region], np.abs(drawn - blank)
+    return np.abs(drawn - blank), boxes
+
+
+def share_inside(site: str, name: str, region: str, sign: Sign, shape: str, seed: int) -> float:
+    """Of all that a finding changes in the picture, the share in the box of a region, a pixel of border included."""
+    change, boxes = change_by(site, name, sign, shape, seed)
+    box = boxes[region]
     rows, columns = (
         slice(int(box[low]) - 1, int(np.ceil(box[high])) + 2) for low, high in (("y0", "y1"), ("x0", "x1"))
     )
