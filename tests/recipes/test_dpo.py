@@ -505,7 +505,8 @@ def test_a_resumed_run_ends_where_the_whole_one_does(call, start, tmp_path):
 
 def test_two_processes_are_one(start, tmp_path, torchrun):
     (tmp_path / "start.json").write_text(json.dumps(start))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])  # replicas.py is there
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
     for command in ([__file__, str(tmp_path)], torchrun(__file__, tmp_path)):
         done = subprocess.run(
             [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=900, check=False

@@ -70,9 +70,10 @@ def train(models, policy: str, folder: Path, resume: bool | None = None, **setti
     """An SFT run with the YAML's LoRA, three steps of two rows, saved after each."""
     defaults = {"per_device_train_batch_size": 2, "max_steps": 3, "save_strategy": "steps", "save_steps": 1}
     defaults |= {"learning_rate": 1e-2, "max_length": None, "logging_steps": 1, "seed": 3}
+    model = load(models(policy))  # a replica that is made at its first use draws its own weights
     set_seed(3)  # LoRA's first weights are drawn before the trainer sets its seed
     trainer = MRGR1SFTTrainer(
-        model=load(models(policy)),
+        model=model,
         args=SFTRecipeConfig(**settings_of(folder, **defaults | settings)),
         train_dataset=samples_of(completion="plain"),
         processing_class=load_processor(str(models(policy))),

@@ -337,7 +337,8 @@ def one_of_two(folder: str) -> None:
 
 def test_two_processes_are_one(starts, tmp_path, torchrun, monkeypatch):
     (tmp_path / "starts.json").write_text(json.dumps(starts))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])  # replicas.py is there
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
     for command in ([__file__, str(tmp_path)], torchrun(__file__, tmp_path)):
         done = subprocess.run(
             [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=900, check=False
