@@ -1,4 +1,4 @@
-"""The lab: policy x algorithm x reward, every row judged by what it was trained on and by all it was not.
+"""The lab: policy x algorithm x reward; every row is judged by its own rewards and by all others.
 
     make lab SYSTEM=mrgr1 SEEDS=0                         # python recipes/lab.py --system mrgr1 --seeds 0
     make lab SYSTEM=mrgr1 ROW="grpo_severity ditpo_severity" DATA=openi

@@ -244,10 +244,10 @@ def test_captum(weigher):
         options = {"baselines": baseline, "additional_forward_args": (torch.ones_like(tokens),)}
         path = gradients_on_path(model, pad, [(row, (1 + x) / 2, list(own) or [(0, 0)]) for x in at], 4096)
         same_points = sum(w / 2 * products for w, (_, products) in zip(weights, path, strict=True))
-        exact = integrated_gradients(model, pad, [row], [list(own)], 1e-6, 1025, 4096)[0]
+        exact = integrated_gradients(model, pad, [row], [list(own)], 1e-6, 4097, 4096)[0]
         for label, mine, precise in list(zip(own, same_points, exact, strict=False))[:2]:
             eight = captum.attribute(tokens, target=label, n_steps=8, **options).sum(-1)[0].numpy()
-            many = captum.attribute(tokens, target=label, n_steps=400, **options).sum(-1)[0].numpy()
+            many = captum.attribute(tokens, target=label, n_steps=1000, **options).sum(-1)[0].numpy()
             np.testing.assert_allclose(mine, eight, atol=1e-4)
             np.testing.assert_allclose(precise.tokens, many, atol=1e-4)
 
