@@ -235,14 +235,14 @@ def matrix_table(matrix: dict, names: dict[str, str], intervals: bool = True) ->
     return Table(["row", *titles.values()], rows)
 
 
-def differences_table(matrix: dict, by_seed: bool = True) -> Table:
+def differences_table(matrix: dict) -> Table:
     """The pairs by judges and habits."""
     titles = titles_of(matrix)
 
     def cell(name: str, figure: dict) -> str:
         form = "+.1f" if name == "words" else "+.3f"
         text = with_interval(figure["value"], figure["low"], figure["high"], form)
-        several = by_seed and len(figure["by_seed"]) > 1
+        several = len(figure["by_seed"]) > 1
         return text + ("\n" + ", ".join(f"{value:{form}}" for value in figure["by_seed"])) * several
 
     pairs = [f"{entry['system']} minus {entry['minus']}" for entry in matrix["differences"]]

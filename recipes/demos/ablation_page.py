@@ -194,7 +194,7 @@ def write_page(file: str | Path, results: dict, shown: list[dict[str, str]]) -> 
 def draw_claims(systems: dict[str, dict]) -> Figure:
     """The claims of all `systems` (name -> results): better row minus worse with its 95 % interval, a line a claim.
 
-    Filled and green where a claim agrees with the paper, red where it disagrees, grey where it is not significant.
+    Green where a claim agrees with the paper, red where it disagrees, grey where it is not significant.
     """
     claims = [(home, claim) for home, results in systems.items() for claim in results["claims"]]
     figure = Figure(figsize=(10, 1 + 0.3 * len(claims)), layout="constrained")
