@@ -5,7 +5,6 @@ all four averages, three label sets and both readings of `uncertain` are given s
 """
 
 import numpy as np
-from sklearn.metrics import precision_recall_fscore_support
 
 from rewards.labels import CONDITIONS, FINDINGS, FIVE, to_binary
 
@@ -24,6 +23,8 @@ def clinical_efficacy(
     generated, reference = np.asarray(generated), np.asarray(reference)
     if generated.shape != reference.shape or generated.ndim != 2 or generated.shape[1] != 14 or not len(generated):
         raise ValueError(f"labels must have equal shapes (n, 14), n >= 1; got {generated.shape} and {reference.shape}")
+    from sklearn.metrics import precision_recall_fscore_support  # a second to import, and `rewards` imports this file
+
     columns = [CONDITIONS.index(name) for name in LABEL_SETS[label_set]]
     predicted, truth = (to_binary(states, uncertain_positive)[:, columns] for states in (generated, reference))
     result = {}

@@ -102,16 +102,19 @@ def draw_front(axes, results: dict, name: str) -> None:
     points = {
         row: (cost[axis] / 60, rows[row][name]["value"]) for row, cost in costs.items() if cost[axis] is not None
     }
-    for row, (x, y) in points.items():
-        axes.plot(x, y, "o", color="#1f5f8b" if row in front else "#9aa4ad", markersize=4)
-        axes.annotate(row, (x, y), fontsize=6, xytext=(3, 2), textcoords="offset points", color="#333333")
+    order = sorted(points, key=lambda row: points[row][1])
+    for height, row in zip(np.linspace(0.02, 0.98, len(order)), order, strict=True):  # beside the points names overlap
+        color = "#1f5f8b" if row in front else "#9aa4ad"
+        axes.plot(*points[row], "o", color=color, markersize=4)
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.4, "relpos": (0, 0.5)}
+        place = {"xytext": (1.03, height), "textcoords": "axes fraction", "va": "center", "arrowprops": line}
+        axes.annotate(row, points[row], fontsize=6, color="#333333", **place)
     axes.plot(*zip(*(points[row] for row in front), strict=True), color="#1f5f8b", linewidth=1)
     axes.set_title(f"{judge_title(name)} against cost", fontsize=9, loc="left")
     axes.set_xlabel(
         ("processor" if axis == "processor_seconds" else "training") + " minutes beyond the base", fontsize=8
     )
     axes.tick_params(labelsize=7, length=2)
-    axes.margins(x=0.18)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#eeeeee", linewidth=0.6)
 
@@ -150,7 +153,7 @@ def draw_picture(file: str | Path, results: dict) -> None:
                 axes.text(j, i, f"{values[i, j]:+.2f}{star}", ha="center", va="center", fontsize=5.5)
         axes.set_xticks(range(len(names)), [judge_title(name) for name in names], rotation=40, ha="right", fontsize=7)
         axes.set_yticks(range(len(gains)), [*gains] if site == TEST else [""] * len(gains), fontsize=7)
-        axes.set_title(f"gain over the base: {title_of(site, results['sites'])}", fontsize=8, loc="left")
+        axes.set_title(f"gain over the base,\n{title_of(site, results['sites'])}", fontsize=8, loc="left")
         axes.tick_params(length=0)
     draw_front(np.atleast_1d(panels)[-1], results, next(iter(results["fronts"])))
     with replacing(file) as temporary:

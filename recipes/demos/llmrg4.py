@@ -25,7 +25,7 @@ CHANGES = re.compile(r"\b(new|unchanged|resolved)\b", re.IGNORECASE)
 HIDDEN = ("Lung Lesion", "Pleural Effusion")  # what may show on the lateral view alone
 PHANTOM = "recipes/build_phantom.py --balanced --style prose --n_validation 1 --shapes square"
 CONFIG = "recipes/configs/llmrg4/demo_stage{}.yaml"
-TINY = "recipes/build_tiny.py --system llmrg4 --prompt_file prompts/llmrg4.txt --warm_up_steps 650"
+TINY = "recipes/build_tiny.py --system llmrg4 --prompt_file prompts/llmrg4.txt --warm_up_steps 400"
 
 
 def job_of_labeler(folder: str) -> Job:
@@ -70,15 +70,15 @@ def _mean_efficacy(labels: list[np.ndarray], states: np.ndarray) -> dict[str, fl
 class LLMRG4Demo(Demo):
     """Two stages with and without token weights, from the same start."""
 
-    data = f"{PHANTOM} --scenarios sn,sw,mn,mw --seed 42 --n_train 5000 --n_test 1000"
-    balanced = f"{PHANTOM} --scenarios mn,mw --seed 43 --n_train 4000 --n_test 1"
+    data = f"{PHANTOM} --scenarios sn,sw,mn,mw --seed 42 --n_train 3500 --n_test 1000"
+    balanced = f"{PHANTOM} --scenarios mn,mw --seed 43 --n_train 2500 --n_test 1"
     systems: ClassVar = {TLW: "stage2", PLAIN: "stage2_plain"}
     best, beside, shuffled = TLW, PLAIN, SHUFFLED
     generate = (
-        "--prompt_file prompts/llmrg4.txt --views frontal+lateral --split test --batch_size 64 --max_new_tokens 100"
+        "--prompt_file prompts/llmrg4.txt --views frontal+lateral --split test --batch_size 250 --max_new_tokens 100"
     )
     curves: ClassVar = {"loss": "Loss, key tokens weighed", "mean_token_accuracy": "Token accuracy"}
-    minutes = 12
+    minutes = 8
     on_screen = "scenarios"
 
     def train(self, folder: str, seeds: list[int]) -> Levels:
@@ -89,13 +89,13 @@ class LLMRG4Demo(Demo):
         for seed in seeds:
             jobs.append(make_job(f"seed {seed}: tiny model", f"{folder}/seed{seed}/tiny", TINY, **inputs, seed=seed))
         yield jobs
-        for stage, before in ((1, "tiny"), (2, "stage1")):
+        for stage, before, steps in ((1, "tiny", 120), (2, "stage1", 360)):
             jobs = []
             for seed in seeds:
                 home = f"{folder}/seed{seed}"
                 for system, suffix, weight in ((TLW, "", ""), (PLAIN, "_plain", "--key_weight 1")):
                     start = f"{home}/{before}{suffix * (stage == 2)}"
-                    words = f"sft_llmrg4.py --config {CONFIG.format(stage)} --seed {seed} {weight}"
+                    words = f"sft_llmrg4.py --config {CONFIG.format(stage)} --max_steps {steps} --seed {seed} {weight}"
                     name = f"seed {seed}: stage {stage}, {system}"
                     jobs.append(train(name, f"{home}/stage{stage}{suffix}", words, start, f"{folder}/weighed"))
             yield jobs

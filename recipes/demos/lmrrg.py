@@ -27,8 +27,8 @@ COLUMNS = {  # of Table 3; the averages are those of A-14
 CHANGES = {CQRL: "", BLEU: "--rewards bleu --theta 0.4", FIXED: "--kl_controller fixed"}
 PHANTOM = "recipes/build_phantom.py --scenarios sn --shapes square --n_validation 1"
 TINY = "recipes/build_tiny.py --system lmrrg --prompt_file prompts/lmrrg.txt"
-SFT = "sft_lmrrg.py --config recipes/configs/lmrrg/demo.yaml"
-PPO = "ppo_lmrrg.py --config recipes/configs/lmrrg/demo_cqrl.yaml"
+SFT = "sft_lmrrg.py --config recipes/configs/lmrrg/demo.yaml --max_steps 200"
+PPO = "ppo_lmrrg.py --config recipes/configs/lmrrg/demo_cqrl.yaml --max_steps 64"
 
 
 def radcliq_lite(generated: list[str], references: list[str]) -> np.ndarray:
@@ -45,14 +45,14 @@ class LMRRGDemo(Demo):
     balanced = f"{PHANTOM} --balanced --seed 61 --n_train 3000 --n_test 1"
     systems: ClassVar = {STAGE1: "stage1", CQRL: "cqrl", BLEU: "cqrl_bleu", FIXED: "cqrl_fixed"}
     best, beside, shuffled = CQRL, STAGE1, SHUFFLED
-    generate = "--prompt_file prompts/lmrrg.txt --views frontal --split test --batch_size 64 --max_new_tokens 100"
+    generate = "--prompt_file prompts/lmrrg.txt --views frontal --split test --batch_size 250 --max_new_tokens 100"
     curves: ClassVar = {
         "reward": "Reward",
         "kl": "KL to stage 1",
         "kl_lambda/mean": "lambda_KL",
         "value/loss": "Value loss",
     }
-    minutes = 15
+    minutes = 8
     on_screen = "table3"
     columns: ClassVar = {
         title: name for title, name in Demo.columns.items() if title != "format"

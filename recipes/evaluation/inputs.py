@@ -23,7 +23,6 @@ from recipes.evaluation.scores import Metrics, System, lengths
 from recipes.files import InputError, read_commit
 from recipes.rg4.pipeline import load_judge
 from rewards.completions import parse_completion
-from rewards.discbert import hall_flags
 from rewards.labels import CONDITIONS
 from rewards.scenarios import SCENARIOS
 
@@ -254,6 +253,8 @@ def reference_figures(truth: Truth, metrics: Metrics) -> dict:
     result = {"lengths": lengths(truth.reports, truth.ids), "scenarios": dict(Counter(filter(None, truth.scenarios)))}
     if metrics.judge:
         try:
+            from rewards.discbert import hall_flags  # imports torch, which the rest of this file works without
+
             flags = hall_flags(truth.reports, truth.scenarios, metrics.hall_mode, metrics.judge)
         except ValueError as error:
             raise InputError(f"--hall_judge: {error}; --hall_mode any needs no scenario") from error

@@ -49,7 +49,6 @@ from rewards.ce_f1 import report_f1
 from rewards.cider import cider_d, document_frequencies
 from rewards.clinical_efficacy import LABEL_SETS, clinical_efficacy
 from rewards.completions import parse_completion
-from rewards.discbert import hall_flags
 from rewards.labels import CONDITIONS, FINDINGS, to_binary
 from rewards.lexical_graph import LexicalGraph
 from rewards.mccs import mccs
@@ -187,6 +186,8 @@ def _own_part(
     if metrics.judge:
         scenarios = [truth.scenarios[row] for row in rows]
         reports = [completion.report for completion in parsed]
+        from rewards.discbert import hall_flags  # imports torch, which the rest of this file works without
+
         values["hall"] = hall_flags(reports, scenarios, metrics.hall_mode, metrics.judge)
     return means_part(values)
 

@@ -29,7 +29,6 @@ from recipes.data.views import is_lateral
 from recipes.files import InputError, read_prompt
 from recipes.rg4.llm import Answers, Endpoint, InProcess, LLMJudge, LLMRewriter, check_url, is_loopback
 from recipes.rg4.rules import RuleJudge, RuleRewriter
-from rewards.discbert import DISCBERT, DiscBertJudge
 from rewards.labels import CONDITIONS, CheXpertState
 from rewards.scenarios import CATEGORIES, FORBIDDEN, SCENARIOS
 
@@ -201,6 +200,8 @@ def load_judge(name: str) -> Callable:
         raise InputError(
             f"there is no judge {name!r}; choose rule, discbert:MODEL or rule+discbert:MODEL (a build: or llm)"
         )
+    from rewards.discbert import DISCBERT, DiscBertJudge  # imports torch, which the rest of this file works without
+
     try:
         return DiscBertJudge(model or DISCBERT)
     except ValueError as error:

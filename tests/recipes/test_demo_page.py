@@ -242,6 +242,13 @@ def built(tmp_path) -> Path:
     return tmp_path
 
 
+def test_the_demo_loads_no_torch():
+    """It waits while its jobs train: torch and what imports it would be .8 GB of the memory that is counted."""
+    code = "import sys, recipes.demo; print(*{'torch', 'transformers', 'trl', 'modeling'} & set(sys.modules))"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not process.stdout.strip()
+
+
 def test_figures_and_page(built, call, tmp_path):
     score(call, DEMO, built)
     reports = DEMO.read(str(built), [0, 1], LexicalLabeler())
