@@ -51,8 +51,11 @@ class LabArguments:
     plan: str = field(
         default="recipes/demos/lab.yaml", metadata={"help": "YAML of systems, algorithms, rewards and rows."}
     )
-    crepe: str = field(
-        default="outputs/crepe", metadata={"help": "CREPE, a judge where the folder holds one, from the project root."}
+    crepe: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of a CREPE that judges, from the project root; none: that of the plan, if it has one."
+        },
     )
     out: str = field(default="outputs/lab", metadata={"help": "Folder for everything, from the project root."})
     judge_only: bool = field(default=False, metadata={"help": "Whether to run nothing, and judge what is there."})
@@ -95,7 +98,8 @@ def main() -> None:
     folder = f"{args.out}/{home}"
     if args.submit:
         words = ["--system", args.system, "--data", args.data, "--seeds", *map(str, args.seeds), "--plan", args.plan]
-        words += [*(["--row", *args.row] if args.row else []), "--crepe", args.crepe, "--out", args.out]
+        words += [*(["--row", *args.row] if args.row else []), "--out", args.out]
+        words += [*(["--crepe", args.crepe] if args.crepe else [])]
         words += [*(["--samples", str(args.samples)] if args.samples else []), "--judge_only", "true"]
         commands = write_slurm(plan, folder, args.seeds, rows, args.launch, args.sbatch_options, words)
         print("\n".join(commands))
@@ -109,7 +113,7 @@ def main() -> None:
     # Figures
     ################
     started, labeler = time.monotonic(), load_labeler("lexical")
-    results = judge_lab(plan, folder, args.seeds, rows, args.crepe, labeler)
+    results = judge_lab(plan, folder, args.seeds, rows, args.crepe or f"{folder}/crepe", labeler)
     seconds["figures"] = time.monotonic() - started
     minutes = minutes_of_a_seed(seconds, len(args.seeds))
     if plan.data.minutes and not args.row and not args.judge_only:

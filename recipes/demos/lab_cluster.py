@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.demos.lab_jobs import base_jobs, outside_jobs, row_jobs, shared_jobs
+from recipes.demos.lab_jobs import base_jobs, judging_jobs, row_jobs, shared_jobs
 from recipes.demos.lab_plan import Plan
 from recipes.demos.plans import LAUNCH
 from recipes.demos.stages import Job, failure_of
@@ -37,13 +37,13 @@ def make_lines(
 ) -> dict[str, list[str]]:
     """The lines of shared, bases and rows. A row's trainings and reports are one line, which ends in # SEED/ROW.
 
-    What several rows of a seed read is made in the line of its base. A test set outside that cannot be built stops
-    nothing. Rows that are trained as long as another, and those without their files, are left out.
+    What several rows of a seed read is made in the line of its base. A test set outside, or a CREPE, that cannot
+    be made stops nothing. Rows that are trained as long as another, and those without their files, are left out.
     """
     lines = {
         "shared": [
             *(shell(job, launch) for job in shared_jobs(plan, folder)),
-            *(f"{shell(job, launch)} || true" for job in outside_jobs(plan, folder)),
+            *(f"{shell(job, launch)} || true" for job in judging_jobs(plan, folder)),
         ],
         "bases": [],
         "rows": [],

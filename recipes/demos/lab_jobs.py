@@ -33,9 +33,10 @@ def shared_jobs(plan: Plan, folder: str) -> list[Job]:
     return [job_of(name, fill(words, folder=folder)) for name, words in plan.data.shared.items()]
 
 
-def outside_jobs(plan: Plan, folder: str) -> list[Job]:
-    """The test sets outside; without one the rows are judged by the others."""
-    return [job_of(part.title, fill(part.build, folder=folder)) for part in plan.data.outside.values()]
+def judging_jobs(plan: Plan, folder: str) -> list[Job]:
+    """The test sets outside, and CREPE; without one the rows are judged by the others."""
+    words = {part.title: part.build for part in plan.data.outside.values()} | {"CREPE": plan.data.crepe}
+    return [job_of(title, fill(text, folder=folder)) for title, text in words.items() if text]
 
 
 def base_jobs(plan: Plan, folder: str, seed: int) -> list[Job]:
@@ -101,7 +102,7 @@ def pair_jobs(
 def all_jobs(plan: Plan, folder: str, seeds: list[int], rows: list[str]) -> tuple[list[Job], set[str]]:
     """All jobs but those of rows whose time follows from another's; and what must be written for any row to go on."""
     needed = [*shared_jobs(plan, folder), *(job for seed in seeds for job in base_jobs(plan, folder, seed))]
-    jobs = [*needed, *outside_jobs(plan, folder)]
+    jobs = [*needed, *judging_jobs(plan, folder)]
     for seed in seeds:
         for name in rows:
             if not plan.rows[name].time_of and not plan.missing_files(name):

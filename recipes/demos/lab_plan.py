@@ -60,7 +60,8 @@ class Outside:
 
 @dataclass
 class Data:
-    """What is built of a data set, see lab.yaml; `minutes`: what one seed may take."""
+    """What is built of a data set, see lab.yaml; `crepe`: words that train that judge, in {folder}/crepe; `minutes`:
+    what one seed may take."""
 
     samples: int
     generate: str
@@ -69,6 +70,7 @@ class Data:
     rl: str = ""
     start: str = "{home}/base"
     dataset: str = "{folder}/data"
+    crepe: str = ""
     minutes: float | None = None
     shared: dict[str, str] = field(default_factory=dict)
     base: dict[str, str] = field(default_factory=dict)
@@ -228,7 +230,7 @@ def check_words(plan: Plan, place: str) -> None:
     words = [*data.shared.values(), *data.base.values(), *(part.build for part in data.outside.values())]
     words += [text for algorithm in plan.algorithms.values() for text in algorithm.train]
     words += [row.options for row in plan.rows.values()]
-    for text in [*words, data.start, data.dataset, data.generate, data.sample, data.train, data.rl]:
+    for text in [*words, data.start, data.dataset, data.generate, data.sample, data.train, data.rl, data.crepe]:
         try:
             fill(text, **dict.fromkeys(PLACES, ""))
         except (KeyError, ValueError, IndexError) as error:
