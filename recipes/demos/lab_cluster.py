@@ -11,7 +11,6 @@ from pathlib import Path
 
 from recipes.demos.lab_jobs import base_jobs, judging_jobs, row_jobs, shared_jobs
 from recipes.demos.lab_plan import Plan
-from recipes.demos.plans import LAUNCH
 from recipes.demos.stages import Job, failure_of
 from recipes.files import replacing
 
@@ -25,11 +24,9 @@ ALL_LINES = "set -e\nsource {lines}\n"
 
 
 def shell(job: Job, launch: str) -> str:
-    """The command of a job as a shell takes it; `launch`: words between `accelerate launch` and the script."""
-    words, launcher = job.command, LAUNCH.split()
-    if words[: len(launcher)] == launcher:
-        return shlex.join(["accelerate", "launch", *shlex.split(launch), *words[len(launcher) :]])
-    return shlex.join(["python", *words])
+    """The command of a job for a shell; `launch`: words between `accelerate launch` and a script that trains."""
+    launcher = ["accelerate", "launch", *shlex.split(launch)] if "--output_dir" in job.command else ["python"]
+    return shlex.join([*launcher, *job.command])
 
 
 def make_lines(

@@ -4,22 +4,17 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 from recipes.demos.lab_plan import SAMPLED, SHUFFLED, TEST, Plan, fill, steps_of
-from recipes.demos.plans import LAUNCH, report_file
+from recipes.demos.plans import report_file
 from recipes.demos.stages import Job
 
 SAMPLINGS = 4  # reports of a study that a preference pair is chosen from
 
 
-def launched(words: list[str]) -> list[str]:
-    """The command of `words`, a script in recipes/ and its arguments: by accelerate where it trains."""
-    launcher = LAUNCH.split() if "--output_dir" in words else []
-    return [*launcher, f"recipes/{words[0]}", *words[1:]]
-
-
 def job_of(name: str, words: list[str]) -> Job:
-    """The job of `words`, which name what they write by `--out` or `--output_dir`."""
+    """The job of `words`, a script in recipes/ and its arguments, which name what they write by `--out` or
+    `--output_dir`."""
     out = next(after for word, after in pairwise(words) if word in ("--out", "--output_dir"))
-    return Job(name, out, launched(words))
+    return Job(name, out, [f"recipes/{words[0]}", *words[1:]])
 
 
 def site_reports(home: str, row: str, site: str) -> str:

@@ -121,7 +121,7 @@ class _Child:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={"OMP_NUM_THREADS": str(threads), **os.environ, **QUIET},
-                start_new_session=True,  # accelerate starts a process of its own: all of them end together
+                start_new_session=True,  # and its workers: all of them end together
             )
 
     def written(self, last: int | None = None) -> str:

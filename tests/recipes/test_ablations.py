@@ -180,8 +180,8 @@ def test_rows_are_trained_alike_but_for_their_files(system, excepted):
     trainings = {}
     for jobs in plan(system, "out", [0], choose_rows(system, [])):
         for _, out, command in jobs:
-            if "accelerate.commands.launch" in command and "generate" not in command[command.index("--cpu") + 1]:
-                options = " ".join(command[command.index("--cpu") + 1 :]).split(" --")
+            if command[0].startswith(("recipes/sft_", "recipes/grpo_", "recipes/ppo_")):
+                options = " ".join(command).split(" --")
                 base = tuple(options[:2])  # script and first config file
                 rest = {f"--{text}" for text in options[2:] if "ablations/" not in text and "out/seed0" not in text}
                 trainings.setdefault(base, {})[Path(out).name] = rest

@@ -337,7 +337,7 @@ def test_slurm_runs_a_row_a_line(cluster):
     ]
     code, calls = bash(str(folder / "slurm/shared.sbatch"))
     assert code == 0 and [call.split()[-1] for call in calls] == [
-        f"lab/mrgr1/{name}" for name in ("data", "balanced", "site_b", "openi")
+        f"lab/mrgr1/{name}" for name in ("data", "balanced", "site_b", "openi", "crepe")
     ]
     assert bash(str(folder / "slurm/shared.sbatch"), FAILS="my lab/mrgr1/openi")[0] == 0  # judged without it
     assert bash(str(folder / "slurm/shared.sbatch"), FAILS="my lab/mrgr1/data")[0] == 1
