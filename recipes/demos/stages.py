@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import shlex
 import shutil
 import signal
@@ -104,6 +103,22 @@ def minutes_of_a_seed(seconds: dict[str, float], seeds: int) -> float:
     return sum(value / (seeds if stage.startswith("seed ") else 1) for stage, value in seconds.items()) / 60
 
 
+def memory_gb(sessions: Container[int]) -> float:
+    """Memory in GB (1e9 bytes) of this process and all of `sessions`; a page that several have counts once.
+
+    0 where the system has no /proc/PID/smaps_rollup.
+    """
+    kilobytes = 0
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if place.name == str(os.getpid()) or os.getsid(int(place.name)) in sessions:
+                lines = (place / "smaps_rollup").read_text().splitlines()
+                kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        except OSError:  # it has ended, or is another user's
+            continue
+    return kilobytes * 1024 / 1e9
+
+
 @dataclass
 class _Child:
     job: Job
@@ -135,7 +150,7 @@ class _Child:
         ended, status, usage = os.wait4(self.process.pid, os.WNOHANG)
         if ended:
             self.process.returncode = os.waitstatus_to_exitcode(status)
-            self.memory = usage.ru_maxrss / 1e6  # kilobytes on Linux
+            self.memory = usage.ru_maxrss * 1024 / 1e9  # kilobytes on Linux
             self.processor_seconds = usage.ru_utime + usage.ru_stime  # of all its cores, with its own children's
         return bool(ended)
 
@@ -201,6 +216,7 @@ class Stages:
         children = [child for job in jobs if (child := self._prepare(job))]
         places = min(len(children), 2)
         waiting, running, last = list(children), [], time.time()
+        sampled, largest = last, 0.0
         try:
             while waiting or running:
                 while waiting and len(running) < places:
@@ -214,6 +230,8 @@ class Stages:
                 for child in running:
                     child.seconds += (now - last) / len(running)
                 last = now
+                if now - sampled >= 1:
+                    sampled, largest = now, max(largest, memory_gb([child.process.pid for child in running]))
                 for child in list(running):
                     written = child.written(100_000)
                     if count := read_count(written[-4000:]):
@@ -222,8 +240,9 @@ class Stages:
                     if child.has_ended():
                         running.remove(child)
                         self._finish(child)
-            largest = sum(sorted((child.memory for child in children), reverse=True)[:places])
-            for child in children:  # the largest at the same time: more than they ever had
+            # of jobs that were too short, or a system that does not tell: the largest at the same time
+            largest = largest or sum(sorted((child.memory for child in children), reverse=True)[:places])
+            for child in children:
                 if child.job.out not in self.failures:
                     self.finished[child.job.out]["peak_memory_gb"] = largest
             if children:
@@ -278,6 +297,5 @@ class Stages:
         return {entry["name"]: entry["seconds"] for entry in entries}
 
     def peak_memory_gb(self) -> float:
-        """Resident memory in GB (1e9 bytes) of the largest stage, plus the demo's own."""
-        demo = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        return demo + max(self.finished[out]["peak_memory_gb"] for out in self.used if out in self.finished)
+        """Memory in GB (1e9 bytes) of the largest stages at once, with this process; sampled every second."""
+        return max(self.finished[out]["peak_memory_gb"] for out in self.used if out in self.finished)
