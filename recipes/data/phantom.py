@@ -766,16 +766,31 @@ def _noun(name: str, sign: Sign, device: str, rng: np.random.Generator) -> tuple
     return str(rng.choice(choices)), not plural and not uncounted, plural
 
 
-def _sentence(name: str, study: Study, rng: np.random.Generator, style: str, change: str) -> str:
-    """One sentence about one positive or uncertain finding; `change` is "", "new" or "unchanged"."""
+class Wording(NamedTuple):
+    """How a site puts its findings: `whole_sentences` by (finding, state), `frames` by (style, state), and `noun`,
+    which fills them."""
+
+    whole_sentences: dict
+    frames: dict
+    noun: Callable[[str, Sign, str, np.random.Generator], tuple[str, bool, bool]]
+
+
+def finding_sentence(
+    name: str, study: Study, rng: np.random.Generator, style: str, change: str, wording: Wording | None = None
+) -> str:
+    """One sentence about one positive or uncertain finding; `change` is empty or stands before the noun.
+
+    `wording`: another site's.
+    """
+    whole_sentences, frames, noun_of = wording or (WHOLE_SENTENCES, FRAMES, _noun)
     state = study.state(name)
-    if (name, state) in WHOLE_SENTENCES:
-        return str(rng.choice(WHOLE_SENTENCES[name, state]))
-    bare, takes_article, plural = _noun(name, study.signs[name], study.device, rng)
+    if (name, state) in whole_sentences:
+        return str(rng.choice(whole_sentences[name, state]))
+    bare, takes_article, plural = noun_of(name, study.signs[name], study.device, rng)
     bare = f"{change} {bare}" if change else bare
     noun = f"{'an' if bare[0] in 'aeiou' else 'a'} {bare}" if takes_article else bare
-    frames = FRAMES["prose" if style == "systematic" else style, state]
-    text = str(rng.choice(frames)).format(bare=bare, noun=noun, is_="are" if plural else "is")
+    choices = frames["prose" if style == "systematic" else style, state]
+    text = str(rng.choice(choices)).format(bare=bare, noun=noun, is_="are" if plural else "is")
     return text[0].upper() + text[1:]
 
 
@@ -814,7 +829,7 @@ def write_report(
             change = "new" if prior.state(name) not in STRENGTH else "unchanged"
             if change == "unchanged" and study.state(name) == CheXpertState.UNCERTAIN:
                 change = ""  # "possible unchanged" is nobody's wording
-        return _sentence(name, study, rng, style, change)
+        return finding_sentence(name, study, rng, style, change)
 
     def absent(names: list[str]) -> list[str]:
         organs = [name for name in names if (name, CheXpertState.NEGATIVE) in WHOLE_SENTENCES]
@@ -851,7 +866,7 @@ def write_report(
 def write_impression(study: Study, rng: np.random.Generator) -> str:
     """A one-line impression: the positive and uncertain findings, or that there is nothing acute."""
     visible = [name for name in FINDINGS if study.state(name) in STRENGTH]
-    sentences = [_sentence(name, study, rng, "terse", "") for name in visible]
+    sentences = [finding_sentence(name, study, rng, "terse", "") for name in visible]
     return " ".join(sentences) or "No acute cardiopulmonary abnormality."
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recipes.data.phantom import RESOLVING, STRENGTH, STYLES, Sign, Study, make_study
+from recipes.data.phantom import RESOLVING, STRENGTH, STYLES, Sign, Study, Wording, finding_sentence, make_study
 from rewards.labels import CheXpertState
 
 REGIONS = {
@@ -138,17 +138,7 @@ def _noun(name: str, sign: Sign, device: str, rng: np.random.Generator) -> tuple
     return str(rng.choice(choices)), not plural and not uncounted, plural
 
 
-def _sentence(name: str, study: Study, rng: np.random.Generator, style: str, change: str) -> str:
-    """One sentence about one positive or uncertain finding; `change` is empty or stands before the noun."""
-    state = study.state(name)
-    if (name, state) in WHOLE_SENTENCES:
-        return str(rng.choice(WHOLE_SENTENCES[name, state]))
-    bare, takes_article, plural = _noun(name, study.signs[name], study.device, rng)
-    bare = f"{change} {bare}" if change else bare
-    noun = f"{'an' if bare[0] in 'aeiou' else 'a'} {bare}" if takes_article else bare
-    frames = FRAMES["prose" if style == "systematic" else style, state]
-    text = str(rng.choice(frames)).format(bare=bare, noun=noun, is_="are" if plural else "is")
-    return text[0].upper() + text[1:]
+WORDING = Wording(WHOLE_SENTENCES, FRAMES, _noun)
 
 
 def _denials(names: list[str], rng: np.random.Generator) -> list[str]:
@@ -186,7 +176,7 @@ def write_report(
             change = "recently developed" if prior.state(name) not in STRENGTH else "persistent"
             if change == "persistent" and study.state(name) == CheXpertState.UNCERTAIN:
                 change = ""
-        return _sentence(name, study, rng, style, change)
+        return finding_sentence(name, study, rng, style, change, WORDING)
 
     def absent(names: list[str]) -> list[str]:
         organs = [name for name in names if (name, CheXpertState.NEGATIVE) in WHOLE_SENTENCES]
@@ -215,7 +205,10 @@ def write_report(
 def write_impression(study: Study, rng: np.random.Generator) -> str:
     """As `phantom.write_impression`: what there is, or that there is nothing."""
     visible = [name for names in REGIONS.values() for name in names if study.state(name) in STRENGTH]
-    return " ".join(_sentence(name, study, rng, "terse", "") for name in visible) or "Within normal limits."
+    return (
+        " ".join(finding_sentence(name, study, rng, "terse", "", WORDING) for name in visible)
+        or "Within normal limits."
+    )
 
 
 def write_request(rng: np.random.Generator) -> tuple[str | None, str | None]:

@@ -368,6 +368,7 @@ def add_names(add, shelf: Path) -> None:
     add("choices", "lab", "did you mean grpo_mccs", row="grpo_mcs")
     add("choices", "certify", "radgraf", only="radgraf")
     add("choices", "build_phantom", "scenarios", scenarios="xx")
+    add("choices", "build_phantom", "site", site="c")
     add("choices", "build_public_set", "set", set="mimic")
     add("choices", "generate", "dtype", dtype="float33")
     add("choices", "sft_mrgr1", "dtype", dtype="float33")
