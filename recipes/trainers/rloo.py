@@ -33,13 +33,6 @@ class RLOORecipeConfig(SharePrefixConfig, PolicySettings, RLOOConfig):
 
     metrics: ClassVar[tuple[str, ...]] = (*EVALUATED, "completions/untagged")
 
-    share_prefix: bool | None = field(
-        default=False,
-        metadata={
-            "help": "Read a prompt and its images once for all its completions in a batch. Off for RLOO until its "
-            "gradients are shown to be the plain pass's. Null: where the model can; true: refuse one that cannot."
-        },
-    )
     disable_dropout: bool = field(
         default=True,
         metadata={"help": "Training without dropout, so that the ratio of whole completions is 1 at first."},
