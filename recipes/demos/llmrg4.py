@@ -89,13 +89,13 @@ class LLMRG4Demo(Demo):
         for seed in seeds:
             jobs.append(make_job(f"seed {seed}: tiny model", f"{folder}/seed{seed}/tiny", TINY, **inputs, seed=seed))
         yield jobs
-        for stage, before, steps in ((1, "tiny", 120), (2, "stage1", 360)):
+        for stage, before in ((1, "tiny"), (2, "stage1")):
             jobs = []
             for seed in seeds:
                 home = f"{folder}/seed{seed}"
                 for system, suffix, weight in ((TLW, "", ""), (PLAIN, "_plain", "--key_weight 1")):
                     start = f"{home}/{before}{suffix * (stage == 2)}"
-                    words = f"sft_llmrg4.py --config {CONFIG.format(stage)} --max_steps {steps} --seed {seed} {weight}"
+                    words = f"sft_llmrg4.py --config {CONFIG.format(stage)} --seed {seed} {weight}"
                     name = f"seed {seed}: stage {stage}, {system}"
                     jobs.append(train(name, f"{home}/stage{stage}{suffix}", words, start, f"{folder}/weighed"))
             yield jobs
