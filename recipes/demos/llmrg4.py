@@ -25,7 +25,7 @@ CHANGES = re.compile(r"\b(new|unchanged|resolved)\b", re.IGNORECASE)
 HIDDEN = ("Lung Lesion", "Pleural Effusion")  # what may show on the lateral view alone
 PHANTOM = "recipes/build_phantom.py --balanced --style prose --n_validation 1 --shapes square"
 CONFIG = "recipes/configs/llmrg4/demo_stage{}.yaml"
-TINY = "recipes/build_tiny.py --system llmrg4 --prompt_file prompts/llmrg4.txt --warm_up_steps 400"
+TINY = "recipes/build_tiny.py --system llmrg4 --prompt_file prompts/llmrg4.txt --warm_up_steps 650"
 
 
 def job_of_labeler(folder: str) -> Job:
@@ -70,8 +70,8 @@ def _mean_efficacy(labels: list[np.ndarray], states: np.ndarray) -> dict[str, fl
 class LLMRG4Demo(Demo):
     """Two stages with and without token weights, from the same start."""
 
-    data = f"{PHANTOM} --scenarios sn,sw,mn,mw --seed 42 --n_train 3500 --n_test 1000"
-    balanced = f"{PHANTOM} --scenarios mn,mw --seed 43 --n_train 2500 --n_test 1"
+    data = f"{PHANTOM} --scenarios sn,sw,mn,mw --seed 42 --n_train 5000 --n_test 1000"
+    balanced = f"{PHANTOM} --scenarios mn,mw --seed 43 --n_train 4000 --n_test 1"
     systems: ClassVar = {TLW: "stage2", PLAIN: "stage2_plain"}
     best, beside, shuffled = TLW, PLAIN, SHUFFLED
     generate = (
@@ -84,11 +84,12 @@ class LLMRG4Demo(Demo):
     def train(self, folder: str, seeds: list[int]) -> Levels:
         """The labeler, token weights, tiny models, and two stages with and without the weights."""
         yield [job_of_labeler(folder)]
-        jobs = [job_of_token_weights(folder)]
+        yield [job_of_token_weights(folder)]  # beside it one tiny model would have one core for all its time
         inputs = {"chexbert": f"{folder}/labeler", "dataset": f"{folder}/data", "warm_up": f"{folder}/balanced"}
-        for seed in seeds:
-            jobs.append(make_job(f"seed {seed}: tiny model", f"{folder}/seed{seed}/tiny", TINY, **inputs, seed=seed))
-        yield jobs
+        yield [
+            make_job(f"seed {seed}: tiny model", f"{folder}/seed{seed}/tiny", TINY, **inputs, seed=seed)
+            for seed in seeds
+        ]
         for stage, before in ((1, "tiny"), (2, "stage1")):
             jobs = []
             for seed in seeds:
