@@ -66,7 +66,7 @@ lab: setup ## every algorithm and reward of a system, judged by all others (SYST
 	$(BIN)/python recipes/lab.py $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(ROW),--row $(ROW))
 
 test: .venv/real-weights .venv/oracles ## the whole test suite in two processes: no network, no GPU
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 rehearsal: .venv/real-weights ## every paper's YAML on miniature replicas of the published checkpoints, two CPU cores (ONLY="mrgr1/iu.yaml")
 	HF_HUB_OFFLINE=1 PYTHONPATH=.:tests $(BIN)/python -m rehearsal $(if $(ONLY),--only $(ONLY))
