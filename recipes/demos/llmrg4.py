@@ -25,7 +25,7 @@ CHANGES = re.compile(r"\b(new|unchanged|resolved)\b", re.IGNORECASE)
 HIDDEN = ("Lung Lesion", "Pleural Effusion")  # what may show on the lateral view alone
 PHANTOM = "recipes/build_phantom.py --balanced --style prose --n_validation 1 --shapes square"
 CONFIG = "recipes/configs/llmrg4/demo_stage{}.yaml"
-TINY = "recipes/build_tiny.py --system llmrg4 --prompt_file prompts/llmrg4.txt --warm_up_steps 650"
+TINY = "recipes/build_tiny.py --system llmrg4 --prompt_file prompts/llmrg4.txt --warm_up_steps 400"
 
 
 def job_of_labeler(folder: str) -> Job:
@@ -70,8 +70,8 @@ def _mean_efficacy(labels: list[np.ndarray], states: np.ndarray) -> dict[str, fl
 class LLMRG4Demo(Demo):
     """Two stages with and without token weights, from the same start."""
 
-    data = f"{PHANTOM} --scenarios sn,sw,mn,mw --seed 42 --n_train 5000 --n_test 1000"
-    balanced = f"{PHANTOM} --scenarios mn,mw --seed 43 --n_train 4000 --n_test 1"
+    data = f"{PHANTOM} --scenarios sn,sw,mn,mw --seed 42 --n_train 3500 --n_test 1000"
+    balanced = f"{PHANTOM} --scenarios mn,mw --seed 43 --n_train 2500 --n_test 1"
     systems: ClassVar = {TLW: "stage2", PLAIN: "stage2_plain"}
     best, beside, shuffled = TLW, PLAIN, SHUFFLED
     generate = (
@@ -176,7 +176,7 @@ class LLMRG4Demo(Demo):
         return [
             check_difference(figures["differences"], TLW, PLAIN, MICRO, "> 0", "aim: "),
             check_difference(figures["differences"], TLW, SHUFFLED, MICRO, "> 0"),
-            make_check("recall of lateral-only findings, mn minus sn", lateral, ">= 0.2"),
+            make_check("aim: recall of lateral-only findings, mn minus sn", lateral, ">= 0.2"),
             make_check(
                 "reports that compare with a prior that there is not, share",
                 mean("prior", compared, "sn", "mn"),

@@ -103,6 +103,15 @@ def minutes_of_a_seed(seconds: dict[str, float], seeds: int) -> float:
     return sum(value / (seeds if stage.startswith("seed ") else 1) for stage, value in seconds.items()) / 60
 
 
+def places_in(command: list[str]) -> list[str]:
+    """The words of a command that may be files, and of `NAME=FILE` what stands behind the name.
+
+    >>> places_in(["--predictions", "SFT=out/sft.jsonl"])
+    ['--predictions', 'SFT=out/sft.jsonl', 'out/sft.jsonl']
+    """
+    return [place for word in command for place in dict.fromkeys((word, word.partition("=")[2] or word))]
+
+
 def memory_gb(sessions: Container[int]) -> float:
     """Memory in GB (1e9 bytes) of this process and all of `sessions`; a page that several have counts once.
 
@@ -200,7 +209,7 @@ class Stages:
         before = self.finished.get(job.out)
         if before is None or before["command"] != job.command or not Path(job.out).exists():
             return False
-        inputs = [self.finished[word]["finished"] for word in job.command if word in self.finished]
+        inputs = [self.finished[place]["finished"] for place in places_in(job.command) if place in self.finished]
         configs = (Path(word) for word in job.command if word.endswith(".yaml"))
         inputs += [file.stat().st_mtime for file in configs if file.is_file()]
         return before["finished"] >= max(inputs)
@@ -255,7 +264,7 @@ class Stages:
         """The child that runs `job`; None where it was done before, or reads what has failed."""
         self.used.append(job.out)
         task = self.progress.add_task(job.name, total=None, note="", reached="")
-        if missing := [word for word in job.command if word in self.failures]:
+        if missing := [place for place in places_in(job.command) if place in self.failures]:
             self._give_up(job, task, self.failures[missing[0]])
         elif self.is_done(job):
             self.progress.update(task, total=1, completed=1, note="done before")

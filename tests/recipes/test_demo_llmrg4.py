@@ -95,9 +95,9 @@ def test_checks_and_page(folder, rows, tmp_path):
     reports = DEMO.read(str(folder), [0, 1], LABELER)
     figures = DEMO.compare(reports)
     checks = DEMO.check_all(figures, minutes=13.0, memory_gb=1.0)
-    holds = [check["holds"] for check in checks if not check["name"].startswith("recall of lateral-only")]
+    holds = [check["holds"] for check in checks if not check["name"].startswith("aim: recall of lateral-only")]
     assert holds == [True, True, True, True, False, True]  # the references are right, and 13 minutes too many
-    assert sum(check["name"].startswith("aim:") for check in checks) == 1
+    assert sum(check["name"].startswith("aim:") for check in checks) == 2
 
     results = {"data": "phantom", "seeds": [0, 1], "stages": {"data": 3.0}, **figures}
     file = tmp_path / "index.html"

@@ -133,7 +133,10 @@ def test_read_count(log, count):
 
 
 def test_a_finished_stage_runs_again_only_when_something_changed(tmp_path):
-    config, first, second = tmp_path / "c.yaml", str(tmp_path / "first"), str(tmp_path / "second")
+    config, (first, second, third) = (
+        tmp_path / "c.yaml",
+        (str(tmp_path / name) for name in ("first", "second", "third")),
+    )
     config.write_text("a: 1")
     write = "import sys; open(sys.argv[-1], 'a').write(open(sys.argv[-2]).read()); open(sys.argv[1], 'a').write('x')"
     runs = tmp_path / "runs"
@@ -142,14 +145,16 @@ def test_a_finished_stage_runs_again_only_when_something_changed(tmp_path):
         with demo_stages.Stages(tmp_path) as stages:
             stages.run(Job("one", first, ["-c", write, str(runs), *options, str(config), first]))
             stages.run(Job("two", second, ["-c", write, str(runs), first, second]))
+            stages.run(Job("three", third, ["-c", write, str(runs), f"SFT={second}", str(config), third]))
         return len(runs.read_text())
 
-    assert both() == 2
-    assert both() == 2  # done before
-    assert both("--more") == 4  # another command, and the second reads what the first wrote
+    assert both() == 3
+    assert both() == 3  # done before
+    # another command; the second reads what the first wrote, and the third what the second did, by NAME=FILE
+    assert both("--more") == 6
     config.write_text("a: 2")
     os.utime(config, (time.time() + 5, time.time() + 5))
-    assert both("--more") == 6  # the config file is newer
+    assert both("--more") == 9  # the config file is newer
 
 
 def test_a_failing_stage_ends_the_demo(tmp_path):
