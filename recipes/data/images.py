@@ -248,6 +248,8 @@ class PixelRange:
 
     def __call__(self, image: Image.Image, name: str = "an image") -> Image.Image:
         width, height = self.size(*image.size, name)
+        if (width, height) == image.size:  # it needs no resampling, which qwen-vl-utils would do all the same
+            return image.convert("RGB")
         # In a range too narrow for this shape no size lies within it, and the processor would scale the image a second
         # time: it gets the image as it is, and scales it once.
         if min(width, height) == 0 or self.size(width, height) != (width, height):
