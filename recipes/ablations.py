@@ -4,7 +4,7 @@
     make ablations SYSTEM=mrgr1 SEEDS=0                   # python recipes/ablations.py --system mrgr1 --seeds 0
     make ablations SYSTEM=mrgr1 ROW="mccs ce_f1"          # these rows and the whole system
     make ablations SYSTEM=mrgr1 ROW="mccs ce_f1 severity" DATA=openi    # on real reports with stand-in images
-    python recipes/ablations.py --write_results true      # also puts tables and picture into recipes/RESULTS.md
+    python recipes/ablations.py --write_results true      # also puts tables and picture into the pages of results
 
 A row is a YAML in recipes/configs/SYSTEM/ablations that changes a base, here the demo's. A lab with GPUs gives it
 another base: accelerate launch recipes/grpo_mrgr1.py --config recipes/configs/mrgr1/mimic.yaml \
@@ -50,7 +50,10 @@ class AblationArguments:
     )
     out: str = field(default="outputs/ablations", metadata={"help": "Folder for everything, from the project root."})
     write_results: bool = field(
-        default=False, metadata={"help": "Whether to put tables and picture into recipes/RESULTS.md too."}
+        default=False,
+        metadata={
+            "help": "Whether to put tables and picture into recipes/RESULTS.md too, Open-i's into its system's page."
+        },
     )
     fresh: bool = field(default=False, metadata={"help": "Whether to run every stage again."})
 
@@ -111,7 +114,8 @@ def main() -> None:
         studies = read_labelled(f"{folder}/data", "test", labeler)
         write_page(f"{args.out}/{home}.html", results, sample_reports(studies, folder, args.seeds[0], rows))
         if args.write_results:
-            update_results("recipes/RESULTS.md", home, table)
+            page = "RESULTS.md" if args.data == PHANTOM else f"configs/{system}/README.md"
+            update_results(f"recipes/{page}", home, table)
 
     homes = [home_of(system, data) for data in DATA for system in DATA[data]]
     files = {home: Path(f"{args.out}/{home}.json") for home in homes}
