@@ -326,7 +326,7 @@ TEXTS = (  # chosen, rejected and what conflicts of each
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "LoRA"])
-@pytest.mark.parametrize("system", ["huatuo A", "llmrg4-atf", "lmrrg"])
+@pytest.mark.parametrize("system", ["huatuo A", "llmrg4-atf", "lmrrg", "qwen3-vl", "medgemma"])
 def test_the_loss_by_hand(system, lora, tmp_path):
     """Of an uneven batch, from the log-probabilities that policy and reference give each row alone."""
     settings = {"beta": 0.3, "conflict_weight": 5.0, "chosen_penalty": 0.1, "length_weight": 0.05}
