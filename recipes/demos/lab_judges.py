@@ -1,5 +1,5 @@
 """The lab's judgement of its rows: every row by the rewards it was trained on and all it was not, in and out of
-distribution, with its habits, its cost, and a flag where its own reward rises and others fall.
+distribution, with its habits, its cost, and a flag where its own reward rises and others fall, or itself outside.
 
 A gain is a row minus the base on the same studies, a drop is a row on a test set outside minus the same row on the
 test split; intervals are 95 %, of a bootstrap that draws studies and, with several, seeds, alike for all rows.
@@ -203,7 +203,7 @@ def judge_lab(plan: Plan, folder: str, seeds: list[int], rows: list[str], crepe:
         "drops": {site: drops(resampled[TEST], resampled[site], trained) for site in matrices if site != TEST},
         "looking": drops(resampled[SHUFFLED], resampled[TEST], trained) if SHUFFLED in resampled else {},
         "habits": habits_of_runs(sites[TEST].runs, sites[TEST].truth, labeler),
-        "flags": [flag for site, matrix in matrices.items() for flag in flags(site, matrix, trained)],
+        "flags": flags(matrices, trained),
         "costs": costs,
         "fronts": fronts_of(matrices[TEST], costs),
         "checks": hypotheses(plan, resampled, matrices),
@@ -237,18 +237,21 @@ def gains_of(matrix: dict) -> dict[str, dict[str, dict]]:
     return {entry["system"]: entry["figures"] for entry in matrix["differences"] if entry["minus"] == BASE}
 
 
-def flags(site: str, matrix: dict, trained: Mapping[str, Sequence[str]]) -> list[dict]:
-    """The rows of which a trained reward rises above the base while an outsider falls, both beyond their intervals.
+def flags(matrices: Mapping[str, dict], trained: Mapping[str, Sequence[str]]) -> list[dict]:
+    """The rows of which a trained reward rises above the base on the test split while others fall, beyond intervals.
 
-    Of each `row`, `site`, `risen` and `fallen`, the names of the judges.
+    Those that fall are outsiders, and outside its distribution the trained reward itself: the field's warning is of
+    gains at home and losses elsewhere. Of each `row`, `site` (of `fallen`), `risen` and `fallen`, names of judges.
     """
     marks = []
-    for row, gains in gains_of(matrix).items():
-        teachers = trained.get(row, ())
-        risen = [name for name in teachers if name in gains and gains[name]["low"] > 0]
-        fallen = [name for name in outsiders_of(matrix, teachers) if gains[name]["high"] < 0]
-        if risen and fallen:
-            marks.append({"row": row, "site": site, "risen": risen, "fallen": fallen})
+    for site, matrix in matrices.items():
+        for row, gains in gains_of(matrix).items():
+            teachers, home = trained.get(row, ()), gains_of(matrices[TEST]).get(row, {})
+            risen = [name for name in teachers if name in home and home[name]["low"] > 0]
+            watched = [*(risen if site != TEST else ()), *outsiders_of(matrix, teachers)]
+            fallen = [name for name in watched if name in gains and gains[name]["high"] < 0]
+            if risen and fallen:
+                marks.append({"row": row, "site": site, "risen": risen, "fallen": fallen})
     return marks
 
 

@@ -97,14 +97,24 @@ def gains(**figures: dict) -> dict:
     ],
 )
 def test_flag(figures, fallen):
-    marks = flags("test", gains(**figures), {"row": ["mccs"]})
+    marks = flags({TEST: gains(**figures)}, {"row": ["mccs"]})
     expected = [{"row": "row", "site": "test", "risen": ["mccs"], "fallen": fallen}]
     assert marks == (expected if fallen else [])
 
 
 def test_an_own_reward_that_falls_is_no_outsider():
     rising = gains(mccs=figure(0.1, 0.2), severity=figure(-0.2, -0.1))
-    assert flags("test", rising, {"row": ["mccs", "severity"]}) == []
+    assert flags({TEST: rising}, {"row": ["mccs", "severity"]}) == []
+
+
+def test_a_reward_that_rises_at_home_and_falls_elsewhere_is_flagged_there():
+    matrices = {TEST: gains(mccs=figure(0.1, 0.2)), "site_b": gains(mccs=figure(-0.2, -0.1)), "openi": gains()}
+    [mark] = flags(matrices, {"row": ["mccs"]})
+    assert mark == {"row": "row", "site": "site_b", "risen": ["mccs"], "fallen": ["mccs"]}
+    matrices[TEST] = gains()  # what did not rise at home may fall elsewhere
+    assert flags(matrices, {"row": ["mccs"]}) == []
+    matrices["site_b"] = gains(severity=figure(-0.2, -0.1), mccs=figure(0.1, 0.2))
+    assert flags(matrices, {"row": ["mccs"]}) == []
 
 
 def test_pareto_front_by_hand():
