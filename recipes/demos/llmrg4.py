@@ -25,7 +25,7 @@ CHANGES = re.compile(r"\b(new|unchanged|resolved)\b", re.IGNORECASE)
 HIDDEN = ("Lung Lesion", "Pleural Effusion")  # what may show on the lateral view alone
 PHANTOM = "recipes/build_phantom.py --balanced --style prose --n_validation 1 --shapes square"
 CONFIG = "recipes/configs/llmrg4/demo_stage{}.yaml"
-TINY = "recipes/build_tiny.py --system llmrg4 --prompt_file prompts/llmrg4.txt --warm_up_steps 400"
+TINY = "recipes/build_tiny.py --system llmrg4 --prompt_file prompts/llmrg4.txt --warm_up_steps 550"
 
 
 def job_of_labeler(folder: str) -> Job:
