@@ -1,4 +1,4 @@
-"""DPO on pairs of reports, for any vision-language model, LLM-RG4 and LM-RRG, with RRG-DPO's and CheXalign's terms.
+"""DPO on pairs of reports, for vision-language models and ours, with RRG-DPO's and CheXalign's terms.
 
     accelerate launch recipes/dpo.py --dataset outputs/data/phantom --pairs outputs/phantom/pairs.jsonl \
         --model_name_or_path outputs/phantom/sft --prompt_file prompts/mrgr1_tiny.txt --views frontal --use_cpu true
