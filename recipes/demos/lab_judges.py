@@ -238,17 +238,19 @@ def gains_of(matrix: dict) -> dict[str, dict[str, dict]]:
 
 
 def flags(matrices: Mapping[str, dict], trained: Mapping[str, Sequence[str]]) -> list[dict]:
-    """The rows of which a trained reward rises above the base on the test split while others fall, beyond intervals.
+    """The rows of which a trained reward rises above the base while others fall, both beyond their intervals.
 
-    Those that fall are outsiders, and outside its distribution the trained reward itself: the field's warning is of
-    gains at home and losses elsewhere. Of each `row`, `site` (of `fallen`), `risen` and `fallen`, names of judges.
+    A trained reward that rises on the test split counts on every site, and may itself fall outside: the field's
+    warning is of gains at home and losses elsewhere. The others are outsiders. Of each `row`, `site` (of `fallen`),
+    `risen` and `fallen`, the names of the judges.
     """
-    marks = []
+    marks, home = [], gains_of(matrices[TEST])
     for site, matrix in matrices.items():
         for row, gains in gains_of(matrix).items():
-            teachers, home = trained.get(row, ()), gains_of(matrices[TEST]).get(row, {})
-            risen = [name for name in teachers if name in home and home[name]["low"] > 0]
-            watched = [*(risen if site != TEST else ()), *outsiders_of(matrix, teachers)]
+            teachers = trained.get(row, ())
+            places = (gains, home.get(row, {}))
+            risen = [name for name in teachers if any(name in at and at[name]["low"] > 0 for at in places)]
+            watched = [*risen, *outsiders_of(matrix, teachers)]
             fallen = [name for name in watched if name in gains and gains[name]["high"] < 0]
             if risen and fallen:
                 marks.append({"row": row, "site": site, "risen": risen, "fallen": fallen})

@@ -171,13 +171,13 @@ def checks_table(checks: Iterable[dict]) -> Table:
 
 
 def flags_table(results: dict) -> Table:
-    """The rows whose own reward rises on the test split while others fall."""
+    """The rows whose own reward rises while others fall."""
     titles = lambda names: ", ".join(judge_title(name) for name in names)  # noqa: E731
     rows = [
         [flag["row"], titles(flag["risen"]), titles(flag["fallen"]), title_of(flag["site"], results["sites"])]
         for flag in results["flags"]
     ]
-    return Table(["row", "its reward rises on the test split", "and these fall", "on"], rows)
+    return Table(["row", "its reward rises, there or on the test split", "and these fall", "on"], rows)
 
 
 def missing_table(results: dict) -> Table:
@@ -191,13 +191,10 @@ def make_tables(results: dict) -> list[tuple[str, str, Table]]:
     stars = {row: entry["trained"] for row, entry in results["rows"].items()}
     sites, matrices = results["sites"], results["matrices"]
     tables = [("What should come out", "", checks_table(results["checks"]))]
-    sentence = (
-        ""
-        if results["flags"]
-        else "No row's own reward rises on the test split while a judge that it never saw falls, or itself elsewhere."
-    )
+    none = "No row's own reward rises while a judge that it never saw falls, or itself elsewhere."
+    sentence = "Over the base, both beyond their intervals." if results["flags"] else none
     heading = "Flags: its own reward rises, others fall, or itself elsewhere"
-    tables.append((heading, sentence or "Over the base, both beyond their intervals.", flags_table(results)))
+    tables.append((heading, sentence, flags_table(results)))
     if results["missing"]:
         tables.append(("Missing", "The other rows went on.", missing_table(results)))
     for site, matrix in matrices.items():

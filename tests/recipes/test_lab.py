@@ -113,8 +113,9 @@ def test_a_reward_that_rises_at_home_and_falls_elsewhere_is_flagged_there():
     assert mark == {"row": "row", "site": "site_b", "risen": ["mccs"], "fallen": ["mccs"]}
     matrices[TEST] = gains()  # what did not rise at home may fall elsewhere
     assert flags(matrices, {"row": ["mccs"]}) == []
-    matrices["site_b"] = gains(severity=figure(-0.2, -0.1), mccs=figure(0.1, 0.2))
-    assert flags(matrices, {"row": ["mccs"]}) == []
+    matrices["site_b"] = gains(severity=figure(-0.2, -0.1), mccs=figure(0.1, 0.2))  # but what rises there is flagged
+    [mark] = flags(matrices, {"row": ["mccs"]})
+    assert mark == {"row": "row", "site": "site_b", "risen": ["mccs"], "fallen": ["severity"]}
 
 
 def test_pareto_front_by_hand():
